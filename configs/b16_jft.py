@@ -1,0 +1,15 @@
+"""Mixer-B/16 on JFT-300M, 7 epochs.
+
+The paper: 80.00% ImageNet top-1 after fine-tuning at 224 (Table 3); about 80 TPU-v3 core-days.
+The data: any collection of images with sets of labels, prepared by scripts/prepare.py multilabel.
+
+    python -m mixer.train --config configs/b16_jft.py --workdir gs://BUCKET/b16_jft --config.input.data_dir=gs://BUCKET/tfds
+"""
+
+from ml_collections import ConfigDict
+
+from mixer import recipe
+
+
+def get_config() -> ConfigDict:
+    return recipe.jft("B/16", epochs=7, learning_rate=3e-3)

@@ -1,0 +1,15 @@
+"""Mixer-B/32 on JFT-300M, 7 epochs.
+
+The paper: 75.53% ImageNet top-1 after fine-tuning at 224 (Table 3); about 50 TPU-v3 core-days.
+The data: any collection of images with sets of labels, prepared by scripts/prepare.py multilabel.
+
+    python -m mixer.train --config configs/b32_jft.py --workdir gs://BUCKET/b32_jft --config.input.data_dir=gs://BUCKET/tfds
+"""
+
+from ml_collections import ConfigDict
+
+from mixer import recipe
+
+
+def get_config() -> ConfigDict:
+    return recipe.jft("B/32", epochs=7, learning_rate=3e-3)

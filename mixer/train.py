@@ -1,0 +1,283 @@
+"""Trains a Mixer: `python -m mixer.train --config configs/b16_i21k.py --workdir gs://bucket/b16_i21k`.
+
+Pre-training, fine-tuning, the quickstart and the tests are this one loop under different configs. Run the same command
+again and it continues from the newest checkpoint, to the same bits as if it had never stopped.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from mixer import config as configuration
+from mixer import models
+from mixer.data import contact_sheet, images, pipeline, sources
+from mixer.errors import UserError
+from mixer.models.mlp_mixer import MlpMixer, forward_macs
+from mixer.training import evaluation, sharding
+from mixer.training import optimizer as optimizers
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
+from mixer.training.step import Metrics, TrainState, init_state, make_train_step, prepare
+from mixer.transfer.load import initial_params
+
+CLASSES_FILE = "classes.txt"
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, prefix: str = "") -> dict[str, float]:
+    """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
+
+    Args:
+      config: from `configuration.checked`.
+      workdir: the run's folder, local or gs://; made if missing.
+      prefix: put before every console line.
+
+    Returns:
+      The metrics of the last evaluation.
+
+    Raises:
+      UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
+    """
+    workdir = _make_workdir(workdir)
+    console = Console(prefix)
+
+    # ------------------------------------------------------------------------------------------------ mesh and input
+    mesh = sharding.make_mesh()
+    rows = _host_rows(config, mesh)
+    train_source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
+    eval_source = sources.open_source(config.input, config.input.eval_split, workdir / "cache")
+    num_classes = len(train_source.class_names)
+
+    def every(name: str) -> int:
+        return configuration.steps(config, name, train_source.num_examples)
+
+    total_steps = every("total")
+    configuration.save(config, workdir)
+    if jax.process_index() == 0:
+        (workdir / CLASSES_FILE).write_text("\n".join(train_source.class_names) + "\n")
+
+    # ------------------------------------------------------------------------------------------- model and optimizer
+    model = models.create(num_classes=num_classes, **config.model)
+    schedule = optimizers.make_schedule(config.optimizer, every("warmup"), total_steps)
+    tx = optimizers.make_optimizer(config.optimizer, schedule)
+
+    def init() -> TrainState:
+        return init_state(model, tx, config, len(images.STATUSES))
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_sharding(shapes, mesh, config.sharding)
+    _describe(console, config, model, mesh, shapes, train_source, eval_source, total_steps)
+
+    # ------------------------------------------------------------------------------------------------- state, restored
+    checkpoints = Checkpoints(workdir, **config.checkpoint)
+    state = checkpoints.restore(shapes, shardings)
+    if state is not None:
+        console.keep(f"continuing from step {int(state.step)}")
+    else:
+        state = jax.jit(init, out_shardings=shardings)()
+        if config.init_from:
+            state = initial_params(state, config.init_from, shardings)
+    first_step = int(state.step)
+    log = MetricsLog(workdir, first_step)
+
+    # -------------------------------------------------------------------------------------------------- compiled steps
+    train_step = jax.jit(
+        make_train_step(model, tx, schedule, config),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    eval_step = evaluation.make_eval_step(model, config.loss, mesh, keep_logits=eval_source.multi_label)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        named = {"val": state.params} | ({"val_ema": state.ema_params} if config.ema_decay else {})
+        metrics = {}
+        for name, params in named.items():
+            batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
+            values = evaluation.evaluate(eval_step, params, batches, mesh, eval_source.num_examples)
+            metrics.update({f"{name}/{key}": value for key, value in values.items()})
+        return metrics
+
+    # ------------------------------------------------------------------------------------------------------------ loop
+    batches = pipeline.train_batches(
+        train_source, config.input, seed=config.seed, batch_size=config.batch_size, rows=rows,
+        steps=range(first_step, total_steps),
+    )  # fmt: skip
+    feed = sharding.device_batches(batches, mesh)
+    progress = Progress(first_step, total_steps, config.batch_size)
+    trace_from = first_step + 10 if config.profile_steps else None
+    log_every, eval_every, checkpoint_every = every("log"), every("eval"), every("checkpoint")
+    unread: tuple[int, dict[str, jax.Array]] | None = None  # metrics are read one step late: the loop never waits
+
+    for step in range(first_step + 1, total_steps + 1):
+        with progress.waiting():
+            batch = next(feed)
+        state, metrics = train_step(state, batch)
+        if step == first_step + 1:
+            with progress.pause():  # compiling
+                jax.block_until_ready(metrics)
+        if unread:
+            _check(*unread, config)
+        unread = step, metrics
+        if trace_from == step:
+            jax.profiler.start_trace(str(workdir))
+        elif trace_from and step == trace_from + config.profile_steps:
+            jax.profiler.stop_trace()
+
+        last = step == total_steps
+        row: dict[str, float] = {}
+        if step % log_every == 0 or last:
+            scalars = _check(step, metrics, config) | progress.measure(step)
+            row |= {f"train/{name}": value for name, value in scalars.items()}
+            console.show(step, total_steps, scalars)
+        if step % eval_every == 0 or last:
+            with progress.pause():
+                row |= (evaluated := evaluate(state))
+            console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
+        if row:
+            log.write(step, row)
+        if step % checkpoint_every == 0 or last:
+            _check(step, metrics, config)  # what is saved is finite
+            checkpoints.save(state, row)
+
+    checkpoints.close()
+    log.close()
+    if first_step >= total_steps:
+        console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {total_steps}")
+    evaluations = [row for row in read_metrics(workdir) if "val/count" in row]
+    return evaluations[-1] if evaluations else {}
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def _make_workdir(workdir: epath.PathLike) -> epath.Path:
+    path = epath.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            probe = path / ".writable"
+            probe.write_text("")
+            probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
+    return path
+
+
+def _host_rows(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> slice:
+    """This host's rows of the batch, after checking that devices, accumulation and mixup divide it."""
+    rows = sharding.host_rows(mesh, config.batch_size)
+    group = config.mixup.group if config.mixup.p else 1
+    per_part, left = divmod(config.batch_size, mesh.size * config.accumulate_steps)
+    if left or per_part % group:
+        raise UserError(
+            f"config.batch_size={config.batch_size} over {mesh.size} devices and accumulate_steps="
+            f"{config.accumulate_steps} must be a multiple of {mesh.size * config.accumulate_steps * group}"
+            + (f", since mixup.group={group} rows stay together" if group > 1 else "")
+        )
+    return rows
+
+
+def _describe(
+    console: Console,
+    config: ml_collections.ConfigDict,
+    model: MlpMixer,
+    mesh: jax.sharding.Mesh,
+    shapes: TrainState,
+    source: sources.Source,
+    eval_source: sources.Source,
+    total_steps: int,
+) -> None:
+    """Says what is about to run: model, cost, devices and data."""
+    macs = forward_macs(model, config.input.image_size)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    device = mesh.devices.flat[0]
+    console.keep(
+        f"Mixer-{config.model.variant} at {config.input.image_size} px: {parameters:,} parameters, "
+        f"{2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
+    )
+    console.keep(
+        f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), {config.sharding}, "
+        f"{config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
+        f"{eval_source.num_examples:,} evaluation images, {len(source.class_names):,} classes; {total_steps:,} steps of "
+        f"{config.batch_size} ({total_steps * config.batch_size / source.num_examples:.4g} epochs)"
+    )
+
+
+def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Reads a step's metrics; raises UserError where the run must not go on."""
+    values = jax.device_get(metrics)
+    if not values.pop("finite"):
+        raise UserError(
+            f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints are "
+            "sound; lower optimizer.learning_rate or lengthen the warm-up, and continue"
+        )
+    bad = dict(zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True))
+    share = sum(bad.values()) / (step * config.batch_size)
+    if share > config.input.max_bad_share:
+        kinds = ", ".join(f"{count} {status}" for status, count in bad.items() if count)
+        raise UserError(
+            f"{share:.2%} of the images up to step {step} cannot be used ({kinds}), more than "
+            f"config.input.max_bad_share={config.input.max_bad_share:.2%}: mend the data, or raise the share"
+        )
+    scalars = {name: float(value) for name, value in values.items()}
+    return scalars | {f"bad_images/{status}": count for status, count in bad.items() if count}
+
+
+def _readable(metrics: dict[str, float]) -> list[str]:
+    return [f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()]
+
+
+def write_inspection(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
+    """Writes a picture of the first training batch, as the model will see it, with its labels; returns its path."""
+    workdir = _make_workdir(workdir)
+    source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
+    batches = pipeline.train_batches(
+        source, config.input, seed=config.seed, batch_size=config.batch_size,
+        rows=slice(0, config.batch_size), steps=range(1),
+    )  # fmt: skip
+    batch = jax.tree.map(jnp.asarray, next(iter(batches)))
+    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))[0]
+    pictures, targets = jax.device_get(prepare(batch, len(source.class_names), key, config))
+    path = workdir / "inspect.png"
+    contact_sheet.write(path, pictures, targets, source.class_names, [images.STATUSES[s] for s in batch["status"]])
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "The run's config file; --config.NAME=VALUE changes a value.")
+    flags.DEFINE_string("workdir", None, "The run's folder, local or gs://. By default runs/ and the config's name.")
+    flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels, and exit.")
+    flags.DEFINE_bool("distributed", False, "Several hosts: start jax.distributed first.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
+    if flags.FLAGS.distributed:
+        jax.distributed.initialize()
+    config, name = configuration.from_flags()
+    workdir = flags.FLAGS.workdir or f"runs/{name}"
+    if flags.FLAGS.inspect:
+        print(f"the first batch is in {write_inspection(config, workdir)}")
+        return
+    train(config, workdir)
+    print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    try:
+        app.run(main, flags_parser=configuration.parse_flags)
+    except UserError as error:
+        sys.exit(f"error: {error}")

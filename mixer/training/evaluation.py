@@ -1,0 +1,94 @@
+"""Evaluation: every example of a split once, on all devices."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from mixer.models.mlp_mixer import MlpMixer
+from mixer.training import losses, sharding
+from mixer.training.step import Batch, normalize
+
+Sums = dict[str, jax.Array]
+
+
+def make_eval_step(
+    model: MlpMixer, loss: str, mesh: Mesh, keep_logits: bool
+) -> Callable[[Any, Batch], tuple[Sums, jax.Array | None]]:
+    """Builds the jitted function from (params, batch) to sums over the batch, and the logits if they are kept."""
+
+    def eval_step(params: Any, batch: Batch) -> tuple[Sums, jax.Array | None]:
+        logits: Any = model.apply({"params": params}, normalize(batch["image"]))
+        weight, labels = batch["weight"], batch["labels"]
+        example_loss = losses.LOSSES[loss](logits, losses.targets(labels, model.num_classes))
+        correct = jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
+        sums = {
+            "count": jnp.sum(weight),
+            "loss": jnp.sum(example_loss * weight),
+            "accuracy": jnp.sum(correct * weight),
+            "unreadable": jnp.sum((batch["status"] > 0).astype(jnp.float32)),
+        }
+        return sums, logits if keep_logits else None
+
+    return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(
+    eval_step: Callable[[Any, Batch], tuple[Sums, jax.Array | None]],
+    params: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    num_examples: int,
+) -> dict[str, float]:
+    """Averages over the split: loss, accuracy (for multi-label data: the first guess is among the labels), counts.
+
+    Where the step keeps logits, mean average precision too; they are gathered in host memory, four bytes for each
+    example and class.
+
+    Raises:
+      RuntimeError: not every example was met exactly once.
+    """
+    totals: Sums = {}
+    kept: list[tuple[np.ndarray, ...]] = []
+    for rows in batches:
+        batch = sharding.to_devices(rows, mesh)
+        sums, logits = eval_step(params, batch)
+        totals = jax.tree.map(jnp.add, totals, sums) if totals else sums
+        if logits is not None:
+            kept.append(sharding.to_host(mesh, logits, batch["labels"], batch["weight"]))
+    values = {name: float(value) for name, value in totals.items()}
+    count, unreadable = round(values.pop("count")), round(values.pop("unreadable"))
+    if count + unreadable != num_examples:
+        raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
+    metrics = {name: value / max(count, 1) for name, value in values.items()}
+    if kept:
+        scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
+        metrics["mean_average_precision"] = mean_average_precision(scores[weight > 0], labels[weight > 0])
+    return {**metrics, "count": count, "unreadable": unreadable}
+
+
+def mean_average_precision(
+    scores: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples max_labels"]
+) -> float:
+    """The mean over classes with an example of the area under the precision-recall curve (average precision).
+
+    AP of a class = sum over its examples, from the highest score down, of the precision there, divided by their number;
+    equal scores count as one threshold.
+    """
+    present = np.zeros(scores.shape, bool)
+    example, slot = np.nonzero(labels >= 0)
+    present[example, labels[example, slot]] = True
+    precisions = []
+    for class_scores, positive in zip(scores.T, present.T, strict=True):
+        if not positive.any():
+            continue
+        order = np.argsort(-class_scores, kind="stable")
+        found = np.cumsum(positive[order])
+        # The last place of a run of equal scores stands for all of it.
+        last = np.searchsorted(-class_scores[order], -class_scores[order], side="right") - 1
+        precisions.append(np.mean((found[last] / (last + 1))[positive[order]]))
+    return float(np.mean(precisions)) if precisions else 0.0

@@ -1,0 +1,234 @@
+"""The model against the paper's numbers and an independent float64 NumPy Mixer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer import models
+from mixer.models.mlp_mixer import MixerBlock, forward_macs
+
+# Table 1 of the paper, counted to the unit from its specification; no head, 10, 1000 and 21843 classes.
+PARAMETERS = {
+    "S/32": (18_591_624, 18_596_754, 19_104_624, 29_797_083),
+    "S/16": (18_015_264, 18_020_394, 18_528_264, 29_220_723),
+    "B/32": (59_524_428, 59_532_118, 60_293_428, 76_321_695),
+    "B/16": (59_111_472, 59_119_162, 59_880_472, 75_908_739),
+    "L/32": (205_914_264, 205_924_514, 206_939_264, 228_303_339),
+    "L/16": (207_171_168, 207_181_418, 208_196_168, 229_560_243),
+    "H/14": (431_069_952, 431_082_762, 432_350_952, 459_050_835),
+}
+MILLION_MACS = {  # at 224 pixels with 1000 classes
+    "S/32": 1_002, "S/16": 3_777, "B/32": 3_238, "B/16": 12_602, "L/32": 11_253, "L/16": 44_548, "H/14": 120_990,
+}  # fmt: skip
+
+
+def shapes_of(model, size=224):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+
+
+def random_params(model, size, seed=0):
+    """Parameters without zeros or ones: the head starts at zero and would hide the rest."""
+    shapes, rng = shapes_of(model, size), np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_parameter_counts_are_the_papers(variant):
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(shapes_of(models.create(variant, num_classes))))
+        for num_classes in (0, 10, 1000, 21843)
+    ]
+    assert tuple(counts) == PARAMETERS[variant]
+
+
+@pytest.mark.parametrize("variant", MILLION_MACS)
+def test_macs_are_the_specifications(variant):
+    assert round(forward_macs(models.create(variant, 1000), 224) / 1e6) == MILLION_MACS[variant]
+
+
+def test_macs_agree_with_the_compiler():
+    model = models.create("Ti/8", 10)
+    params = random_params(model, 64)
+    cost = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, jnp.zeros((4, 64, 64, 3))).cost_analysis()
+    assert cost["flops"] == pytest.approx(4 * 2 * forward_macs(model, 64), rel=0.06)  # the rest: GELU, norms, skips
+
+
+def test_names_and_shapes_are_the_published_checkpoints():
+    shapes = jax.tree.map(lambda leaf: leaf.shape, shapes_of(models.create("B/16", 1000)))
+    mlp = lambda rows, hidden: {  # noqa: E731
+        "Dense_0": {"kernel": (rows, hidden), "bias": (hidden,)},
+        "Dense_1": {"kernel": (hidden, rows), "bias": (rows,)},
+    }
+    norm = {"scale": (768,), "bias": (768,)}
+    block = {"LayerNorm_0": norm, "LayerNorm_1": norm, "token_mixing": mlp(196, 384), "channel_mixing": mlp(768, 3072)}
+    expected = {f"MixerBlock_{i}": block for i in range(12)}
+    expected["stem"] = {"kernel": (16, 16, 3, 768), "bias": (768,)}
+    expected["pre_head_layer_norm"] = norm
+    expected["head"] = {"kernel": (768, 1000), "bias": (1000,)}
+    assert shapes == expected
+
+
+def numpy_mixer(params, images, patch, num_blocks):
+    """The paper's Eq. 1 and Figure 1 in float64, patches cut by hand."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def norm(x, q):
+        mean = x.mean(-1, keepdims=True)
+        return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
+
+    def mlp(x, q):
+        h = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        return h @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
+
+    rows, columns = images.shape[1] // patch, images.shape[2] // patch
+    tokens = [
+        images[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch].reshape(len(images), -1)
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    x = np.stack(tokens, 1) @ p["stem"]["kernel"].reshape(patch * patch * 3, -1) + p["stem"]["bias"]
+    for i in range(num_blocks):
+        q = p[f"MixerBlock_{i}"]
+        x = x + np.swapaxes(mlp(np.swapaxes(norm(x, q["LayerNorm_0"]), 1, 2), q["token_mixing"]), 1, 2)
+        x = x + mlp(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
+    return norm(x, p["pre_head_layer_norm"]).mean(1) @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+SMALL = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 12, "channels_mlp_dim": 24}
+
+
+@settings(max_examples=8, deadline=None)
+@given(patch=st.sampled_from([2, 4]), rows=st.integers(1, 3), columns=st.integers(1, 3), seed=st.integers(0, 99))
+def test_equals_a_float64_mixer(patch, rows, columns, seed):
+    model = models.create(f"Ti/{patch}", 7, **SMALL)
+    images = np.random.default_rng(seed).uniform(-1, 1, (2, rows * patch, columns * patch, 3))
+    images = jnp.asarray(images, jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
+    ours = model.apply({"params": params}, images)
+    np.testing.assert_allclose(ours, numpy_mixer(params, images, patch, 2), rtol=2e-4, atol=2e-4)
+
+
+DROPPING = {**SMALL, "dropout": 0.1, "stochastic_depth": 0.5}
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 3)), jnp.float32)
+
+
+def loss_and_gradient(**options):
+    model = models.create("Ti/4", 5, **{**DROPPING, **options})
+    params = random_params(model, 8)
+
+    def loss(params):
+        logits = model.apply({"params": params}, IMAGES, train=True, rngs={"dropout": jax.random.key(1)})
+        return jnp.mean(logits**2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # bfloat16 has 8 bits of mantissa; recomputing and stacking let XLA round at other places.
+    [(jnp.float32, 1e-5), (jnp.bfloat16, 4e-2)],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"remat": True, "scan": True}], ids=str)
+def test_remat_and_scan_change_neither_value_nor_gradient_nor_draws(options, dtype, tolerance):
+    plain = loss_and_gradient(dtype=dtype)
+    other = loss_and_gradient(dtype=dtype, **options)
+    assert float(other[0]) == pytest.approx(float(plain[0]), rel=tolerance)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, other[1], plain[1]))
+    assert difference <= tolerance * optax.tree.norm(plain[1])
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}], ids=str)
+def test_remat_and_scan_have_the_plain_models_parameters(options):
+    init = lambda **kw: models.create("Ti/4", 5, **SMALL, **kw).init(jax.random.key(3), IMAGES)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, init(**options), init())
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+    model = models.create("Ti/4", 5, **SMALL, dtype=jnp.bfloat16)
+    params = model.init(jax.random.key(0), IMAGES)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits = model.apply({"params": random_params(model, 8)}, IMAGES)
+    assert logits.dtype == jnp.float32
+    exact = models.create("Ti/4", 5, **SMALL).apply({"params": random_params(model, 8)}, IMAGES)
+    assert 0 < float(jnp.max(jnp.abs(logits - exact))) < 0.05 * float(jnp.max(jnp.abs(exact)))
+
+
+def test_a_fresh_model_predicts_its_head_bias():
+    model = models.create("Ti/4", 5, **SMALL, head_bias_init=-6.9)
+    logits = model.apply(model.init(jax.random.key(0), IMAGES), IMAGES)
+    np.testing.assert_allclose(logits, -6.9)
+
+
+def block_branches(rate, rescale, draws=4000):
+    """What one block adds to each of many copies of an example, in training at this rate and in evaluation."""
+    block = MixerBlock(tokens_mlp_dim=4, channels_mlp_dim=8, stochastic_depth_rescale=rescale)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 3, 6)), (draws, 3, 6))
+    params = block.init(jax.random.key(1), x[:1], None, None)
+    # Without the channel branch the block is x + token branch: linear in what is dropped.
+    params["params"]["channel_mixing"]["Dense_1"] = jax.tree.map(
+        jnp.zeros_like, params["params"]["channel_mixing"]["Dense_1"]
+    )
+    train = block.apply(params, x, jax.random.key(2), jnp.float32(rate)) - x
+    return np.asarray(train), np.asarray(block.apply(params, x[:1], None, None) - x[:1])
+
+
+def test_stochastic_depth_keeps_the_expectation_when_rescaled():
+    train, evaluation = block_branches(0.3, rescale=True)
+    # The share kept has a standard deviation of sqrt(0.3 * 0.7 / 4000) = 0.7%; the bound is five of them.
+    np.testing.assert_allclose(train.mean(0), evaluation[0], rtol=0.05, atol=1e-6)
+    dropped = np.all(train == 0, axis=(1, 2))
+    assert dropped.mean() == pytest.approx(0.3, abs=0.036)
+    np.testing.assert_allclose(train[~dropped][0], evaluation[0] / 0.7, rtol=1e-5, atol=1e-6)
+
+
+def test_stochastic_depth_in_the_published_form_does_not_rescale():
+    train, evaluation = block_branches(0.3, rescale=False)
+    kept = np.any(train != 0, axis=(1, 2))
+    np.testing.assert_allclose(train[kept], np.broadcast_to(evaluation, train[kept].shape), rtol=1e-5)
+    np.testing.assert_allclose(train.mean(0), 0.7 * evaluation[0], rtol=0.05, atol=1e-6)
+
+
+def test_stochastic_depth_grows_linearly_and_spares_the_first_block():
+    """At probability 0.999 the last block adds nothing and the first everything."""
+    model = models.create("Ti/4", 0, **{**SMALL, "num_blocks": 2}, stochastic_depth=0.999)
+    params = random_params(model, 8)
+    one = models.create("Ti/4", 0, **{**SMALL, "num_blocks": 1})
+    first = {key: value for key, value in params.items() if key != "MixerBlock_1"}
+    trained = model.apply({"params": params}, IMAGES, train=True, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(trained, one.apply({"params": first}, IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_keeps_the_expectation():
+    """Of the token branch: behind its GELU, where both dropouts are, everything is linear."""
+    block = MixerBlock(tokens_mlp_dim=12, channels_mlp_dim=24, dropout=0.25)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 4, 16)), (4000, 4, 16))
+    params = block.init(jax.random.key(1), x[:1], None, None)
+    params["params"]["channel_mixing"]["Dense_1"] = jax.tree.map(
+        jnp.zeros_like, params["params"]["channel_mixing"]["Dense_1"]
+    )
+    train = block.apply(params, x, jax.random.key(2), None) - x
+    evaluation = block.apply(params, x[:1], None, None) - x[:1]
+    error = np.abs(np.asarray(train.mean(0) - evaluation[0]))
+    standard_error = np.asarray(train.std(0)) / np.sqrt(4000)
+    assert np.all(error < 5 * standard_error + 1e-6)
+    assert np.all(standard_error > 0)
+
+
+@pytest.mark.parametrize("size", [(30, 32), (32, 33), (8, 15)])
+def test_an_image_that_the_patch_does_not_divide_is_refused(size):
+    with pytest.raises(ValueError, match=r"image size \d+x\d+ is not a multiple of the patch size 16; the nearest"):
+        models.create("S/16", 10).init(jax.random.key(0), jnp.zeros((1, *size, 3)))
+
+
+@pytest.mark.parametrize("variant", ["M/16", "B", "B/", "B/x", "B/0", "b/16", ""])
+def test_an_unknown_variant_is_refused(variant):
+    with pytest.raises(ValueError, match="expected one of Ti, S, B, L, H"):
+        models.create(variant, 10)
