@@ -1,0 +1,116 @@
+"""Handwritten digits that come with scikit-learn, cut into a tiny training set and the rest.
+
+1,797 images of 8x8 pixels with values 0..16, ten classes. With ten training examples a class they are a quick
+question about a pre-trained model: does it learn from so few what a model from scratch does not?
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, 1998; scikit-learn (BSD) holds a copy of its test part, whose 13 writers are not told apart.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from mixer.data.datasets import base
+
+SEEDS = (0, 1, 2)
+EXAMPLES_A_CLASS = 10
+_GREY_LEVELS = 16  # the images' brightest value
+_MAX_SIZE = 1024
+
+Example = tuple[int, dict[str, Any]]
+
+
+class Digits(base.Builder):
+    """Builds the dataset; once built, `tfds.builder("digits/32", data_dir=...)` reads it from files.
+
+    Features: `image` (RGB PNG) and `label` (the digit). Splits: `train_seed0`, `train_seed1` and
+    `train_seed2`, each ten examples of every class, no two sharing an image, and `test` with all that is in
+    none of them.
+
+    Args:
+        config: side of the images in pixels, as text ("32"); they are enlarged bilinearly.
+        kwargs: TFDS's own: `data_dir`, `file_format`.
+
+    Raises:
+        ValueError: `config` is not a number from 8 to 1024.
+        ImportError: while building, without scikit-learn.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="32", description="32x32 pixels")]
+
+    def __init__(self, *, config: str | None = None, **kwargs: Any) -> None:
+        name = config or self.BUILDER_CONFIGS[0].name
+        if not (re.fullmatch(r"[1-9]\d{0,3}", name, re.ASCII) and 8 <= int(name) <= _MAX_SIZE):
+            raise ValueError(
+                f"digits/{name}: the side must be a number of pixels from 8 to {_MAX_SIZE}, as in digits/32"
+            )
+        self._size = int(name)
+        known = {config.name: config for config in self.BUILDER_CONFIGS}
+        super().__init__(config=known.get(name) or tfds.core.BuilderConfig(name=name), **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits of scikit-learn, ten training examples a class.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(self._size, self._size, 3), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
+        try:
+            from sklearn import datasets
+        except ImportError:
+            raise ImportError('the digits come with scikit-learn: pip install "mixer[quickstart]"') from None
+        digits = datasets.load_digits()
+        images, labels = np.asarray(digits.images, np.float32), np.asarray(digits.target, np.int64)
+        return {
+            split: self._generate_examples(images, labels, indices) for split, indices in split_indices(labels).items()
+        }
+
+    def _generate_examples(
+        self, images: Float[np.ndarray, "n 8 8"], labels: Int[np.ndarray, "n"], indices: Int[np.ndarray, "m"]
+    ) -> Iterator[Example]:
+        for index in indices.tolist():
+            buffer = io.BytesIO()
+            Image.fromarray(enlarge(images[index], self._size)).save(buffer, "PNG")
+            yield index, {"image": buffer.getvalue(), "label": int(labels[index])}
+
+
+def split_indices(labels: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "_"]]:
+    """Divides the examples into the splits.
+
+    Each training split is drawn by its own seed from what the ones before it left.
+    """
+    free = np.ones(len(labels), bool)
+    splits: dict[str, np.ndarray] = {}
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        chosen = [
+            rng.choice(np.flatnonzero(free & (labels == digit)), EXAMPLES_A_CLASS, replace=False)
+            for digit in np.unique(labels)
+        ]
+        splits[f"train_seed{seed}"] = np.sort(np.concatenate(chosen))
+        free[splits[f"train_seed{seed}"]] = False
+    splits["test"] = np.flatnonzero(free)
+    return splits
+
+
+def enlarge(image: Float[np.ndarray, "8 8"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Scales values 0..16 to 0..255, and the picture to `size` x `size` bilinearly (half-pixel centres)."""
+    scaled = Image.fromarray(image * (255 / _GREY_LEVELS)).resize((size, size), Image.Resampling.BILINEAR)
+    grey = np.clip(np.rint(np.asarray(scaled)), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,117 @@
+"""Fractals as a pre-training set that needs no photograph, no download and no licence.
+
+A category is a random iterated function system: two to eight affine maps whose attractor fills enough of the
+picture. Its instances are the same system with slightly different parameters, drawn anew.
+
+Source: Kataoka et al., "Pre-training without Natural Images" (FractalDB), ACCV 2020. Kept from it: the number
+of maps and their coefficients, the choice of a map in proportion to its |determinant|, acceptance by filled
+area, instances by scaling the six parameters by 0.8 to 1.2, flips, and random 3x3 dots. Different here:
+
+- The six factors of an instance are drawn together and continuously, FractalDB varies one at a time in steps.
+- Systems that do not contract on average are rejected before they are drawn: they have no attractor.
+- Instances are also turned, scaled and moved a little, and have two colours of their own on a background,
+  light on dark or dark on light. Only the shape tells the category, so a model cannot learn the colour
+  instead, and it has seen strokes of any polarity before it meets handwriting.
+
+Every image is a function of (seed, category, instance, size) alone, whatever else is drawn before or with it.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mixer.data.datasets import base
+from mixer.data.datasets.iterated_functions import draw
+
+VALIDATION_SHARE = 0.1  # of each category's instances, but at least one
+_NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
+_MAX_SIZE = 1024
+
+Example = tuple[str, dict[str, Any]]
+
+
+class Shape(NamedTuple):
+    """What a config's name says: `64x200x32` is categories x instances of each x pixels, `-seed7` a seed."""
+
+    categories: int
+    instances: int
+    size: int  # pixels of a side
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.categories}x{self.instances}x{self.size}" + (f"-seed{self.seed}" if self.seed else "")
+
+    @classmethod
+    def parse(cls, name: str) -> "Shape":
+        """Raises ValueError when the name has another form, or a number is out of range."""
+        match = _NAME.fullmatch(name)
+        if not match:
+            raise ValueError(
+                f"fractals/{name}: name it categories x instances x pixels, as in fractals/64x200x32 or "
+                f"fractals/64x200x32-seed1"
+            )
+        shape = cls(*(int(number or 0) for number in match.groups()))
+        if shape.instances < 2:
+            raise ValueError(f"fractals/{name}: needs at least 2 instances, one to train on and one to validate")
+        if not 8 <= shape.size <= _MAX_SIZE:
+            raise ValueError(f"fractals/{name}: the size must be from 8 to {_MAX_SIZE} pixels")
+        return shape
+
+
+class Fractals(base.Builder):
+    """Builds the dataset; once built, `tfds.builder("fractals/64x200x32", data_dir=...)` reads it from files.
+
+    Features: `image` (RGB PNG) and `label`. Splits: `train`, and `validation` with the last tenth of every
+    category's instances (at least one).
+
+    Args:
+        config: categories x instances x pixels, as in "64x200x32"; see `Shape`.
+        kwargs: TFDS's own: `data_dir`, `file_format`.
+
+    Raises:
+        ValueError: `config` has another form.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="64x200x32", description="The quickstart's.")]
+
+    def __init__(self, *, config: str | None = None, **kwargs: Any) -> None:
+        self._shape = Shape.parse(config or self.BUILDER_CONFIGS[0].name)
+        known = {config.name: config for config in self.BUILDER_CONFIGS}
+        name = self._shape.name
+        super().__init__(config=known.get(name) or tfds.core.BuilderConfig(name=name), **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self._shape.size
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Attractors of random iterated function systems.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=self._shape.categories),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
+        instances = self._shape.instances
+        train = instances - max(1, round(instances * VALIDATION_SHARE))
+        return {
+            "train": self._generate_examples(range(train)),
+            "validation": self._generate_examples(range(train, instances)),
+        }
+
+    def _generate_examples(self, instances: range) -> Iterator[Example]:
+        shape = self._shape
+        for category in range(shape.categories):
+            for instance, image in zip(instances, draw(shape.seed, category, instances, shape.size), strict=True):
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+                yield f"{category}/{instance}", {"image": buffer.getvalue(), "label": category}

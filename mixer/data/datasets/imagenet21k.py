@@ -1,0 +1,188 @@
+"""ImageNet-21k from its official archive, read once from front to back and never unpacked.
+
+The archives (`winter21_whole.tar.gz`, 19,167 classes; `fall11_whole.tar`, 21,841) are tars of one tar a
+class, named by WordNet id: `n01440764.tar`, perhaps below a folder, holding `n01440764_123.JPEG` and so on.
+Which classes there are, and their numbers, is an input: a file with one WordNet id a line.
+
+The JPEGs are stored byte by byte as they came. TFDS shuffles them on the way through files in `data_dir`, so
+the disk there needs about twice the archive's size while this runs.
+
+Source: https://image-net.org/download-images.php; Deng et al., "ImageNet: A Large-Scale Hierarchical Image
+Database", CVPR 2009.
+"""
+
+import collections
+import posixpath
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mixer.data.datasets import archives, base
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+_MAX_IMAGE_BYTES = 64 << 20  # ImageNet's largest JPEG has under 20 MiB; more is a damaged header or a trap
+_REPORT_SECONDS = 30.0
+
+Example = tuple[str, dict[str, Any]]
+
+
+class Imagenet21k(base.Builder):
+    """Builds the dataset; once built, `tfds.builder("imagenet21k", data_dir=...)` reads it from files.
+
+    Features: `image` (the file's bytes as they came), `label` (the class's line in the list, from 0),
+    `file_name`. One split, `train`. `info.metadata` then tells `skipped` (members left out, by kind),
+    `classes_not_listed` (class tars that the list does not name), `classes_without_images`, and `truncated`.
+
+    Args:
+        archive: path of the archive, local or `gs://`.
+        classes: path of the class list.
+        allow_truncated: keep what could be read when the archive breaks off, instead of raising.
+        name: name of the dataset, when there is to be more than one in a data directory.
+        report: called now and then with a line about the progress.
+        kwargs: TFDS's own: `data_dir`, `file_format`.
+
+    Raises:
+        ValueError, FileNotFoundError: the class list or the archive cannot be used; also while building.
+        archives.BrokenArchiveError: while building, when the archive breaks off.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "imagenet21k"
+
+    def __init__(
+        self,
+        *,
+        archive: str,
+        classes: str,
+        allow_truncated: bool = False,
+        name: str = "imagenet21k",
+        report: Callable[[str], None] = lambda line: None,
+        **kwargs: Any,
+    ) -> None:
+        self.name = name
+        self._archive = archive
+        self._classes = base.read_class_list(classes, "WordNet id such as n01440764", _WORDNET_ID)
+        self._allow_truncated = allow_truncated
+        self._report = report
+        self.skipped: collections.Counter[str] = collections.Counter()
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="ImageNet-21k, from the official archive.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=self._classes),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://image-net.org",
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[Example]:
+        images: collections.Counter[str] = collections.Counter()  # per class
+        unlisted: list[str] = []
+        truncated = ""
+        started = reported = time.monotonic()
+        with archives.open_stream(self._archive) as stream:
+            try:
+                for class_tar in self._class_tars(stream, unlisted, images):
+                    for example in self._images(class_tar, images):
+                        if time.monotonic() - reported > _REPORT_SECONDS:
+                            reported = time.monotonic()
+                            rate = images.total() / (reported - started)
+                            self._report(
+                                f"class {len(images):,} of {len(self._classes):,}: {images.total():,} images "
+                                f"({rate:,.0f}/s), {self.skipped.total():,} members skipped, "
+                                f"{stream.position / 2**30:,.1f} GiB read"
+                            )
+                        yield example
+                stream.drain()
+            except archives.BrokenArchiveError as error:
+                truncated = f"the archive {self._archive} is damaged: {error}"
+            except archives.BrokenTarError as error:  # not of a class: those are caught where they are read
+                truncated = f"the archive {self._archive} is no tar of class tars, or damaged: {error}"
+        if truncated and not (self._allow_truncated and images.total()):
+            advice = "fetch it again" + ("" if not images else ", or keep what was read with --allow_truncated")
+            raise archives.BrokenArchiveError(f"{truncated}; {advice}")
+        if not images.total():
+            found = f" (class tars there: {', '.join(unlisted[:3])} ...)" if unlisted else ""
+            raise ValueError(
+                f"{self._archive} has no image of any of the {len(self._classes):,} listed classes{found}: "
+                f"check that it is the whole archive and that the class list belongs to it"
+            )
+        self.info.metadata.update(
+            skipped=dict(self.skipped),
+            classes_not_listed=unlisted,
+            classes_without_images=[name for name in self._classes if not images[name]],
+            truncated=truncated,
+        )
+
+    def _class_tars(
+        self, stream: archives.Stream, unlisted: list[str], images: collections.Counter[str]
+    ) -> Iterator[archives.Member]:
+        """Yields the tars of listed classes, enters each in `images`, and counts everything else."""
+        labels = set(self._classes)
+        for member in archives.read_tar(stream):
+            if member.kind == "directory":
+                continue
+            stem, suffix = posixpath.splitext(posixpath.basename(member.name))
+            if fault := _fault(member):
+                self.skipped[f"class tar: {fault}"] += 1
+            elif suffix != ".tar":
+                self.skipped["not a class tar"] += 1
+            elif stem not in labels:
+                self.skipped["class tar: not in the class list"] += 1
+                unlisted.append(stem)
+            elif stem in images:
+                self.skipped["class tar: repeated"] += 1
+            else:
+                images[stem] = 0
+                yield member
+
+    def _images(self, class_tar: archives.Member, images: collections.Counter[str]) -> Iterator[Example]:
+        """Yields the images of one class tar; a damaged tar ends early and is counted."""
+        wordnet_id = posixpath.basename(class_tar.name).removesuffix(".tar")
+        seen: set[str] = set()
+        try:
+            for member in archives.read_tar(class_tar.data, class_tar.size):
+                if member.kind == "directory":
+                    continue
+                file_name = posixpath.basename(member.name)
+                fault = _fault(member)
+                if not fault and member.size > _MAX_IMAGE_BYTES:
+                    fault = f"larger than {_MAX_IMAGE_BYTES >> 20} MiB"
+                # TFDS needs keys that differ, and would say so only after the last image, hours later.
+                if not fault and file_name in seen:
+                    fault = "repeated"
+                image = member.data.read(member.size) if not fault else b""
+                if not fault and not archives.is_image(image):
+                    fault = "not an image"
+                if fault:
+                    self.skipped[f"image: {fault}"] += 1
+                    continue
+                seen.add(file_name)
+                images[wordnet_id] += 1
+                example = {"image": image, "label": wordnet_id, "file_name": file_name}
+                yield f"{wordnet_id}/{file_name}", example
+        except archives.BrokenTarError:
+            self.skipped["class tar: damaged"] += 1
+
+
+def _fault(member: archives.Member) -> str:
+    """Why this member cannot be a file of the dataset; empty when it can."""
+    if member.kind != "file":
+        return "not a regular file" if member.kind == "special" else member.kind
+    if archives.unsafe_name(member.name):
+        return "unsafe path"
+    return "empty" if member.size == 0 else ""

@@ -1,0 +1,216 @@
+"""Images with any number of labels each (as JFT has), from a manifest of JSON lines and a folder of images.
+
+One line an image: `{"image": "folder/picture.jpg", "labels": ["cat", "dog"]}`. The image's path is relative
+to the root folder; a label is a name from the class list, or its number (its line, from 0). A line may say
+`"split": "train"` or `"split": "validation"`; lines that do not are divided by `validation_share`.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from mixer.data.datasets import archives, base
+
+_SPLITS = ("train", "validation")
+
+Example = tuple[int, dict[str, Any]]
+
+
+class Line(NamedTuple):
+    """One good line of the manifest."""
+
+    image: str  # path below the root
+    labels: list[int]  # class numbers, ascending, none twice
+    split: str
+
+
+class BadLineError(ValueError):
+    """A line of the manifest that cannot be used.
+
+    Attributes:
+        kind: a few words, the same for every line with this fault.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+
+
+def parse_line(text: str, classes: dict[str, int], validation_share: float) -> Line:
+    """Parses one line of a manifest.
+
+    Args:
+        text: the line.
+        classes: number of each class name.
+        validation_share: probability, 0 to 1, that a line without a split goes to validation. A hash of the
+            image's path decides it, so an image stays where it is when lines are added or moved.
+
+    Raises:
+        BadLineError: saying what is wrong with it.
+    """
+    try:
+        entry = json.loads(text)
+    except ValueError as error:
+        raise BadLineError("malformed JSON", str(error)) from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise BadLineError("no image", f'{text.strip()[:80]!r} is no object with "image": "a/path.jpg"')
+    if archives.unsafe_name(entry["image"]):
+        raise BadLineError("image outside the root", f"{entry['image']!r}; give a path below the root, without ..")
+    if not isinstance(entry.get("labels"), list):
+        raise BadLineError("no labels", f'the line of {entry["image"]!r} has no "labels": [...]')
+    labels = sorted({_class_number(label, classes) for label in entry["labels"]})
+    default = "validation" if _unit_hash(entry["image"]) < validation_share else "train"
+    split = entry.get("split", default)
+    if split not in _SPLITS:
+        raise BadLineError("unknown split", f"{split!r}; use one of {', '.join(_SPLITS)}")
+    return Line(entry["image"], labels, split)
+
+
+class Multilabel(base.Builder):
+    """Builds the dataset; once built, `tfds.builder(name, data_dir=...)` reads it without this class.
+
+    Features: `image` (the file's bytes as they are) and `labels` (class numbers). Splits: `train`,
+    and `validation` if any line goes there. `info.metadata` then tells `max_labels` (the most on one image)
+    and `skipped` (lines left out, by kind).
+
+    Args:
+        manifest: path of the manifest, local or `gs://`.
+        classes: path of the class list.
+        images: the root folder.
+        validation_share: see `parse_line`.
+        skip_bad: count and skip lines that cannot be used, instead of raising at the first.
+        name: name of the dataset.
+        report: called now and then with a line about the progress.
+        kwargs: TFDS's own: `data_dir`, `file_format`.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file and line that cannot be used; also while building.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "multilabel"
+
+    def __init__(
+        self,
+        *,
+        manifest: str,
+        classes: str,
+        images: str,
+        validation_share: float = 0.0,
+        skip_bad: bool = False,
+        name: str = "multilabel",
+        report: Callable[[str], None] = lambda line: None,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"validation_share is {validation_share}: it must be at least 0 and below 1")
+        if not epath.Path(manifest).exists():
+            raise FileNotFoundError(f"there is no manifest at {manifest}")
+        if not epath.Path(images).is_dir():
+            raise FileNotFoundError(f"there is no folder of images at {images}")
+        self.name = name
+        self._manifest = manifest
+        self._names = base.read_class_list(classes, "class name", re.compile(".+"))
+        self._classes = {name: number for number, name in enumerate(self._names)}
+        self._root = images
+        self._validation_share = validation_share
+        self._skip_bad = skip_bad
+        self._report = report
+        self.skipped: collections.Counter[str] = collections.Counter()
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Images with any number of labels each.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=self._names)),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(max_labels=0, skipped={}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
+        # A first pass over the manifest alone finds its faults, and whether there is a validation split,
+        # before hours of reading images; memory stays constant however many lines there are.
+        sizes: collections.Counter[str] = collections.Counter()
+        for _, line in self._lines(count_bad=True):
+            sizes[line.split] += 1
+        if not sizes["train"]:
+            raise ValueError(f"{self._manifest} has no line for the split train that can be used")
+        return {split: self._generate_examples(split, sizes[split]) for split in _SPLITS if sizes[split]}
+
+    def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
+        used = 0
+        for number, line in self._lines(count_bad=False):
+            if line.split != split:
+                continue
+            try:
+                image = self._read_image(line.image)
+            except BadLineError as error:
+                self._reject(number, error, count=True)
+                continue
+            used += 1
+            if used % 100_000 == 0:
+                self._report(f"{split}: {used:,} of {size:,} images, {self.skipped.total():,} lines skipped")
+            metadata = self.info.metadata
+            metadata["max_labels"] = max(metadata["max_labels"], len(line.labels))
+            yield number, {"image": image, "labels": line.labels}
+        if not used:
+            raise ValueError(f"not one of the {size:,} images for {split} could be read below {self._root}")
+        self.info.metadata["skipped"] = dict(self.skipped)
+
+    def _lines(self, count_bad: bool) -> Iterator[tuple[int, Line]]:
+        with epath.Path(self._manifest).open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                text = raw.decode("utf-8", "backslashreplace")
+                if not text.strip():
+                    continue
+                try:
+                    line = parse_line(text, self._classes, self._validation_share)
+                except BadLineError as error:
+                    self._reject(number, error, count=count_bad)
+                else:
+                    yield number, line
+
+    def _read_image(self, name: str) -> bytes:
+        path = epath.Path(self._root) / name
+        try:
+            inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
+            # A link below the root may point anywhere; buckets have no links.
+            image = path.read_bytes() if inside or "://" in self._root else None
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None
+        if image is None:
+            raise BadLineError("image outside the root", f"{name!r} is a link that leads out of {self._root}")
+        if not archives.is_image(image):
+            raise BadLineError("not an image", f"{path} ({len(image):,} bytes)")
+        return image
+
+    def _reject(self, number: int, error: BadLineError, count: bool) -> None:
+        if not self._skip_bad:
+            raise ValueError(f"{self._manifest}, line {number}: {error} (--skip_bad leaves such lines out)")
+        self.skipped[error.kind] += count
+
+
+def _class_number(label: Any, classes: dict[str, int]) -> int:
+    if isinstance(label, str) and label in classes:
+        return classes[label]
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(classes):
+        return label
+    raise BadLineError("unknown label", f"{label!r} is not among the {len(classes):,} classes of the list")
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    digest = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,163 @@
+"""Prepares a dataset for training.
+
+    python scripts/prepare.py imagenet21k --archive winter21_whole.tar.gz --classes classes.txt --data_dir DIR
+    python scripts/prepare.py multilabel --manifest m.jsonl --classes classes.txt --images ROOT --data_dir DIR
+    python scripts/prepare.py fractals --categories 64 --instances 200 --size 32 --data_dir DIR
+    python scripts/prepare.py digits --data_dir DIR
+
+Progress goes to stderr, the answer to stdout. A dataset's folder appears only when it is whole; a run that
+was stopped starts again from the beginning.
+"""
+
+import argparse
+import os
+import re
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts: no chatter about missing GPUs
+
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from etils import epath
+
+from mixer.data import datasets
+from mixer.data.datasets import base
+from mixer.data.datasets.digits import Digits
+from mixer.data.datasets.fractals import Fractals, Shape
+from mixer.data.datasets.imagenet21k import Imagenet21k
+from mixer.data.datasets.multilabel import Multilabel
+from mixer.errors import UserError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own) and returns the exit status."""
+    args = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    try:
+        print(_prepare(args))
+    except (ValueError, OSError, ImportError, UserError) as error:
+        print(f"prepare.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("prepare.py: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--data_dir", required=True, help="where datasets lie, local or gs://")
+        sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
+        return sub
+
+    sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs twice its size meanwhile")
+    sub.add_argument("--archive", required=True, help="winter21_whole.tar.gz or fall11_whole.tar, local or gs://")
+    sub.add_argument("--classes", required=True, help="text file, one WordNet id a line, in the order of the labels")
+    sub.add_argument("--allow_truncated", action="store_true", help="keep what can be read of a damaged archive")
+    sub.add_argument("--name", default=Imagenet21k.name, help="name of the dataset (default: %(default)s)")
+
+    sub = command("multilabel", "images with several labels each, from a manifest of JSON lines")
+    sub.add_argument("--manifest", required=True, help='lines {"image": "a/path.jpg", "labels": ["cat", 3]}')
+    sub.add_argument("--classes", required=True, help="text file, one class name a line, in the order of the labels")
+    sub.add_argument("--images", required=True, help="the folder that the manifest's paths start from")
+    sub.add_argument("--validation_share", type=float, default=0.0, help="of the lines without a split, 0 to 1")
+    sub.add_argument("--skip_bad", action="store_true", help="count and skip unusable lines instead of stopping")
+    sub.add_argument("--name", default=Multilabel.name, help="name of the dataset (default: %(default)s)")
+
+    sub = command("fractals", "fractals, for pre-training without any image; made here")
+    sub.add_argument("--categories", type=int, default=64)
+    sub.add_argument("--instances", type=int, default=200, help="of each category, a tenth of them for validation")
+    sub.add_argument("--size", type=int, default=32, help="side in pixels")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("digits", "handwritten digits of scikit-learn, ten training examples a class")
+    sub.add_argument("--size", type=int, default=32, help="side in pixels")
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> str:
+    """Prepares what the arguments ask for, unless it is there, and returns what to tell."""
+    name = args.name if "name" in args else args.command
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"--name {name!r}: use small letters, digits and _, beginning with a letter")
+    if name not in (args.command, *datasets.EMBEDDED) and name in tfds.list_builders(with_community_datasets=False):
+        raise ValueError(f"--name {name}: TFDS has a dataset of its own with this name; choose another")
+    if args.command != name and name in datasets.EMBEDDED:
+        raise ValueError(f"--name {name}: that is the name of an embedded dataset; choose another")
+    config = _config(args)
+    version = str(Imagenet21k.VERSION if args.command == "imagenet21k" else Multilabel.VERSION)
+    full_name = f"{name}/{config}" if config else name
+    there = (epath.Path(args.data_dir) / full_name / version).exists()
+    if not there:
+        datasets.prepare(_builder(args, name, config))
+    # Read back by the way that training takes, which needs none of the code that built it.
+    return _summary(tfds.builder(full_name, data_dir=args.data_dir), full_name, args.data_dir, there)
+
+
+def _config(args: argparse.Namespace) -> str:
+    if args.command == "fractals":
+        return Shape(args.categories, args.instances, args.size, args.seed).name
+    return str(args.size) if args.command == "digits" else ""
+
+
+def _builder(args: argparse.Namespace, name: str, config: str) -> base.Builder:
+    common = {"data_dir": args.data_dir, "file_format": args.file_format}
+    if args.command == "fractals":
+        return Fractals(config=config, **common)
+    if args.command == "digits":
+        return Digits(config=config, **common)
+    common |= {"classes": args.classes, "name": name, "report": _report}
+    if args.command == "imagenet21k":
+        return Imagenet21k(archive=args.archive, allow_truncated=args.allow_truncated, **common)
+    return Multilabel(
+        manifest=args.manifest,
+        images=args.images,
+        validation_share=args.validation_share,
+        skip_bad=args.skip_bad,
+        **common,
+    )
+
+
+def _report(line: str) -> None:
+    tqdm.tqdm.write(line, file=sys.stderr)  # keeps TFDS's progress bar whole
+
+
+def _summary(builder: tfds.core.DatasetBuilder, name: str, data_dir: str, there: bool) -> str:
+    metadata = builder.info.metadata or {}
+    lines = []
+    if truncated := metadata.get("truncated"):
+        lines.append(f"WARNING: {truncated}; kept what was read.")
+    for key, what in (
+        ("classes_not_listed", "classes of the archive are not in the class list"),
+        ("classes_without_images", "classes of the list have no image"),
+    ):
+        if names := metadata.get(key):
+            lines.append(f"WARNING: {len(names):,} {what}: {', '.join(names[:5])}{' ...' if names[5:] else ''}")
+    skipped = metadata.get("skipped") or {}
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
+    lines.append(f"Skipped: {sum(skipped.values()):,}{f' ({kinds})' if kinds else ''}")
+    if "max_labels" in metadata:
+        lines.append(f"Most labels on one image: {metadata['max_labels']}")
+    sizes = ", ".join(f"{split.name} {split.num_examples:,}" for split in builder.info.splits.values())
+    lines += [
+        f"Examples: {sizes}",
+        f"{name} lies in {builder.data_dir}"
+        + ("; it was there before and was left as it is: delete that folder to build it anew" if there else ""),
+        "To use it, write in the config:",
+        f'  config.input.dataset = "{name}"',
+        f'  config.input.data_dir = "{data_dir}"',
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

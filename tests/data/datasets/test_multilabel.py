@@ -1,0 +1,153 @@
+import contextlib
+import json
+
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer.data.datasets.multilabel import BadLineError, Multilabel, parse_line
+
+NAMES = ["cat", "dog", "old fish"]
+CLASSES = {"cat": 0, "dog": 1, "old fish": 2}
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.jpg", "c.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8\xff" + name.encode())
+    (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xffsecret")
+    (folder / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "page.jpg").write_bytes(b"<html>")
+    (folder / "zero.jpg").write_bytes(b"")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    return folder
+
+
+def build(root, lines, **kwargs):
+    manifest = root.parent / "m.jsonl"
+    manifest.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    builder = Multilabel(
+        manifest=str(manifest),
+        classes=str(root.parent / "classes.txt"),
+        images=str(root),
+        data_dir=root.parent / "data",
+        **kwargs,
+    )
+    builder.download_and_prepare()
+    return tfds.builder(kwargs.get("name", "multilabel"), data_dir=root.parent / "data")
+
+
+def contents(builder, split):
+    examples = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}).as_numpy_iterator()
+    return {e["image"]: e["labels"].tolist() for e in examples}
+
+
+def test_images_and_labels_arrive(root):
+    builder = build(
+        root,
+        [
+            {"image": "a.jpg", "labels": ["old fish", "cat"]},
+            "",
+            {"image": "sub/b.jpg", "labels": [1, "dog"], "split": "validation"},
+            {"image": "c.jpg", "labels": [], "split": "train"},
+        ],
+        name="jft",
+    )
+    assert contents(builder, "train") == {b"\xff\xd8\xffa.jpg": [0, 2], b"\xff\xd8\xffc.jpg": []}
+    assert contents(builder, "validation") == {b"\xff\xd8\xffsub/b.jpg": [1]}
+    assert builder.info.features["labels"].feature.names == NAMES
+    assert dict(builder.info.metadata) == {"max_labels": 2, "skipped": {}}
+
+
+BAD = [
+    ('{"image": "a.jpg", ', "malformed JSON"),
+    ("[1]", "no image"),
+    ({"labels": []}, "no image"),
+    ({"image": "a.jpg", "labels": "cat"}, "no labels"),
+    ({"image": "a.jpg", "labels": ["wolf"]}, "unknown label"),
+    ({"image": "a.jpg", "labels": [3]}, "unknown label"),
+    ({"image": "a.jpg", "labels": [-1]}, "unknown label"),
+    ({"image": "a.jpg", "labels": [True]}, "unknown label"),
+    ({"image": "a.jpg", "labels": [[0]]}, "unknown label"),
+    ({"image": "a.jpg", "labels": [0], "split": "test"}, "unknown split"),
+    ({"image": "a.jpg", "labels": [0], "split": ["train"]}, "unknown split"),
+    ({"image": "../secret.jpg", "labels": [0]}, "image outside the root"),
+    ({"image": "/etc/passwd", "labels": [0]}, "image outside the root"),
+    ({"image": "out.jpg", "labels": [0]}, "image outside the root"),
+    ({"image": "none.jpg", "labels": [0]}, "image cannot be read"),
+    ({"image": "sub", "labels": [0]}, "image cannot be read"),
+    ({"image": "a\0.jpg", "labels": [0]}, "image cannot be read"),
+    ({"image": "page.jpg", "labels": [0]}, "not an image"),
+    ({"image": "zero.jpg", "labels": [0]}, "not an image"),
+]
+
+
+@pytest.mark.parametrize(("line", "kind"), BAD)
+def test_a_bad_line_is_told_with_its_number(root, line, kind):
+    with pytest.raises(ValueError, match=rf"m\.jsonl, line 2: {kind}: .*--skip_bad") as caught:
+        build(root, [{"image": "a.jpg", "labels": ["cat"]}, line])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_lines_can_be_skipped_and_are_counted_once(root):
+    good = [
+        {"image": "a.jpg", "labels": ["cat"]},
+        {"image": "c.jpg", "labels": ["dog"], "split": "validation"},
+    ]
+    builder = build(root, [good[0], *(line for line, _ in BAD), good[1]], skip_bad=True)
+    assert builder.info.splits["train"].num_examples == builder.info.splits["validation"].num_examples == 1
+    expected = {kind: sum(k == kind for _, k in BAD) for _, kind in BAD}
+    assert builder.info.metadata["skipped"] == expected
+
+
+def test_nothing_usable_is_an_error(root):
+    with pytest.raises(ValueError, match="no line for the split train"):
+        build(root, [{"image": "a.jpg", "labels": [], "split": "validation"}])
+    with pytest.raises(ValueError, match="not one of the 1 images for train"):
+        build(root, [{"image": "none.jpg", "labels": []}], skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation_share": 1.0}, "validation_share is 1.0"),
+        ({"manifest": "none.jsonl"}, "no manifest at none.jsonl"),
+        ({"images": "none"}, "no folder of images at none"),
+        ({"classes": "none.txt"}, "no class list at none.txt"),
+    ],
+)
+def test_wrong_arguments_are_named(root, change, message):
+    (root.parent / "m.jsonl").write_text("")
+    arguments = {"manifest": root.parent / "m.jsonl", "classes": root.parent / "classes.txt", "images": root}
+    arguments = {key: str(value) for key, value in arguments.items()} | change
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Multilabel(data_dir=root.parent / "data", **arguments)
+
+
+@given(st.lists(st.sampled_from([*NAMES, 0, 1, 2])), st.floats(0, 0.99), st.text(min_size=1))
+def test_parse_line_round_trip(labels, share, folder):
+    image = f"x{folder}".replace("..", "")
+    line = parse_line(json.dumps({"image": image, "labels": labels}), CLASSES, share)
+    assert line.image == image
+    assert line.labels == sorted({NAMES.index(label) if isinstance(label, str) else label for label in labels})
+
+
+@given(st.text())
+def test_parse_line_raises_one_error_only(text):
+    with contextlib.suppress(BadLineError):
+        parse_line(text, CLASSES, 0.5)
+
+
+def test_validation_share_is_kept_and_only_grows():
+    lines = [json.dumps({"image": f"folder/{i}.jpg", "labels": []}) for i in range(4000)]
+    small, large = (
+        {i for i, line in enumerate(lines) if parse_line(line, CLASSES, share).split == "validation"}
+        for share in (0.1, 0.3)
+    )
+    # Five standard deviations of a binomial.
+    assert abs(len(small) - 400) < 95
+    assert abs(len(large) - 1200) < 145
+    assert small < large

@@ -1,0 +1,469 @@
+"""The launcher as a process, against a `gcloud` that runs the workers' scripts in directories of ours."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+LAUNCHER = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "tpu_vm.py"
+TRAIN = ("--config", "configs/b16_i21k.py", '--config.note=it\'s $HOME; "two"  {words}')
+
+# Slice n, the one of the n-th `create`, is the directory slices/n: `queue` has the states that its queued
+# resource goes through, `node` has the node's, `event3` is run at the third look at the training, and `exits`
+# in the home of a worker says with what status its training ends; without it the training goes on.
+GCLOUD = """\
+#!/bin/bash
+cd "$FAKE_CLOUD"
+{ printf '%s\\037' "$@"; printf '\\036'; } >> calls
+group=$3 verb=$4 status=0
+for word; do
+  case $word in --worker=*) worker=${word#*=} ;; --command=*) command=${word#*=} ;; esac
+done
+fail() {
+  echo "ERROR: (gcloud.compute.tpus.$group.$verb) $1" >&2
+  echo "This command is authenticated as somebody." >&2
+  exit 1
+}
+kill_workers() {
+  for pid in $(cat worker*/mixer/pid 2> /dev/null); do kill -KILL -- "-$pid" 2> /dev/null; done
+}
+created=$(cat created)
+if [ "$verb" = create ]; then echo $((created + 1)) > created; exit; fi
+cd "slices/$created" 2> /dev/null && [ ! -e deleted ] || fail "NOT_FOUND: Resource was not found."
+case $group/$verb in
+  */delete) kill_workers; touch deleted ;;
+  queued-resources/describe) head -n 1 queue; if [ "$(wc -l < queue)" != 1 ]; then sed -i 1d queue; fi ;;
+  tpu-vm/describe) cat node ;;
+  tpu-vm/scp) for home in worker*; do cp "$5" "$home/${6#*:}"; done ;;
+  tpu-vm/ssh)
+    if [ "$worker" = 0 ]; then
+      echo >> looks
+      event=event$(wc -l < looks)
+      if [ -e "$event" ]; then . "./$event"; fi
+    fi
+    if [ -e gone ]; then kill_workers; fail "this TPU has terminal state"; fi
+    for home in worker${worker/all/*}; do
+      HOME=$PWD/$home PATH=$FAKE_CLOUD/bin:$PATH bash -c "$command" || status=$?
+    done ;;
+esac
+exit $status
+"""
+
+# What stands in for the installer of uv, for uv, and for the Python that uv installs.
+CURL = """\
+#!/bin/sh
+echo 'mkdir -p "$UV_UNMANAGED_INSTALL" && cp "$FAKE_CLOUD/uv" "$UV_UNMANAGED_INSTALL/uv"'
+"""
+UV = """\
+#!/bin/sh -e
+if [ "$1" = venv ]; then mkdir -p venv/bin; cp "$FAKE_CLOUD/python" venv/bin/python; fi
+if [ "$1" = pip ]; then test -e constraints.txt; echo "$@" >> ../installed; fi
+"""
+PYTHON = """\
+#!/bin/bash
+trap 'sleep 0.2; exit 75' TERM
+printf '%s\\0' "$@" > ~/argv
+printf 'step 1\\nstep 2 ä\\n'
+until [ -e ~/exits ]; do sleep 0.05; done
+sleep 0.1
+echo "the end of ${HOME##*/}" >&2
+exit "$(cat ~/exits)"
+"""
+
+
+@dataclasses.dataclass
+class Cloud:
+    """A working tree with the launcher in it, and the fake cloud that it talks to."""
+
+    root: pathlib.Path
+    repository: pathlib.Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        path = f"{self.root / 'laptop'}:{os.environ['PATH']}"
+        return os.environ | {"PATH": path, "FAKE_CLOUD": str(self.root), "TMPDIR": str(self.root)}
+
+    def plan(
+        self,
+        exits: int | None = 0,
+        hosts: int = 1,
+        queue: Sequence[str] = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"),
+        events: Mapping[int, str] = types.MappingProxyType({}),
+    ) -> pathlib.Path:
+        """Says what the next slice will do, and returns its directory."""
+        here = self.root / "slices" / str(1 + len(list(self.root.glob("slices/*"))))
+        for worker in range(hosts):
+            (here / f"worker{worker}").mkdir(parents=True)
+            if exits is not None:
+                (here / f"worker{worker}" / "exits").write_text(str(exits))
+        (here / "queue").write_text("".join(f"{state}\n" for state in queue))
+        (here / "node").write_text("READY\n")
+        for look, script in events.items():
+            (here / f"event{look}").write_text(script)
+        return here
+
+    def words(self, command: str, *flags: str) -> list[str]:
+        script = [sys.executable, str(self.repository / "scripts" / "tpu_vm.py"), command]
+        words = [*script, "--name=b16", "--zone=europe-west4-a", "--project=p", "--poll_seconds=0.02", *flags]
+        return words + (["--workdir=gs://bucket/b16", "--", *TRAIN] if command == "run" else [])
+
+    def launch(self, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        words = self.words(command, *flags)
+        return subprocess.run(words, capture_output=True, text=True, env=self.env, timeout=60)
+
+    def run(self, *flags: str, kind: str = "v3-8") -> subprocess.CompletedProcess[str]:
+        return self.launch("run", f"--type={kind}", *flags)
+
+    def calls(self) -> list[list[str]]:
+        path = self.root / "calls"
+        text = path.read_text() if path.exists() else ""
+        return [call.split("\037")[:-1] for call in text.split("\036")[:-1]]
+
+    def changes(self) -> list[str]:
+        """The calls that change something, by name; an ssh to all workers is set-up, start or tail."""
+        names = []
+        for words in self.calls():
+            if "--worker=all" in words and words[3] == "ssh":
+                script = next(word for word in words if word.startswith("--command="))
+                names.append("setup" if "uv pip" in script else "start" if "nohup" in script else "tail")
+            elif words[3] in ("create", "delete", "scp"):
+                names.append(words[3])
+        return names
+
+
+@pytest.fixture
+def cloud(tmp_path: pathlib.Path) -> Iterator[Cloud]:
+    for name, text in {
+        "laptop/gcloud": GCLOUD,
+        "bin/curl": CURL,
+        "uv": UV,
+        "python": PYTHON,
+        "created": "0",
+        "repository/constraints.txt": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    repository = tmp_path / "repository"
+    (repository / "scripts").mkdir()
+    shutil.copy(LAUNCHER, repository / "scripts")
+    git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.com"]
+    for words in (["init", "-q"], ["add", "."], ["-c", "commit.gpgsign=false", "commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    yield Cloud(tmp_path, repository)
+    for pid in tmp_path.glob("slices/*/worker*/mixer/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def dry_run(*flags: str) -> subprocess.CompletedProcess[str]:
+    words = [
+        sys.executable,
+        str(LAUNCHER),
+        "run",
+        "--name=b16",
+        "--zone=z",
+        "--project=p",
+        "--workdir=gs://b/w",
+    ]
+    return subprocess.run([*words, *flags, "--dry-run"], capture_output=True, text=True, timeout=60)
+
+
+def get_argv(worker: pathlib.Path) -> list[str]:
+    """Returns what the training on a worker was called with."""
+    return (worker / "argv").read_text().split("\0")[:-1]
+
+
+def only_error(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+EXPECTED_TRAIN = ["-m", "mixer.train", *TRAIN, "--workdir=gs://bucket/b16"]
+LOG = "step 1\nstep 2 ä\nthe end of worker0\n"
+
+
+# ------------------------------- the commands
+
+
+def test_dry_run_prints_exact_commands(cloud: Cloud) -> None:
+    result = cloud.run("--spot", "--create_flag=--network=my net", "--dry-run", kind="v3-128")
+    assert result.returncode == 0
+    where = "--zone=europe-west4-a --project=p --quiet"
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [
+        f"git -C {cloud.repository} status --porcelain",
+        f"git -C {cloud.repository} archive --format=tar.gz --output={cloud.root}/mixer-b16.tar.gz HEAD",
+    ]
+    assert lines[3] == (
+        f"gcloud compute tpus queued-resources create b16 {where} --node-id=b16 --accelerator-type=v3-128"
+        " --spot --runtime-version=tpu-ubuntu2204-base '--network=my net'"
+    )
+    archive = f"{cloud.root}/mixer-b16.tar.gz"
+    assert f"gcloud compute tpus tpu-vm scp {archive} b16:mixer.tar.gz {where} --worker=all" in lines
+    words = shlex.split(result.stdout)
+    assert (words.count("git"), words.count("gcloud")) == (2, 8)
+    assert cloud.calls() == [], "a dry run must run nothing"
+    assert not (cloud.root / "mixer-b16.tar.gz").exists()
+
+
+def test_printed_commands_can_be_pasted(cloud: Cloud) -> None:
+    here = cloud.plan(queue=["ACTIVE"], hosts=2)
+    printed = cloud.run("--dry-run", kind="v5litepod-16").stdout
+    pasted = subprocess.run(
+        ["bash"], input=printed, capture_output=True, text=True, env=cloud.env, timeout=60
+    )
+    assert cloud.changes() == ["create", "scp", "setup", "start"], pasted.stderr
+    for worker in ("worker0", "worker1"):
+        deadline = time.monotonic() + 20
+        while not (here / worker / "mixer" / "exit_status").exists():
+            assert time.monotonic() < deadline, "the training does not end"
+            time.sleep(0.02)
+        assert get_argv(here / worker) == [*EXPECTED_TRAIN, "--distributed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime", "several_hosts"),
+    [
+        ("v2-8", "tpu-ubuntu2204-base", False),
+        ("v3-8", "tpu-ubuntu2204-base", False),
+        ("v3-32", "tpu-ubuntu2204-base", True),
+        ("v4-8", "tpu-ubuntu2204-base", False),
+        ("v4-16", "tpu-ubuntu2204-base", True),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite", False),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite", True),
+        ("v5p-8", "v2-alpha-tpuv5", False),
+        ("v5p-16", "v2-alpha-tpuv5", True),
+        ("v6e-8", "v2-alpha-tpuv6e", False),
+        ("v6e-16", "v2-alpha-tpuv6e", True),
+    ],
+)
+def test_types(kind: str, runtime: str, several_hosts: bool) -> None:
+    printed = dry_run(f"--type={kind}").stdout
+    assert f"--accelerator-type={kind} --runtime-version={runtime}\n" in printed
+    assert ("--distributed" in printed) == several_hosts
+    assert "--spot" not in printed
+
+
+def test_runtime_version_can_be_chosen() -> None:
+    assert "--runtime-version=tpu-vm-base\n" in dry_run("--type=v3-8", "--runtime_version=tpu-vm-base").stdout
+
+
+@pytest.mark.parametrize("kind", ["v3-7", "v3", "v3-x", "v7x-8", "a100-8", ""])
+def test_unknown_type(kind: str) -> None:
+    result = dry_run(f"--type={kind}")
+    error = only_error(result)
+    assert result.stderr == error + "\n"
+    assert error.startswith(
+        f"tpu_vm: error: unknown --type '{kind}': allowed are v2-[8, 32, 128, 256, 512], v3-[8"
+    )
+    assert "v5litepod-[1, 4, 8," in error
+
+
+def test_workdir_must_outlive_the_slice() -> None:
+    assert "--workdir '/tmp/w' must be gs://" in only_error(dry_run("--type=v3-8", "--workdir=/tmp/w"))
+
+
+def test_documented_commands() -> None:
+    page = (LAUNCHER.parents[1] / "docs" / "tpu.md").read_text().replace("\\\n", " ")
+    commands = [line for line in page.splitlines() if line.startswith("python scripts/tpu_vm.py")]
+    assert len(commands) == 7
+    for command in commands:
+        words = shlex.split(
+            command.replace(" -- ", " --dry-run -- ") if " -- " in command else f"{command} --dry-run"
+        )
+        result = subprocess.run(
+            [sys.executable, str(LAUNCHER), *words[2:]], capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_uncommitted_changes_are_refused(cloud: Cloud) -> None:
+    (cloud.repository / "constraints.txt").write_text("jax==0\n")
+    assert "uncommitted changes would not be copied" in only_error(cloud.run())
+    assert cloud.calls() == []
+
+
+# ------------------------------- the loop
+
+
+def test_success_ends(cloud: Cloud) -> None:
+    here = cloud.plan(hosts=4)
+    result = cloud.run("--spot", kind="v3-32")
+    assert result.returncode == 0, result.stderr
+    assert cloud.changes() == ["create", "scp", "setup", "start"]
+    assert "--spot" in next(words for words in cloud.calls() if words[3] == "create")
+    assert result.stdout == LOG
+    assert "b16 still costs money" in result.stderr
+    for worker in ("worker0", "worker1", "worker2", "worker3"):
+        assert get_argv(here / worker) == [*EXPECTED_TRAIN, "--distributed"]
+        assert (here / worker / "mixer" / "source" / "scripts" / "tpu_vm.py").exists()
+        installed = (here / worker / "mixer" / "installed").read_text()
+        assert installed.endswith("--python ../venv/bin/python -c constraints.txt -e .[tpu]\n")
+
+
+def test_delete_when_done(cloud: Cloud) -> None:
+    cloud.plan()
+    result = cloud.run("--delete_when_done")
+    assert result.returncode == 0, result.stderr
+    assert cloud.changes() == ["create", "scp", "setup", "start", "delete"]
+    assert "costs money" not in result.stderr
+
+
+LOST = "touch gone; printf 'SUSPENDING\\nSUSPENDING\\nSUSPENDED\\n' > queue; echo PREEMPTED > node"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"exits": 75},
+        {"exits": None, "events": {3: LOST}},
+        {"exits": None, "events": {3: "touch gone; echo PREEMPTED > node"}},
+        {"exits": None, "events": {3: 'kill -KILL -- "-$(cat worker0/mixer/pid)"; sleep 0.1'}},
+        {"exits": 134, "events": {2: "echo SUSPENDED > queue"}},  # JAX aborts where another host is lost
+        {"queue": ["PROVISIONING", "SUSPENDED"]},
+        {"events": {1: LOST}},
+    ],
+    ids=[
+        "status 75",
+        "suspended",
+        "node preempted",
+        "reboot",
+        "aborted",
+        "never active",
+        "lost before set-up",
+    ],
+)
+def test_preemption_relaunches(cloud: Cloud, first: dict[str, Any]) -> None:
+    cloud.plan(**first)
+    second = cloud.plan()
+    result = cloud.run("--spot")
+    assert result.returncode == 0, result.stderr
+    assert "preempted: relaunch 1 of at most 100" in result.stderr
+    changes = cloud.changes()
+    assert changes[changes.index("delete") :] == ["delete", "create", "scp", "setup", "start"]
+    assert get_argv(second / "worker0") == EXPECTED_TRAIN
+    assert result.stdout.endswith(LOG)
+    creations = [words for words in cloud.calls() if words[3] == "create"]
+    assert creations[0] == creations[1]
+
+
+def test_exit_status_survives_sigterm_to_all(cloud: Cloud) -> None:
+    first = cloud.plan(exits=None, events={3: 'kill -TERM -- "-$(cat worker0/mixer/pid)"'})
+    cloud.plan()
+    result = cloud.run("--spot")
+    assert result.returncode == 0, result.stderr
+    assert (first / "worker0" / "mixer" / "exit_status").read_text() == "75\n"
+
+
+def test_relaunches_are_limited(cloud: Cloud) -> None:
+    cloud.plan(exits=75)
+    cloud.plan(exits=75)
+    assert "preempted more often than --max_relaunches=1" in only_error(cloud.run("--max_relaunches=1"))
+    assert cloud.changes().count("create") == 2
+
+
+def test_failure_stops_with_the_ends_of_all_logs(cloud: Cloud) -> None:
+    cloud.plan(exits=3, hosts=2)
+    result = cloud.run("--spot", kind="v5litepod-16")
+    error = only_error(result)
+    assert error.startswith("tpu_vm: error: the training exited with status 3; b16 still costs money")
+    assert cloud.changes() == ["create", "scp", "setup", "start", "tail"]
+    assert ": the end of worker1\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("queue", "error"),
+    [
+        (["PROVISIONING", "FAILED\tno quota for v3"], "the request for b16 is FAILED: no quota for v3"),
+        (["SUSPENDED"], "the request for b16 is SUSPENDED"),
+    ],
+)
+def test_request_that_comes_to_nothing(cloud: Cloud, queue: list[str], error: str) -> None:
+    cloud.plan(queue=queue)
+    assert only_error(cloud.run()) == f"tpu_vm: error: {error}"
+    assert cloud.changes() == ["create"]
+
+
+def test_setup_that_fails(cloud: Cloud) -> None:
+    cloud.plan()
+    (cloud.root / "bin" / "curl").write_text("#!/bin/sh\necho no network >&2; exit 6\n")
+    assert only_error(cloud.run()).startswith("tpu_vm: error: setup failed, status 127")
+    assert cloud.changes() == ["create", "scp", "setup"]
+
+
+def test_deletion_by_somebody_ends(cloud: Cloud) -> None:
+    cloud.plan(exits=None, events={3: "touch gone deleted"})
+    assert only_error(cloud.run("--spot")) == "tpu_vm: error: b16 was deleted while it was followed"
+
+
+def test_lost_connection_neither_ends_nor_repeats(cloud: Cloud) -> None:
+    broken = 'fail "[ssh] exited with return code [255]."'
+    cloud.plan(exits=None, events={3: broken, 4: broken, 6: "echo 0 > worker0/exits"})
+    result = cloud.run()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == LOG
+    assert result.stderr.count("return code [255].; trying again") == 2
+    assert cloud.changes() == ["create", "scp", "setup", "start"]
+
+
+def test_second_run_follows_and_third_starts_again(cloud: Cloud) -> None:
+    here = cloud.plan(exits=None, hosts=2)
+    with subprocess.Popen(
+        cloud.words("run", "--type=v3-32"), env=cloud.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"step 1\n"
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=30)
+    assert first.returncode == 130
+    assert b"Traceback" not in errors
+    status = cloud.launch("status")
+    assert status.stdout == "queued resource: ACTIVE\nnode: READY\ntraining: running\n"
+    (here / "worker0" / "exits").write_text("3")  # while worker 1 goes on
+    second = cloud.run(kind="v3-32")
+    assert "the training exited with status 3" in only_error(second)
+    assert second.stdout.startswith(LOG)
+    remains = int((here / "worker1" / "mixer" / "pid").read_text())
+    for worker in ("worker0", "worker1"):
+        (here / worker / "exits").write_text("0")
+    third = cloud.run(kind="v3-32")
+    assert third.returncode == 0, third.stderr
+    assert int((here / "worker1" / "mixer" / "pid").read_text()) != remains
+    start = ["scp", "setup", "start"]
+    assert cloud.changes() == ["create", *start, "tail", *start]
+
+
+# ------------------------------- logs, status, delete
+
+
+def test_logs_status_and_delete(cloud: Cloud) -> None:
+    cloud.plan(exits=3)
+    assert cloud.launch("status").stdout == "queued resource: ABSENT\nnode: ABSENT\ntraining: absent\n"
+    cloud.run()
+    logs = cloud.launch("logs")
+    assert (logs.returncode, logs.stdout) == (3, LOG)
+    assert cloud.launch("status").stdout == "queued resource: ACTIVE\nnode: READY\ntraining: exited 3\n"
+    assert cloud.launch("delete").returncode == 0
+    assert cloud.changes()[-1] == "delete"
+    again = cloud.launch("delete")
+    assert only_error(again).startswith("tpu_vm: error: delete failed, status 1")
+    assert "NOT_FOUND" in again.stderr
+
+
+def test_without_gcloud(cloud: Cloud) -> None:
+    env = cloud.env | {"PATH": str(cloud.root / "bin")}
+    result = subprocess.run(cloud.words("delete"), capture_output=True, text=True, env=env, timeout=60)
+    assert only_error(result) == "tpu_vm: error: gcloud is not installed, or not on PATH"
