@@ -25,17 +25,17 @@ def write(
     columns = math.ceil(math.sqrt(len(pictures)))
     scale = max(128 // pictures.shape[1], 1)
     cell = pictures.shape[1] * scale
-    sheet = Image.new(
-        "RGB", (columns * (cell + 4), math.ceil(len(pictures) / columns) * (cell + 2 * _LINE + 4)), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * (cell + 4), rows * (cell + 2 * _LINE + 4)), "white")
     font = ImageFont.load_default(size=11)
     for i, picture in enumerate(pictures):
         left, top = i % columns * (cell + 4), i // columns * (cell + 2 * _LINE + 4)
         pixels = np.clip(np.round((picture + 1) * 127.5), 0, 255).astype(np.uint8)
         sheet.paste(Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST), (left, top))
+        strip = Image.new("RGB", (cell, 2 * _LINE), "white")  # where it ends, a long name ends
         for line, text in enumerate(_caption(targets[i], class_names, statuses[i])):
-            draw.text((left + 1, top + cell + line * _LINE), text[: cell // 6], fill="black", font=font)
+            ImageDraw.Draw(strip).text((1, line * _LINE), text, fill="black", font=font)
+        sheet.paste(strip, (left, top + cell))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     path.write_bytes(buffer.getvalue())

@@ -56,11 +56,12 @@ def unusable(status: int) -> Image:
 
 
 def _plain_png(data: bytes) -> Image | None:
-    """A complete 8-bit greyscale or RGB PNG; None for anything else."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND":
+    """A complete upright 8-bit greyscale or RGB PNG; None for anything else."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND" or b"eXIf" in data:
         return None
-    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    return Image(data, PNG, height, width, OK) if depth == 8 and colour in (0, 2) else None
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
+    plain = depth == 8 and colour in (0, 2) and height and width
+    return Image(data, PNG, height, width, OK) if plain else None
 
 
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; the others are not 8-bit Huffman
@@ -100,21 +101,27 @@ def _is_turned(app1: bytes) -> bool:
     return tag >= 0 and app1[tag + 8 : tag + 10] not in (b"", struct.pack(order + "H", 1))
 
 
+# What Pillow may open, and how such files begin. Left to itself it would hand some others to programs beside it.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+# Pillow warns of odd metadata, and of sizes, which are checked here. Many threads decode: `catch_warnings` is not safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _decode_with_pillow(data: bytes, max_pixels: int) -> Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata and of sizes, which are checked here
-        try:
-            image = PillowImage.open(io.BytesIO(data))
-        except PillowImage.DecompressionBombError:
-            return unusable(TOO_LARGE)
-        except Exception:  # Pillow's plugins raise whatever their parsers meet
-            return unusable(UNKNOWN_FORMAT)
-        if image.width * image.height > max_pixels:
-            return unusable(TOO_LARGE)
-        try:
-            pixels = _to_rgb(image)
-        except Exception as error:
-            return unusable(TRUNCATED if "truncated" in str(error) else UNDECODABLE)
+    try:
+        image = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
+    except PillowImage.DecompressionBombError:
+        return unusable(TOO_LARGE)
+    except Exception:  # Pillow's plugins raise whatever their parsers meet
+        return unusable(UNDECODABLE if data.startswith(_SIGNATURES) else UNKNOWN_FORMAT)
+    if image.width * image.height > max_pixels:
+        return unusable(TOO_LARGE)
+    try:
+        pixels = _to_rgb(image)
+    except Exception as error:
+        return unusable(TRUNCATED if "truncated" in str(error) else UNDECODABLE)
     return Image(pixels.tobytes(), RAW, pixels.shape[0], pixels.shape[1], OK)
 
 
@@ -123,6 +130,6 @@ def _to_rgb(image: PillowImage.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # Greyscale of 16 bits; Pillow's own conversion would clip it at 255.
-        grey = np.clip(np.asarray(image).astype(np.float64) / 257.0, 0, 255).round().astype(np.uint8)
+        grey = np.clip(np.nan_to_num(np.asarray(image).astype(np.float64)) / 257.0, 0, 255).round().astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))

@@ -9,17 +9,20 @@ A batch is a dict of NumPy arrays, of which a host gets its share of the rows:
     status  int32   [rows], an index into `images.STATUSES`
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from mixer.data import augment, images, order
 from mixer.data.sources import Source
 from mixer.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -44,17 +47,14 @@ def train_batches(
     chunk = math.gcd(len(row_numbers), _CHUNK)
     chunks = len(row_numbers) // chunk
 
-    def load(number: tf.Tensor, verify: bool) -> dict[str, tf.Tensor]:
-        step, part = number // chunks, number % chunks
-        positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
-        numbers = order.record_numbers(
-            positions, source.num_examples, seed, config.shuffle_block, config.shuffle_window
-        )
-        return _load(source, config, numbers, positions, tf.ones(chunk), seed, verify)
+    def numbers_at(positions: np.ndarray) -> np.ndarray:
+        return order.record_numbers(positions, source.num_examples, seed, config.shuffle_block, config.shuffle_window)
 
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
-        ds = tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks)
-        ds = ds.map(lambda number: load(number, verify), num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+        def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            step, part = number // chunks, number % chunks
+            positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
+            return _load(source, config, positions, numbers_at, seed, verify)
 
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             image = augment.train_image(
@@ -62,7 +62,8 @@ def train_batches(
             )
             return _finished(item, image)
 
-        return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        ds = tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks)
+        return _map(_map(ds, load).unbatch(), finish)
 
     return _batches(dataset, len(row_numbers), steps)
 
@@ -72,23 +73,28 @@ def eval_batches(source: Source, config: ml_collections.ConfigDict, *, batch_siz
     row_numbers = np.arange(batch_size)[rows]
     steps = range(math.ceil(source.num_examples / batch_size))
 
+    def numbers_at(positions: np.ndarray) -> np.ndarray:
+        return np.where(positions < source.num_examples, positions, -1)
+
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
         positions = (np.arange(steps.start, steps.stop)[:, None] * batch_size + row_numbers).ravel()
         chunk = math.gcd(len(row_numbers), _CHUNK)
         ds = tf.data.Dataset.from_tensor_slices(positions.reshape(-1, chunk))
 
         def load(positions: tf.Tensor) -> dict[str, tf.Tensor]:
-            weight = tf.cast(positions < source.num_examples, tf.float32)
-            numbers = tf.where(positions < source.num_examples, positions, -1)
-            return _load(source, config, numbers, positions, weight, 0, verify)
+            return _load(source, config, positions, numbers_at, 0, verify)
 
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        ds = ds.map(load, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
-        return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return _map(_map(ds, load).unbatch(), finish)
 
     return _batches(dataset, len(row_numbers), steps)
+
+
+def _map(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+    """Maps on all cores, in order; without AutoGraph, which has nothing to do here and says so wherever it can."""
+    return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _batches(dataset: Callable[[range, bool], tf.data.Dataset], rows: int, steps: range) -> Iterator[Batch]:
@@ -97,35 +103,36 @@ def _batches(dataset: Callable[[range, bool], tf.data.Dataset], rows: int, steps
     TensorFlow ends a dataset at the first error. As every batch is a function of its step, the one step is made again
     with each image tried before it is passed on, and the dataset is opened again behind it.
     """
+    verify = False
     while steps:
-        batches = dataset(steps, False).batch(rows, drop_remainder=True).prefetch(_PREFETCH)
+        batches = dataset(steps[:1] if verify else steps, verify).batch(rows, drop_remainder=True).prefetch(_PREFETCH)
         try:
             for batch in batches.as_numpy_iterator():
                 yield batch
                 steps = steps[1:]
+            verify = False
         except tf.errors.OpError as error:
             if message := _message(error):
                 raise UserError(message) from None
-            if not isinstance(error, tf.errors.InvalidArgumentError):
+            if verify or not isinstance(error, tf.errors.InvalidArgumentError):
                 raise
-            logging.warning("An image of input batch %d does not decode; trying each by itself.", steps[0])
-            yield from dataset(steps[:1], True).batch(rows, drop_remainder=True).as_numpy_iterator()
-            steps = steps[1:]
+            _log.warning("An image of input batch %d does not decode; trying each by itself.", steps[0])
+            verify = True
 
 
 def _load(
     source: Source,
     config: ml_collections.ConfigDict,
-    numbers: tf.Tensor,
     positions: tf.Tensor,
-    weight: tf.Tensor,
+    numbers_at: Callable[[np.ndarray], np.ndarray],
     seed: int,
     verify: bool,
 ) -> dict[str, tf.Tensor]:
-    """Reads and examines the records with these numbers (-1: padding), and draws what chance gives these positions."""
+    """Reads and examines the records at these positions (-1: padding), and draws what chance gives the positions."""
     draws_per_example = augment.num_draws(config)
 
-    def read(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        numbers = numbers_at(positions)
         present = np.flatnonzero(numbers >= 0)
         found = [images.unusable(images.OK)] * len(numbers)
         labels = np.full((len(numbers), source.max_labels), -1, np.int32)
@@ -138,20 +145,19 @@ def _load(
                 labels[slot, : len(example.labels)] = example.labels
         data, encoding, height, width, status = zip(*found, strict=True)
         size = np.stack([height, width], axis=1).astype(np.int32)
+        weight = ((numbers >= 0) & (np.array(status) == images.OK)).astype(np.float32)
         draws = order.uniform(seed, positions, draws_per_example)
         window = augment.crop_windows(size, draws, config)
         encoded = np.array([*data, None], object)[:-1]  # the None keeps NumPy from making fixed-width strings
-        return encoded, np.array(encoding, np.int32), size, np.array(status, np.int32), labels, window, draws
+        return encoded, np.array(encoding, np.int32), size, np.array(status, np.int32), labels, weight, window, draws
 
-    kinds = [tf.string, tf.int32, tf.int32, tf.int32, tf.int32, tf.int32, tf.float32]
-    names = ["data", "encoding", "size", "status", "labels", "window", "draws"]
-    shapes = [[], [], [2], [], [source.max_labels], [4], [draws_per_example]]
-    values = tf.numpy_function(read, [numbers, positions], kinds)
+    kinds = [tf.string, tf.int32, tf.int32, tf.int32, tf.int32, tf.float32, tf.int32, tf.float32]
+    names = ["data", "encoding", "size", "status", "labels", "weight", "window", "draws"]
+    shapes = [[], [], [2], [], [source.max_labels], [], [4], [draws_per_example]]
+    values = tf.numpy_function(read, [positions], kinds)
     for value, shape in zip(values, shapes, strict=True):
-        value.set_shape([numbers.shape[0], *shape])
-    item = dict(zip(names, values, strict=True))
-    item["weight"] = weight * tf.cast(tf.equal(item["status"], images.OK), tf.float32)
-    return item
+        value.set_shape([positions.shape[0], *shape])
+    return dict(zip(names, values, strict=True))
 
 
 def _finished(item: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -6,17 +6,20 @@ for fourteen million.
 """
 
 import concurrent.futures
+import logging
 import os
+import secrets
 from collections.abc import Callable, Sequence
 
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 
 from mixer.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 # A TFRecord is: uint64 length, uint32 crc(length), the bytes, uint32 crc(bytes); little-endian, checksums masked.
 _HEADER, _FOOTER = 12, 4
@@ -48,14 +51,16 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath
     takes = [instruction.take for instruction in instructions]
     starts = np.cumsum([0, *takes])
     shard_paths = [str(instruction.filename) for instruction in instructions]
+    remote = any("://" in path for path in shard_paths)
     skips = np.array([instruction.skip for instruction in instructions])
     _check_present(shard_paths)
 
     file_format = builder.info.file_format.value
     if file_format == "tfrecord":
         shards = _indexed_shards(builder, shard_paths, epath.Path(cache_dir))
-        read_runs = _with_pool(_read_tfrecords(shards), remote="://" in shard_paths[0])
+        read_runs = _with_pool(_read_tfrecords(shards), remote=remote)
     elif file_format == "array_record":
+        _check_counts(shard_paths, [instruction.skip + instruction.take for instruction in instructions])
         read_runs = _with_pool(_read_array_records(shard_paths), remote=False)
     else:
         raise UserError(
@@ -123,15 +128,32 @@ def _verified(payload: bytes) -> bytes | None:
     return data if masked == stored else None
 
 
+def _open_array_record(path: str) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+
+
+def _check_counts(paths: Sequence[str], counts: Sequence[int]) -> None:
+    """A file that lacks its end opens as one without records."""
+    with concurrent.futures.ThreadPoolExecutor(_REMOTE_READS) as pool:
+        for path, found, count in zip(paths, pool.map(_count_array_records, paths), counts, strict=True):
+            if found < count:
+                raise UserError(
+                    f"{path} holds {found} records where at least {count} are expected: it was cut short; copy or "
+                    "prepare it again"
+                )
+
+
+def _count_array_records(path: str) -> int:
+    return _open_array_record(path).num_records()
+
+
 def _read_array_records(paths: list[str]) -> Callable[[_Run], _Records]:
     readers: dict[int, array_record_module.ArrayRecordReader] = {}
 
     def read_run(run: _Run) -> _Records:
         shard, first, count = run
         if shard not in readers:
-            readers[shard] = array_record_module.ArrayRecordReader(
-                paths[shard], options="readahead_buffer_size:0", file_reader_buffer_size=32768
-            )
+            readers[shard] = _open_array_record(paths[shard])
         try:
             return list(readers[shard].read(first, first + count))
         except (IndexError, RuntimeError, ValueError):
@@ -172,13 +194,13 @@ def _indexed_shards(
     builder: tfds.core.DatasetBuilder, wanted: Sequence[str], cache_dir: epath.Path
 ) -> list[tuple[str, np.ndarray]]:
     """Finds or makes the index of the wanted shards: each one's path and offsets."""
-    folder = epath.Path(builder.data_path)
+    folder, dataset = epath.Path(builder.data_path), builder.info.full_name.replace("/", "-")
     found: dict[str, np.ndarray] = {}
     for name, split in builder.info.splits.items():
         paths = [str(path) for path in split.filepaths]
         if set(paths).isdisjoint(wanted):
             continue
-        places = [folder / _index_name(name), cache_dir / f"{folder.parent.name}-{folder.name}-{_index_name(name)}"]
+        places = [folder / _index_name(name), cache_dir / f"{dataset}-{_index_name(name)}"]
         offsets = _load_or_make(places, paths, split.shard_lengths)
         stops = np.cumsum([count + 1 for count in split.shard_lengths])
         found.update(zip(paths, np.split(offsets, stops[:-1]), strict=True))
@@ -196,11 +218,13 @@ def _load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Se
     """Loads the index from the first place that has it; else makes it and keeps it in the first that can be written."""
     for place in places:
         if place.exists():
-            if "://" not in str(place):
-                return np.load(place, mmap_mode="r")
-            with place.open("rb") as file:
-                return np.load(file)
-    logging.info("Indexing %d records in %d files, once.", sum(counts), len(paths))
+            offsets = _load(place)
+            if offsets is None or offsets.shape != (sum(counts) + len(counts),):
+                raise UserError(
+                    f"{place} is not the index of its {sum(counts)} records: delete it, to have it made again"
+                )
+            return offsets
+    _log.info("Indexing %d records in %d files, once.", sum(counts), len(paths))
     offsets = _scan(paths, counts)
     for place in places:
         try:
@@ -212,12 +236,27 @@ def _load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Se
     return offsets
 
 
+def _load(path: epath.Path) -> np.ndarray | None:
+    """Maps the index into memory, or reads it where it is remote; None when it is not a NumPy file, or half of one."""
+    try:
+        if "://" not in str(path):
+            return np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            return np.load(file)
+    except (ValueError, EOFError):
+        return None
+
+
 def _save(path: epath.Path, offsets: np.ndarray) -> None:
     """Writes the index whole or not at all, whichever of several processes comes first."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, offsets)
-    partial.rename(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, offsets)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _scan(paths: Sequence[str], counts: Sequence[int]) -> np.ndarray:
@@ -230,7 +269,7 @@ def _scan_shard(path: str, count: int) -> np.ndarray:
     offsets = np.zeros(count + 1, np.int64)
     size = epath.Path(path).stat().length
     at = 0
-    with open(path, "rb", buffering=1 << 16) if "://" not in path else epath.Path(path).open("rb") as file:
+    with open(path, "rb", buffering=1 << 12) if "://" not in path else epath.Path(path).open("rb") as file:
         for record in range(count):
             offsets[record] = at
             file.seek(at)

@@ -65,9 +65,9 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         datasets.prepare_embedded(name, str(data_dir))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except (ValueError, AssertionError) as error:
         raise UserError(
-            f"config.input.dataset={name!r}: {str(error).splitlines()[0]} Give a TFDS name (with config.input.data_dir "
+            f"config.input.dataset={name!r}: {_first_line(error)} Give a TFDS name (with config.input.data_dir "
             f"where it is prepared), one of {', '.join(datasets.EMBEDDED)}, or 'folder'"
         ) from None
     where = f"{name} in {data_dir or tfds.core.constants.DATA_DIR}"
@@ -79,14 +79,15 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     try:
         num_examples, read = open_records(builder, split, cache_dir)
     except (KeyError, ValueError, AssertionError) as error:
-        reason = str(error).strip("'\"").splitlines()[0]
-        raise UserError(f"split {split!r} of {where}: {reason} Its splits: {list(builder.info.splits)}") from None
-    if num_examples == 0:
+        raise UserError(
+            f"split {split!r} of {where}: {_first_line(error)} Its splits: {list(builder.info.splits)}"
+        ) from None
+    if num_examples < 1:  # TFDS counts train[9:5] as minus four
         raise UserError(f"split {split!r} of {where} is empty")
 
     features = builder.info.features
     image_key = _feature_key(features, tfds.features.Image, where)
-    multi_label = "labels" in features and not isinstance(features["labels"], tfds.features.ClassLabel)
+    multi_label = "labels" in features and isinstance(features["labels"], tfds.features.Sequence)
     label_key = "labels" if multi_label else _feature_key(features, tfds.features.ClassLabel, where)
     label_feature = features[label_key].feature if multi_label else features[label_key]
     max_labels = 1
@@ -100,6 +101,10 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         return [_parse(record, image_key, label_key, max_labels) for record in read(numbers)]
 
     return Source(num_examples, label_feature.names, max_labels, multi_label, fetch)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip("'\"\n") or type(error).__name__).splitlines()[0]
 
 
 def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -> str:
@@ -138,24 +143,26 @@ def _open_folder(config: ml_collections.ConfigDict, split: str) -> Source:
     root = epath.Path(config.data_dir or "")
     if not config.data_dir or not root.is_dir():
         raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
-    named = {key: next((root / name for name in names if (root / name).is_dir()), None)
+    named = {key: next((root / name for name in names if _folders(root / name)), None)
              for key, names in _SPLIT_FOLDERS.items()}  # fmt: skip
     train_root = named["train"] or root
-    class_names = sorted(path.name for path in train_root.iterdir() if path.is_dir() and path.name[0] != ".")
-    class_names = [name for name in class_names if _image_files(train_root / name)]
+    split_root = named[split] if named["train"] and named["validation"] else None
+    files_of = {name: files for name in _folders(train_root) if (files := _image_files(train_root / name))}
+    class_names = list(files_of)
     if len(class_names) < 2:
         raise UserError(f"{train_root} holds {len(class_names)} class folders with images; at least two are needed")
 
     paths: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(class_names):
-        if named["train"] and named["validation"]:
-            files = _image_files(named[split] / name)
+    for label, (name, files) in enumerate(files_of.items()):
+        if split_root:
+            files = _image_files(split_root / name)
         else:
-            files = sorted(_image_files(train_root / name), key=lambda file: hashlib.sha256(file.encode()).digest())
-            kept = min(max(round(len(files) * config.validation_share), 1), len(files) - 1)
+            files = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
+            kept = max(round(len(files) * config.validation_share), 1) if config.validation_share else 0
+            kept = min(kept, len(files) - 1)
             files = sorted(files[:kept] if split == "validation" else files[kept:])
-        paths += [str((named[split] or train_root) / name / file) for file in files]
+        paths += [str((split_root or train_root) / name / file) for file in files]
         labels += [label] * len(files)
     if not paths:
         raise UserError(f"{root} has no images for split {split!r}: set config.input.validation_share above zero")
@@ -166,10 +173,18 @@ def _open_folder(config: ml_collections.ConfigDict, split: str) -> Source:
     return Source(len(paths), class_names, 1, False, fetch)
 
 
+def _folders(folder: epath.Path) -> list[str]:
+    """The names of the folders in a folder, if it is one; hidden ones do not count, here and below."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+
+
 def _image_files(folder: epath.Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_IMAGE_SUFFIXES))
+    names = (path.name for path in folder.iterdir() if path.name[0] != ".")
+    return sorted(name for name in names if name.lower().endswith(_IMAGE_SUFFIXES))
 
 
 def _file_bytes(path: str) -> bytes | None:

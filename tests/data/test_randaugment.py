@@ -91,9 +91,7 @@ def pil(operation, image: np.ndarray, *args) -> np.ndarray:
     return np.asarray(operation(Image.fromarray(image), *args))
 
 
-def reference(
-    name: str, image: np.ndarray, level: float, sign: float, place: tuple[float, float]
-) -> np.ndarray:
+def reference(name: str, image: np.ndarray, level: float, sign: float, place: tuple[float, float]) -> np.ndarray:
     """The published operation: [height, width, 3] in float64 or uint8."""
     bits, threshold = min(max(int(level * 4), 1), 8), int(level * 256) % 256
     half = int(level * 40) * min(image.shape[:2]) // 224
@@ -119,9 +117,7 @@ def reference(
     return operations[name]()
 
 
-def apply(
-    name: str, image: np.ndarray, magnitude: float, sign: float, place: tuple[float, float]
-) -> np.ndarray:
+def apply(name: str, image: np.ndarray, magnitude: float, sign: float, place: tuple[float, float]) -> np.ndarray:
     operation = OPERATIONS[name]
     return operation(tf.constant(image), magnitude / 10, tf.constant(sign), tf.constant(place)).numpy()
 

@@ -1,0 +1,101 @@
+"""Pictures, their files, and small prepared datasets for the tests of the input."""
+
+import io
+import pathlib
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mixer import recipe
+
+CLASSES = ("axolotl", "bulbul", "conch")
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth, and another for every seed: uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [np.sin(5 * y + 3 * x + seed), np.cos(4 * x - y + seed), np.sin(7 * x * y - seed)]
+    return np.clip(np.stack(waves, -1) * [60, 90, 30] + [90, 140, 100], 0, 255).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray | Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    """The file's bytes; with "JPEG" in its best quality unless said otherwise."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {}) | options)
+    return buffer.getvalue()
+
+
+def png_of(header: tuple[int, int, int, int], rows: bytes) -> bytes:
+    """A PNG of this width, height, depth and colour type; `rows` each begin with their filter's byte."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def broken_huffman_table(jpeg: bytes) -> bytes:
+    """A JPEG with all its markers in place that no decoder can decode."""
+    at = jpeg.index(b"\xff\xc4") + 5  # behind marker, length and the table's number: the counts of code lengths
+    return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
+
+
+def wrong_checksum(png: bytes) -> bytes:
+    """A PNG whose pixel data does not match its checksum."""
+    at = png.index(b"IDAT") + 4
+    size = struct.unpack(">I", png[at - 8 : at - 4])[0]
+    return png[: at + size] + bytes([png[at + size] ^ 1]) + png[at + size + 1 :]
+
+
+def input_config(**fields: Any) -> ConfigDict:
+    """`config.input` with some fields of its own; `randaugment` is its number of layers."""
+    config = recipe.base().input
+    config.image_size = 16
+    config.randaugment.layers = fields.pop("randaugment", 0)
+    config.update(fields)
+    return config
+
+
+def pictures(count: int) -> list[bytes]:
+    """Files of many sizes, JPEG and PNG in turn."""
+    shapes = [(17 + 5 * (i % 7), 40 - 4 * (i % 5)) for i in range(count)]
+    return [encode(photo(*shape, seed=i), ("JPEG", "PNG")[i % 2]) for i, shape in enumerate(shapes)]
+
+
+def write_dataset(
+    data_dir: pathlib.Path,
+    file_format: str,
+    splits: Mapping[str, Sequence[tuple[bytes, Any]]],
+    *,
+    shards: int = 3,
+    features: dict[str, Any] | None = None,
+    shuffled: bool = False,
+) -> None:
+    """Prepares the TFDS dataset `pictures` from (file, label or labels); record n is example n unless shuffled."""
+    features = features or {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=CLASSES)}
+    image_key, label_key = features
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="pictures",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={
+            split: [(i, {image_key: data, label_key: label}) for i, (data, label) in enumerate(examples)]
+            for split, examples in splits.items()
+        },
+        data_dir=data_dir,
+        file_format=file_format,
+        disable_shuffling=not shuffled,
+        download_config=tfds.download.DownloadConfig(num_shards=shards),
+    )
+
+
+def labelled(files: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    return [(data, i % len(CLASSES)) for i, data in enumerate(files)]

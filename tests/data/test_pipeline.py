@@ -1,0 +1,345 @@
+"""The batch at a step is the same bytes however it is come by; a bad image costs its own slot and nothing else."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from making import (
+    broken_huffman_table,
+    encode,
+    input_config,
+    labelled,
+    photo,
+    pictures,
+    write_dataset,
+    wrong_checksum,
+)
+
+from mixer.data import augment, images, order, pipeline
+from mixer.data.sources import Example, Source, open_source
+from mixer.errors import UserError
+
+BATCH = 24
+KEYS = {"image", "labels", "weight", "status"}
+
+
+def source_of(examples: Sequence[Example], max_labels: int = 1) -> Source:
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        return [examples[n] for n in numbers]
+
+    return Source(len(examples), ("a", "b", "c"), max_labels, max_labels > 1, fetch)
+
+
+def examples_of(count: int) -> list[Example]:
+    return [Example(data, (label,)) for data, label in labelled(pictures(count))]
+
+
+def host_rows(hosts: int) -> list[slice]:
+    return [slice(BATCH // hosts * host, BATCH // hosts * (host + 1)) for host in range(hosts)]
+
+
+def train(
+    source: Source, config: Any, steps: range, rows: slice = slice(0, BATCH), seed: int = 5
+) -> list[pipeline.Batch]:
+    batches = pipeline.train_batches(source, config, seed=seed, batch_size=BATCH, rows=rows, steps=steps)
+    return [{key: value.copy() for key, value in batch.items()} for batch in batches]
+
+
+def evaluate(source: Source, config: Any, batch_size: int, rows: slice) -> list[pipeline.Batch]:
+    return list(pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows))
+
+
+def assert_same(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert set(one) == KEYS
+        for key in KEYS:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+            assert one[key].dtype == other[key].dtype
+
+
+def joined(parts: Sequence[Sequence[pipeline.Batch]]) -> list[pipeline.Batch]:
+    """The global batches of the hosts' shares."""
+    return [{key: np.concatenate([part[key] for part in step]) for key in KEYS} for step in zip(*parts, strict=True)]
+
+
+CONFIGS = {
+    "plain": {},
+    "blocks": {"shuffle_block": 5, "shuffle_window": 2},
+    "randaugment": {"randaugment": 2},
+}
+
+
+# ------------------------------------------------------------------------------------------------------ same bytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_is_a_function_of_its_step(prepared, name, tmp_path):
+    config = input_config(dataset="pictures", data_dir=str(prepared["tfrecord"]), **CONFIGS[name])
+    source = open_source(config, "train", tmp_path)
+    expected = train(source, config, range(4))  # into the third epoch
+    assert [batch["image"].shape for batch in expected] == [(BATCH, 16, 16, 3)] * 4
+    assert {key: value.dtype for key, value in expected[0].items()} == {
+        "image": np.uint8, "labels": np.int32, "weight": np.float32, "status": np.int32,
+    }  # fmt: skip
+    for batch in expected:
+        assert (batch["weight"] == 1).all()
+        assert (batch["status"] == images.OK).all()
+        assert batch["labels"].shape == (BATCH, 1)
+    assert_same(train(source, config, range(4)), expected)
+    assert_same(train(source, config, range(3, 4)), expected[3:])
+    assert_same(joined([train(source, config, range(2, 4), rows) for rows in host_rows(2)]), expected[2:])
+    assert_same(joined([train(source, config, range(1), rows) for rows in host_rows(8)]), expected[:1])
+
+    config.data_dir = str(prepared["array_record"])
+    assert_same(train(open_source(config, "train", tmp_path), config, range(4)), expected)
+    other = train(source, config, range(1), seed=6)[0]
+    assert (other["image"] != expected[0]["image"]).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_large_batches_are_read_in_chunks_that_do_not_show():
+    config = input_config(image_size=4)
+    source = source_of(examples_of(30))
+    rows = [slice(0, 192), slice(192, 198), slice(198, 199), slice(199, 200)]
+    parts = [
+        list(pipeline.train_batches(source, config, seed=0, batch_size=200, rows=part, steps=range(1))) for part in rows
+    ]
+    whole = list(pipeline.train_batches(source, config, seed=0, batch_size=200, rows=slice(0, 200), steps=range(1)))
+    assert_same(joined(parts), whole)
+
+
+@pytest.mark.parametrize("crop", augment.CROPS)
+def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
+    """Each row, from the functions that have tests of their own."""
+    config = input_config(crop=crop, shuffle_block=3)
+    files = examples_of(31)
+    for step, batch in zip((1, 2), train(source_of(files), config, range(1, 3)), strict=True):
+        positions = step * BATCH + np.arange(BATCH)
+        numbers = order.record_numbers(positions, 31, 5, block=3)
+        draws = order.uniform(5, positions, augment.num_draws(config))
+        np.testing.assert_array_equal(batch["labels"][:, 0], numbers % 3)
+        for row, number in enumerate(numbers):
+            image = images.inspect(files[number].image, 10**6)
+            size = np.array([[image.height, image.width]], np.int32)
+            window = augment.crop_windows(size, draws[row : row + 1], config)
+            of = (image.data, np.int32(image.encoding), size[0], window[0], draws[row])
+            expected = augment.train_image(*map(tf.constant, of), config)
+            np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+def test_every_epoch_meets_every_example_once_and_augments_it_anew():
+    config = input_config()
+    colours = [np.full((8, 8, 3), 7 * i, np.uint8) for i in range(BATCH)]
+    flat = source_of([Example(encode(colour), (0,)) for colour in colours])
+    for batch in train(flat, config, range(3)):
+        assert sorted(batch["image"][:, 0, 0, 0].tolist()) == [7 * i for i in range(BATCH)]
+        assert (batch["image"] == batch["image"][:, :1, :1, :1]).all()
+    first, second = train(source_of(examples_of(BATCH)), config, range(2))
+    images_of = [{row.tobytes() for row in batch["image"]} for batch in (first, second)]
+    assert len(images_of[0] & images_of[1]) <= 1
+
+
+def test_labels_are_padded(prepared_multilabel, tmp_path):
+    config = input_config(dataset="pictures", data_dir=str(prepared_multilabel), max_labels=4)
+    source = open_source(config, "train", tmp_path)
+    (batch,) = evaluate(source, config, 12, slice(0, 12))
+    expected = [[j if j < i % 4 else -1 for j in range(4)] for i in range(12)]
+    np.testing.assert_array_equal(batch["labels"], expected)
+
+
+# ------------------------------------------------------------------------------------------------------ bad images
+
+JPEG_FILE, PNG_FILE = encode(photo(20, 30), "JPEG"), encode(photo(20, 30))
+BAD = {
+    "no record": (None, "bad_record"),
+    "no bytes": (b"", "empty"),
+    "zeros": (b"\0" * 100, "unknown_format"),
+    "truncated JPEG": (JPEG_FILE[:-100], "truncated"),
+    "too large": (encode(np.zeros((1001, 1000), np.uint8)), "too_large"),
+    "broken Huffman table": (broken_huffman_table(JPEG_FILE), "undecodable"),
+    "wrong checksum": (wrong_checksum(PNG_FILE), "undecodable"),
+}
+
+
+def with_bad(examples: Sequence[Example], bad: dict[int, str]) -> list[Example]:
+    return [Example(BAD[bad[n]][0], example.labels) if n in bad else example for n, example in enumerate(examples)]
+
+
+def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Batch], statuses: np.ndarray) -> None:
+    """Equal where the status (int [steps, rows]) is 0; as a bad image is elsewhere."""
+    for batch, whole, status in zip(found, expected, statuses, strict=True):
+        np.testing.assert_array_equal(batch["status"], status)
+        good = status == images.OK
+        np.testing.assert_array_equal(batch["weight"], np.where(good, whole["weight"], 0))
+        for key in ("image", "labels"):
+            np.testing.assert_array_equal(batch[key][good], whole[key][good])
+        assert (batch["labels"][~good] == -1).all()
+
+
+def statuses_of(bad: dict[int, str], numbers: np.ndarray) -> np.ndarray:
+    codes = {n: images.STATUSES.index(BAD[name][1]) for n, name in bad.items()}
+    return np.array([[codes.get(int(n), images.OK) for n in row] for row in numbers])
+
+
+@pytest.mark.parametrize("randaugment", [0, 1])
+def test_bad_images_keep_their_slots(randaugment):
+    config = input_config(max_pixels=10**6, randaugment=randaugment)
+    examples = examples_of(40)
+    bad = dict(zip(range(3, 40, 5), BAD, strict=False))
+    numbers = order.record_numbers(np.arange(3 * BATCH), 40, 5).reshape(3, BATCH)
+    statuses = statuses_of(bad, numbers)
+    assert set(statuses.ravel()) == {images.STATUSES.index(status) for status in ("ok", *(s for _, s in BAD.values()))}
+    expected = train(source_of(examples), config, range(3))
+    source = source_of(with_bad(examples, bad))
+    assert_same_but(train(source, config, range(3)), expected, statuses)
+    halves = joined([train(source, config, range(1, 3), rows) for rows in host_rows(2)])
+    assert_same_but(halves, expected[1:], statuses[1:])
+
+
+@pytest.mark.parametrize("at", [{0}, {3}, {1, 2}, {0, 1, 2, 3}])
+def test_what_fails_in_the_decoder_is_got_past(at, monkeypatch):
+    """In the first batch, in the last, in neighbours and in all; a warning for each."""
+    warned = []
+    monkeypatch.setattr(pipeline._log, "warning", lambda *of: warned.append(of[1]))
+    config = input_config()
+    examples = examples_of(4 * BATCH)
+    numbers = order.record_numbers(np.arange(4 * BATCH), 4 * BATCH, 5).reshape(4, BATCH)
+    bad = {int(numbers[step, row]): name
+           for step, (row, name) in zip(sorted(at), itertools.cycle([(3, "broken Huffman table"), (23, "wrong checksum")]))}  # fmt: skip # noqa: E501
+    found = train(source_of(with_bad(examples, bad)), config, range(4))
+    assert_same_but(found, train(source_of(examples), config, range(4)), statuses_of(bad, numbers))
+    assert warned == sorted(at)
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_a_damaged_record_keeps_its_slot(file_format, tmp_path):
+    files = pictures(30)
+    write_dataset(tmp_path, file_format, {"train": labelled(files)}, shards=2)
+    config = input_config(dataset="pictures", data_dir=str(tmp_path))
+    expected = train(open_source(config, "train", tmp_path), config, range(2))
+    for shard in (tmp_path / "pictures").rglob("pictures-train*"):
+        content = bytearray(shard.read_bytes())
+        if files[13] in content:
+            content[content.index(files[13]) + 50] ^= 1
+            shard.write_bytes(content)
+    numbers = order.record_numbers(np.arange(2 * BATCH), 30, 5).reshape(2, BATCH)
+    statuses = np.where(numbers == 13, images.BAD_RECORD, images.OK)
+    assert statuses.any()
+    assert_same_but(train(open_source(config, "train", tmp_path), config, range(2)), expected, statuses)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.mark.parametrize("count", [1, 23, 24, 25, 48])
+@pytest.mark.parametrize("hosts", [1, 2, 8])
+def test_evaluation_meets_every_example_once(count, hosts):
+    config = input_config(image_size=4)
+    files = [Example(encode(np.full((9, 9, 3), i, np.uint8)), (i,)) for i in range(count)]
+    source = source_of(files)
+    shares = [evaluate(source, config, BATCH, rows) for rows in host_rows(hosts)]
+    assert {len(share) for share in shares} == {-(-count // BATCH)}
+    batches = joined(shares)
+    rows = {key: np.concatenate([batch[key] for batch in batches]) for key in KEYS}
+    np.testing.assert_array_equal(rows["weight"], np.arange(len(rows["weight"])) < count)
+    np.testing.assert_array_equal(rows["labels"][:count, 0], np.arange(count))
+    np.testing.assert_array_equal(rows["image"][:count, 0, 0, 0], np.arange(count))
+    assert (rows["labels"][count:] == -1).all()
+    assert (rows["status"] == images.OK).all()
+    assert {batch["image"].shape for share in shares for batch in share} == {(BATCH // hosts, 4, 4, 3)}
+
+
+def test_evaluation_gets_past_bad_images():
+    config = input_config(max_pixels=10**6)
+    examples = examples_of(60)
+    bad = dict(zip(range(1, 60, 8), BAD, strict=False))
+    numbers = np.arange(72).reshape(3, BATCH)
+    expected = evaluate(source_of(examples), config, BATCH, slice(0, BATCH))
+    found = evaluate(source_of(with_bad(examples, bad)), config, BATCH, slice(0, BATCH))
+    assert_same_but(found, expected, statuses_of(bad, numbers))
+    assert sum(batch["weight"].sum() for batch in found) == 60 - len(bad)
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+def test_a_user_s_error_arrives_as_one():
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        raise UserError("an example has 9 labels: set config.input.max_labels; or not")
+
+    source = Source(30, ("a", "b"), 1, False, fetch)
+    for batches in (
+        pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(3)),
+        pipeline.eval_batches(source, input_config(), batch_size=8, rows=slice(0, 8)),
+    ):
+        with pytest.raises(UserError) as caught:
+            next(iter(batches))
+        assert str(caught.value) == "an example has 9 labels: set config.input.max_labels; or not"
+
+
+def test_a_user_s_error_beside_a_bad_image_arrives_too():
+    """The example with too many labels is met while the batch's images are tried one by one."""
+    tried = []
+
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        tried.append(numbers)
+        if len(tried) > 1:
+            raise UserError("too many labels")
+        return [Example(BAD["broken Huffman table"][0], (0,)) for _ in numbers]
+
+    source = Source(8, ("a", "b"), 1, False, fetch)
+    batches = pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(1))
+    with pytest.raises(UserError, match=r"^too many labels$"):
+        next(iter(batches))
+
+
+def test_other_errors_arrive_as_they_are():
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        raise ValueError("a mistake in the program")
+
+    source = Source(30, ("a", "b"), 1, False, fetch)
+    batches = pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(3))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a mistake in the program"):
+        next(iter(batches))
+
+
+def test_autograph_has_nothing_to_say(caplog):
+    logging.set_verbosity(logging.INFO)
+    train(source_of(examples_of(5)), input_config(randaugment=1), range(1))
+    assert "AutoGraph" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------ real images
+
+
+def test_cifar10_is_what_tfds_decodes(shared_data, tmp_path):
+    data_dir = str(shared_data / "tfds")
+    config = input_config(
+        dataset="cifar10", data_dir=data_dir, image_size=32, eval_crop="resize_square", eval_resize=32
+    )
+    source = open_source(config, "test[:100]", tmp_path)
+    assert list(source.class_names)[:3] == ["airplane", "automobile", "bird"]
+    expected = list(tfds.load("cifar10", split="test[:100]", data_dir=data_dir, download=False).as_numpy_iterator())
+    batches = evaluate(source, config, 50, slice(0, 50))
+    np.testing.assert_array_equal(
+        np.concatenate([batch["image"] for batch in batches]), [example["image"] for example in expected]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([batch["labels"][:, 0] for batch in batches]), [example["label"] for example in expected]
+    )
+
+
+def test_photographs_of_many_sizes(shared_data, tmp_path):
+    """ImageNet's own files: all decode, in training and in evaluation."""
+    paths = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:BATCH]
+    examples = [Example(path.read_bytes(), (0,)) for path in paths]
+    (batch,) = train(source_of(examples), input_config(image_size=64), range(1))
+    (whole,) = evaluate(source_of(examples), input_config(image_size=64), BATCH, slice(0, BATCH))
+    for found in (batch, whole):
+        assert (found["weight"] == 1).all()
+        assert (found["image"].std(axis=(1, 2, 3)) > 5).all()
