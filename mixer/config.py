@@ -1,9 +1,14 @@
 """From the command line to a checked, locked config; and from a run's folder back to it."""
 
 import difflib
+import functools
 import json
 import math
+import operator
 import pathlib
+import re
+import runpy
+import traceback
 from typing import Any
 
 import jax
@@ -11,7 +16,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from mixer import recipe
+from mixer import models, recipe
 from mixer.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -23,28 +28,39 @@ _CHOICES = {
     "loss": ("sigmoid_xent", "softmax_xent"),
     "sharding": ("data_parallel", "fully_sharded"),
     "model.dtype": ("bfloat16", "float32"),
-    "optimizer.name": ("adam", "momentum"),
+    "optimizer.name": ("adam", "momentum", "muon"),
     "optimizer.decay": ("linear", "cosine", "constant"),
     "input.crop": ("inception", "pad", "resize"),
     "input.eval_crop": ("resize_small", "resize_square"),
 }
 
-# Fields that have to lie within bounds, both included.
+# Fields that have to lie within bounds, both included and infinity never; a field that is not set is not looked at.
 _BOUNDS = {
     "seed": (0, 2**31 - 1),
     "batch_size": (1, math.inf),
     "accumulate_steps": (1, math.inf),
     "ema_decay": (0, 0.999999),
+    **{f"warmup_{unit}": (0, math.inf) for unit in recipe.UNITS},
+    **{f"model.{width}": (1, math.inf) for width in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
     "model.dropout": (0, 0.999),
     "model.stochastic_depth": (0, 0.999),
+    "model.head_bias_init": (-math.inf, math.inf),
     "optimizer.learning_rate": (0, math.inf),
+    "optimizer.end_factor": (0, math.inf),
+    "optimizer.beta1": (0, 0.999999),
+    "optimizer.beta2": (0, 0.999999999),
+    "optimizer.epsilon": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),
     "optimizer.clip_norm": (0, math.inf),
     "mixup.p": (0, math.inf),
     "mixup.group": (2, math.inf),
     "input.image_size": (1, math.inf),
+    "input.eval_resize": (1, math.inf),
+    "input.max_labels": (1, math.inf),
+    "input.max_pixels": (1, math.inf),
     "input.validation_share": (0, 0.9),
     "input.randaugment.layers": (0, 16),
+    "input.randaugment.magnitude": (0, math.inf),
     "input.shuffle_block": (1, math.inf),
     "input.shuffle_window": (0, math.inf),
     "input.max_bad_share": (0, 1),
@@ -53,6 +69,9 @@ _BOUNDS = {
     "checkpoint.keep_best": (0, math.inf),
     "profile_steps": (0, math.inf),
 }
+
+# Fields that hold a smallest and a largest value, and what neither may exceed.
+_RANGES = {"input.crop_area": 1.0, "input.crop_aspect": math.inf}
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -63,19 +82,24 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     try:
         return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown_flag(error.flagname)) from None
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError, OSError, ImportError, SyntaxError) as error:
-        raise UserError(_first_line(error)) from None
+    except Exception as error:  # whatever a config file raises is among them
+        raise UserError(_explanation(argv, error)) from None
 
 
 def from_flags() -> tuple[ConfigDict, str]:
-    """Returns the checked config that the flags give, and its file's name without ending."""
+    """Returns the checked config that the flags give, and its file's name without ending.
+
+    Raises:
+      UserError: there is no config, or a value is not allowed.
+    """
     flag = flags.FLAGS["config"]
-    if flag.value is None:
-        raise UserError("--config is missing: give a file, such as --config configs/quickstart.py")
+    if not flag.present:
+        raise UserError(_MISSING)
+    spec = config_flags.get_config_filename(flag)
+    if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
+        _run_file(spec)
     config = one_unit_each(flag.value, config_flags.get_override_values(flag))
-    return checked(config), pathlib.Path(config_flags.get_config_filename(flag).split(":")[0]).stem
+    return checked(config), pathlib.Path(spec.split(":")[0]).stem
 
 
 def one_unit_each(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
@@ -97,18 +121,48 @@ def checked(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: a value is not among those allowed.
     """
+    fields, known = flat(config), flat(recipe.base())
+    if missing := sorted(known.keys() - fields.keys()):
+        raise UserError(f"config.{missing[0]} is missing: let the config file start from mixer.recipe.base()")
+    if unknown := sorted(fields.keys() - known.keys()):
+        raise UserError(f"config.{unknown[0]}: no such setting{_nearest(unknown[0], list(known))}")
     for path, allowed in _CHOICES.items():
-        if _get(config, path) not in allowed:
-            raise UserError(f"config.{path}={_get(config, path)!r}: expected one of {', '.join(allowed)}")
+        if fields[path] not in allowed:
+            raise UserError(f"config.{path}={fields[path]!r}: expected one of {', '.join(allowed)}")
     for path, (low, high) in _BOUNDS.items():
-        if not low <= _get(config, path) <= high:
+        if fields[path] is not None and not (low <= fields[path] <= high and math.isfinite(fields[path])):
+            lower = "a finite number" if low == -math.inf else f"at least {low}"
             upper = "" if high == math.inf else f" and at most {high}"
-            raise UserError(f"config.{path}={_get(config, path)}: expected at least {low}{upper}")
+            raise UserError(f"config.{path}={fields[path]}: expected {lower}{upper}")
+    for path, most in _RANGES.items():
+        if not _is_range(fields[path], most):
+            upper = "" if most == math.inf else f", neither above {most:g}"
+            raise UserError(
+                f"config.{path}={tuple(fields[path])}: expected the smallest and the largest{upper}, such as 0.05,1"
+            )
     for name in DURATIONS:
         given = [unit for unit in recipe.UNITS if config[f"{name}_{unit}"] is not None]
         if len(given) != 1:
             choices = ", ".join(f"{name}_{unit}" for unit in recipe.UNITS)
             raise UserError(f"exactly one of {choices} must be set, not {len(given)}")
+        path = f"{name}_{given[0]}"
+        if name != "warmup" and not 0 < fields[path] < math.inf:
+            raise UserError(f"config.{path}={fields[path]}: expected a finite number above 0")
+    try:
+        patch_size = models.create(config.model.variant, 0).patch_size
+    except ValueError as error:
+        raise UserError(f"config.model.variant: {error}") from None
+    if config.input.image_size % patch_size:
+        raise UserError(
+            f"config.input.image_size={config.input.image_size} is not a multiple of the patch size of "
+            f"config.model.variant={config.model.variant!r}; the nearest that is: "
+            f"{max(round(config.input.image_size / patch_size), 1) * patch_size}"
+        )
+    if config.input.eval_resize and config.input.eval_resize < config.input.image_size:
+        raise UserError(
+            f"config.input.eval_resize={config.input.eval_resize} is smaller than "
+            f"image_size={config.input.image_size}, which is cropped from it"
+        )
     if config.accumulate_steps > 1 and config.batch_size % config.accumulate_steps:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by accumulate_steps={config.accumulate_steps}"
@@ -126,14 +180,14 @@ def steps(config: ConfigDict, name: str, num_examples: int) -> int:
     return max(round(examples / config.batch_size), 1) if examples else 0
 
 
-def save(config: ConfigDict, workdir: epath.Path) -> None:
+def save(config: ConfigDict, workdir: epath.PathLike) -> None:
     """Writes the config to the run's folder.
 
     Raises:
       UserError: the folder holds a run of another config.
     """
     text = config.to_json(indent=2, sort_keys=True)
-    path = workdir / CONFIG_FILE
+    path = epath.Path(workdir) / CONFIG_FILE
     if path.exists():
         before, now = flat(load(workdir)), flat(ConfigDict(json.loads(text)))
         changed = sorted(key for key in {**before, **now} if before.get(key) != now.get(key) and not _harmless(key))
@@ -162,7 +216,7 @@ def load(workdir: epath.PathLike) -> FrozenConfigDict:
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         return FrozenConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({_first_line(error)})") from None
 
 
@@ -177,19 +231,77 @@ def flat(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> dict[str, A
     return fields
 
 
-def _get(config: ConfigDict, path: str) -> Any:
-    for part in path.split("."):
-        config = config[part]
+def _is_range(value: list[Any], most: float) -> bool:
+    return (
+        len(value) == 2
+        and all(isinstance(bound, int | float) for bound in value)
+        and 0 < value[0] <= value[1] <= most
+        and value[1] < math.inf
+    )
+
+
+# ------------------------------------------------------------------------------------------- what is wrong, in one line
+
+_MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _explanation(argv: list[str], error: Exception) -> str:
+    """Says what is wrong with a command line that could not be parsed."""
+    line = "\n".join(argv)
+    given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
+    overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
+    if overrides and not given:
+        return _MISSING
+    if isinstance(error, flags.UnrecognizedFlagError):
+        known = [name for name in ("config", "workdir", "inspect", "distributed") if name in flags.FLAGS]
+        return f"--{error.flagname}: no such flag{_nearest(error.flagname, known, '--')}"
+    if not given:
+        return _first_line(error)
+    try:
+        config = _run_file(given[-1])
+    except UserError as problem:
+        return str(problem)
+    known = list(flat(config))
+    for name in overrides:
+        if any(path.startswith(f"{name}.") for path in known):
+            return f"config.{name} is a group of settings; give each by itself, such as --config.{name}.NAME=VALUE"
+        if name not in known:
+            return f"--config.{name}: no such setting{_nearest(name, known, '--config.')}"
+    if wrong := re.match(r"(?s)flag --config\.([^=]+)=(.*)", str(error).removesuffix(f": {error.__context__}")):
+        *groups, name = wrong[1].split(".")
+        kind = functools.reduce(operator.getitem, groups, config).get_type(name)
+        return f"config.{wrong[1]}={wrong[2]!r}: expected {_EXPECTED.get(kind, kind.__name__)}"
+    return _first_line(error)
+
+
+def _run_file(spec: str) -> ConfigDict:
+    """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
+    path, *argument = spec.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config {spec}: no such file")
+    try:
+        scope = runpy.run_path(path)
+        if "get_config" not in scope:
+            raise UserError(f"--config {spec}: the file has no function get_config")
+        config = scope["get_config"](*argument)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"--config {spec}: {where}{type(error).__name__}: {_first_line(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
     return config
 
 
-def _unknown_flag(name: str) -> str:
-    """The line for a flag that does not exist, with the nearest that does."""
-    config = flags.FLAGS["config"].value
-    known = [f"config.{key}" for key in flat(config)] if config is not None else []
-    known += [key for key in ("config", "workdir", "inspect", "distributed") if key in flags.FLAGS]
+def _nearest(name: str, known: list[str], prefix: str = "config.") -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    return f"--{name}: no such setting" + (f"; the nearest is --{nearest[0]}" if nearest else "")
+    return f"; the nearest is {prefix}{nearest[0]}" if nearest else ""
 
 
 def _first_line(error: Exception) -> str:

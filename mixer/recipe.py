@@ -35,9 +35,7 @@ def base() -> ConfigDict:
     config.loss = "sigmoid_xent"  # or softmax_xent; the paper is silent, the published ImageNet-1k config says sigmoid
     config.ema_decay = 0.0  # of a moving average of the parameters, evaluated beside them; 0 for none
     config.sharding = "data_parallel"  # or fully_sharded: parameters and optimizer state split over the devices
-    config.init_from = placeholder(
-        str
-    )  # an earlier run's workdir: start from its parameters, with a new head if need be
+    config.init_from = placeholder(str)  # an earlier run's workdir to start from; a new head where classes differ
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # Ti, S, B, L or H, and the patch size in pixels
@@ -55,7 +53,7 @@ def base() -> ConfigDict:
     config.model.scan = False  # compile one block and loop over it
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # or momentum
+    config.optimizer.name = "adam"  # or momentum, muon
     config.optimizer.learning_rate = 1e-3  # at the end of warm-up
     config.optimizer.decay = "linear"  # or cosine, constant
     config.optimizer.end_factor = 1e-5  # of the learning rate, at the end; as published
@@ -87,7 +85,7 @@ def base() -> ConfigDict:
     config.input.shuffle_block = 1  # records that stay neighbours; 16 or more for remote storage
     config.input.shuffle_window = 0  # blocks among which they are shuffled; 0 for all
     config.input.max_pixels = 100_000_000  # larger images are refused undecoded
-    config.input.max_bad_share = 0.01  # of images that cannot be used; above it the run stops
+    config.input.max_bad_share = 0.01  # of the images seen, at least 1000, that cannot be used; above it the run stops
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep_last = 2

@@ -9,14 +9,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
 from mixer import config as configuration
 from mixer import models
 from mixer.data import contact_sheet, images, pipeline, sources
-from mixer.errors import UserError
+from mixer.errors import UserError, quiet_libraries
 from mixer.models.mlp_mixer import MlpMixer, forward_macs
 from mixer.training import evaluation, sharding
 from mixer.training import optimizer as optimizers
@@ -27,14 +27,18 @@ from mixer.transfer.load import initial_params
 
 CLASSES_FILE = "classes.txt"
 
+_FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, prefix: str = "") -> dict[str, float]:
+
+def train(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, console: Console | None = None
+) -> dict[str, float]:
     """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
 
     Args:
       config: from `configuration.checked`.
       workdir: the run's folder, local or gs://; made if missing.
-      prefix: put before every console line.
+      console: where to say how it goes; standard output if not given.
 
     Returns:
       The metrics of the last evaluation.
@@ -43,7 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, prefix: st
       UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
     """
     workdir = _make_workdir(workdir)
-    console = Console(prefix)
+    console = console or Console()
 
     # ------------------------------------------------------------------------------------------------ mesh and input
     mesh = sharding.make_mesh()
@@ -109,43 +113,45 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, prefix: st
     )  # fmt: skip
     feed = sharding.device_batches(batches, mesh)
     progress = Progress(first_step, total_steps, config.batch_size)
-    trace_from = first_step + 10 if config.profile_steps else None
+    traced = range(first_step + 10, min(first_step + 10 + config.profile_steps, total_steps))
     log_every, eval_every, checkpoint_every = every("log"), every("eval"), every("checkpoint")
     unread: tuple[int, dict[str, jax.Array]] | None = None  # metrics are read one step late: the loop never waits
 
-    for step in range(first_step + 1, total_steps + 1):
-        with progress.waiting():
-            batch = next(feed)
-        state, metrics = train_step(state, batch)
-        if step == first_step + 1:
-            with progress.pause():  # compiling
-                jax.block_until_ready(metrics)
-        if unread:
-            _check(*unread, config)
-        unread = step, metrics
-        if trace_from == step:
-            jax.profiler.start_trace(str(workdir))
-        elif trace_from and step == trace_from + config.profile_steps:
-            jax.profiler.stop_trace()
+    try:
+        for step in range(first_step + 1, total_steps + 1):
+            with progress.waiting():
+                batch = next(feed)
+            state, metrics = train_step(state, batch)
+            if step == first_step + 1:
+                with progress.pause():  # compiling
+                    jax.block_until_ready(metrics)
+            if unread:
+                _check(*unread, config)
+            unread = step, metrics
+            if traced and step == traced.start:
+                jax.profiler.start_trace(str(workdir))
+            if traced and step == traced.stop:
+                jax.profiler.stop_trace()
 
-        last = step == total_steps
-        row: dict[str, float] = {}
-        if step % log_every == 0 or last:
-            scalars = _check(step, metrics, config) | progress.measure(step)
-            row |= {f"train/{name}": value for name, value in scalars.items()}
-            console.show(step, total_steps, scalars)
-        if step % eval_every == 0 or last:
-            with progress.pause():
-                row |= (evaluated := evaluate(state))
-            console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
-        if row:
-            log.write(step, row)
-        if step % checkpoint_every == 0 or last:
-            _check(step, metrics, config)  # what is saved is finite
-            checkpoints.save(state, row)
+            last = step == total_steps
+            row: dict[str, float] = {}
+            if step % log_every == 0 or last:
+                scalars = _check(step, metrics, config) | progress.measure(step)
+                row |= {f"train/{name}": value for name, value in scalars.items()}
+                console.show(step, total_steps, scalars)
+            if step % eval_every == 0 or last:
+                with progress.pause():
+                    row |= (evaluated := evaluate(state))
+                console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
+            if row:
+                log.write(step, row)
+            if step % checkpoint_every == 0 or last:
+                _check(step, metrics, config)  # what is saved is finite
+                checkpoints.save(state, row)
+    finally:  # a save in the background is brought to its end, whatever ended the loop
+        checkpoints.close()
+        log.close()
 
-    checkpoints.close()
-    log.close()
     if first_step >= total_steps:
         console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {total_steps}")
     evaluations = [row for row in read_metrics(workdir) if "val/count" in row]
@@ -203,8 +209,9 @@ def _describe(
     console.keep(
         f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), {config.sharding}, "
         f"{config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
-        f"{eval_source.num_examples:,} evaluation images, {len(source.class_names):,} classes; {total_steps:,} steps of "
-        f"{config.batch_size} ({total_steps * config.batch_size / source.num_examples:.4g} epochs)"
+        f"{eval_source.num_examples:,} evaluation images, {len(source.class_names):,} classes; "
+        f"{total_steps:,} steps of {config.batch_size}, "
+        f"{total_steps * config.batch_size / source.num_examples:.4g} epochs"
     )
 
 
@@ -213,12 +220,13 @@ def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> di
     values = jax.device_get(metrics)
     if not values.pop("finite"):
         raise UserError(
-            f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints are "
-            "sound; lower optimizer.learning_rate or lengthen the warm-up, and continue"
+            f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints "
+            "are sound; lower optimizer.learning_rate or lengthen the warm-up, and continue"
         )
     bad = dict(zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True))
-    share = sum(bad.values()) / (step * config.batch_size)
-    if share > config.input.max_bad_share:
+    seen = step * config.batch_size
+    share = sum(bad.values()) / seen
+    if sum(bad.values()) > config.input.max_bad_share * max(seen, _FEWEST_SEEN):
         kinds = ", ".join(f"{count} {status}" for status, count in bad.items() if count)
         raise UserError(
             f"{share:.2%} of the images up to step {step} cannot be used ({kinds}), more than "
@@ -261,7 +269,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    logging.set_verbosity(logging.WARNING)
+    quiet_libraries()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     if flags.FLAGS.distributed:
@@ -280,4 +288,5 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=configuration.parse_flags)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        problem = f"error: {error}"
+    sys.exit(problem)  # here, where the error and all that its traceback holds are gone

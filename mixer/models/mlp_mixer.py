@@ -33,7 +33,7 @@ def _variant(num_blocks: int, hidden_dim: int) -> Variant:
 
 
 VARIANTS = {
-    "Ti": _variant(6, 128),  # not in the paper: for tests and the quickstart
+    "Ti": _variant(4, 128),  # not in the paper: for tests and the quickstart
     "S": _variant(8, 512),
     "B": _variant(12, 768),
     "L": _variant(24, 1024),

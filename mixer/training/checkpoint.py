@@ -1,18 +1,26 @@
 """Checkpoints through orbax: written in the background, and restored from the newest that is whole."""
 
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mixer.errors import UserError
 from mixer.training.step import TrainState
 
+_log = logging.getLogger(__name__)
+
 BEST_METRIC = "val/accuracy"
+
+_CHECKSUMS = "checksums"
 
 
 class Checkpoints:
@@ -27,18 +35,16 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         if keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            kept.append(_MostAccurate(keep_best))
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        _forget_damaged_metrics(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Unused, but without it orbax does not write the metrics, and a restart would forget the best.
+                best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -49,24 +55,30 @@ class Checkpoints:
           state: of the run, on the devices.
           metrics: of this very step; an accuracy among them makes it a candidate for the best.
         """
-        best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else None
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=best, force=True)
+        best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
+        saved = {**_fields(state), _CHECKSUMS: jax.jit(_checksums, out_shardings=state.step.sharding)(_fields(state))}
+        self._manager.save(int(state.step), args=ocp.args.StandardSave(saved), metrics=best, force=True)
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, laid out as `shardings` says; None when the run has none yet.
+
+        Newer ones that cannot be read are deleted once an older one could: the run is about to write them again.
 
         Raises:
           UserError: there are checkpoints and none can be read. Starting from zero silently would lose the run.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        checksums = jax.eval_shape(_checksums, _fields(shapes))
         target = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            {**_fields(shapes), _CHECKSUMS: checksums},
+            {**_fields(shardings), _CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
         )
-        for step in steps:
-            try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(target))
-            except Exception as error:  # orbax raises whatever the damaged part meets
-                logging.warning("Checkpoint %d skipped, it cannot be read: %s", step, _first_line(error))
+        args = ocp.args.StandardRestore(target)
+        for step, saved in _readable(steps, lambda step: self._manager.restore(step, args=args)):
+            for damaged in steps[: steps.index(step)]:
+                self._manager.delete(damaged)
+            return shapes.replace(**{name: saved[name] for name in _fields(shapes)})
         if steps:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be read (steps {steps[-1]} to {steps[0]}); "
@@ -83,28 +95,88 @@ class Checkpoints:
         self._manager.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class _MostAccurate(policies.PreservationPolicy):
+    """Keeps the n most accurate; orbax's BestN takes every checkpoint to have been evaluated."""
+
+    n: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> Sequence[bool]:
+        evaluated = [info for info in checkpoints if BEST_METRIC in (info.metrics or {})]
+        best = {info.step for info in sorted(evaluated, key=lambda info: info.metrics[BEST_METRIC])[-self.n :]}
+        return [info.step in best for info in checkpoints]
+
+
+def _forget_damaged_metrics(folder: epath.Path) -> None:
+    """orbax reads every checkpoint's metrics when it starts, and stops at the first that it cannot parse."""
+    for path in folder.glob("*/metrics/metrics") if jax.process_index() == 0 else ():
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            _log.warning("The metrics of checkpoint %s cannot be read: it does not count among the best.", path)
+            path.unlink()
+
+
 def load_params(workdir: epath.PathLike, ema: bool = False) -> Any:
     """Reads the newest parameters of a run as NumPy arrays; the averaged ones if `ema`.
 
     Raises:
       UserError: the folder holds no checkpoint that can be read and has them.
     """
-    folder = epath.Path(workdir).resolve() / "checkpoints"
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
-    key = "ema_params" if ema else "params"
+    folder, key = epath.Path(workdir).resolve() / "checkpoints", "ema_params" if ema else "params"
+
+    def read(step: int) -> dict[str, Any]:
+        tree = manager.item_metadata(step).tree
+        wanted = {key: tree[key], _CHECKSUMS: {key: tree[_CHECKSUMS][key]}}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        return manager.restore(step, args=args)
+
+    if folder.is_dir():
+        options = ocp.CheckpointManagerOptions(create=False)
+        with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
+            for _, saved in _readable(sorted(manager.all_steps(), reverse=True), read):
+                return saved[key]
+    raise UserError(f"{workdir} holds no checkpoint with {key} that can be read; give the --workdir of an earlier run")
+
+
+def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the steps whose checkpoint can be read and is what was written, with what was read."""
     for step in steps:
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                saved = checkpointer.metadata(folder / str(step) / "default").item_metadata.tree[key]
-                args = ocp.args.PyTreeRestore(
-                    item={key: saved},
-                    restore_args={key: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)},
-                    partial_restore=True,
-                )
-                return checkpointer.restore(folder / str(step) / "default", args=args)[key]
-        except Exception as error:
-            logging.warning("Checkpoint %d skipped, it cannot be read: %s", step, _first_line(error))
-    raise UserError(f"{workdir} holds no checkpoint with {key} that can be read; give the --workdir of an earlier run")
+            saved = read(step)
+            _compare(saved)
+        except Exception as error:  # orbax raises whatever the damaged part meets
+            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, _first_line(error))
+        else:
+            yield step, saved
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    """The state's fields that hold arrays: an average need not be kept."""
+    return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
+
+
+def _checksums(fields: dict[str, Any]) -> dict[str, Any]:
+    """For each field the sum of the bits of each array, modulo 2^32: any one changed bit changes it.
+
+    orbax guards its index and small arrays by checksums of its own, large arrays not.
+    """
+
+    def checksum(array: Any) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return {name: jnp.stack([checksum(array) for array in jax.tree.leaves(tree)]) for name, tree in fields.items()}
+
+
+def _compare(saved: dict[str, Any]) -> None:
+    """Raises ValueError if what was read is not what was written."""
+    expected = saved[_CHECKSUMS]
+    found = jax.jit(_checksums)({name: saved[name] for name in expected})
+    for name, values in expected.items():
+        if not np.array_equal(values, found[name]):
+            raise ValueError(f"{name} is not what was written, its checksum differs")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What a run says: TensorBoard and JSON lines for machines, one line at a time for the person who watches."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ class MetricsLog:
     """Writes scalars of a step to TensorBoard and to `metrics.jsonl`; only the first process writes."""
 
     def __init__(self, workdir: epath.PathLike, step: int):
-        """Continues the logs of a run that stands at `step`: lines of later steps, from before it was interrupted, go."""
+        """Continues the logs of a run that stands at `step`; later lines, from before it was interrupted, go."""
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         if self._writes:
@@ -90,24 +91,30 @@ class Progress:
 class Console:
     """Prints the line of a step; on a terminal each replaces the one before, until `keep` ends it."""
 
-    def __init__(self, prefix: str = ""):
-        self._prefix = prefix
+    def __init__(self, prefix: str = "", seconds_after: float = 0.0):
+        """Puts `prefix` before every line and adds `seconds_after`, for what follows this run, to the time left."""
+        self._prefix, self._seconds_after = prefix, seconds_after
         self._live = sys.stdout.isatty()
         self._writes = jax.process_index() == 0
 
     def show(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
         """Shows step, loss, learning rate, gradient norm, speed, waiting and time left."""
         line = (
-            f"{self._prefix}step {step}/{total_steps}  loss {scalars['loss']:.4f}  "
+            f"step {step}/{total_steps}  loss {scalars['loss']:.4f}  "
             f"lr {scalars['learning_rate']:.2e}  grad norm {scalars['grad_norm']:.3f}  "
             f"{scalars['images_per_sec_per_core']:.0f} images/s/core  "
-            f"input wait {scalars['input_wait_share']:.1%}  {format_seconds(scalars['seconds_left'])} left"
+            f"input wait {scalars['input_wait_share']:.1%}  "
+            f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left"
         )
-        self._print(f"\r\033[K{line}" if self._live else line + "\n")
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be replaced
+            self._print(f"\r\033[K{(self._prefix + line)[:width]}")
+        else:
+            self._print(f"{self._prefix}{line}\n")
 
     def keep(self, line: str) -> None:
         """Prints a line that stays."""
-        self._print(f"\r\033[K{line}\n" if self._live else line + "\n")
+        self._print(f"\r\033[K{self._prefix}{line}\n" if self._live else f"{self._prefix}{line}\n")
 
     def _print(self, text: str) -> None:
         if self._writes:

@@ -82,5 +82,10 @@ def device_batches(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iter
 
 def to_host(mesh: Mesh, *arrays: jax.Array) -> tuple[np.ndarray, ...]:
     """Copies arrays, however they lie on the mesh, to the memory of every host."""
-    gathered = jax.jit(lambda *xs: xs, out_shardings=replicated(mesh))(*arrays)
+    gathered = jax.jit(_same, out_shardings=replicated(mesh))(*arrays)
     return tuple(np.asarray(array) for array in gathered)
+
+
+def _same(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """One function for all calls: for a new one each time, JAX would compile each time."""
+    return arrays

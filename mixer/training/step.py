@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.training import losses
@@ -23,6 +23,8 @@ Metrics = dict[str, jax.Array]
 class TrainState(flax.struct.PyTreeNode):
     """All that a checkpoint holds; everything else is a function of config and step.
 
+    The leaves are arrays, or in their stead shapes or shardings.
+
     Attributes:
       step: steps taken, and the number of the batch to come. int32 [].
       params: the model's, float32.
@@ -31,11 +33,11 @@ class TrainState(flax.struct.PyTreeNode):
       bad_images: images that could not be used so far, by status. int32 [statuses].
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
     ema_params: Any
-    bad_images: Int[Array, " statuses"]
+    bad_images: Any
 
 
 def init_state(

@@ -33,8 +33,9 @@ def fitted(loaded: Any, params: Any, source: str) -> Any:
     """
     ours = traverse_util.flatten_dict(params, sep="/")
     theirs = traverse_util.flatten_dict(loaded, sep="/")
-    if any(theirs[key].shape != ours[key].shape for key in ("head/kernel", "head/bias") if key in theirs):
-        theirs |= {key: value for key, value in ours.items() if key.startswith("head/")}
+    head = [key for key in ours.keys() & theirs.keys() if key.startswith("head/")]
+    if any(theirs[key].shape != ours[key].shape for key in head):
+        theirs |= {key: ours[key] for key in head}
     wrong = [f"{key}: missing there" for key in sorted(ours.keys() - theirs.keys())]
     wrong += [f"{key}: not in this model" for key in sorted(theirs.keys() - ours.keys())]
     wrong += [

@@ -1,0 +1,332 @@
+"""The command itself, as a user runs it: processes, kills, continued runs, and the lines that errors print."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from mixer import config as configuration
+from mixer import train
+from mixer.data import datasets
+from mixer.errors import UserError
+from mixer.training.checkpoint import load_params
+from mixer.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+# A model of a few thousand parameters on 72 training and 8 validation fractals of 16 pixels.
+TINY = {
+    "model.num_blocks": 2,
+    "model.hidden_dim": 16,
+    "model.tokens_mlp_dim": 8,
+    "model.channels_mlp_dim": 32,
+    "input.dataset": "fractals/4x20x16",
+    "input.image_size": 16,
+    "input.eval_resize": 16,
+    "batch_size": 16,
+    "total_steps": 12,
+    "warmup_steps": 2,
+    "log_steps": 1,
+    "eval_steps": 6,
+    "checkpoint_steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("data"))
+    datasets.prepare_embedded("fractals/4x20x16", folder)
+    return folder
+
+
+def tiny(data_dir: str, **changes) -> configuration.ConfigDict:
+    config = quickstart.get_config("fractals")
+    settings = {**TINY, "input.data_dir": data_dir, **changes}
+    config.update_from_flattened_dict(settings)
+    return configuration.checked(configuration.one_unit_each(config, settings))
+
+
+def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) -> list[str]:
+    settings = {**TINY, "input.data_dir": data_dir, **changes}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "mixer.train", "--config", "configs/quickstart.py", f"--workdir={workdir}", *flags,
+            *arguments]  # fmt: skip
+
+
+def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
+    timed = ("images_per_sec_per_core", "input_wait_share", "seconds_left")
+    return [{key: value for key, value in row.items() if not key.endswith(timed)} for row in read_metrics(workdir)]
+
+
+DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
+
+
+def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    done = run(command(data_dir, straight, **DROPPING))
+    assert done.returncode == 0, done.stderr
+
+    process = subprocess.Popen(
+        command(data_dir, killed, **DROPPING),
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process.stdout:
+        for line in process.stdout:
+            if line.startswith("step 8/12"):
+                process.send_signal(signal.SIGKILL)
+                break
+    process.wait()
+    committed = {path.name for path in (killed / "checkpoints").iterdir() if path.name.isdigit()}
+    assert "12" not in committed
+    assert committed & {"3", "6"}
+
+    continued = run(command(data_dir, killed, **DROPPING))
+    assert continued.returncode == 0, continued.stderr
+    assert "continuing from step" in continued.stdout
+    for ema in (False, True):
+        jax.tree.map(np.testing.assert_array_equal, load_params(straight, ema), load_params(killed, ema))
+    assert deterministic(straight) == deterministic(killed)
+    assert [row["step"] for row in read_metrics(killed)] == list(range(1, 13))
+
+    again = run(command(data_dir, killed, **DROPPING))
+    assert again.returncode == 0
+    assert "is done: it stands at step 12 of 12" in again.stdout
+
+
+def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_asks(data_dir, tmp_path):
+    done = run(command(data_dir, tmp_path / "run"), devices=1)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    config = configuration.load(tmp_path / "run")
+    assert (config.input.image_size, config.input.crop, config.total_steps) == (16, "resize", 12)
+    assert len((tmp_path / "run" / train.CLASSES_FILE).read_text().splitlines()) == 4
+    last = next(line for line in done.stdout.splitlines() if line.startswith("step 12/12"))
+    for word in ("loss", "lr", "grad norm", "images/s/core", "input wait", "left"):
+        assert word in last
+    # The count of a Mixer with these widths, added up by hand: stem, two blocks, the last norm, the head.
+    block = 2 * 2 * 16 + (4 * 8 + 8 + 8 * 4 + 4) + (16 * 32 + 32 + 32 * 16 + 16)
+    parameters = (3 * 64 * 16 + 16) + 2 * block + 2 * 16 + (16 * 4 + 4)
+    assert f"{parameters:,} parameters" in done.stdout
+    assert "val/count 8" in done.stdout
+
+
+def test_inspect_writes_a_picture_and_nothing_else(data_dir, tmp_path):
+    done = run(command(data_dir, tmp_path / "run", "--inspect"), devices=1)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "run" / "inspect.png"
+    assert str(path) in done.stdout
+    with Image.open(path) as picture:
+        assert np.asarray(picture).std() > 10
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
+    losses = {}
+    for kind in ("data_parallel", "fully_sharded"):
+        changes = {"sharding": kind, "model.hidden_dim": 64, "model.channels_mlp_dim": 256, "total_steps": 5}
+        train.train(tiny(data_dir, **changes), tmp_path / kind)
+        losses[kind] = [row["train/loss"] for row in read_metrics(tmp_path / kind)]
+    np.testing.assert_allclose(losses["data_parallel"], losses["fully_sharded"], rtol=1e-5)
+
+
+def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):
+    losses = {}
+    for parts in (1, 2):
+        config = tiny(data_dir, accumulate_steps=parts, batch_size=32, total_steps=5)
+        train.train(config, tmp_path / str(parts))
+        losses[parts] = [row["train/loss"] for row in read_metrics(tmp_path / str(parts))]
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-5)
+
+
+def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
+    train.train(tiny(data_dir), tmp_path / "first")
+    # A learning rate of zero leaves the parameters where they start.
+    config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
+    train.train(config, tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first"), load_params(tmp_path / "second"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data_dir, tmp_path):
+    config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 1})
+    with pytest.raises(UserError, match="not finite at step"):
+        train.train(config, tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)))
+
+
+def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(20):
+            path = tmp_path / "data" / label / f"{i}.png"
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+            if i < 2:
+                path.write_bytes(b"" if label == "cat" else b"not a picture")
+    folder = {"input.dataset": "folder", "total_steps": 4, "input.validation_share": 0.2}
+    data = str(tmp_path / "data")
+    train.train(tiny(data, **folder, **{"input.max_bad_share": 0.5}), tmp_path / "tolerant")
+    last = read_metrics(tmp_path / "tolerant")[-1]
+    assert last["val/count"] + last["val/unreadable"] == 8
+    counts = last["train/bad_images/empty"], last["train/bad_images/unknown_format"]
+    assert min(counts) > 0
+    assert sum(counts) < 0.25 * 4 * 16
+    with pytest.raises(UserError, match=r"up to step \d+ cannot be used \(.*more than .*max_bad_share=0.10%"):
+        train.train(tiny(data, **folder, **{"input.max_bad_share": 0.001}), tmp_path / "strict")
+
+
+def multilabel(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
+    """Writes a manifest of pictures with sets of labels, a quarter to validate on, and prepares it."""
+    lines = [
+        {"image": path.name, "labels": [["a"], ["a", "b"], ["c"]][i % 3], "split": ["validation", "train"][i % 4 > 0]}
+        for i, path in enumerate(pictures)
+    ]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (folder / "classes.txt").write_text("a\nb\nc\n")
+    prepared = run(
+        [sys.executable, "scripts/prepare.py", "multilabel", f"--manifest={folder / 'm.jsonl'}",
+         f"--classes={folder / 'classes.txt'}", f"--images={pictures[0].parent}", f"--data_dir={folder / 'data'}"]
+    )  # fmt: skip
+    assert prepared.returncode == 0, prepared.stderr
+
+
+def test_multi_label_data_gets_its_own_metrics(tmp_path):
+    multilabel(tmp_path, photographs(tmp_path / "photographs", 40))
+    changes = {"input.dataset": "multilabel", "loss": "sigmoid_xent", "total_steps": 2}
+    metrics = train.train(tiny(str(tmp_path / "data"), **changes), tmp_path / "run")
+    assert metrics["val/count"] == 10
+    assert 0 < metrics["val/mean_average_precision"] <= 1
+
+
+# --------------------------------------------------------------------------------------------- what users meet first
+
+
+def test_an_error_is_one_line_and_status_1(data_dir, tmp_path):
+    failed = run(command(data_dir, tmp_path / "run", batch_size=12))
+    assert failed.returncode == 1
+    assert failed.stderr == "error: config.batch_size=12 is not divisible by the 8 devices; the nearest that is: 16\n"
+
+
+def test_the_folder_of_another_run_is_refused_with_the_difference(data_dir, tmp_path):
+    train.train(tiny(data_dir, total_steps=1), tmp_path)
+    before = load_params(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run of another config \(seed: 0 before, 1 now\)"):
+        train.train(tiny(data_dir, total_steps=1, seed=1), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir .*file/run cannot be written to .*give a folder of your own"):
+        train.train(tiny(data_dir), tmp_path / "file" / "run")
+
+
+def test_a_dataset_that_is_not_prepared_is_named(data_dir, tmp_path):
+    config = tiny(str(tmp_path / "empty"), **{"input.dataset": "cifar10"})
+    with pytest.raises(UserError, match=r"dataset cifar10 in .*empty is not prepared: .*tfds build cifar10"):
+        train.train(config, tmp_path / "run")
+
+
+def test_mixup_groups_must_fit_the_rows_of_a_device(data_dir, tmp_path):
+    config = tiny(data_dir, **{"mixup.p": 0.5, "mixup.group": 8})
+    with pytest.raises(UserError, match=r"batch_size=16 over 8 devices .* must be a multiple of 64, since"):
+        train.train(config, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- the paper's configs
+
+
+def photographs(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """Real photographs where some lie beside the checkout, else noise, as JPEG files."""
+    if SHARED.is_dir():
+        return sorted((SHARED / "imagenet_samples").glob("*.JPEG"))[:count]
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{i}.JPEG" for i in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def train_command(config: str, workdir: pathlib.Path, *arguments: str, devices: int = 1) -> str:
+    done = run([sys.executable, "-m", "mixer.train", "--config", config, f"--workdir={workdir}", *arguments], devices)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_imagenet21k_end_to_end_from_an_archive_in_the_official_layout(tmp_path):
+    """Archive -> our builder -> configs/b16_i21k.py, with a smaller batch and, to be quick, a smaller model."""
+    imagenet21k(tmp_path, photographs(tmp_path / "photographs", 40))
+    out = train_command(
+        "configs/b16_i21k.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}", *SHORT,
+        "--config.input.train_split=train[:80%]", "--config.input.eval_split=train[80%:]",
+    )  # fmt: skip
+    assert "step 3/3" in out
+    assert "val/count 8" in out
+    assert (tmp_path / "run" / train.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
+
+
+SHORT = (
+    "--config.total_steps=3", "--config.batch_size=16", "--config.eval_steps=3", "--config.log_steps=1",
+    "--config.checkpoint_steps=3", "--config.model.num_blocks=2", "--config.input.image_size=64",
+)  # fmt: skip
+
+
+def imagenet21k(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
+    """Packs pictures as the released archive does, a tar of one tar a class, and prepares it with our command."""
+    with tarfile.open(folder / "winter21_whole.tar.gz", "w:gz") as outer:
+        for number, members in enumerate((pictures[::2], pictures[1::2]), start=1):
+            inner = folder / f"n{number:08d}.tar"
+            with tarfile.open(inner, "w") as tar:
+                for i, path in enumerate(members):
+                    tar.add(path, arcname=f"n{number:08d}_{i}.JPEG")
+            outer.add(inner, arcname=f"winter21_whole/{inner.name}")
+    (folder / "classes.txt").write_text("n00000001\nn00000002\n")
+    prepared = run(
+        [sys.executable, "scripts/prepare.py", "imagenet21k", f"--archive={folder / 'winter21_whole.tar.gz'}",
+         f"--classes={folder / 'classes.txt'}", f"--data_dir={folder / 'data'}"]
+    )  # fmt: skip
+    assert prepared.returncode == 0, prepared.stderr
+
+
+@pytest.mark.slow
+def test_b16_i21k_as_it_stands(tmp_path):
+    """The whole B/16 at 224 pixels with its RandAugment, mixup and stochastic depth: three steps of 16."""
+    imagenet21k(tmp_path, photographs(tmp_path / "photographs", 40))
+    out = train_command(
+        "configs/b16_i21k.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
+        "--config.total_steps=3", "--config.batch_size=16", "--config.log_steps=1",
+        "--config.input.train_split=train[:80%]", "--config.input.eval_split=train[80%:]",
+    )  # fmt: skip
+    assert "59,113,010 parameters" in out  # 59,111,472 and a head of two classes
+    assert "step 3/3" in out
+
+
+@pytest.mark.slow
+def test_h14_jft_as_it_stands(tmp_path):
+    """The whole H/14 at 224 pixels on a multi-label manifest: three steps of 2 on one device."""
+    multilabel(tmp_path, photographs(tmp_path / "photographs", 12))
+    out = train_command(
+        "configs/h14_jft.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
+        "--config.total_steps=3", "--config.batch_size=2", "--config.log_steps=1",
+    )  # fmt: skip
+    assert "431,073,795 parameters" in out  # 431,069,952 and a head of three classes
+    assert "step 3/3" in out
+    assert "val/mean_average_precision" in out
