@@ -34,8 +34,15 @@ lint: install-dev  ## ruff and mypy
 test: lint  ## the checks and the test suite, within fifteen minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint  ## and what takes longer: large models, ahead-of-time compilation, long kill runs
+test-all: lint $(VENV)-preflight/installed  ## and what takes longer: large models, ahead-of-time TPU compilation
 	$(BIN)/python -m pytest
+	$(VENV)-preflight/bin/python -m pytest tests/training/test_tpu_compile.py
+
+# libtpu stays out of the usual environment: where it is installed, a plain import of jax tries to start a TPU.
+$(VENV)-preflight/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-preflight
+	$(VENV)-preflight/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,preflight]'
+	touch $@
 
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
@@ -43,4 +50,4 @@ lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and mac
 	  --extra dev --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-preflight .pytest_cache .mypy_cache .ruff_cache .hypothesis

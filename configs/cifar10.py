@@ -1,6 +1,6 @@
 """A small Mixer on CIFAR-10 from scratch, for two CPU cores; the paper has no such run.
 
-    python -m mixer.train --config configs/cifar10.py --config.input.data_dir=DIR
+python -m mixer.train --config configs/cifar10.py --config.input.data_dir=DIR
 """
 
 from ml_collections import ConfigDict

@@ -221,7 +221,7 @@ def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> di
     if not values.pop("finite"):
         raise UserError(
             f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints "
-            "are sound; lower optimizer.learning_rate or lengthen the warm-up, and continue"
+            "are sound; start from them with config.init_from in another --workdir and a lower optimizer.learning_rate"
         )
     bad = dict(zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True))
     seen = step * config.batch_size

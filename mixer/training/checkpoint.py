@@ -1,8 +1,11 @@
 """Checkpoints through orbax: written in the background, and restored from the newest that is whole."""
 
 import dataclasses
+import functools
 import json
 import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -142,6 +145,7 @@ def load_params(workdir: epath.PathLike, ema: bool = False) -> Any:
 
 def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the steps whose checkpoint can be read and is what was written, with what was read."""
+    _ignore_late_readers()
     for step in steps:
         try:
             saved = read(step)
@@ -150,6 +154,21 @@ def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterat
             _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, _first_line(error))
         else:
             yield step, saved
+
+
+@functools.cache
+def _ignore_late_readers() -> None:
+    """orbax gives up at the first array that it cannot read; what is still reading then complains on its own."""
+    inner = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        of_orbax = any("orbax" in frame.filename for frame in frames)
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            inner(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -180,4 +199,5 @@ def _compare(saved: dict[str, Any]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.partition(" [tensorstore_spec")[0]

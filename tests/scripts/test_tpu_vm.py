@@ -222,9 +222,7 @@ def test_dry_run_prints_exact_commands(cloud: Cloud) -> None:
 def test_printed_commands_can_be_pasted(cloud: Cloud) -> None:
     here = cloud.plan(queue=["ACTIVE"], hosts=2)
     printed = cloud.run("--dry-run", kind="v5litepod-16").stdout
-    pasted = subprocess.run(
-        ["bash"], input=printed, capture_output=True, text=True, env=cloud.env, timeout=60
-    )
+    pasted = subprocess.run(["bash"], input=printed, capture_output=True, text=True, env=cloud.env, timeout=60)
     assert cloud.changes() == ["create", "scp", "setup", "start"], pasted.stderr
     for worker in ("worker0", "worker1"):
         deadline = time.monotonic() + 20
@@ -266,9 +264,7 @@ def test_unknown_type(kind: str) -> None:
     result = dry_run(f"--type={kind}")
     error = only_error(result)
     assert result.stderr == error + "\n"
-    assert error.startswith(
-        f"tpu_vm: error: unknown --type '{kind}': allowed are v2-[8, 32, 128, 256, 512], v3-[8"
-    )
+    assert error.startswith(f"tpu_vm: error: unknown --type '{kind}': allowed are v2-[8, 32, 128, 256, 512], v3-[8")
     assert "v5litepod-[1, 4, 8," in error
 
 
@@ -281,12 +277,8 @@ def test_documented_commands() -> None:
     commands = [line for line in page.splitlines() if line.startswith("python scripts/tpu_vm.py")]
     assert len(commands) == 7
     for command in commands:
-        words = shlex.split(
-            command.replace(" -- ", " --dry-run -- ") if " -- " in command else f"{command} --dry-run"
-        )
-        result = subprocess.run(
-            [sys.executable, str(LAUNCHER), *words[2:]], capture_output=True, text=True, timeout=60
-        )
+        words = shlex.split(command.replace(" -- ", " --dry-run -- ") if " -- " in command else f"{command} --dry-run")
+        result = subprocess.run([sys.executable, str(LAUNCHER), *words[2:]], capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 

@@ -1,0 +1,260 @@
+"""Checkpoints: every bit comes back, and what is damaged is noticed and passed over."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import recipe
+from mixer.errors import UserError
+from mixer.training import sharding
+from mixer.training.checkpoint import Checkpoints, load_params
+from mixer.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from mixer.training.step import TrainState
+
+
+def make_state(step, ema=True, seed=0):
+    """A state with every kind of leaf that a run has, of the values that are hard to keep."""
+    rng = np.random.default_rng(1000 * seed + step)
+    params = {
+        # A kernel large enough for orbax to keep it outside its index.
+        "head": {"kernel": rng.normal(size=(256, 257)).astype(np.float32), "bias": np.float32([0, -0.0, 1e-45, 3e38])},
+        "stem": {"kernel": rng.normal(size=(4, 4, 3, 16)).astype(np.float32), "bias": np.full(16, -0.1, np.float32)},
+    }
+    params = jax.tree.map(jnp.asarray, params)
+    opt_state = ({"mu": jax.tree.map(lambda leaf: leaf / 3, params)}, jnp.int32(step))
+    average = jax.tree.map(lambda leaf: leaf * 0.5, params) if ema else None
+    return TrainState(jnp.int32(step), params, opt_state, average, jnp.arange(7, dtype=jnp.int32) * step)
+
+
+def placed(state, mesh, kind):
+    shapes = jax.eval_shape(lambda: state)
+    shardings = sharding.state_sharding(shapes, mesh, kind)
+    return jax.device_put(state, shardings), shapes, shardings
+
+
+def save_steps(folder, steps, keep=(2, 0, 0), ema=True):
+    """A run's checkpoints: (keep_last, keep_every, keep_best); steps maps step to accuracy, None for none."""
+    checkpoints = Checkpoints(folder, *keep)
+    for step, accuracy in steps.items():
+        state = placed(make_state(step, ema), sharding.make_mesh(), "data_parallel")[0]
+        checkpoints.save(state, {} if accuracy is None else {"val/accuracy": accuracy, "val/loss": 1.0})
+    checkpoints.close()
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def assert_same_state(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with checkpoints of steps 10 and 20, laid out data parallel on eight devices."""
+    folder = tmp_path_factory.mktemp("run")
+    save_steps(folder, {10: None, 20: None})
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*sharding.SHARDINGS, "one_device"])
+def test_a_state_comes_back_bit_for_bit_on_any_layout(saved, mesh, one_device, kind):
+    mesh, kind = (one_device, "data_parallel") if kind == "one_device" else (mesh, kind)
+    _, shapes, shardings = placed(make_state(0), mesh, kind)
+    checkpoints = Checkpoints(saved, 2, 0, 0)
+    state = checkpoints.restore(shapes, shardings)
+    checkpoints.close()
+    assert_same_state(state, make_state(20))
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    if kind == "fully_sharded":
+        assert state.params["head"]["kernel"].addressable_shards[0].data.shape == (32, 257)
+
+
+def test_a_fully_sharded_state_without_average_comes_back_on_one_device(tmp_path, mesh, one_device):
+    checkpoints = Checkpoints(tmp_path, 1, 0, 0)
+    checkpoints.save(placed(make_state(3, ema=False), mesh, "fully_sharded")[0], {})
+    checkpoints.close()
+    _, shapes, shardings = placed(make_state(0, ema=False), one_device, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 1, 0, 0)
+    assert_same_state(checkpoints.restore(shapes, shardings), make_state(3, ema=False))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_comes_back(tmp_path, mesh, name):
+    config = recipe.base().optimizer
+    config.name = name
+    tx = make_optimizer(config, make_schedule(config, 2, 10))
+    state = make_state(5)
+    grads = jax.tree.map(lambda leaf: 1e-3 * jnp.cos(leaf), state.params)
+    state = state.replace(opt_state=tx.update(grads, tx.init(state.params), state.params)[1])
+    state, shapes, shardings = placed(state, mesh, "fully_sharded")
+    checkpoints = Checkpoints(tmp_path, 1, 0, 0)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    assert_same_state(checkpoints.restore(shapes, shardings), state)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_load_params(saved, ema):
+    params = load_params(saved, ema=ema)
+    state = make_state(20)
+    assert_same_state(params, state.ema_params if ema else state.params)
+    assert {type(leaf) for leaf in jax.tree.leaves(params)} == {np.ndarray}
+
+
+def test_load_params_without_a_checkpoint_or_an_average(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint with params"):
+        load_params(tmp_path / "nowhere")
+    save_steps(tmp_path, {1: None}, ema=False)
+    with pytest.raises(UserError, match="holds no checkpoint with ema_params"):
+        load_params(tmp_path, ema=True)
+
+
+@pytest.mark.parametrize(
+    ("keep", "steps", "left"),
+    [
+        ((2, 0, 0), dict.fromkeys((1, 2, 3, 4, 5)), [4, 5]),
+        ((1, 3, 0), dict.fromkeys((1, 2, 3, 4, 5, 6, 7)), [3, 6, 7]),
+        ((1, 0, 2), {1: 0.5, 2: 0.7, 3: None, 4: 0.6, 5: 0.1, 6: None}, [2, 4, 6]),
+        ((1, 4, 1), {1: 0.9, 2: 0.2, 4: None, 5: 0.3, 6: 0.4}, [1, 4, 6]),
+        ((1, 0, 0), {1: 0.9, 2: 0.1}, [2]),
+    ],
+)
+def test_what_is_kept(tmp_path, keep, steps, left):
+    save_steps(tmp_path, steps, keep)
+    assert steps_in(tmp_path) == left
+
+
+def test_the_best_is_remembered_over_a_restart(tmp_path):
+    save_steps(tmp_path, {1: 0.5, 2: 0.9, 3: 0.1}, (1, 0, 1))
+    save_steps(tmp_path, {4: 0.6, 5: None}, (1, 0, 1))
+    assert steps_in(tmp_path) == [2, 5]
+    save_steps(tmp_path, {6: 0.95, 7: 0.2}, (1, 0, 1))
+    assert steps_in(tmp_path) == [6, 7]
+
+
+def test_an_accuracy_that_cannot_be_read_does_not_stop_the_run(tmp_path, mesh, warnings):
+    save_steps(tmp_path, {1: 0.9, 2: 0.1}, (2, 0, 1))
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    save_steps(tmp_path, {3: 0.2, 4: 0.0}, (1, 0, 1))
+    assert len([line for line in warnings() if "checkpoints/1/metrics/metrics cannot be read" in line]) == 1
+    assert steps_in(tmp_path) == [3, 4]
+
+
+def test_no_checkpoint_is_none(tmp_path, mesh):
+    _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    assert checkpoints.restore(shapes, shardings) is None
+    checkpoints.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- damage
+
+
+def array_files(folder):
+    """Where orbax keeps large arrays; how many share a file differs from save to save."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def flip_in_every_array(path):
+    content = bytearray(path.read_bytes())
+    for place in range(10_000, len(content), 20_000):
+        content[place] ^= 128
+    path.write_bytes(bytes(content))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def delete(path):
+    path.unlink()
+
+
+DAMAGES = {
+    "bits of arrays flipped": (flip_in_every_array, array_files),
+    "arrays truncated": (truncate, array_files),
+    "arrays deleted": (delete, array_files),
+    "index truncated": (truncate, lambda folder: folder.rglob("manifest.ocdbt")),
+    "index deleted": (delete, lambda folder: folder.rglob("manifest.ocdbt")),
+    "structure truncated": (truncate, lambda folder: folder.rglob("_METADATA")),
+    "folder emptied": (delete, lambda folder: [path for path in folder.rglob("*") if path.is_file()]),
+}
+
+
+@pytest.fixture
+def warnings(caplog):
+    """The project's own, so far."""
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("mixer.")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on(tmp_path, mesh, warnings, damage):
+    save_steps(tmp_path, {10: None, 20: None})
+    how, find = DAMAGES[damage]
+    for path in (found := list(find(tmp_path / "checkpoints" / "20"))):
+        how(path)
+    assert found
+    assert_same_state(load_params(tmp_path), make_state(10).params)
+    _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    assert_same_state(checkpoints.restore(shapes, shardings), make_state(10))
+    skipped = [line for line in warnings() if line.startswith("Checkpoint 20 skipped, it cannot be read: ")]
+    assert len(skipped) == 2  # by load_params and by restore
+    assert all("\n" not in line and "tensorstore_spec" not in line for line in skipped)
+    # The run comes by step 20 again, saves it again, and finds it the next time.
+    checkpoints.save(placed(make_state(20, seed=1), mesh, "data_parallel")[0], {})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    assert_same_state(checkpoints.restore(shapes, shardings), make_state(20, seed=1))
+    checkpoints.close()
+    assert steps_in(tmp_path) == [10, 20]
+
+
+def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings):
+    save_steps(tmp_path, {10: None, 20: None})
+    flip_one_bit(array_files(tmp_path / "checkpoints" / "20")[0])
+    _, shapes, shardings = placed(make_state(0), mesh, "fully_sharded")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    assert int(checkpoints.restore(shapes, shardings).step) == 10
+    checkpoints.close()
+    assert len(warnings()) == 1
+    assert "checksum differs" in warnings()[0]
+
+
+def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path, mesh):
+    """orbax writes to a folder with another name and renames it."""
+    save_steps(tmp_path, {10: None})
+    (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    assert int(checkpoints.restore(shapes, shardings).step) == 10
+    checkpoints.close()
+    assert_same_state(load_params(tmp_path), make_state(10).params)
+
+
+def test_when_all_are_damaged_the_run_does_not_start_from_zero(tmp_path, mesh, warnings):
+    save_steps(tmp_path, {10: None, 20: None})
+    for path in array_files(tmp_path / "checkpoints"):
+        flip_in_every_array(path)
+    _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* \(steps 10 to 20\)"):
+        checkpoints.restore(shapes, shardings)
+    checkpoints.close()
+    with pytest.raises(UserError, match="holds no checkpoint with params"):
+        load_params(tmp_path)
+    assert steps_in(tmp_path) == [10, 20]  # nothing is deleted: they may be mended

@@ -1,0 +1,97 @@
+"""Losses against float64 NumPy, for any number of labels and any size of logit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer.training import losses
+
+CLASSES = 6
+
+
+def numpy_targets(labels):
+    rows = np.zeros((len(labels), CLASSES))
+    for row, example in zip(rows, labels, strict=True):
+        for label in example:
+            if label >= 0:
+                row[label] = 1
+    return rows
+
+
+def numpy_sigmoid(logits, targets):
+    """-t log s(x) - (1 - t) log(1 - s(x)), where -log s(x) = log(1 + e^-x)."""
+    return np.sum(targets * np.logaddexp(0, -logits) + (1 - targets) * np.logaddexp(0, logits), axis=1)
+
+
+def numpy_softmax(logits, targets):
+    log_sum = np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    counts = targets.sum(axis=1, keepdims=True)
+    shares = np.divide(targets, counts, where=counts > 0, out=np.zeros_like(targets))
+    return -np.sum(shares * (logits - log_sum), axis=1)
+
+
+NUMPY = {"sigmoid_xent": numpy_sigmoid, "softmax_xent": numpy_softmax}
+
+# Rows of three slots: padding (-1) anywhere, the same label twice, none at all.
+LABELS = st.lists(st.lists(st.integers(-1, CLASSES - 1), min_size=3, max_size=3), min_size=2, max_size=2)
+LOGITS = st.lists(
+    st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=CLASSES, max_size=CLASSES),
+    min_size=2, max_size=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+@settings(max_examples=60, deadline=None)
+@given(labels=LABELS, logits=LOGITS)
+def test_equals_float64_numpy(name, labels, logits):
+    targets = losses.targets(jnp.asarray(labels, jnp.int32), CLASSES)
+    np.testing.assert_array_equal(targets, numpy_targets(labels))
+    ours = losses.LOSSES[name](jnp.asarray(logits, jnp.float32), targets)
+    expected = NUMPY[name](np.asarray(logits, np.float64), numpy_targets(labels))
+    largest = np.abs(logits).max(initial=1)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6 * largest)
+
+
+def test_known_values():
+    logits = jnp.asarray([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    two = losses.targets(jnp.asarray([[1, 4, -1]]), CLASSES)
+    np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, two), [6 * np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, two), [np.log(6)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+@pytest.mark.parametrize("size", [0.0, 100.0, 1e30])
+def test_gradients_of_extreme_logits_are_finite(name, size):
+    logits = jnp.asarray([[size, -size, 0.0, size, -size, 1.0]])
+    targets = losses.targets(jnp.asarray([[1, -1]]), CLASSES)
+    gradient = jax.grad(lambda x: jnp.sum(losses.LOSSES[name](x, targets)))(logits)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(np.asarray(gradient) != 0)
+
+
+@pytest.mark.parametrize("labels", [[[2, 2, 2]], [[2, -1, -1]], [[-1, 2, -1]]])
+def test_repeated_labels_and_padding_count_once(labels):
+    one = losses.targets(jnp.asarray([[2]]), CLASSES)
+    np.testing.assert_array_equal(losses.targets(jnp.asarray(labels), CLASSES), one)
+
+
+def test_an_example_without_labels():
+    """It is an example of no class for the sigmoid; for the softmax it says nothing."""
+    none = losses.targets(jnp.asarray([[-1, -1]]), CLASSES)
+    logits = jnp.asarray([[3.0, -2.0, 0.5, 0.0, 1.0, -1.0]])
+    expected = np.sum(np.logaddexp(0, np.asarray(logits, np.float64)))
+    np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, none), [expected], rtol=1e-6)
+    np.testing.assert_array_equal(losses.softmax_cross_entropy(logits, none), [0.0])
+
+
+def test_mixed_targets():
+    """Mixup makes targets between 0 and 1: both losses are linear in them while they sum to one."""
+    logits = jnp.asarray([[0.3, -1.0, 2.0, 0.0, 0.7, -0.2]])
+    first, second = (losses.targets(jnp.asarray([[label]]), CLASSES) for label in (0, 3))
+    for name, loss in losses.LOSSES.items():
+        mixed = loss(logits, 0.7 * first + 0.3 * second)
+        expected = 0.7 * loss(logits, first) + 0.3 * loss(logits, second)
+        np.testing.assert_allclose(mixed, expected, rtol=1e-5, err_msg=name)

@@ -1,0 +1,198 @@
+"""The run's own words: logs that survive a kill, honest arithmetic, one line on the screen."""
+
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer.training import metrics
+from mixer.training.metrics import METRICS_FILE, Console, MetricsLog, Progress, format_seconds, read_metrics
+
+
+def write_steps(folder, restored_at, rows):
+    log = MetricsLog(folder, restored_at)
+    for step, scalars in rows.items():
+        log.write(step, scalars)
+    log.close()
+
+
+def test_metrics_read_back(tmp_path):
+    rows = {50: {"train/loss": 0.1 + 0.2, "train/lr": 1e-30}, 100: {"val/accuracy": 0.75, "val/count": 10}}
+    write_steps(tmp_path, 0, rows)
+    assert read_metrics(tmp_path) == [{"step": step, **scalars} for step, scalars in rows.items()]
+
+
+def test_without_a_file_there_are_no_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_values_that_are_not_finite_read_back(tmp_path):
+    write_steps(tmp_path, 0, {1: {"loss": math.nan, "norm": math.inf}})
+    ((_, loss), (_, norm)) = list(read_metrics(tmp_path)[0].items())[1:]
+    assert math.isnan(loss)
+    assert norm == math.inf
+
+
+def test_a_continued_run_drops_the_lines_behind_its_checkpoint(tmp_path):
+    write_steps(tmp_path, 0, {step: {"loss": float(step)} for step in (10, 20, 30, 40)})
+    write_steps(tmp_path, 20, {30: {"loss": 3.5}})
+    assert read_metrics(tmp_path) == [
+        {"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": 3.5},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 20])
+def test_a_line_cut_short_is_left_out_and_overwritten(tmp_path, kept):
+    write_steps(tmp_path, 0, {10: {"loss": 1.0}, 20: {"loss": 2.0}})
+    path = tmp_path / METRICS_FILE
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{second[:kept]}")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10]
+    write_steps(tmp_path, 10, {20: {"loss": 2.0}})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+
+
+def test_tensorboard_reads_the_same_values(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    rows = {10: {"train/loss": 2.5, "val/accuracy": 0.5}, 20: {"train/loss": 1.25}}
+    write_steps(tmp_path, 0, rows)
+    events = EventAccumulator(str(tmp_path), size_guidance={TENSORS: 0})
+    events.Reload()
+    found = {
+        tag: {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+        for tag in events.Tags()["tensors"]
+    }
+    assert found == {"train/loss": {10: 2.5, 20: 1.25}, "val/accuracy": {10: 0.5}}
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    write_steps(tmp_path, 0, {10: {"loss": 1.0}})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- speed
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+
+    class Clock:
+        now = 100.0
+
+        def forward(self, seconds):
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_speed_leaves_out_pauses_and_tells_waiting(clock):
+    progress = Progress(step=100, total_steps=1100, batch_size=64)
+    clock.forward(6)
+    with progress.waiting():
+        clock.forward(4)
+    with progress.pause():
+        clock.forward(1000)
+    assert progress.measure(150) == pytest.approx(
+        {
+            "images_per_sec_per_core": 50 * 64 / 10 / 8,
+            "input_wait_share": 0.4,
+            "seconds_left": 950 * 10 / 50,
+        }
+    )
+
+
+def test_each_measurement_starts_anew(clock):
+    progress = Progress(step=0, total_steps=40, batch_size=8)
+    with progress.waiting():
+        clock.forward(5)
+    with progress.pause():
+        clock.forward(7)
+    progress.measure(10)
+    clock.forward(20)
+    assert progress.measure(20) == pytest.approx(
+        {"images_per_sec_per_core": 0.5, "input_wait_share": 0.0, "seconds_left": 40.0}
+    )
+
+
+def test_measuring_at_once_or_at_the_end_is_defined(clock):
+    progress = Progress(step=5, total_steps=5, batch_size=8)
+    measured = progress.measure(5)
+    assert measured["seconds_left"] == 0
+    assert all(np.isfinite(value) for value in measured.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- screen
+
+SCALARS = {
+    "loss": 1.23456, "learning_rate": 1e-3, "grad_norm": 0.5,
+    "images_per_sec_per_core": 1234.4, "input_wait_share": 0.015, "seconds_left": 3661.0,
+}  # fmt: skip
+LINE = "step 5/10  loss 1.2346  lr 1.00e-03  grad norm 0.500  1234 images/s/core  input wait 1.5%  1h01m left"
+
+
+def test_console_in_a_file_writes_line_after_line(capsys):
+    console = Console("pre-training: ")
+    console.show(5, 10, SCALARS)
+    console.keep("done")
+    assert capsys.readouterr().out == f"pre-training: {LINE}\npre-training: done\n"
+
+
+def test_console_on_a_terminal_replaces_its_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    console = Console()
+    console.show(5, 10, SCALARS)
+    console.keep("done")
+    assert capsys.readouterr().out == f"\r\033[K{LINE}\r\033[Kdone\n"
+
+
+def test_console_on_a_narrow_terminal_does_not_wrap(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    Console().show(5, 10, SCALARS)
+    assert capsys.readouterr().out == f"\r\033[K{LINE[:39]}"
+
+
+def test_console_adds_what_follows_to_the_time_left(capsys):
+    Console(seconds_after=3600.0).show(5, 10, SCALARS)
+    assert capsys.readouterr().out.endswith("2h01m left\n")
+
+
+def test_console_is_silent_on_other_processes(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    Console().keep("done")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"), (0.4, "0s"), (42, "42s"), (59.6, "1m00s"), (185, "3m05s"), (3599, "59m59s"), (3599.7, "1h00m"),
+        (25920, "7h12m"), (86399, "23h59m"), (86400, "1d00h"), (367200, "4d06h"), (8640000, "100d00h"),
+    ],
+)  # fmt: skip
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(0, 1e8))
+def test_format_seconds_loses_less_than_its_smaller_unit(seconds):
+    text, total, digits = format_seconds(seconds), 0, ""
+    seconds_of = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    for character in text:
+        if character.isdigit():
+            digits += character
+        else:
+            total, digits = total + int(digits) * seconds_of[character], ""
+    assert 0 <= round(seconds) - total < seconds_of[text[-1]]
