@@ -1,23 +1,16 @@
-"""From the command line to a checked, locked config; and from a run's folder back to it."""
+"""A checked, locked config, its durations in steps, and the copy in a run's folder."""
 
 import difflib
-import functools
 import json
 import math
-import operator
-import pathlib
-import re
-import runpy
-import traceback
 from typing import Any
 
 import jax
-from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models, recipe
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 CONFIG_FILE = "config.json"
 
@@ -74,34 +67,6 @@ _BOUNDS = {
 _RANGES = {"input.crop_area": 1.0, "input.crop_aspect": math.inf}
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses a command line with --config FILE[:ARGUMENTS] and any --config.NAME=VALUE; returns the arguments left.
-
-    Raises:
-      UserError: a file, name or value that is not right; names the nearest right one.
-    """
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # whatever a config file raises is among them
-        raise UserError(_explanation(argv, error)) from None
-
-
-def from_flags() -> tuple[ConfigDict, str]:
-    """Returns the checked config that the flags give, and its file's name without ending.
-
-    Raises:
-      UserError: there is no config, or a value is not allowed.
-    """
-    flag = flags.FLAGS["config"]
-    if not flag.present:
-        raise UserError(_MISSING)
-    spec = config_flags.get_config_filename(flag)
-    if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
-        _run_file(spec)
-    config = one_unit_each(flag.value, config_flags.get_override_values(flag))
-    return checked(config), pathlib.Path(spec.split(":")[0]).stem
-
-
 def one_unit_each(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     """Unsets the units that a duration given on the command line replaces."""
     for name in DURATIONS:
@@ -125,7 +90,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     if missing := sorted(known.keys() - fields.keys()):
         raise UserError(f"config.{missing[0]} is missing: let the config file start from mixer.recipe.base()")
     if unknown := sorted(fields.keys() - known.keys()):
-        raise UserError(f"config.{unknown[0]}: no such setting{_nearest(unknown[0], list(known))}")
+        raise UserError(f"config.{unknown[0]}: no such setting{nearest(unknown[0], list(known))}")
     for path, allowed in _CHOICES.items():
         if fields[path] not in allowed:
             raise UserError(f"config.{path}={fields[path]!r}: expected one of {', '.join(allowed)}")
@@ -217,7 +182,7 @@ def load(workdir: epath.PathLike) -> FrozenConfigDict:
     try:
         return FrozenConfigDict(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not the config of a run ({_first_line(error)})") from None
+        raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
 
 
 def flat(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -240,70 +205,7 @@ def _is_range(value: list[Any], most: float) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------- what is wrong, in one line
-
-_MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
-
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _explanation(argv: list[str], error: Exception) -> str:
-    """Says what is wrong with a command line that could not be parsed."""
-    line = "\n".join(argv)
-    given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
-    overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
-    if overrides and not given:
-        return _MISSING
-    if isinstance(error, flags.UnrecognizedFlagError):
-        known = [name for name in ("config", "workdir", "inspect", "distributed") if name in flags.FLAGS]
-        return f"--{error.flagname}: no such flag{_nearest(error.flagname, known, '--')}"
-    if not given:
-        return _first_line(error)
-    try:
-        config = _run_file(given[-1])
-    except UserError as problem:
-        return str(problem)
-    known = list(flat(config))
-    for name in overrides:
-        if any(path.startswith(f"{name}.") for path in known):
-            return f"config.{name} is a group of settings; give each by itself, such as --config.{name}.NAME=VALUE"
-        if name not in known:
-            return f"--config.{name}: no such setting{_nearest(name, known, '--config.')}"
-    if wrong := re.match(r"(?s)flag --config\.([^=]+)=(.*)", str(error).removesuffix(f": {error.__context__}")):
-        *groups, name = wrong[1].split(".")
-        kind = functools.reduce(operator.getitem, groups, config).get_type(name)
-        return f"config.{wrong[1]}={wrong[2]!r}: expected {_EXPECTED.get(kind, kind.__name__)}"
-    return _first_line(error)
-
-
-def _run_file(spec: str) -> ConfigDict:
-    """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
-    path, *argument = spec.split(":", 1)
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config {spec}: no such file")
-    try:
-        scope = runpy.run_path(path)
-        if "get_config" not in scope:
-            raise UserError(f"--config {spec}: the file has no function get_config")
-        config = scope["get_config"](*argument)
-    except UserError:
-        raise
-    except SyntaxError as error:
-        raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise UserError(f"--config {spec}: {where}{type(error).__name__}: {_first_line(error)}") from None
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
-    return config
-
-
-def _nearest(name: str, known: list[str], prefix: str = "config.") -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    return f"; the nearest is {prefix}{nearest[0]}" if nearest else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def nearest(name: str, known: list[str], prefix: str = "config.") -> str:
+    """A hint at the known name that is most like an unknown one; empty if none is."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return f"; the nearest is {prefix}{found[0]}" if found else ""

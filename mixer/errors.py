@@ -13,3 +13,8 @@ def quiet_libraries() -> None:
     """Lets the libraries report errors only, and this project its warnings too."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("mixer").setLevel(logging.WARNING)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, without a KeyError's quotes; else its type's name."""
+    return next((line for line in str(error).strip("'\"").splitlines() if line.strip()), type(error).__name__)

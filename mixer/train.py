@@ -13,8 +13,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
+from mixer import command_line, models
 from mixer import config as configuration
-from mixer import models
 from mixer.data import contact_sheet, images, pipeline, sources
 from mixer.errors import UserError, quiet_libraries
 from mixer.models.mlp_mixer import MlpMixer, forward_macs
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     if flags.FLAGS.distributed:
         jax.distributed.initialize()
-    config, name = configuration.from_flags()
+    config, name = command_line.from_flags()
     workdir = flags.FLAGS.workdir or f"runs/{name}"
     if flags.FLAGS.inspect:
         print(f"the first batch is in {write_inspection(config, workdir)}")
@@ -286,7 +286,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     define_flags()
     try:
-        app.run(main, flags_parser=configuration.parse_flags)
+        app.run(main, flags_parser=command_line.parse_flags)
     except UserError as error:
         problem = f"error: {error}"
     sys.exit(problem)  # here, where the error and all that its traceback holds are gone

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 
+from mixer import command_line as commands
 from mixer import config as configuration
 from mixer import recipe
 from mixer.errors import UserError
@@ -29,8 +30,8 @@ def command_line(monkeypatch):
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "", flag_values=values)
         flags.DEFINE_bool("inspect", False, "", flag_values=values)
-        configuration.parse_flags(argv)
-        return configuration.from_flags()
+        commands.parse_flags(argv)
+        return commands.from_flags()
 
     return parse
 
@@ -187,11 +188,11 @@ def test_as_a_command_it_prints_the_line_alone(tmp_path):
         "import sys\n"
         "from absl import app\n"
         "from ml_collections import config_flags\n"
-        "from mixer import config as configuration\n"
+        "from mixer import command_line\n"
         "from mixer.errors import UserError\n"
         "config_flags.DEFINE_config_file('config', None, '')\n"
         "try:\n"
-        "    app.run(lambda argv: print(configuration.from_flags()[0].seed), flags_parser=configuration.parse_flags)\n"
+        "    app.run(lambda argv: print(command_line.from_flags()[0].seed), flags_parser=command_line.parse_flags)\n"
         "except UserError as error:\n"
         "    sys.exit(f'error: {error}')\n"
     )

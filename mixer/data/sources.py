@@ -18,7 +18,7 @@ from etils import epath
 
 from mixer.data import datasets
 from mixer.data.records import open_records
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 
 class Example(NamedTuple):
@@ -67,7 +67,7 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"config.input.dataset={name!r}: {_first_line(error)} Give a TFDS name (with config.input.data_dir "
+            f"config.input.dataset={name!r}: {first_line(error)} Give a TFDS name (with config.input.data_dir "
             f"where it is prepared), one of {', '.join(datasets.EMBEDDED)}, or 'folder'"
         ) from None
     where = f"{name} in {data_dir or tfds.core.constants.DATA_DIR}"
@@ -80,7 +80,7 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         num_examples, read = open_records(builder, split, cache_dir)
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(
-            f"split {split!r} of {where}: {_first_line(error)} Its splits: {list(builder.info.splits)}"
+            f"split {split!r} of {where}: {first_line(error)} Its splits: {list(builder.info.splits)}"
         ) from None
     if num_examples < 1:  # TFDS counts train[9:5] as minus four
         raise UserError(f"split {split!r} of {where} is empty")
@@ -101,10 +101,6 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         return [_parse(record, image_key, label_key, max_labels) for record in read(numbers)]
 
     return Source(num_examples, label_feature.names, max_labels, multi_label, fetch)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip("'\"\n") or type(error).__name__).splitlines()[0]
 
 
 def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -> str:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 from mixer.training.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterat
             saved = read(step)
             _compare(saved)
         except Exception as error:  # orbax raises whatever the damaged part meets
-            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, _first_line(error))
+            reason = first_line(error).partition(" [tensorstore_spec")[0]
+            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)
         else:
             yield step, saved
 
@@ -196,8 +197,3 @@ def _compare(saved: dict[str, Any]) -> None:
     for name, values in expected.items():
         if not np.array_equal(values, found[name]):
             raise ValueError(f"{name} is not what was written, its checksum differs")
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line.partition(" [tensorstore_spec")[0]

@@ -1,0 +1,98 @@
+"""From a command line to a config; and what is wrong with it, in one line, when there is something wrong."""
+
+import functools
+import operator
+import pathlib
+import re
+import runpy
+import traceback
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mixer.config import checked, flat, nearest, one_unit_each
+from mixer.errors import UserError, first_line
+
+_MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses a command line with --config FILE[:ARGUMENTS] and any --config.NAME=VALUE; returns the arguments left.
+
+    Raises:
+      UserError: a file, name or value that is not right; names the nearest right one.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # whatever a config file raises is among them
+        raise UserError(_explanation(argv, error)) from None
+
+
+def from_flags() -> tuple[ConfigDict, str]:
+    """Returns the checked config that the flags give, and its file's name without ending.
+
+    Raises:
+      UserError: there is no config, or a value is not allowed.
+    """
+    flag = flags.FLAGS["config"]
+    if not flag.present:
+        raise UserError(_MISSING)
+    spec = config_flags.get_config_filename(flag)
+    if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
+        _run_file(spec)
+    config = one_unit_each(flag.value, config_flags.get_override_values(flag))
+    return checked(config), pathlib.Path(spec.split(":")[0]).stem
+
+
+def _explanation(argv: list[str], error: Exception) -> str:
+    """Says what is wrong with a command line that could not be parsed."""
+    line = "\n".join(argv)
+    given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
+    overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
+    if overrides and not given:
+        return _MISSING
+    if isinstance(error, flags.UnrecognizedFlagError):
+        known = [name for name in ("config", "workdir", "inspect", "distributed") if name in flags.FLAGS]
+        return f"--{error.flagname}: no such flag{nearest(error.flagname, known, '--')}"
+    if not given:
+        return first_line(error)
+    try:
+        config = _run_file(given[-1])
+    except UserError as problem:
+        return str(problem)
+    known = list(flat(config))
+    for name in overrides:
+        if any(path.startswith(f"{name}.") for path in known):
+            return f"config.{name} is a group of settings; give each by itself, such as --config.{name}.NAME=VALUE"
+        if name not in known:
+            return f"--config.{name}: no such setting{nearest(name, known, '--config.')}"
+    if wrong := re.match(r"(?s)flag --config\.([^=]+)=(.*)", str(error).removesuffix(f": {error.__context__}")):
+        *groups, name = wrong[1].split(".")
+        kind = functools.reduce(operator.getitem, groups, config).get_type(name)
+        return f"config.{wrong[1]}={wrong[2]!r}: expected {_EXPECTED.get(kind, kind.__name__)}"
+    return first_line(error)
+
+
+def _run_file(spec: str) -> ConfigDict:
+    """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
+    path, *argument = spec.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config {spec}: no such file")
+    try:
+        scope = runpy.run_path(path)
+        if "get_config" not in scope:
+            raise UserError(f"--config {spec}: the file has no function get_config")
+        config = scope["get_config"](*argument)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"--config {spec}: {where}{type(error).__name__}: {first_line(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
+    return config
