@@ -16,5 +16,6 @@ def quiet_libraries() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, without a KeyError's quotes; else its type's name."""
-    return next((line for line in str(error).strip("'\"").splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that says something, or its type's name."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # KeyError puts quotes on
+    return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
