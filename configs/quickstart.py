@@ -38,6 +38,6 @@ def get_config(stage: str = "fractals") -> ConfigDict:
         config.optimizer.learning_rate = 2e-3
         recipe.duration(config, "total", steps=200)
         recipe.duration(config, "warmup", steps=20)
-        recipe.duration(config, "eval", steps=200)
+        recipe.duration(config, "eval", steps=50)
         recipe.duration(config, "checkpoint", steps=200)
     return config

@@ -145,6 +145,8 @@ def train(
                 console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
             if row:
                 log.write(step, row)
+            if last and (bad := [f"{row[key]} {key.split('/')[-1]}" for key in row if "/bad_images/" in key]):
+                console.keep(f"images that could not be used: {', '.join(bad)}")
             if step % checkpoint_every == 0 or last:
                 _check(step, metrics, config)  # what is saved is finite
                 checkpoints.save(state, row)

@@ -92,7 +92,7 @@ def _draw(path: pathlib.Path) -> None:
         mean = [100 * statistics.mean(values) for values in zip(*(shares for _, shares in steps_by_seed), strict=True)]
         digits.plot(steps_by_seed[0][0], mean, marker="o", label=f"{start}: {mean[-1]:.1f}")
     digits.set(title="digits, ten examples a class: accuracy (%)", xlabel="step", ylim=(0, 100))
-    digits.legend()
+    digits.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

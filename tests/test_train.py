@@ -138,6 +138,11 @@ def test_inspect_writes_a_picture_and_nothing_else(data_dir, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_profile_is_traced_on_demand(data_dir, tmp_path):
+    train.train(tiny(data_dir, profile_steps=1), tmp_path)
+    assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+
+
 def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
     losses = {}
     for kind in ("data_parallel", "fully_sharded"):
@@ -171,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)))
 
 
-def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_path):
+def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
         (tmp_path / "data" / label).mkdir(parents=True)
@@ -183,6 +188,7 @@ def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_pa
     folder = {"input.dataset": "folder", "total_steps": 4, "input.validation_share": 0.2}
     data = str(tmp_path / "data")
     train.train(tiny(data, **folder, **{"input.max_bad_share": 0.5}), tmp_path / "tolerant")
+    assert "images that could not be used: " in capsys.readouterr().out
     last = read_metrics(tmp_path / "tolerant")[-1]
     assert last["val/count"] + last["val/unreadable"] == 8
     counts = last["train/bad_images/empty"], last["train/bad_images/unknown_format"]

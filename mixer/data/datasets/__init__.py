@@ -6,9 +6,12 @@ files, with or without these modules.
 
 import contextlib
 import fcntl
+import io
 import pathlib
 import sys
 from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
 
 from mixer.data import records
 from mixer.data.datasets import base
@@ -40,7 +43,8 @@ def prepare_embedded(name: str, data_dir: str) -> None:
         builder = EMBEDDED[dataset](config=config or None, data_dir=data_dir)
         if builder.is_prepared():  # without the lock: the folder may be one that cannot be written to
             return
-        with _alone(data_dir, dataset):
+        tfds.disable_progress_bar()
+        with _alone(data_dir, dataset), contextlib.redirect_stderr(io.StringIO()):  # seconds, nothing to report
             prepare(builder)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from None
