@@ -74,7 +74,7 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     if not builder.is_prepared():
         raise UserError(
             f"dataset {where} is not prepared: point config.input.data_dir to where it is, or prepare it with "
-            f"`tfds build {name}`" + (f" --data_dir={data_dir}" if data_dir else "")
+            f"`tfds build {name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
         )
     try:
         num_examples, read = open_records(builder, split, cache_dir)
