@@ -267,6 +267,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The run's folder, local or gs://. By default runs/ and the config's name.")
     flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels, and exit.")
     flags.DEFINE_bool("distributed", False, "Several hosts: start jax.distributed first.")
+    flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
 
 
 def main(argv: list[str]) -> None:
@@ -275,14 +278,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     if flags.FLAGS.distributed:
-        jax.distributed.initialize()
+        jax.distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, name = command_line.from_flags()
     workdir = flags.FLAGS.workdir or f"runs/{name}"
     if flags.FLAGS.inspect:
         print(f"the first batch is in {write_inspection(config, workdir)}")
         return
     train(config, workdir)
-    print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
+    if jax.process_index() == 0:
+        print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -150,6 +151,29 @@ def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
         train.train(tiny(data_dir, **changes), tmp_path / kind)
         losses[kind] = [row["train/loss"] for row in read_metrics(tmp_path / kind)]
     np.testing.assert_allclose(losses["data_parallel"], losses["fully_sharded"], rtol=1e-5)
+
+
+def test_two_processes_train_as_one(data_dir, tmp_path):
+    """Two processes of four devices each, joined by jax.distributed, against one process of eight."""
+    one = run(command(data_dir, tmp_path / "one", total_steps=5))
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    joined = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    processes = [
+        subprocess.Popen(
+            command(data_dir, tmp_path / "two", *joined, f"--process_id={i}", total_steps=5),
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    losses = {name: [row["train/loss"] for row in read_metrics(tmp_path / name)] for name in ("one", "two")}
+    assert len(losses["one"]) == 5
+    np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-5)
 
 
 def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):
