@@ -8,10 +8,15 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A busy machine is no reason to fail, and a failure should be the same when it is looked into.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
