@@ -14,7 +14,9 @@ from ml_collections import ConfigDict, config_flags
 from mixer import command_line as commands
 from mixer import config as configuration
 from mixer import recipe
+from mixer.data import augment
 from mixer.errors import UserError
+from mixer.training import losses, optimizer, sharding
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "b16_i1k.py")
 
@@ -336,3 +338,18 @@ def test_a_folder_without_a_config_is_refused(tmp_path, text):
 def test_flat_names_every_field():
     config = ConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": None}}})
     assert configuration.flat(config) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
+
+
+def test_the_names_to_choose_from_are_those_that_the_code_knows():
+    known = {
+        "loss": tuple(losses.LOSSES),
+        "sharding": sharding.SHARDINGS,
+        "optimizer.name": optimizer.OPTIMIZERS,
+        "optimizer.decay": optimizer.DECAYS,
+        "input.crop": augment.CROPS,
+        "input.eval_crop": augment.EVAL_CROPS,
+        "model.dtype": ("bfloat16", "float32"),
+    }
+    assert {path: set(names) for path, names in configuration._CHOICES.items()} == {
+        path: set(names) for path, names in known.items()
+    }
