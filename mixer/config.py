@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,18 +13,21 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer import models, recipe
 from mixer.errors import UserError, first_line
 
+# In a run's folder.
 CONFIG_FILE = "config.json"
+CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outputs
 
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint")
 
 # Fields that take one of a few names.
 _CHOICES = {
     "loss": ("sigmoid_xent", "softmax_xent"),
+    "resize": ("extend", "interpolate"),
     "sharding": ("data_parallel", "fully_sharded"),
     "model.dtype": ("bfloat16", "float32"),
     "optimizer.name": ("adam", "momentum", "muon"),
     "optimizer.decay": ("linear", "cosine", "constant"),
-    "input.crop": ("inception", "pad", "resize"),
+    "input.crop": ("inception", "random", "pad", "resize"),
     "input.eval_crop": ("resize_small", "resize_square"),
 }
 
@@ -145,22 +149,25 @@ def steps(config: ConfigDict, name: str, num_examples: int) -> int:
     return max(round(examples / config.batch_size), 1) if examples else 0
 
 
-def save(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Writes the config to the run's folder.
+def check_same(config: ConfigDict, workdir: epath.PathLike) -> None:
+    """Compares the config with that of the run that the folder holds, if there is one.
 
     Raises:
-      UserError: the folder holds a run of another config.
+      UserError: they differ in what is computed.
     """
-    text = config.to_json(indent=2, sort_keys=True)
-    path = epath.Path(workdir) / CONFIG_FILE
-    if path.exists():
-        before, now = flat(load(workdir)), flat(ConfigDict(json.loads(text)))
+    if (epath.Path(workdir) / CONFIG_FILE).exists():
+        before, now = flat(load(workdir)), flat(ConfigDict(json.loads(config.to_json())))
         changed = sorted(key for key in {**before, **now} if before.get(key) != now.get(key) and not _harmless(key))
         if changed:
             listed = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)
             raise UserError(f"{workdir} holds a run of another config ({listed}); give another --workdir, or delete it")
+
+
+def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
+    """Writes the config and the names of the classes to the run's folder."""
     if jax.process_index() == 0:
-        path.write_text(text)
+        (epath.Path(workdir) / CONFIG_FILE).write_text(config.to_json(indent=2, sort_keys=True))
+        (epath.Path(workdir) / CLASSES_FILE).write_text("\n".join(class_names) + "\n")
 
 
 # What may change when a run is continued: where data lies and what is written, not what is computed.

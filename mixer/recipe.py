@@ -9,6 +9,8 @@ import math
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from mixer.tasks import Task
+
 UNITS = ("steps", "examples", "epochs")
 
 
@@ -35,7 +37,8 @@ def base() -> ConfigDict:
     config.loss = "sigmoid_xent"  # or softmax_xent; the paper is silent, the published ImageNet-1k config says sigmoid
     config.ema_decay = 0.0  # of a moving average of the parameters, evaluated beside them; 0 for none
     config.sharding = "data_parallel"  # or fully_sharded: parameters and optimizer state split over the devices
-    config.init_from = placeholder(str)  # an earlier run's workdir to start from; a new head where classes differ
+    config.init_from = placeholder(str)  # a run's workdir, .npz, .safetensors or B/16-i21k; new head for other classes
+    config.resize = "extend"  # its token mixing to a multiple of its image size (Appendix C); or interpolate, to any
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # Ti, S, B, L or H, and the patch size in pixels
@@ -75,7 +78,9 @@ def base() -> ConfigDict:
     config.input.validation_share = 0.1  # of a folder without a validation folder
     config.input.max_labels = placeholder(int)  # an example's, for multi-label data that does not say
     config.input.image_size = 224  # pixels
-    config.input.crop = "inception"  # or pad (reflect an eighth and shift), resize (the whole image)
+    config.input.label_key = placeholder(str)  # the feature with the class or classes; found by its type if not set
+    config.input.crop = "inception"  # or random (of the image as evaluation resizes it), pad (reflect an eighth and
+    # shift), resize (the whole image)
     config.input.crop_area = (0.05, 1.0)  # of the image, for inception
     config.input.crop_aspect = (0.75, 4 / 3)
     config.input.flip = True
@@ -131,6 +136,31 @@ def jft(variant: str, *, epochs: float, learning_rate: float) -> ConfigDict:
     config = pretrain(variant, dataset="multilabel", epochs=epochs, learning_rate=learning_rate, weight_decay=0.03)
     config.model.head_bias_init = -math.log(18_291)  # JFT-300M's classes; the paper is silent, as on the loss
     duration(config, "eval", epochs=0.5)
+    return config
+
+
+def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
+    """Fine-tuning of a pre-trained model (Section 3 and Appendix A.2; ViT, arXiv 2010.11929, Appendix B.1.1)."""
+    config = base()
+    config.batch_size = 512
+    duration(config, "total", steps=task.steps)
+    duration(config, "warmup", steps=task.warmup_steps)
+    duration(config, "eval", steps=min(task.steps, 1_000))
+    duration(config, "checkpoint", steps=500)
+    config.loss = "softmax_xent"
+    config.model.variant = variant
+    config.optimizer.name = "momentum"
+    config.optimizer.learning_rate = task.learning_rates[len(task.learning_rates) // 2]  # 0.03
+    config.optimizer.decay = "cosine"
+    config.optimizer.end_factor = 0.0
+    config.optimizer.weight_decay = 0.0
+    config.input.dataset = task.dataset
+    config.input.train_split, config.input.eval_split = task.train, task.test
+    config.input.label_key, config.input.max_labels = task.label_key, task.max_labels
+    config.input.image_size = image_size
+    # The paper is silent on the crop in training; Inception crops did not help it (Appendix A.2). As in BiT, on which
+    # ViT's fine-tuning is modelled: a random crop of the image as evaluation resizes it.
+    config.input.crop = "random"
     return config
 
 

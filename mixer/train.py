@@ -23,9 +23,8 @@ from mixer.training import optimizer as optimizers
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
 from mixer.training.step import Metrics, TrainState, init_state, make_train_step, prepare
-from mixer.transfer.load import initial_params
-
-CLASSES_FILE = "classes.txt"
+from mixer.transfer import load
+from mixer.transfer.weights import read as read_weights
 
 _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
 
@@ -48,6 +47,9 @@ def train(
     """
     workdir = _make_workdir(workdir)
     console = console or Console()
+    checkpoints = Checkpoints(workdir, **config.checkpoint)
+    weights = read_weights(config.init_from) if config.init_from and not checkpoints.begun() else None
+    config = load.with_token_width(config, weights, workdir)
 
     # ------------------------------------------------------------------------------------------------ mesh and input
     mesh = sharding.make_mesh()
@@ -60,9 +62,7 @@ def train(
         return configuration.steps(config, name, train_source.num_examples)
 
     total_steps = every("total")
-    configuration.save(config, workdir)
-    if jax.process_index() == 0:
-        (workdir / CLASSES_FILE).write_text("\n".join(train_source.class_names) + "\n")
+    configuration.check_same(config, workdir)
 
     # ------------------------------------------------------------------------------------------- model and optimizer
     model = models.create(num_classes=num_classes, **config.model)
@@ -77,14 +77,14 @@ def train(
     _describe(console, config, model, mesh, shapes, train_source, eval_source, total_steps)
 
     # ------------------------------------------------------------------------------------------------- state, restored
-    checkpoints = Checkpoints(workdir, **config.checkpoint)
     state = checkpoints.restore(shapes, shardings)
     if state is not None:
         console.keep(f"continuing from step {int(state.step)}")
     else:
         state = jax.jit(init, out_shardings=shardings)()
-        if config.init_from:
-            state = initial_params(state, config.init_from, shardings)
+        if weights is not None:
+            state = load.initial_params(state, weights, config, train_source.class_names, shardings)
+    configuration.save(config, train_source.class_names, workdir)
     first_step = int(state.step)
     log = MetricsLog(workdir, first_step)
 

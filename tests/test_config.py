@@ -222,7 +222,7 @@ def base_with(**fields):
         ({"model__dtype": "float16"}, "config.model.dtype='float16': expected one of bfloat16, float32"),
         ({"optimizer__name": "sgd"}, "config.optimizer.name='sgd': expected one of adam, momentum"),
         ({"optimizer__decay": "step"}, "config.optimizer.decay='step': expected one of linear, cosine, constant"),
-        ({"input__crop": "random"}, "config.input.crop='random': expected one of inception, pad, resize"),
+        ({"input__crop": "centre"}, "config.input.crop='centre': expected one of inception, random, pad, resize"),
         ({"input__eval_crop": "x"}, "config.input.eval_crop='x': expected one of resize_small, resize_square"),
         ({"seed": -1}, "config.seed=-1: expected at least 0 and at most 2147483647"),
         ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
@@ -289,21 +289,22 @@ def test_steps_in_every_unit(examples, batch_size, epochs, count):
 
 def test_a_config_comes_back_from_the_runs_folder(tmp_path):
     config = configuration.checked(base_with(model__num_blocks=3, input__crop_area=(0.1, 0.9)))
-    configuration.save(config, tmp_path)
+    configuration.save(config, ["cat", "dog"], tmp_path)
     loaded = configuration.load(tmp_path)
     assert configuration.flat(loaded) == configuration.flat(config)
     assert (loaded.total_steps, loaded.total_epochs, loaded.init_from) == (None, 300.0, None)
     assert tuple(loaded.input.crop_area) == (0.1, 0.9)
     assert tuple(loaded.input.crop_aspect) == (0.75, 4 / 3)
+    assert (tmp_path / configuration.CLASSES_FILE).read_text() == "cat\ndog\n"
     json.loads((tmp_path / configuration.CONFIG_FILE).read_text())
-    configuration.save(config, tmp_path)  # the same again is welcome
+    configuration.check_same(config, tmp_path)  # the same again is welcome
 
 
 def test_every_difference_to_the_config_of_the_folder_is_listed(tmp_path):
-    configuration.save(configuration.checked(recipe.base()), tmp_path)
+    configuration.save(configuration.checked(recipe.base()), ["cat", "dog"], tmp_path)
     other = base_with(seed=1, optimizer__learning_rate=0.5, input__crop_area=(0.1, 1.0), model__num_blocks=3)
     with pytest.raises(UserError) as caught:
-        configuration.save(configuration.checked(other), tmp_path)
+        configuration.check_same(configuration.checked(other), tmp_path)
     line = str(caught.value)
     assert "\n" not in line
     assert line.partition("another config (")[2].partition(")")[0].split("; ") == [
@@ -316,12 +317,13 @@ def test_every_difference_to_the_config_of_the_folder_is_listed(tmp_path):
 
 
 def test_what_changes_nothing_that_is_computed_may_change(tmp_path):
-    configuration.save(configuration.checked(recipe.base()), tmp_path)
+    configuration.save(configuration.checked(recipe.base()), ["cat", "dog"], tmp_path)
     other = base_with(
         log_steps=None, log_epochs=1.0, eval_epochs=1.0, checkpoint_steps=7, checkpoint__keep_last=9,
         profile_steps=3, input__data_dir="/data", input__max_bad_share=0.5,
     )  # fmt: skip
-    configuration.save(configuration.checked(other), tmp_path)
+    configuration.check_same(configuration.checked(other), tmp_path)
+    configuration.save(configuration.checked(other), ["cat"], tmp_path)
     loaded = configuration.load(tmp_path)
     assert (loaded.input.data_dir, loaded.checkpoint_steps, loaded.checkpoint.keep_last) == ("/data", 7, 9)
 

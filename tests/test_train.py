@@ -103,7 +103,7 @@ def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
     assert continued.returncode == 0, continued.stderr
     assert "continuing from step" in continued.stdout
     for ema in (False, True):
-        jax.tree.map(np.testing.assert_array_equal, load_params(straight, ema), load_params(killed, ema))
+        jax.tree.map(np.testing.assert_array_equal, load_params(straight, ema)[1], load_params(killed, ema)[1])
     assert deterministic(straight) == deterministic(killed)
     assert [row["step"] for row in read_metrics(killed)] == list(range(1, 13))
 
@@ -118,7 +118,7 @@ def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_ask
     assert done.stderr == ""
     config = configuration.load(tmp_path / "run")
     assert (config.input.image_size, config.input.crop, config.total_steps) == (16, "resize", 12)
-    assert len((tmp_path / "run" / train.CLASSES_FILE).read_text().splitlines()) == 4
+    assert len((tmp_path / "run" / configuration.CLASSES_FILE).read_text().splitlines()) == 4
     last = next(line for line in done.stdout.splitlines() if line.startswith("step 12/12"))
     for word in ("loss", "lr", "grad norm", "images/s/core", "input wait", "left"):
         assert word in last
@@ -190,14 +190,14 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     # A learning rate of zero leaves the parameters where they start.
     config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
     train.train(config, tmp_path / "second")
-    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first"), load_params(tmp_path / "second"))
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data_dir, tmp_path):
     config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 1})
     with pytest.raises(UserError, match="not finite at step"):
         train.train(config, tmp_path)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
 
 
 def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_path, capsys):
@@ -256,10 +256,10 @@ def test_an_error_is_one_line_and_status_1(data_dir, tmp_path):
 
 def test_the_folder_of_another_run_is_refused_with_the_difference(data_dir, tmp_path):
     train.train(tiny(data_dir, total_steps=1), tmp_path)
-    before = load_params(tmp_path)
+    before = load_params(tmp_path)[1]
     with pytest.raises(UserError, match=r"holds a run of another config \(seed: 0 before, 1 now\)"):
         train.train(tiny(data_dir, total_steps=1, seed=1), tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path)[1])
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path):
@@ -329,7 +329,7 @@ def test_b16_i21k_from_an_archive_in_the_official_layout(tmp_path):
     assert "59,113,010 parameters" in out  # 59,111,472 and a head of two classes
     assert "step 3/3" in out
     assert "val/count 8" in out
-    assert (tmp_path / "run" / train.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
+    assert (tmp_path / "run" / configuration.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
 
 
 @pytest.mark.slow

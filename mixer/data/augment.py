@@ -12,11 +12,11 @@ import tensorflow as tf
 from mixer.data import images
 from mixer.data.randaugment import randaugment
 
-CROPS = ("inception", "pad", "resize")
+CROPS = ("inception", "random", "pad", "resize")
 EVAL_CROPS = ("resize_small", "resize_square")
 
 _ATTEMPTS = 10  # at a crop window; the share of images for which all fail is below 1e-4 at the paper's 5-100%
-_FLIP, _PAD, _WINDOW = 0, slice(1, 3), slice(3, 5 + 2 * _ATTEMPTS)
+_FLIP, _CORNER, _WINDOW = 0, slice(1, 3), slice(3, 5 + 2 * _ATTEMPTS)
 _RANDAUGMENT = 5 + 2 * _ATTEMPTS
 
 
@@ -79,11 +79,14 @@ def train_image(
     """
     target = [config.image_size, config.image_size]
     image = _decode(data, encoding, size, window)
-    image = _resize(image, target, "bilinear")
+    whole = config.crop == "random"
+    image = _resize_for_crop(image, size, config) if whole else _resize(image, target, "bilinear")
     if config.crop == "pad":
         margin = math.ceil(config.image_size / 8)  # 4 pixels for CIFAR's 32
         image = tf.pad(image, [[margin, margin], [margin, margin], [0, 0]], "REFLECT")
-        corner = tf.cast(draws[_PAD] * (2 * margin + 1), tf.int32)
+    if config.crop in ("random", "pad"):
+        places = tf.shape(image)[:2] - config.image_size + 1
+        corner = tf.cast(draws[_CORNER] * tf.cast(places, tf.float32), tf.int32)
         image = tf.slice(image, [corner[0], corner[1], 0], [*target, 3])
     if config.flip:
         image = tf.cond(draws[_FLIP] < 0.5, lambda: image, lambda: tf.reverse(image, [1]))
@@ -99,17 +102,20 @@ def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml
     eval_crop="resize_small" first brings the shorter side to `eval_resize` pixels, averaging areas as the published
     code does; "resize_square" both sides, bilinearly.
     """
-    target = config.eval_resize or round(config.image_size * 8 / 7)
     image = _decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
-    if config.eval_crop == "resize_small":
-        scale = target / tf.cast(tf.reduce_min(size), tf.float64)
-        resized = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32), target)
-        image = _resize(image, resized, "area")
-    else:
-        resized = tf.constant([target, target])
-        image = _resize(image, resized, "bilinear")
-    top, left = tf.unstack((resized - config.image_size) // 2)
+    image = _resize_for_crop(image, size, config)
+    top, left = tf.unstack((tf.shape(image)[:2] - config.image_size) // 2)
     return tf.slice(image, [top, left, 0], [config.image_size, config.image_size, 3])
+
+
+def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
+    """Brings an image to the size of which evaluation takes the centre, and crop="random" any part."""
+    target = config.eval_resize or round(config.image_size * 8 / 7)
+    if config.eval_crop == "resize_square":
+        return _resize(image, [target, target], "bilinear")
+    scale = target / tf.cast(tf.reduce_min(size), tf.float64)
+    resized = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32), target)
+    return _resize(image, resized, "area")
 
 
 def _decode(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -87,9 +87,14 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
 
     features = builder.info.features
     image_key = _feature_key(features, tfds.features.Image, where)
-    multi_label = "labels" in features and isinstance(features["labels"], tfds.features.Sequence)
-    label_key = "labels" if multi_label else _feature_key(features, tfds.features.ClassLabel, where)
-    label_feature = features[label_key].feature if multi_label else features[label_key]
+    label_key = config.label_key or _label_key(features, where)
+    label_feature: Any = dict(features).get(label_key)
+    multi_label = isinstance(label_feature, tfds.features.Sequence)
+    label_feature = label_feature.feature if multi_label else label_feature
+    if not isinstance(label_feature, tfds.features.ClassLabel):
+        raise UserError(
+            f"config.input.label_key={label_key!r} is no class label of {where}; its features: {', '.join(features)}"
+        )
     max_labels = 1
     if multi_label:
         metadata = builder.info.metadata or {}
@@ -101,6 +106,12 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         return [_parse(record, image_key, label_key, max_labels) for record in read(numbers)]
 
     return Source(num_examples, label_feature.names, max_labels, multi_label, fetch)
+
+
+def _label_key(features: tfds.features.FeaturesDict, where: str) -> str:
+    if isinstance(dict(features).get("labels"), tfds.features.Sequence):
+        return "labels"
+    return _feature_key(features, tfds.features.ClassLabel, where)
 
 
 def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -> str:

@@ -89,6 +89,10 @@ class Checkpoints:
             )
         return None
 
+    def begun(self) -> bool:
+        """Whether there is a checkpoint, whole or not: the run has begun."""
+        return bool(self._manager.all_steps())
+
     def wait(self) -> None:
         """Returns when every save has reached the disk."""
         self._manager.wait_until_finished()
@@ -120,8 +124,16 @@ def _forget_damaged_metrics(folder: epath.Path) -> None:
             path.unlink()
 
 
-def load_params(workdir: epath.PathLike, ema: bool = False) -> Any:
-    """Reads the newest parameters of a run as NumPy arrays; the averaged ones if `ema`.
+def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = None) -> tuple[int, Any]:
+    """Reads parameters of a run as NumPy arrays.
+
+    Args:
+      workdir: the run's folder.
+      ema: the averaged ones.
+      step: of which checkpoint; the newest that can be read if not given.
+
+    Returns:
+      The checkpoint's step, and the parameters.
 
     Raises:
       UserError: the folder holds no checkpoint that can be read and has them.
@@ -138,9 +150,11 @@ def load_params(workdir: epath.PathLike, ema: bool = False) -> Any:
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(create=False)
         with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
-            for _, saved in _readable(sorted(manager.all_steps(), reverse=True), read):
-                return saved[key]
-    raise UserError(f"{workdir} holds no checkpoint with {key} that can be read; give the --workdir of an earlier run")
+            steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+            for found, saved in _readable(steps, read):
+                return found, saved[key]
+    which = "checkpoint" if step is None else f"checkpoint of step {step}"
+    raise UserError(f"{workdir} holds no {which} with {key} that can be read; give the --workdir of an earlier run")
 
 
 def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,200 @@
+"""Weights in: a run's folder, a published or other `.npz`, or timm's `safetensors`, wherever it lies."""
+
+import dataclasses
+import difflib
+import io
+import os
+import pathlib
+import shutil
+import urllib.request
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from etils import epath
+from flax import traverse_util
+from ml_collections import FrozenConfigDict
+
+from mixer import config as configuration
+from mixer import models
+from mixer.errors import UserError, first_line
+from mixer.models.mlp_mixer import MlpMixer
+from mixer.training.checkpoint import load_params
+from mixer.transfer import npz, resolution, timm
+
+_BUCKET = "https://storage.googleapis.com/mixer_models"
+
+# The checkpoints that the authors of Mixer, SAM and GSAM published.
+PUBLISHED = {
+    f"{variant}-{short}": f"{_BUCKET}/{folder}/Mixer-{variant.replace('/', '_')}.npz"
+    for short, folder, variants in (
+        ("i1k", "imagenet1k", ("B/16", "L/16")),
+        ("i21k", "imagenet21k", ("B/16", "L/16")),
+        ("sam", "sam", ("B/16", "B/32")),
+        ("gsam", "gsam", ("B/16", "B/32", "S/8", "S/16", "S/32")),
+    )
+    for variant in variants
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's parameters, and what is known of them.
+
+    Attributes:
+      params: nested, float32 NumPy arrays under the names of the published checkpoints.
+      source: where they came from, as the user named it.
+      format: "run", "npz" or "timm".
+      config: the run's.
+      class_names: the run's.
+      step: of the run's checkpoint.
+    """
+
+    params: Any
+    source: str
+    format: str
+    config: FrozenConfigDict | None = None
+    class_names: list[str] | None = None
+    step: int | None = None
+
+    def model(self, **options: Any) -> MlpMixer:
+        """The model that these are the parameters of; options are attributes of `MlpMixer` that change no array.
+
+        Raises:
+          UserError: they are not those of a Mixer; lists what is wrong.
+        """
+        flat = traverse_util.flatten_dict(self.params, sep="/")
+        try:
+            # Biases alone: a kernel that is transposed is then found, and named, below.
+            width: dict[str, Any] = {name: len(flat[f"{path}/bias"]) for name, path in _WIDTHS.items()}
+            patch_size = flat["stem/kernel"].shape[0]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.source} is not a Mixer's parameters: {first_line(error)} is missing") from None
+        model = MlpMixer(
+            num_classes=len(flat["head/bias"]) if "head/bias" in flat else 0,
+            patch_size=patch_size,
+            num_blocks=sum(name.startswith("MixerBlock_") for name in self.params),
+            **width,
+            **options,
+        )
+        try:
+            size = patch_size * resolution.grid_of(self.params)
+        except ValueError as error:
+            raise UserError(f"{self.source}: {error}") from None
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+        if wrong := mismatches(self.params, shapes):
+            raise UserError(
+                f"{self.source} does not hold together as Mixer-{models.name_of(model)}: {'; '.join(wrong)}"
+            )
+        return model
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the side of an image for which these parameters are made."""
+        return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
+
+
+_WIDTHS = {
+    "hidden_dim": "stem",
+    "tokens_mlp_dim": "MixerBlock_0/token_mixing/Dense_0",
+    "channels_mlp_dim": "MixerBlock_0/channel_mixing/Dense_0",
+}
+
+
+def mismatches(theirs: Any, ours: Any) -> list[str]:
+    """Names every array of two trees that is missing, unexpected or of another shape."""
+    there, here = (traverse_util.flatten_dict(tree, sep="/") for tree in (theirs, ours))
+    return [
+        *(f"{key}: missing there" for key in sorted(here.keys() - there.keys())),
+        *(f"{key}: not in this model" for key in sorted(there.keys() - here.keys())),
+        *(
+            f"{key}: {there[key].shape} there, {here[key].shape} here"
+            for key in sorted(here.keys() & there.keys())
+            if there[key].shape != here[key].shape
+        ),
+    ]
+
+
+def read(source: str, ema: bool = False) -> Weights:
+    """Reads parameters.
+
+    Args:
+      source: a run's folder, or one of its checkpoints/STEP; an `.npz` or `.safetensors` file; local, gs:// or
+        https://; or the short name of a published checkpoint, such as B/16-i21k.
+      ema: of a run, its averaged parameters.
+
+    Raises:
+      UserError: it is none of these, or cannot be read.
+    """
+    path = epath.Path(source) if "://" in source else epath.Path(source).expanduser()
+    if path.is_dir():
+        return _read_run(path, source, ema)
+    if ema:
+        raise UserError(f"{source} is not the folder of a run: it has no averaged parameters")
+    if not (source in PUBLISHED or "://" in source or path.exists()):
+        raise UserError(f"{source!r}: no such file or folder; {_names_like(source)}")
+    suffix = pathlib.PurePath(PUBLISHED.get(source, source)).suffix
+    if suffix not in (".npz", ".safetensors"):
+        raise UserError(
+            f"{source}: expected a run's folder, an .npz or a .safetensors file, not {suffix or 'this'!r} "
+            "(files that hold pickles, such as .pth and .bin, are never loaded)"
+        )
+    with _opened(PUBLISHED.get(source, source)) as file:
+        if suffix == ".npz":
+            return Weights(npz.read(file, source), source, "npz")
+        return Weights(timm.read(file.read(), source), source, "timm")
+
+
+def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
+    step = None
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        step, path = int(path.name), path.parent.parent
+    step, params = load_params(path, ema, step)
+    names = path / configuration.CLASSES_FILE
+    return Weights(
+        params=jax.tree.map(np.asarray, params),
+        source=source,
+        format="run",
+        config=configuration.load(path),
+        class_names=names.read_text().splitlines() if names.exists() else None,
+        step=step,
+    )
+
+
+def _opened(location: str) -> BinaryIO:
+    """Opens a file for reading; what lies behind https:// is kept in the cache for the next time."""
+    try:
+        if location.startswith(("https://", "http://")):
+            return _downloaded(location).open("rb")
+        if "://" in location:
+            return io.BytesIO(epath.Path(location).read_bytes())
+        return pathlib.Path(location).expanduser().open("rb")
+    except Exception as error:  # each file system has exceptions of its own
+        raise UserError(f"{location} cannot be read ({first_line(error)})") from None
+
+
+def _downloaded(url: str) -> pathlib.Path:
+    """The file at this address, below $XDG_CACHE_HOME/mixer; it gets its name only when it is whole."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
+    path = cache / url.partition("://")[2]
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm.tqdm.wrapattr(response, "read", total=size or None, desc=path.name) as body:
+                shutil.copyfileobj(body, file, 2**20)
+            if size and file.tell() != size:
+                raise OSError(f"the connection ended after {file.tell():,} of {size:,} bytes; try again")
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _names_like(source: str) -> str:
+    near = difflib.get_close_matches(source, PUBLISHED, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"published checkpoints are {', '.join(PUBLISHED)}"
