@@ -5,9 +5,12 @@ import operator
 import pathlib
 import re
 import runpy
+import sys
 import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from mixer.config import checked, flat, nearest, one_unit_each
@@ -16,6 +19,16 @@ from mixer.errors import UserError, first_line
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> NoReturn:
+    """Runs a command and exits: with status 1 and one line where the user has something to mend."""
+    define_flags()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        problem = f"error: {error}"
+    sys.exit(problem)  # here, where the error and all that its traceback holds are gone
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -54,7 +67,8 @@ def _explanation(argv: list[str], error: Exception) -> str:
     if overrides and not given:
         return _MISSING
     if isinstance(error, flags.UnrecognizedFlagError):
-        known = [name for name in ("config", "workdir", "inspect", "distributed") if name in flags.FLAGS]
+        modules = flags.FLAGS.flags_by_module_dict().items()
+        known = [flag.name for module, defined in modules for flag in defined if not module.startswith("absl.")]
         return f"--{error.flagname}: no such flag{nearest(error.flagname, known, '--')}"
     if not given:
         return first_line(error)

@@ -4,12 +4,10 @@ Pre-training, fine-tuning, the quickstart and the tests are this one loop under 
 again and it continues from the newest checkpoint, to the same bits as if it had never stopped.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
@@ -48,7 +46,9 @@ def train(
     workdir = _make_workdir(workdir)
     console = console or Console()
     checkpoints = Checkpoints(workdir, **config.checkpoint)
-    weights = read_weights(config.init_from) if config.init_from and not checkpoints.begun() else None
+    weights = None
+    if config.init_from and not checkpoints.begun():
+        weights = read_weights(config.init_from).at_image_size(config.input.image_size, config.resize)
     config = load.with_token_width(config, weights, workdir)
 
     # ------------------------------------------------------------------------------------------------ mesh and input
@@ -83,7 +83,8 @@ def train(
     else:
         state = jax.jit(init, out_shardings=shardings)()
         if weights is not None:
-            state = load.initial_params(state, weights, config, train_source.class_names, shardings)
+            state = load.initial_params(state, weights, train_source.class_names, shardings)
+            console.keep(f"starting from {config.init_from}")
     configuration.save(config, train_source.class_names, workdir)
     first_step = int(state.step)
     log = MetricsLog(workdir, first_step)
@@ -102,8 +103,8 @@ def train(
         metrics = {}
         for name, params in named.items():
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
-            values = evaluation.evaluate(eval_step, params, batches, mesh, eval_source.num_examples)
-            metrics.update({f"{name}/{key}": value for key, value in values.items()})
+            found = evaluation.evaluate(eval_step, params, batches, mesh, eval_source.num_examples)
+            metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
         return metrics
 
     # ------------------------------------------------------------------------------------------------------------ loop
@@ -290,9 +291,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    try:
-        app.run(main, flags_parser=command_line.parse_flags)
-    except UserError as error:
-        problem = f"error: {error}"
-    sys.exit(problem)  # here, where the error and all that its traceback holds are gone
+    command_line.run(main, define_flags)

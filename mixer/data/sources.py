@@ -73,7 +73,7 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     where = f"{name} in {data_dir or tfds.core.constants.DATA_DIR}"
     if not builder.is_prepared():
         raise UserError(
-            f"dataset {where} is not prepared: point config.input.data_dir to where it is, or prepare it with "
+            f"dataset {where} is not prepared: point data_dir to where it is, or prepare it with "
             f"`tfds build {name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
         )
     try:
@@ -93,7 +93,7 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     label_feature = label_feature.feature if multi_label else label_feature
     if not isinstance(label_feature, tfds.features.ClassLabel):
         raise UserError(
-            f"config.input.label_key={label_key!r} is no class label of {where}; its features: {', '.join(features)}"
+            f"config.input.label_key={label_key!r} is no class label of {where}; its features: {', '.join(sorted(features))}"
         )
     max_labels = 1
     if multi_label:
@@ -135,7 +135,7 @@ def _parse(record: bytes | None, image_key: str, label_key: str, max_labels: int
     return Example(feature[image_key].bytes_list.value[0], labels)
 
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
 
 
@@ -175,7 +175,7 @@ def _open_folder(config: ml_collections.ConfigDict, split: str) -> Source:
         raise UserError(f"{root} has no images for split {split!r}: set config.input.validation_share above zero")
 
     def fetch(numbers: np.ndarray) -> list[Example]:
-        return [Example(_file_bytes(paths[n]), (labels[n],)) for n in numbers]
+        return [Example(file_bytes(paths[n]), (labels[n],)) for n in numbers]
 
     return Source(len(paths), class_names, 1, False, fetch)
 
@@ -191,10 +191,11 @@ def _image_files(folder: epath.Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = (path.name for path in folder.iterdir() if path.name[0] != ".")
-    return sorted(name for name in names if name.lower().endswith(_IMAGE_SUFFIXES))
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _file_bytes(path: str) -> bytes | None:
+def file_bytes(path: str) -> bytes | None:
+    """The bytes of a file, local or gs://; None where it cannot be read."""
     try:
         if "://" in path:
             return epath.Path(path).read_bytes()

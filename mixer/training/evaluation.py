@@ -1,7 +1,7 @@
 """Evaluation: every example of a split once, on all devices."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,44 @@ Sums = dict[str, jax.Array]
 def make_eval_step(
     model: MlpMixer, loss: str, mesh: Mesh, keep_logits: bool
 ) -> Callable[[Any, Batch], tuple[Sums, jax.Array | None]]:
-    """Builds the jitted function from (params, batch) to sums over the batch, and the logits if they are kept."""
+    """Builds the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
+
+    An image without a label (ImageNet ReaL has some) counts for the loss, not for the accuracy.
+    """
 
     def eval_step(params: Any, batch: Batch) -> tuple[Sums, jax.Array | None]:
         logits: Any = model.apply({"params": params}, normalize(batch["image"]))
         weight, labels = batch["weight"], batch["labels"]
         example_loss = losses.LOSSES[loss](logits, losses.targets(labels, model.num_classes))
-        correct = jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
+        correct = weight * jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
         sums = {
             "count": jnp.sum(weight),
             "loss": jnp.sum(example_loss * weight),
-            "accuracy": jnp.sum(correct * weight),
+            "labelled": jnp.sum(weight * jnp.any(labels >= 0, axis=1)),
+            "correct": jnp.sum(correct),
             "unreadable": jnp.sum((batch["status"] > 0).astype(jnp.float32)),
         }
+        if labels.shape[1] == 1:
+            zeros = jnp.zeros(model.num_classes)  # what has no label has weight zero, wherever it is added
+            sums["class_count"] = zeros.at[labels[:, 0]].add(weight)
+            sums["class_correct"] = zeros.at[labels[:, 0]].add(correct)
         return sums, logits if keep_logits else None
 
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      metrics: loss; accuracy (with several labels: the first guess is among them); mean_per_class_accuracy, over the
+        classes that occur, for single-label data; mean_average_precision where logits were kept; count of images;
+        labelled, those of them with a label, where that is not all; unreadable.
+      class_accuracy: float64 [classes], NaN for a class without an example; None for multi-label data.
+    """
+
+    metrics: dict[str, float]
+    class_accuracy: np.ndarray | None
 
 
 def evaluate(
@@ -43,11 +65,10 @@ def evaluate(
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
     num_examples: int,
-) -> dict[str, float]:
-    """Averages over the split: loss, accuracy (for multi-label data: the first guess is among the labels), counts.
+) -> Evaluation:
+    """Evaluates every example of a split once.
 
-    Where the step keeps logits, mean average precision too; they are gathered in host memory, four bytes for each
-    example and class.
+    Where the step keeps logits they are gathered in host memory, four bytes for each example and class.
 
     Raises:
       RuntimeError: not every example was met exactly once.
@@ -60,15 +81,27 @@ def evaluate(
         totals = jax.tree.map(jnp.add, totals, sums) if totals else sums
         if logits is not None:
             kept.append(sharding.to_host(mesh, logits, batch["labels"], batch["weight"]))
-    values = {name: float(value) for name, value in totals.items()}
-    count, unreadable = round(values.pop("count")), round(values.pop("unreadable"))
+    found = jax.device_get(totals)
+    count, labelled, unreadable = (round(float(found[name])) for name in ("count", "labelled", "unreadable"))
     if count + unreadable != num_examples:
         raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
-    metrics = {name: value / max(count, 1) for name, value in values.items()}
+    metrics: dict[str, float] = {
+        "loss": float(found["loss"]) / max(count, 1),
+        "accuracy": float(found["correct"]) / max(labelled, 1),
+    }
+    class_accuracy = None
+    if "class_count" in found:
+        class_count = found["class_count"].astype(np.float64)
+        nowhere = np.full_like(class_count, np.nan)
+        class_accuracy = np.divide(found["class_correct"], class_count, out=nowhere, where=class_count > 0)
+        metrics["mean_per_class_accuracy"] = float(np.nanmean(class_accuracy)) if labelled else 0.0
     if kept:
         scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
         metrics["mean_average_precision"] = mean_average_precision(scores[weight > 0], labels[weight > 0])
-    return {**metrics, "count": count, "unreadable": unreadable}
+    metrics["count"] = count
+    if labelled != count:
+        metrics["labelled"] = labelled
+    return Evaluation({**metrics, "unreadable": unreadable}, class_accuracy)
 
 
 def mean_average_precision(

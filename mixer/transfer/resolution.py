@@ -50,11 +50,6 @@ def at_grid(params: Any, grid: int, method: str) -> Any:
     raise ValueError(f"{grid} x {grid} patches are not a multiple of {before} x {before}")
 
 
-def tokens_mlp_dim(before: int, old_grid: int, grid: int, method: str) -> int:
-    """D_S of the model that `at_grid` returns the parameters of, given what it was."""
-    return before * (grid // old_grid) ** 2 if method == "extend" else before
-
-
 def extend(params: Any, factor: int) -> Any:
     """Extends to images `factor` times as wide and high (Appendix C of the paper).
 

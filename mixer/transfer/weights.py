@@ -90,6 +90,24 @@ class Weights:
             )
         return model
 
+    def at_image_size(self, image_size: int, resize: str) -> "Weights":
+        """These weights for images of another size: see `resolution.at_grid`, of which `resize` is the method.
+
+        Raises:
+          UserError: they cannot be brought to it; says what is possible.
+        """
+        patch_size, size = self.model().patch_size, self.image_size
+        try:
+            if image_size % patch_size:
+                raise ValueError
+            return dataclasses.replace(self, params=resolution.at_grid(self.params, image_size // patch_size, resize))
+        except ValueError:
+            raise UserError(
+                f"{self.source} has weights for images of {size} pixels, which image_size={image_size} does not fit: "
+                f"possible are {size} and its multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, "
+                f"beyond the paper, with resize=interpolate any multiple of {patch_size}"
+            ) from None
+
     @property
     def image_size(self) -> int:
         """Pixels of the side of an image for which these parameters are made."""
@@ -163,6 +181,11 @@ def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
     )
 
 
+def cache_folder() -> pathlib.Path:
+    """Where this project keeps what it has fetched or made for another time."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
+
+
 def _opened(location: str) -> BinaryIO:
     """Opens a file for reading; what lies behind https:// is kept in the cache for the next time."""
     try:
@@ -177,8 +200,7 @@ def _opened(location: str) -> BinaryIO:
 
 def _downloaded(url: str) -> pathlib.Path:
     """The file at this address, below $XDG_CACHE_HOME/mixer; it gets its name only when it is whole."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
-    path = cache / url.partition("://")[2]
+    path = cache_folder() / url.partition("://")[2]
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -255,6 +255,26 @@ def test_pad_shifts_by_an_eighth_in_every_direction():
     assert stats.chisquare(seen).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("eval_crop", augment.EVAL_CROPS)
+def test_a_random_crop_is_any_part_of_what_evaluation_crops(eval_crop):
+    config = input_config(crop="random", eval_crop=eval_crop)
+    pixels = photo(18, 21)
+    resized = pixels if eval_crop == "resize_small" else bilinear(pixels, 18, 18)
+    parts = [
+        resized[top : top + 16, left : left + 16][:, ::step]
+        for top in range(3)
+        for left in range(resized.shape[1] - 15)
+        for step in (1, -1)
+    ]
+    seen = np.zeros(len(parts), int)
+    for row in draws_of(config, 600):
+        window = augment.crop_windows(np.array([[18, 21]]), row[None], config)[0]
+        found = train(pixels.tobytes(), images.RAW, (18, 21), window, row, config)
+        (place,) = [i for i, part in enumerate(parts) if np.abs(found - part).max() < 0.5 + 1e-3]
+        seen[place] += 1
+    assert stats.chisquare(seen).pvalue > 1e-4
+
+
 def test_resize_squeezes_the_whole_image():
     config = input_config(crop="resize", flip=False)
     pixels = photo(20, 50)

@@ -76,6 +76,23 @@ def test_a_feature_named_labels_that_holds_one_class(tmp_path):
     assert (source.max_labels, source.multi_label) == (1, False)
 
 
+def test_a_label_feature_by_its_name(tmp_path):
+    """As ImageNet ReaL has it, whose labels are a sequence of another name."""
+    features = {
+        "image": tfds.features.Image(),
+        "real_label": tfds.features.Sequence(tfds.features.ClassLabel(names=CLASSES)),
+    }
+    examples = [(data, [label] * (label != 1)) for data, label in labelled(pictures(4))]
+    write_dataset(tmp_path, "tfrecord", {"train": examples}, features=features)
+    source = open_pictures(tmp_path, label_key="real_label", max_labels=2)
+    assert (source.max_labels, source.multi_label, tuple(source.class_names)) == (2, True, CLASSES)
+    assert [labels for _, labels in all_of(source)] == [(0,), (), (2,), (0,)]
+    for wrong in ("image", "kind"):
+        said = complaint(tmp_path, label_key=wrong)
+        assert f"config.input.label_key={wrong!r} is no class label" in said
+        assert "its features: image, real_label" in said
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [

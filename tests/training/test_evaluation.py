@@ -86,14 +86,14 @@ def numpy_metrics(run, batches):
 @pytest.mark.parametrize("examples", [5, 16, 37])
 def test_every_example_counts_once_on_eight_devices(small, run, eval_step, mesh, examples):
     batches = split_of(small, examples)
-    metrics = evaluate(eval_step, run[1], batches, mesh, examples)
+    metrics = evaluate(eval_step, run[1], batches, mesh, examples).metrics
     assert (metrics.pop("count"), metrics.pop("unreadable")) == (examples, 0)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
 def test_unreadable_examples_are_counted_apart(small, run, eval_step, mesh):
     batches = split_of(small, 37, unreadable={0, 20, 36})
-    metrics = evaluate(eval_step, run[1], batches, mesh, 37)
+    metrics = evaluate(eval_step, run[1], batches, mesh, 37).metrics
     assert (metrics.pop("count"), metrics.pop("unreadable")) == (34, 3)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
@@ -101,7 +101,8 @@ def test_unreadable_examples_are_counted_apart(small, run, eval_step, mesh):
 def test_one_device_and_no_logits_give_the_same(small, run, eval_step, mesh, one_device):
     step = make_eval_step(run[0], "sigmoid_xent", one_device, keep_logits=False)
     batches = split_of(small, 37, unreadable={7})
-    alone, together = evaluate(step, run[1], batches, one_device, 37), evaluate(eval_step, run[1], batches, mesh, 37)
+    alone = evaluate(step, run[1], batches, one_device, 37).metrics
+    together = evaluate(eval_step, run[1], batches, mesh, 37).metrics
     assert together.pop("mean_average_precision") > 0
     assert alone == pytest.approx(together, rel=1e-6)
 
@@ -113,5 +114,40 @@ def test_a_wrong_count_is_an_error(small, run, eval_step, mesh, expected):
 
 
 def test_a_split_without_a_readable_image(small, run, eval_step, mesh):
-    metrics = evaluate(eval_step, run[1], split_of(small, 3, unreadable={0, 1, 2}), mesh, 3)
+    metrics = evaluate(eval_step, run[1], split_of(small, 3, unreadable={0, 1, 2}), mesh, 3).metrics
     assert metrics == {"loss": 0, "accuracy": 0, "mean_average_precision": 0, "count": 0, "unreadable": 3}
+
+
+def test_an_image_without_a_label_counts_for_the_loss_alone(small, run, eval_step, mesh):
+    """As in ImageNet ReaL."""
+    batches = split_of(small, 16)
+    batches[0]["labels"][:5] = -1
+    metrics = evaluate(eval_step, run[1], batches, mesh, 16).metrics
+    assert (metrics.pop("count"), metrics.pop("labelled"), metrics.pop("unreadable")) == (16, 11, 0)
+    expected = numpy_metrics(run, batches)
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(expected["accuracy"] * 16 / 11, rel=1e-5)
+
+
+def test_accuracy_by_class(small, run, mesh):
+    step = make_eval_step(run[0], "softmax_xent", mesh, keep_logits=False)
+    batches = split_of(small, 37, unreadable={3, 30}, max_labels=1)
+    for batch in batches:
+        batch["labels"][batch["labels"] == 2] = 1  # a class without an example
+    found = evaluate(step, run[1], batches, mesh, 37)
+
+    model, params = run
+    images, labels, weight = (np.concatenate([b[key] for b in batches]) for key in ("image", "labels", "weight"))
+    guesses = np.asarray(model.apply({"params": params}, jnp.asarray(images / 127.5 - 1, jnp.float32))).argmax(axis=1)
+    of_class = [(labels[:, 0] == label) & (weight > 0) for label in range(small.classes)]
+    expected = [np.mean(guesses[rows] == label) if rows.any() else np.nan for label, rows in enumerate(of_class)]
+    np.testing.assert_allclose(found.class_accuracy, expected)
+    assert np.isnan(expected[2])
+    assert found.metrics["mean_per_class_accuracy"] == pytest.approx(np.nanmean(expected))
+    assert found.metrics["accuracy"] == pytest.approx(np.mean((guesses == labels[:, 0])[weight > 0]))
+
+
+def test_several_labels_have_no_accuracy_by_class(small, run, eval_step, mesh):
+    found = evaluate(eval_step, run[1], split_of(small, 16), mesh, 16)
+    assert found.class_accuracy is None
+    assert "mean_per_class_accuracy" not in found.metrics
