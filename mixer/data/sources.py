@@ -93,7 +93,8 @@ def _open_tfds(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     label_feature = label_feature.feature if multi_label else label_feature
     if not isinstance(label_feature, tfds.features.ClassLabel):
         raise UserError(
-            f"config.input.label_key={label_key!r} is no class label of {where}; its features: {', '.join(sorted(features))}"
+            f"config.input.label_key={label_key!r} is no class label of {where}; its features: "
+            f"{', '.join(sorted(features))}"
         )
     max_labels = 1
     if multi_label:
