@@ -46,7 +46,9 @@ def evaluate(
     rows = sharding.host_rows(mesh, batch_size)
     batches = pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows)
     params = jax.device_put(weights.params, sharding.replicated(mesh))
-    return evaluation.evaluate(step, params, batches, mesh, source.num_examples), source
+    # Left to themselves, TPUs and GPUs round the factors of float32 products to fewer bits.
+    with jax.default_matmul_precision("float32"):
+        return evaluation.evaluate(step, params, batches, mesh, source.num_examples), source
 
 
 def _compare_classes(weights: Weights, num_classes: int, class_names: Any) -> None:

@@ -68,13 +68,29 @@ def train_batches(
     return _batches(dataset, len(row_numbers), steps)
 
 
-def eval_batches(source: Source, config: ml_collections.ConfigDict, *, batch_size: int, rows: slice) -> Iterator[Batch]:
-    """Yields this host's share of batches that hold every example once; the last is padded with weight zero."""
+def eval_batches(
+    source: Source,
+    config: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    rows: slice,
+    records: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Yields this host's share of batches that hold every example once; the last is padded with weight zero.
+
+    Args:
+      source: the split.
+      config: `config.input`.
+      batch_size: of the global batch.
+      rows: which of its rows are this host's.
+      records: the examples to go through, in this order, int64 [n]; all if not given.
+    """
+    records = np.arange(source.num_examples) if records is None else records
     row_numbers = np.arange(batch_size)[rows]
-    steps = range(math.ceil(source.num_examples / batch_size))
+    steps = range(math.ceil(len(records) / batch_size))
 
     def numbers_at(positions: np.ndarray) -> np.ndarray:
-        return np.where(positions < source.num_examples, positions, -1)
+        return np.append(records, -1)[np.minimum(positions, len(records))]
 
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
         positions = (np.arange(steps.start, steps.stop)[:, None] * batch_size + row_numbers).ravel()

@@ -142,6 +142,8 @@ def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = N
 
     def read(step: int) -> dict[str, Any]:
         tree = manager.item_metadata(step).tree
+        if key not in tree:
+            raise UserError(f"{workdir} holds no {key} at step {step}: it was trained with config.ema_decay=0")
         wanted = {key: tree[key], _CHECKSUMS: {key: tree[_CHECKSUMS][key]}}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
@@ -164,6 +166,8 @@ def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterat
         try:
             saved = read(step)
             _compare(saved)
+        except UserError:
+            raise
         except Exception as error:  # orbax raises whatever the damaged part meets
             reason = first_line(error).partition(" [tensorstore_spec")[0]
             _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)

@@ -1,0 +1,233 @@
+"""Names what is in pictures: `python -m mixer.predict --checkpoint runs/pets cat.jpg holiday/ --top 3`.
+
+Images are decoded, resized and cropped as the run's evaluation does it, and the model computes in float32 whatever it
+was trained in. Probabilities are a softmax over the classes, or, for a run trained with sigmoid cross-entropy, one for
+each class: each decides for itself, and they need not add up to one.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from absl import flags
+from etils import epath
+
+from mixer import class_names, command_line, recipe
+from mixer.data import images, pipeline, sources
+from mixer.errors import UserError, quiet_libraries
+from mixer.training import sharding
+from mixer.training.step import normalize
+from mixer.transfer import weights as transfer_weights
+from mixer.transfer.weights import Weights
+
+_MANY = 100  # images, above which a progress bar is worth a line
+
+
+class Prediction(NamedTuple):
+    """What the model sees in an image.
+
+    Attributes:
+      path: of the image.
+      top: class numbers and their probabilities, the likeliest first; empty where the image cannot be used.
+      error: why it cannot be used; empty where it can.
+    """
+
+    path: str
+    top: list[tuple[int, float]]
+    error: str
+
+
+def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int) -> Iterator[list[Prediction]]:
+    """Yields the predictions of one batch of images after the other, in order; computes on all devices.
+
+    Args:
+      weights: of a model with a head.
+      paths: image files, local or gs://.
+      top: how many classes to name, at most as many as there are.
+      batch_size: the most images at a time; rounded up to a multiple of the number of devices.
+    """
+    model, mesh = weights.model(), sharding.make_mesh()
+    link = jax.nn.sigmoid if weights.config is not None and weights.config.loss == "sigmoid_xent" else jax.nn.softmax
+
+    def likeliest(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Left to themselves, TPUs and GPUs round the factors of float32 products to fewer bits.
+        with jax.default_matmul_precision("float32"):
+            logits: Any = model.apply({"params": params}, normalize(pixels))
+        probabilities, classes = jax.lax.top_k(link(logits), top)
+        return probabilities, classes
+
+    step = jax.jit(likeliest, out_shardings=sharding.replicated(mesh))
+    params = jax.device_put(weights.params, sharding.replicated(mesh))
+
+    def fetch(numbers: np.ndarray) -> list[sources.Example]:
+        return [sources.Example(sources.file_bytes(paths[n]), ()) for n in numbers]
+
+    source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch)
+    batch_size = -(-min(batch_size, len(paths)) // mesh.size) * mesh.size
+    rows = sharding.host_rows(mesh, batch_size)
+    batches = pipeline.eval_batches(source, input_config(weights), batch_size=batch_size, rows=rows)
+    for start, batch in zip(range(0, len(paths), batch_size), batches, strict=True):
+        pixels = sharding.to_devices({"image": batch["image"]}, mesh)["image"]
+        probabilities, classes = jax.device_get(step(params, pixels))
+        found = []
+        for row, path in enumerate(paths[start : start + batch_size]):  # the last batch has more rows than images
+            error = _reason(path, int(batch["status"][row]))
+            top_of = [] if error else list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
+            found.append(Prediction(path, top_of, error))
+        yield found
+
+
+def input_config(weights: Weights) -> ml_collections.ConfigDict:
+    """The `config.input` by which the images are cut: the run's own where the weights are a run's."""
+    config = recipe.base().input
+    config.image_size = weights.image_size
+    if weights.config is not None:
+        for name in ("eval_crop", "eval_resize", "max_pixels"):
+            config[name] = weights.config.input[name]
+    return config
+
+
+def _reason(path: str, status: int) -> str:
+    """Why an image cannot be used; empty if it can."""
+    if status == images.OK:
+        return ""
+    if status == images.BAD_RECORD:
+        return "unreadable" if epath.Path(path).exists() else "missing"
+    return images.STATUSES[status].replace("_", " ")
+
+
+def image_files(given: Sequence[str]) -> list[str]:
+    """The files among these paths, and in place of each folder all images below it, sorted; hidden ones not.
+
+    Raises:
+      UserError: there are none.
+    """
+    found = []
+    for path in given:
+        if epath.Path(path).is_dir():
+            below = _images_below(epath.Path(path))
+            if not below:
+                raise UserError(f"{path} holds no images; looked for {', '.join(sources.IMAGE_SUFFIXES)}")
+            found += below
+        else:
+            found.append(path)
+    if not found:
+        raise UserError("no images given: name image files or folders of them, such as cat.jpg holiday/")
+    return found
+
+
+def _images_below(folder: epath.Path) -> list[str]:
+    found = []
+    for root, folders, files in folder.walk():
+        folders[:] = [name for name in folders if name[0] != "."]  # walk does not enter what is taken out
+        names = (name for name in files if name[0] != "." and name.lower().endswith(sources.IMAGE_SUFFIXES))
+        found += [os.fspath(root / name) for name in names]
+    return sorted(found)
+
+
+def names_for(weights: Weights, file: str | None) -> list[str]:
+    """A name for each class: from the file, else the run's, else by their number, else that number alone.
+
+    Raises:
+      UserError: there are not as many names as classes.
+    """
+    num_classes = weights.model().num_classes
+    names = class_names.read(file) if file else weights.class_names
+    if names is None:
+        names = class_names.published(num_classes)
+        if names is None:
+            return [f"class {number}" for number in range(num_classes)]
+        name = class_names.PUBLISHED[num_classes]
+        print(
+            f"class names: those of {name}, taken from the number of classes; --classes gives others", file=sys.stderr
+        )
+    if len(names) != num_classes:
+        where = f"--classes {file}" if file else f"classes.txt of {weights.source}"
+        raise UserError(f"{where} has {len(names):,} names, the model {num_classes:,} classes: give one name a line")
+    return class_names.readable(names)
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
+    )
+    flags.DEFINE_integer("top", 5, "How many classes to name.")
+    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
+    flags.DEFINE_bool("json", False, "A line of JSON for each image.")
+    flags.DEFINE_string("classes", None, "A text file with the classes' names, one a line; the run's if not given.")
+    flags.DEFINE_integer("batch_size", 64, "The most images at a time, over all devices.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    quiet_libraries()
+    given = flags.FLAGS
+    if not given.checkpoint:
+        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    for name, value in (("top", given.top), ("batch_size", given.batch_size)):
+        if value < 1:
+            raise UserError(f"--{name}={value}: expected at least 1")
+    paths = image_files(argv[1:])
+    weights = transfer_weights.read(given.checkpoint, given.ema)
+    num_classes = weights.model().num_classes
+    if num_classes == 0:
+        raise UserError(
+            f"{weights.source} has no head, so no classes to name: fine-tune it first (configs/finetune.py)"
+        )
+    names = names_for(weights, given.classes)
+
+    logging.getLogger("mixer.data").setLevel(logging.ERROR)  # each image that cannot be used is told of here
+    bad = 0
+    hidden = len(paths) <= _MANY or not sys.stderr.isatty()
+    with tqdm.tqdm(total=len(paths), unit=" images", leave=False, disable=hidden) as progress:
+        for batch in predict(weights, paths, top=min(given.top, num_classes), batch_size=given.batch_size):
+            with tqdm.tqdm.external_write_mode():  # the bar makes room
+                try:
+                    bad += _show(batch, names, given.json)
+                except BrokenPipeError:  # who reads has read enough, as `head` does
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+                    return
+            progress.update(len(batch))
+    if bad:
+        raise UserError(f"{bad:,} of {len(paths):,} images could not be used")
+
+
+def _show(batch: Sequence[Prediction], names: Sequence[str], as_json: bool) -> int:
+    """Prints predictions, and on standard error which images cannot be used; returns the number of these."""
+    for found in batch:
+        if found.error:
+            print(f"skipped {found.path}: {found.error}", file=sys.stderr)
+        if as_json:
+            print(json_line(found, names), flush=True)
+        elif not found.error:
+            print(text(found, names), flush=True)
+    return sum(bool(found.error) for found in batch)
+
+
+def text(prediction: Prediction, names: Sequence[str]) -> str:
+    """A line with the path, and one for each class."""
+    path = os.fsencode(prediction.path).decode(errors="replace")  # a file's name need not be text
+    return "\n".join([path, *(f"{share:10.2%}  {names[number]}" for number, share in prediction.top)])
+
+
+def json_line(prediction: Prediction, names: Sequence[str]) -> str:
+    """The prediction as one line of JSON; six digits of each probability."""
+    if prediction.error:
+        return json.dumps({"image": prediction.path, "error": prediction.error})
+    top = [{"class": names[number], "probability": float(f"{share:.6g}")} for number, share in prediction.top]
+    return json.dumps({"image": prediction.path, "top": top})
+
+
+if __name__ == "__main__":
+    command_line.run(main, define_flags)

@@ -1,0 +1,179 @@
+"""Scoring a checkpoint, as a user runs it; and a run at twice the image size, which starts where Appendix C says."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from mixer import config as configuration
+from mixer import evaluate, recipe, tasks
+from mixer.data import datasets, pipeline, sources
+from mixer.errors import UserError
+from mixer.train import train
+from mixer.training.metrics import read_metrics
+from mixer.transfer import npz
+from mixer.transfer import weights as transfer_weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DATASET = "fractals/4x40x16"  # 144 training and 16 validation images of four classes, 16 pixels
+TINY = {
+    "model.variant": "Ti/4",
+    "model.num_blocks": 2,
+    "model.hidden_dim": 16,
+    "model.channels_mlp_dim": 32,
+    "input.dataset": DATASET,
+    "input.image_size": 16,
+    "input.eval_resize": 16,
+    "batch_size": 16,
+    "total_steps": 90,
+    "warmup_steps": 5,
+    "optimizer.learning_rate": 1e-2,
+    "eval_steps": 90,
+    "checkpoint_steps": 90,
+}
+
+
+def make_run(folder, data_dir, **changes):
+    settings = {**TINY, "input.data_dir": str(data_dir), **changes}
+    config = quickstart.get_config("fractals")
+    config.update_from_flattened_dict(settings)
+    train(configuration.checked(configuration.one_unit_each(config, settings)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    datasets.prepare_embedded(DATASET, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    """A trained run of four classes."""
+    return make_run(tmp_path_factory.mktemp("run"), data_dir, **{"model.tokens_mlp_dim": 8, "ema_decay": 0.5})
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "mixer.evaluate", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_scores_what_its_training_measured(run, ema):
+    done = command(f"--checkpoint={run}", f"--ema={ema}")
+    assert done.returncode == 0, done.stderr
+    found, last = json.loads(done.stdout), read_metrics(run)[-1]
+    prefix = "val_ema" if ema else "val"
+    for name in ("accuracy", "mean_per_class_accuracy", "count", "unreadable"):
+        assert found[name] == last[f"{prefix}/{name}"]
+    assert found["loss"] == pytest.approx(last[f"{prefix}/loss"], rel=1e-4)
+    protocol = {"step": 90, "split": "validation", "eval_crop": "resize_small", "eval_resize": 16}
+    assert {name: found[name] for name in protocol} == protocol
+    assert f"accuracy                 {last[f'{prefix}/accuracy']:9.2%}" in done.stderr
+    assert "best classes" in done.stderr
+
+
+def test_a_file_of_the_same_weights_scores_the_same(run, data_dir, tmp_path):
+    of_run = transfer_weights.read(str(run))
+    with (tmp_path / "weights.npz").open("wb") as file:
+        npz.write(file, of_run.params)
+    of_file = transfer_weights.read(str(tmp_path / "weights.npz"))
+    task = dataclasses.replace(tasks.IMAGENET, dataset=DATASET, test="validation")
+    scores = []
+    for weights in (of_run, of_file):
+        config, split = evaluate.input_config(weights, task)
+        assert (split, config.image_size) == ("validation", 16)
+        config.data_dir, config.eval_resize = str(data_dir), 16
+        found, _ = evaluate.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
+        scores.append(found.metrics)
+    assert scores[0] == scores[1]
+
+
+def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_path):
+    weights = transfer_weights.read(str(run))
+    config, split = evaluate.input_config(weights, None)
+    renamed = dataclasses.replace(weights, class_names=["0", "1", "dog", "3"])
+    with pytest.raises(
+        UserError, match=r"classes of .* are not those of the data: class 2 is 'dog' there and '2' here"
+    ):
+        evaluate.evaluate(renamed, config, split, loss="softmax_xent", batch_size=8)
+    head = {"kernel": np.zeros((16, 7), np.float32), "bias": np.zeros(7, np.float32)}
+    other = dataclasses.replace(weights, params={**weights.params, "head": head}, class_names=None)
+    with pytest.raises(UserError, match="tells 7 classes apart, the data has 4: fine-tune it first"):
+        evaluate.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--checkpoint is missing"),
+        (["--checkpoint={run}", "--task=pots"], "--task 'pots': expected one of imagenet2012, cifar10"),
+        (["--checkpoint={run}", "--image_size=40"], "has weights for images of 16 pixels, which image_size=40 does no"),
+        (["--checkpoint={run}", "--eval_resize=8"], "--eval_resize=8 is less than the image size, 16"),
+        (["--checkpoint={run}", "--task=flowers"], "dataset oxford_flowers102 in "),
+        (["--checkpoint={run}", "--split=tset"], "split 'tset' of fractals/4x40x16"),
+        (["--checkpoint={run}/nothing"], "no such file or folder"),
+        (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
+        (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
+        (["{run}"], "unexpected argument"),
+    ],
+)
+def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, line):
+    """In this process, for speed: the flags of a command can be read once a process, so each starts from none."""
+    from absl import flags
+
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_bool", "DEFINE_enum"):
+        define = getattr(flags, name)
+        monkeypatch.setattr(flags, name, lambda *a, define=define, **k: define(*a, flag_values=flags.FLAGS, **k))
+    evaluate.define_flags()
+    with pytest.raises(UserError) as caught:
+        evaluate.main(evaluate.command_line.parse_flags(["evaluate", *(a.format(run=run) for a in arguments)]))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def parts_of(images, size):
+    return [images[:, top : top + size, left : left + size] for top in (0, size) for left in (0, size)]
+
+
+def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, data_dir, tmp_path):
+    """Its head kept, the first logits are the head's of the mean over the four parts' pre-logits."""
+    weights = transfer_weights.read(str(run))
+    small, head = weights.model().clone(num_classes=0), weights.params["head"]
+    config = recipe.base().input
+    config.update({"dataset": DATASET, "data_dir": str(data_dir), "image_size": 32, "eval_resize": 32})
+    source = sources.open_source(config, "validation", tmp_path / "cache")
+    (batch,) = pipeline.eval_batches(source, config, batch_size=16, rows=slice(0, 16))
+    images = jnp.asarray(batch["image"] / 127.5 - 1, jnp.float32)
+    features = [small.apply({"params": weights.params}, part) for part in parts_of(images, 16)]
+    logits = np.mean([np.float64(part) for part in features], axis=0) @ head["kernel"] + head["bias"]
+    labels = batch["labels"][:, 0]
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(16), labels]
+
+    larger = {"init_from": str(run), "input.image_size": 32, "input.eval_resize": 32}
+    still = make_run(tmp_path / "still", data_dir, **larger, **{"total_steps": 1, "optimizer.learning_rate": 0.0})
+    assert configuration.load(still).model.tokens_mlp_dim == 4 * 8
+    start = read_metrics(still)[-1]
+    assert start["val/loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert start["val/accuracy"] == np.mean(logits.argmax(axis=1) == labels)
+
+    tuned = make_run(tmp_path / "tuned", data_dir, **larger)
+    assert read_metrics(tuned)[-1]["val/loss"] < 0.9 * start["val/loss"]
+    # What was block-diagonal may fill: the blocks are a start, not a constraint.
+    kernel = transfer_weights.read(str(tuned)).params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
+    assert kernel.shape == (64, 32)
+    assert np.count_nonzero(kernel) > 0.9 * kernel.size
+    assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), weights.params))

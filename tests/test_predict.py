@@ -1,0 +1,308 @@
+"""Naming what is in pictures: by the command itself, beside a computation of the same with Pillow and NumPy."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from PIL import Image
+
+from mixer import config as configuration
+from mixer import models, predict, recipe
+from mixer.errors import UserError
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.step import TrainState
+from mixer.transfer import weights as transfer_weights
+from mixer.transfer.weights import Weights
+
+PIXELS, RESIZE = 16, 20  # evaluation takes the central 16 of an image whose shorter side is 20: no pixel is resampled
+NAMES = ["n01440764", "a b", "n99999999", "tabby", "0"]
+SHOWN = ["tench (n01440764)", "a b", "n99999999", "tabby", "0"]
+
+
+def make_model(classes):
+    return models.create("Ti/4", classes, num_blocks=1, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24)
+
+
+def make_params(classes, seed):
+    """Random: a fresh head is zero, and all its classes alike."""
+    shapes = jax.eval_shape(make_model(classes).init, jax.random.key(0), jnp.zeros((1, PIXELS, PIXELS, 3)))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
+
+
+def write_run(folder, params, ema_params, **settings):
+    """A run's folder, with one checkpoint."""
+    config = recipe.base()
+    given = {"model.variant": "Ti/4", "input.image_size": PIXELS, "input.eval_resize": RESIZE, **settings}
+    config.update_from_flattened_dict(given)
+    state = TrainState(
+        step=jnp.asarray(7), params=params, opt_state=optax.trace(0.9).init(params), ema_params=ema_params,
+        bad_images=jnp.zeros(7, jnp.int32),
+    )  # fmt: skip
+    folder.mkdir()
+    checkpoints = Checkpoints(folder, 1, 0, 0)
+    checkpoints.save(jax.tree.map(jnp.asarray, state), {})
+    checkpoints.close()
+    configuration.save(configuration.checked(config), NAMES, folder)
+    return folder
+
+
+def write_npz(path, params):
+    np.savez(path, **flax.traverse_util.flatten_dict(params, sep="/"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def params():
+    return make_params(len(NAMES), seed=1)
+
+
+@pytest.fixture(scope="module")
+def ema_params():
+    return make_params(len(NAMES), seed=2)
+
+
+@pytest.fixture(scope="module")
+def softmax_run(tmp_path_factory, params, ema_params):
+    folder = tmp_path_factory.mktemp("runs") / "softmax"
+    return write_run(folder, params, ema_params, **{"loss": "softmax_xent", "input.max_pixels": 2000})
+
+
+def write_image(path, height, width, seed, mode="RGB"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path, "BMP" if path.suffix == ".bmp" else "PNG")
+    return path
+
+
+def logits_of(path, params):
+    """What the model says of an image whose shorter side is RESIZE, float64 [classes]."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    top, left = (pixels.shape[0] - PIXELS) // 2, (pixels.shape[1] - PIXELS) // 2
+    pixels = pixels[top : top + PIXELS, left : left + PIXELS].astype(np.float32) / 127.5 - 1.0
+    classes = len(params["head"]["bias"])
+    return np.asarray(make_model(classes).apply({"params": params}, jnp.asarray(pixels[None])), np.float64)[0]
+
+
+def softmax(logits):
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+def run(*arguments, cwd, devices=8):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "mixer.predict", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def check_top(top, probabilities, names):
+    """The named classes are the likeliest, likeliest first, with these probabilities."""
+    order = np.argsort(-probabilities, kind="stable")[: len(top)]
+    assert [item["class"] for item in top] == [names[number] for number in order]
+    np.testing.assert_allclose([item["probability"] for item in top], probabilities[order], rtol=2e-5)
+
+
+def write_broken(folder):
+    """Files that cannot be used, and why; in the order in which they are given."""
+    picture = write_image(folder / "picture.png", 20, 20, seed=0).read_bytes()
+    picture_jpeg = folder / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture_jpeg)
+    jpeg = picture_jpeg.read_bytes()
+    picture_jpeg.write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "notes.jpg").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    # Its header and its end are right: only decoding it to the end shows what it is.
+    (folder / "flipped.png").write_bytes(picture[:200] + bytes([picture[200] ^ 255]) + picture[201:])
+    write_image(folder / "huge.png", 50, 50, seed=0)
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    return {
+        "cut.jpg": "truncated", "notes.jpg": "unknown format", "empty.png": "empty", "flipped.png": "undecodable",
+        "huge.png": "too large", "dangling.png": "missing", "nowhere.jpg": "missing",
+    }  # fmt: skip
+
+
+def test_good_images_among_broken_ones_are_answered(softmax_run, params, tmp_path):
+    broken = write_broken(tmp_path)
+    shapes = {
+        "wide.png": (20, 27),
+        "tall.png": (31, 20),
+        "square.bmp": (20, 20),
+        "grey.png": (20, 22),
+        "last": (20, 20),
+    }
+    for number, (name, shape) in enumerate(shapes.items()):
+        write_image(tmp_path / name, *shape, seed=number, mode="L" if name == "grey.png" else "RGB")
+    given = [name for pair in zip(broken, [*shapes, "wide.png", "wide.png"], strict=True) for name in pair]
+    done = run("--checkpoint", softmax_run, *given[:3], "--top", 3, "--json", *given[3:], cwd=tmp_path)
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["image"] for line in lines] == given
+    for line in lines:
+        if line["image"] in broken:
+            assert line == {"image": line["image"], "error": broken[line["image"]]}
+        else:
+            assert set(line) == {"image", "top"}
+            assert len(line["top"]) == 3
+            check_top(line["top"], softmax(logits_of(tmp_path / line["image"], params)), SHOWN)
+    assert done.stderr.splitlines() == [
+        *(f"skipped {name}: {reason}" for name, reason in broken.items()),
+        "error: 7 of 14 images could not be used",
+    ]
+
+
+def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params, tmp_path):
+    """More classes are asked for than there are, of the averaged parameters, on one device, by relative paths."""
+    write_image(tmp_path / "one.png", 20, 20, seed=1)
+    write_image(tmp_path / "more" / "two.png", 20, 24, seed=2)
+    (tmp_path / "notes.jpg").write_text("no picture")
+    arguments = ("--checkpoint", softmax_run, "--ema", "--top=9", "one.png", "notes.jpg", "more")
+    done = run(*arguments, cwd=tmp_path, devices=1)
+    assert done.returncode == 1
+    assert done.stderr == "skipped notes.jpg: unknown format\nerror: 1 of 3 images could not be used\n"
+    expected = []
+    for name in ("one.png", "more/two.png"):
+        probabilities = softmax(logits_of(tmp_path / name, ema_params))
+        order = np.argsort(-probabilities)
+        expected += [name, *(f"{100 * probabilities[number]:9.2f}%  {SHOWN[number]}" for number in order)]
+    assert done.stdout.splitlines() == expected
+
+
+def test_a_folder_is_searched_to_its_depths_and_each_class_of_a_sigmoid_decides_for_itself(params, tmp_path):
+    workdir = write_run(tmp_path / "run", params, None, loss="sigmoid_xent")
+    photos = tmp_path / "photos"
+    places = ("", "a", "a/deep/er", "b.jpg")  # a folder may be called like a picture
+    paths = [photos / places[n % 4] / f"{n:03}.{('png', 'PNG', 'bmp')[n % 3]}" for n in range(150)]
+    for number, path in enumerate(paths):
+        write_image(path, 20, 20 + number % 3, seed=number)
+    for hidden in (".hidden.png", ".git/picture.png", "a/.cache/deep/picture.png"):
+        write_image(photos / hidden, 20, 20, seed=0)
+    (photos / "readme.txt").write_text("no picture")
+    done = run("--checkpoint", workdir, photos, "--json", "--batch_size=40", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["image"] for line in lines] == sorted(map(str, paths))
+    for line in lines:
+        assert len(line["top"]) == 5
+        check_top(line["top"], sigmoid(logits_of(line["image"], params)), SHOWN)
+
+
+def test_an_npz_has_no_names_and_who_reads_may_stop_reading(tmp_path):
+    """`python -m mixer.predict ... | head -6` ends without a word, after the first image."""
+    params = make_params(10, seed=3)
+    file = write_npz(tmp_path / "mixer.npz", params)
+    # Without a config the shorter side becomes 8/7 of the image size before the crop: 18 for 16.
+    paths = [write_image(tmp_path / "photos" / f"{number:02}.png", 18, 19, seed=number) for number in range(40)]
+    command = f"{sys.executable} -m mixer.predict --checkpoint {file} --batch_size=8 {paths[0].parent} | head -6"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    path, *top = done.stdout.splitlines()
+    probabilities = softmax(logits_of(paths[0], params))
+    order = np.argsort(-probabilities)[:5]
+    assert path == str(paths[0])
+    assert top == [f"{100 * probabilities[number]:9.2f}%  class {number}" for number in order]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "headless.npz has no head, so no classes to name: fine-tune it first"),
+        ({"top": 0}, "--top=0: expected at least 1"),
+        ({"batch_size": -1}, "--batch_size=-1: expected at least 1"),
+        ({"checkpoint": None}, "--checkpoint is missing: give a run's folder, a file, or the name of"),
+        ({"checkpoint": "nowhere"}, "'nowhere': no such file or folder"),
+        ({"ema": True}, "headless.npz is not the folder of a run: it has no averaged parameters"),
+    ],
+)
+def test_wrong_usage_is_refused(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "headless.npz", make_params(0, seed=0))
+    defaults = {"checkpoint": "headless.npz", "top": 5, "ema": False, "json": False, "classes": None, "batch_size": 8}
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**{**defaults, **given}))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        predict.main(["predict", "one.png"])
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_look_at_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no images given: name image files or folders"):
+        predict.image_files([])
+    (tmp_path / "notes.txt").write_text("no picture")
+    write_image(tmp_path / ".hidden" / "one.png", 20, 20, seed=0)
+    with pytest.raises(UserError, match=r"holds no images; looked for \.jpg, "):
+        predict.image_files([__file__, str(tmp_path)])
+    assert predict.image_files([__file__, str(tmp_path / ".hidden")]) == [__file__, str(tmp_path / ".hidden/one.png")]
+
+
+def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):
+    weights = transfer_weights.read(str(softmax_run))
+    file = tmp_path / "names.txt"
+    file.write_text("n02123045\ntwo\nthree\nfour\nfive\n")
+    assert predict.names_for(weights, None) == SHOWN
+    assert predict.names_for(weights, str(file)) == ["tabby (n02123045)", "two", "three", "four", "five"]
+    file.write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"names\.txt has 2 names, the model 5 classes: give one name a line"):
+        predict.names_for(weights, str(file))
+    assert capsys.readouterr().err == ""
+
+    for classes, dataset, first, last in (
+        (1000, "ImageNet-1k", "tench (n01440764)", "toilet tissue (n15075141)"),
+        (21_843, "ImageNet-21k", "organism (n00004475)", "knothole (n15102894)"),
+    ):
+        names = predict.names_for(Weights(make_params(classes, seed=0), "weights.npz", "npz"), None)
+        assert (len(names), names[0], names[-1]) == (classes, first, last)
+        told = capsys.readouterr().err
+        assert told.startswith(f"class names: those of {dataset}, taken from the number of classes")
+        assert told.count("\n") == 1
+
+
+def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
+    settings = {"input.eval_crop": "resize_square", "input.eval_resize": 18, "input.max_pixels": 5000}
+    config = predict.input_config(transfer_weights.read(str(write_run(tmp_path / "run", params, None, **settings))))
+    assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
+        16, "resize_square", 18, 5000,
+    )  # fmt: skip
+    config = predict.input_config(Weights(params, "weights.npz", "npz"))
+    assert (config.image_size, config.eval_crop, config.eval_resize) == (16, "resize_small", None)
+
+
+def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
+    weights = transfer_weights.read(str(softmax_run))
+    weights = Weights(weights.params, "weights.npz", "npz")  # no config, hence photographs of any size
+    paths = predict.image_files([str(shared_data / "imagenet_samples")])
+    assert len(paths) == 200
+    batches = list(predict.predict(weights, paths, top=5, batch_size=60))  # 64 on eight devices
+    assert [len(batch) for batch in batches] == [64, 64, 64, 8]
+    found = [prediction for batch in batches for prediction in batch]
+    assert [prediction.path for prediction in found] == paths
+    assert not any(prediction.error for prediction in found)
+    for prediction in found:
+        numbers, shares = zip(*prediction.top, strict=True)
+        assert sorted(numbers) == list(range(5))
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert list(shares) == sorted(shares, reverse=True)
+    assert len({prediction.top[0] for prediction in found}) > 150  # each has an answer of its own
+    one = next(iter(predict.predict(weights, paths[130:131], top=5, batch_size=60)))[0]
+    np.testing.assert_allclose([share for _, share in one.top], [share for _, share in found[130].top], rtol=1e-5)
+
+
+def test_names_of_files_that_are_no_text_are_shown():
+    prediction = predict.Prediction(os.fsdecode(b"na\xefve.png"), [(1, 0.25)], "")
+    assert predict.text(prediction, ["a", "b"]) == "na\ufffdve.png\n    25.00%  b"
+    assert json.loads(predict.json_line(prediction, ["a", "b"]))["image"] == prediction.path
