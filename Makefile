@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev quickstart test test-all lint lock clean
+.PHONY: help install install-dev quickstart test test-all test-timm lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,10 +44,22 @@ $(VENV)-preflight/installed: pyproject.toml constraints.txt
 	$(VENV)-preflight/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,preflight]'
 	touch $@
 
+test-timm: $(VENV)-timm/installed  ## models exchanged with PyTorch's timm, in both directions
+	$(VENV)-timm/bin/python -m pytest tests/transfer/test_timm_model.py
+
+# torchvision has no build for CPUs; --no-deps leaves torch as it is, and the last line brings what timm needs besides.
+$(VENV)-timm/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-timm
+	$(VENV)-timm/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev]'
+	$(VENV)-timm/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-timm/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
+	$(VENV)-timm/bin/python -m pip install --quiet pyyaml huggingface_hub
+	touch $@
+
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade \
 	  --extra dev --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(VENV)-preflight .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,10 +10,7 @@ from mixer import recipe
 
 def get_config() -> ConfigDict:
     config = recipe.base()
-    # Four blocks of width 96 with the usual ratios; patches of 4 pixels make 64 tokens.
-    config.model.variant = "Ti/4"
-    config.model.hidden_dim, config.model.tokens_mlp_dim, config.model.channels_mlp_dim = 96, 48, 384
-    config.model.dtype = "float32"  # a CPU has no bfloat16 units
+    recipe.small_model(config)
     config.loss = "softmax_xent"
     config.batch_size = 64
     recipe.duration(config, "total", epochs=12)

@@ -54,7 +54,7 @@ def from_flags() -> tuple[ConfigDict, str]:
         raise UserError(_MISSING)
     spec = config_flags.get_config_filename(flag)
     if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
-        _run_file(spec)
+        run_file(spec)
     config = one_unit_each(flag.value, config_flags.get_override_values(flag))
     return checked(config), pathlib.Path(spec.split(":")[0]).stem
 
@@ -73,7 +73,7 @@ def _explanation(argv: list[str], error: Exception) -> str:
     if not given:
         return first_line(error)
     try:
-        config = _run_file(given[-1])
+        config = run_file(given[-1])
     except UserError as problem:
         return str(problem)
     known = list(flat(config))
@@ -89,7 +89,7 @@ def _explanation(argv: list[str], error: Exception) -> str:
     return first_line(error)
 
 
-def _run_file(spec: str) -> ConfigDict:
+def run_file(spec: str) -> ConfigDict:
     """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
     path, *argument = spec.split(":", 1)
     if not pathlib.Path(path).is_file():

@@ -29,6 +29,7 @@ _CHOICES = {
     "optimizer.decay": ("linear", "cosine", "constant"),
     "input.crop": ("inception", "random", "pad", "resize"),
     "input.eval_crop": ("resize_small", "resize_square"),
+    "fewshot.eval_crop": ("resize_small", "resize_square"),
 }
 
 # Fields that have to lie within bounds, both included and infinity never; a field that is not set is not looked at.
@@ -61,6 +62,9 @@ _BOUNDS = {
     "input.shuffle_block": (1, math.inf),
     "input.shuffle_window": (0, math.inf),
     "input.max_bad_share": (0, 1),
+    "fewshot.seeds": (1, math.inf),
+    "fewshot.l2": (1e-3, math.inf),
+    "fewshot.eval_resize": (1, math.inf),
     "checkpoint.keep_last": (1, math.inf),
     "checkpoint.keep_every": (0, math.inf),
     "checkpoint.keep_best": (0, math.inf),
@@ -127,11 +131,16 @@ def checked(config: ConfigDict) -> ConfigDict:
             f"config.model.variant={config.model.variant!r}; the nearest that is: "
             f"{max(round(config.input.image_size / patch_size), 1) * patch_size}"
         )
-    if config.input.eval_resize and config.input.eval_resize < config.input.image_size:
+    if not _is_counts(fields["fewshot.shots"]):
         raise UserError(
-            f"config.input.eval_resize={config.input.eval_resize} is smaller than "
-            f"image_size={config.input.image_size}, which is cropped from it"
+            f"config.fewshot.shots={tuple(fields['fewshot.shots'])}: expected whole numbers above 0, such as 5 or 1,5"
         )
+    for path in ("input.eval_resize", "fewshot.eval_resize"):
+        if fields[path] and fields[path] < config.input.image_size:
+            raise UserError(
+                f"config.{path}={fields[path]} is smaller than input.image_size={config.input.image_size}, which is "
+                "cropped from it"
+            )
     if config.accumulate_steps > 1 and config.batch_size % config.accumulate_steps:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by accumulate_steps={config.accumulate_steps}"
@@ -172,7 +181,7 @@ def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike
 
 # What may change when a run is continued: where data lies and what is written, not what is computed.
 _HARMLESS = (*(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in recipe.UNITS),
-             "checkpoint.", "profile_steps", "input.data_dir", "input.max_bad_share")  # fmt: skip
+             "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share")  # fmt: skip
 
 
 def _harmless(key: str) -> bool:
@@ -210,6 +219,10 @@ def _is_range(value: list[Any], most: float) -> bool:
         and 0 < value[0] <= value[1] <= most
         and value[1] < math.inf
     )
+
+
+def _is_counts(value: list[Any]) -> bool:
+    return bool(value) and all(type(count) is int and count > 0 for count in value)
 
 
 def nearest(name: str, known: list[str], prefix: str = "config.") -> str:

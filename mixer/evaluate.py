@@ -19,6 +19,7 @@ from mixer.errors import UserError, quiet_libraries
 from mixer.training import evaluation, sharding
 from mixer.transfer import resolution
 from mixer.transfer import weights as transfer_weights
+from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import Weights
 
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
@@ -51,6 +52,20 @@ def evaluate(
         return evaluation.evaluate(step, params, batches, mesh, source.num_examples), source
 
 
+def few_shot(
+    weights: Weights, config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict, *, batch_size: int
+) -> dict[str, float]:
+    """Few-shot accuracy of the model's features, computed on all devices in float32; settings as `config.fewshot`.
+
+    Raises:
+      UserError: the data is not there, or has too few examples of a class.
+    """
+    mesh, cache = sharding.make_mesh(), transfer_weights.cache_folder()
+    with jax.default_matmul_precision("float32"):
+        ask = FewShot(settings, config, weights.model(), mesh, batch_size=batch_size, cache_dir=cache)
+        return ask(jax.device_put(weights.params, sharding.replicated(mesh)))
+
+
 def _compare_classes(weights: Weights, num_classes: int, class_names: Any) -> None:
     if num_classes != len(class_names):
         raise UserError(
@@ -79,6 +94,7 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     if task is not None:
         if task.dataset != config.dataset:
             config.data_dir = None
+        config.train_split = task.few_shot_train or task.train
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:
@@ -103,6 +119,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
     flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
     flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
+    flags.DEFINE_multi_integer("shots", [1, 5, 10, 25], "Few-shot: images of each class; give it several times.")
+    flags.DEFINE_integer("seeds", 3, "Few-shot: choices of these images, over which accuracy is averaged.")
     flags.DEFINE_integer("batch_per_core", 64, "Images on each device at a time.")
 
 
@@ -130,8 +148,8 @@ def main(argv: list[str]) -> None:
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    loss = weights.config.loss if weights.config is not None else "softmax_xent"
     batch_size = given.batch_per_core * jax.device_count()
+    loss = weights.config.loss if weights.config is not None else "softmax_xent"
 
     model = weights.model()
     described = {
@@ -145,31 +163,56 @@ def main(argv: list[str]) -> None:
         "eval_crop": config.eval_crop,
         "eval_resize": config.eval_resize or round(config.image_size * 8 / 7),
     }
-    found, source = evaluate(weights, config, split, loss=loss, batch_size=batch_size)
+    if given.fewshot:
+        settings = _few_shot_settings(config, split)
+        described |= {"train_split": settings.train_split, "eval_crop": settings.eval_crop, "seeds": settings.seeds}
+        metrics, lines = few_shot(weights, config, settings, batch_size=batch_size), []
+    else:
+        found, source = evaluate(weights, config, split, loss=loss, batch_size=batch_size)
+        metrics, lines = found.metrics, by_class(found, source.class_names)
     if jax.process_index() == 0:
-        print(table(described, found, source.class_names), file=sys.stderr)
-        print(json.dumps({**described, **found.metrics}))
+        print("\n".join([*summary(described, metrics), *lines]), file=sys.stderr)
+        print(json.dumps({**described, **metrics}))
 
 
-def table(described: dict[str, Any], found: evaluation.Evaluation, class_names: Any) -> str:
-    """What was evaluated, how, and what came out; with the best and the worst classes."""
+def _few_shot_settings(config: ml_collections.ConfigDict, split: str) -> ml_collections.ConfigDict:
+    given, settings = flags.FLAGS, recipe.base().fewshot
+    if min(given.seeds, *given.shots) < 1:
+        raise UserError(f"--shots={given.shots} --seeds={given.seeds}: expected numbers above 0")
+    settings.update({"dataset": config.dataset, "data_dir": config.data_dir, "shots": tuple(given.shots)})
+    settings.update({"seeds": given.seeds, "train_split": config.train_split, "test_split": split})
+    if given.eval_crop:
+        settings.eval_crop = given.eval_crop
+    settings.eval_resize = config.eval_resize
+    return settings
+
+
+def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
+    """What was evaluated, how, and what came out, a line each."""
     lines = [
         f"{described['model']} ({described['checkpoint']}) on {described['dataset']} {described['split']}, "
         f"{described['image_size']} px, {described['eval_crop']} from {described['eval_resize']} px"
     ]
-    for name, value in found.metrics.items():
+    for name, value in metrics.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        shown = f"{value:.2%}" if "accuracy" in name else shown
-        lines.append(f"  {name.replace('_', ' '):24} {shown:>9}")
-    if found.class_accuracy is not None:
-        order = np.argsort(-found.class_accuracy, kind="stable")
-        order = order[~np.isnan(found.class_accuracy[order])]
-        worst = order[max(len(order) - _NAMED_CLASSES, _NAMED_CLASSES) :]
-        for title, classes in (("best classes", order[:_NAMED_CLASSES]), ("worst classes", worst)):
-            if len(classes):
-                lines.append(f"  {title}")
-                lines += [f"    {class_names[c]:22} {found.class_accuracy[c]:>9.2%}" for c in classes]
-    return "\n".join(lines)
+        shown = f"{value:.2%}" if "accuracy" in name or "shot" in name else shown
+        lines.append(f"  {name.replace('_', ' '):32} {shown:>9}")
+    return lines
+
+
+def by_class(found: evaluation.Evaluation, class_names: Any) -> list[str]:
+    """The classes with the best and the worst accuracy, a line each; none for multi-label data."""
+    if found.class_accuracy is None:
+        return []
+    order = np.argsort(-found.class_accuracy, kind="stable")
+    order = order[~np.isnan(found.class_accuracy[order])]
+    best, worst = order[:_NAMED_CLASSES], order[max(len(order) - _NAMED_CLASSES, _NAMED_CLASSES) :]
+    lines = []
+    for title, classes in (("best classes", best), ("worst classes", worst)):
+        if len(classes):
+            lines.append(f"  {title}")
+            lines += [f"    {class_names[c]:30} {found.class_accuracy[c]:>9.2%}" for c in classes]
+    return lines
 
 
 if __name__ == "__main__":

@@ -92,6 +92,19 @@ def base() -> ConfigDict:
     config.input.max_pixels = 100_000_000  # larger images are refused undecoded
     config.input.max_bad_share = 0.01  # of the images seen, at least 1000, that cannot be used; above it the run stops
 
+    # Linear regression from frozen features at every evaluation. The paper's, on ImageNet: dataset=imagenet2012,
+    # train_split=train[:65000] (30 images of each class, as published), test_split=validation.
+    config.fewshot = ConfigDict()
+    config.fewshot.dataset = placeholder(str)  # as for input; none if not set
+    config.fewshot.data_dir = placeholder(str)  # where it lies; input.data_dir if not set
+    config.fewshot.train_split = "train"  # all of it is read once, for its labels
+    config.fewshot.test_split = "test"
+    config.fewshot.shots = (1, 5, 10, 25)  # images of each class
+    config.fewshot.seeds = 3  # choices of them, over which accuracy is averaged
+    config.fewshot.l2 = 1024.0  # as published
+    config.fewshot.eval_crop = "resize_square"  # or resize_small; as published
+    config.fewshot.eval_resize = placeholder(int)  # as in input
+
     config.checkpoint = ConfigDict()
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every = 0  # steps: also keep those whose step this divides; 0 for none
@@ -162,6 +175,13 @@ def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
     # ViT's fine-tuning is modelled: a random crop of the image as evaluation resizes it.
     config.input.crop = "random"
     return config
+
+
+def small_model(config: ConfigDict) -> None:
+    """Four blocks of width 96 with the usual ratios; patches of 4 pixels make 64 tokens of a 32-pixel image."""
+    config.model.variant = "Ti/4"
+    config.model.hidden_dim, config.model.tokens_mlp_dim, config.model.channels_mlp_dim = 96, 48, 384
+    config.model.dtype = "float32"  # a CPU has no bfloat16 units
 
 
 def _regularise(config: ConfigDict, magnitude: float, mixup: float) -> None:

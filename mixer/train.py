@@ -22,6 +22,7 @@ from mixer.training.checkpoint import Checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
 from mixer.training.step import Metrics, TrainState, init_state, make_train_step, prepare
 from mixer.transfer import load
+from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
 
 _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
@@ -75,6 +76,11 @@ def train(
     shapes = jax.eval_shape(init)
     shardings = sharding.state_sharding(shapes, mesh, config.sharding)
     _describe(console, config, model, mesh, shapes, train_source, eval_source, total_steps)
+    few_shot = None
+    if config.fewshot.dataset:
+        few_shot = FewShot(
+            config.fewshot, config.input, model, mesh, batch_size=config.batch_size, cache_dir=workdir / "cache"
+        )
 
     # ------------------------------------------------------------------------------------------------- state, restored
     state = checkpoints.restore(shapes, shardings)
@@ -105,6 +111,8 @@ def train(
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
             found = evaluation.evaluate(eval_step, params, batches, mesh, eval_source.num_examples)
             metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
+        if few_shot:
+            metrics.update(few_shot(state.params))
         return metrics
 
     # ------------------------------------------------------------------------------------------------------------ loop

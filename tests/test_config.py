@@ -17,6 +17,7 @@ from mixer import recipe
 from mixer.data import augment
 from mixer.errors import UserError
 from mixer.training import losses, optimizer, sharding
+from mixer.transfer import resolution
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "b16_i1k.py")
 
@@ -80,6 +81,11 @@ def test_a_range(command_line, text):
     assert command_line("--config", CONFIG, f"--config.input.crop_area={text}")[0].input.crop_area == (0.1, 0.5)
 
 
+@pytest.mark.parametrize(("text", "shots"), [("5", (5,)), ("1,5", (1, 5)), ("(2, 3, 4)", (2, 3, 4)), ("(7,)", (7,))])
+def test_shots(command_line, text, shots):
+    assert command_line("--config", CONFIG, f"--config.fewshot.shots={text}")[0].fewshot.shots == shots
+
+
 def test_a_config_file_may_take_an_argument(command_line, tmp_path):
     path = tmp_path / "seeds.py"
     path.write_text(
@@ -123,6 +129,10 @@ def test_a_config_file_may_take_an_argument(command_line, tmp_path):
         (["--config.total_epochs"], "Missing value for flag --config.total_epochs"),
         (["--config.input.crop_area=0.5"], "config.input.crop_area=(0.5,): expected the smallest and the largest, nei"),
         (["--config.input.crop_area=a,b"], "config.input.crop_area=('a,b',): expected the smallest and the largest"),
+        (["--config.fewshot.shots=few"], "config.fewshot.shots=('few',): expected whole numbers above 0, such as 5 or"),
+        (["--config.fewshot.shots=1,0"], "config.fewshot.shots=(1, 0): expected whole numbers above 0"),
+        (["--config.fewshot.shots=2.5"], "config.fewshot.shots=(2.5,): expected whole numbers above 0"),
+        (["--config.fewshot.shots=()"], "config.fewshot.shots=(): expected whole numbers above 0"),
         (["--config.input.crop_aspect=2,1"], "config.input.crop_aspect=(2, 1): expected the smallest and the largest"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -234,6 +244,10 @@ def base_with(**fields):
         ({"optimizer__beta1": 1.0}, "config.optimizer.beta1=1.0: expected at least 0 and at most 0.999999"),
         ({"mixup__group": 1}, "config.mixup.group=1: expected at least 2"),
         ({"input__max_bad_share": 1.5}, "config.input.max_bad_share=1.5: expected at least 0 and at most 1"),
+        ({"fewshot__seeds": 0}, "config.fewshot.seeds=0: expected at least 1"),
+        ({"fewshot__l2": 0.0}, "config.fewshot.l2=0.0: expected at least 0.001"),
+        ({"fewshot__eval_crop": "x"}, "config.fewshot.eval_crop='x': expected one of resize_small, resize_square"),
+        ({"fewshot__eval_resize": 200}, "config.fewshot.eval_resize=200 is smaller than input.image_size=224, which"),
         ({"checkpoint__keep_last": 0}, "config.checkpoint.keep_last=0: expected at least 1"),
         ({"log_steps": 0}, "config.log_steps=0: expected a finite number above 0"),
         ({"total_epochs": -1.0}, "config.total_epochs=-1.0: expected a finite number above 0"),
@@ -320,7 +334,8 @@ def test_what_changes_nothing_that_is_computed_may_change(tmp_path):
     configuration.save(configuration.checked(recipe.base()), ["cat", "dog"], tmp_path)
     other = base_with(
         log_steps=None, log_epochs=1.0, eval_epochs=1.0, checkpoint_steps=7, checkpoint__keep_last=9,
-        profile_steps=3, input__data_dir="/data", input__max_bad_share=0.5,
+        profile_steps=3, input__data_dir="/data", input__max_bad_share=0.5, fewshot__dataset="cifar10",
+        fewshot__shots=(2,),
     )  # fmt: skip
     configuration.check_same(configuration.checked(other), tmp_path)
     configuration.save(configuration.checked(other), ["cat"], tmp_path)
@@ -350,6 +365,8 @@ def test_the_names_to_choose_from_are_those_that_the_code_knows():
         "optimizer.decay": optimizer.DECAYS,
         "input.crop": augment.CROPS,
         "input.eval_crop": augment.EVAL_CROPS,
+        "fewshot.eval_crop": augment.EVAL_CROPS,
+        "resize": resolution.METHODS,
         "model.dtype": ("bfloat16", "float32"),
     }
     assert {path: set(names) for path, names in configuration._CHOICES.items()} == {

@@ -1,6 +1,7 @@
 """Scoring a checkpoint, as a user runs it; and a run at twice the image size, which starts where Appendix C says."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from configs import quickstart
 from mixer import config as configuration
@@ -80,7 +82,7 @@ def test_a_run_scores_what_its_training_measured(run, ema):
     assert found["loss"] == pytest.approx(last[f"{prefix}/loss"], rel=1e-4)
     protocol = {"step": 90, "split": "validation", "eval_crop": "resize_small", "eval_resize": 16}
     assert {name: found[name] for name in protocol} == protocol
-    assert f"accuracy                 {last[f'{prefix}/accuracy']:9.2%}" in done.stderr
+    assert f"accuracy                         {last[f'{prefix}/accuracy']:9.2%}" in done.stderr
     assert "best classes" in done.stderr
 
 
@@ -114,6 +116,27 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
         evaluate.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
 
 
+def test_few_shot_accuracy_of_a_run(run):
+    """The numbers are held to a computation of their own in tests/transfer; here, that the command asks for them."""
+    done = command(f"--checkpoint={run}", "--fewshot", "--shots=2", "--shots=5", "--seeds=2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    asked = {
+        "dataset": DATASET,
+        "train_split": "train",
+        "split": "validation",
+        "eval_crop": "resize_square",
+        "seeds": 2,
+    }
+    assert {name: found[name] for name in asked} == asked
+    name = "fewshot/fractals_4x40x16"
+    assert {key for key in found if key.startswith("fewshot/")} == {
+        f"{name}_{shots}shot{suffix}" for shots in (2, 5) for suffix in ("", "_std")
+    }
+    assert 1 / 4 <= found[f"{name}_5shot"] <= 1
+    assert f"{name.replace('_', ' ')} 5shot" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -124,20 +147,21 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
         (["--checkpoint={run}", "--task=flowers"], "dataset oxford_flowers102 in "),
         (["--checkpoint={run}", "--split=tset"], "split 'tset' of fractals/4x40x16"),
         (["--checkpoint={run}/nothing"], "no such file or folder"),
+        (["--checkpoint={run}", "--fewshot", "--shots=0"], "--shots=[0] --seeds=3: expected numbers above 0"),
+        (["--checkpoint={run}", "--fewshot", "--shots=99"], "99 shots are more than there are examples of class 0"),
         (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
         (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
         (["{run}"], "unexpected argument"),
     ],
 )
-def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, line):
+def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, arguments, line):
     """In this process, for speed: the flags of a command can be read once a process, so each starts from none."""
-    from absl import flags
-
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    values = flags.FlagValues()
+    for name in dir(flags):
+        if name.startswith("DEFINE_"):
+            monkeypatch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=values))
+    monkeypatch.setattr(flags, "FLAGS", values)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_bool", "DEFINE_enum"):
-        define = getattr(flags, name)
-        monkeypatch.setattr(flags, name, lambda *a, define=define, **k: define(*a, flag_values=flags.FLAGS, **k))
     evaluate.define_flags()
     with pytest.raises(UserError) as caught:
         evaluate.main(evaluate.command_line.parse_flags(["evaluate", *(a.format(run=run) for a in arguments)]))

@@ -7,8 +7,9 @@ import runpy
 import pytest
 from ml_collections import ConfigDict
 
+from mixer import command_line, models, recipe, tasks
 from mixer import config as configuration
-from mixer import recipe
+from mixer.errors import UserError
 
 CONFIGS = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))}
 
@@ -82,6 +83,69 @@ def test_the_published_weight_decay_and_end_of_the_learning_rate():
     optimizer = load("b16_i1k").optimizer
     assert optimizer.weight_decay * optimizer.learning_rate == pytest.approx(1e-4)
     assert optimizer.end_factor == 1e-5
+
+
+def finetune(arguments=""):
+    """The config of configs/finetune.py under these arguments, as the command line makes it."""
+    spec = f"{CONFIGS['finetune']}:{arguments}" if arguments else str(CONFIGS["finetune"])
+    return configuration.checked(command_line.run_file(spec))
+
+
+@pytest.mark.parametrize("task", ["imagenet", "cifar10", "cifar100", "pets", "flowers"])
+@pytest.mark.parametrize("size", [224, 448])
+def test_fine_tuning_is_the_papers(task, size):
+    """Section 3 and A.2: momentum (0.9, ViT's), 512, clipping at 1, no weight decay, cosine to 0, new head 0."""
+    config, row = finetune(f"model=l16,task={task},size={size}"), tasks.find(task)[1]
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.beta1, optimizer.clip_norm, optimizer.weight_decay) == ("momentum", 0.9, 1.0, 0.0)
+    assert (optimizer.decay, optimizer.end_factor) == ("cosine", 0.0)
+    assert optimizer.learning_rate in row.learning_rates
+    assert (config.batch_size, config.accumulate_steps, config.total_steps) == (512, 1, row.steps)
+    assert 0 < config.warmup_steps == row.warmup_steps < row.steps
+    assert (config.loss, config.model.head_bias_init, config.ema_decay) == ("softmax_xent", 0.0, 0.0)
+    assert (config.model.variant, config.resize) == ("L/16", "extend")
+    # What it was tried without: mixup, RandAugment, Inception crops, dropout, stochastic depth.
+    assert (config.mixup.p, config.input.randaugment.layers, config.input.crop) == (0.0, 0, "random")
+    assert (config.model.dropout, config.model.stochastic_depth) == (0.0, 0.0)
+    assert (config.input.dataset, config.input.train_split, config.input.eval_split) == (
+        row.dataset, row.train, row.test,
+    )  # fmt: skip
+    # Table 3: the shorter side to 256 (512 at 448), then the centre.
+    assert (config.input.image_size, config.input.eval_crop, config.input.eval_resize) == (size, "resize_small", None)
+    assert configuration.steps(config, "eval", 50_000) == min(row.steps, 1_000)
+
+
+def test_fine_tuning_without_arguments():
+    config = finetune()
+    assert (config.model.variant, config.input.dataset, config.input.image_size) == ("B/16", "cifar10", 224)
+
+
+@pytest.mark.parametrize("model", ["s32", "s16", "b32", "b16", "l32", "l16", "h14"])
+def test_every_model_of_the_paper_can_be_fine_tuned(model):
+    config = finetune(f"model={model}")
+    assert config.model.variant == f"{model[0].upper()}/{model[1:]}"
+    models.create(config.model.variant, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("modle=b16", "ValueError: 'modle=b16': expected model=NAME, task=NAME or size=PIXELS, joined by commas"),
+        ("b16", "ValueError: 'b16': expected model=NAME, task=NAME or size=PIXELS"),
+        ("model=", "ValueError: 'model=': expected model=NAME"),
+        ("task=mnist", "ValueError: task 'mnist': expected one of imagenet2012, cifar10, cifar100, oxford_iiit_pet"),
+        ("size=big", "ValueError: size='big': expected a number of pixels"),
+        ("model=b", "config.model.variant: model variant 'b': expected one of"),
+        ("model=x16", "config.model.variant: model variant 'X/16': expected one of"),
+        ("size=0", "config.input.image_size=0: expected at least 1"),
+        ("model=h14,size=230", "config.input.image_size=230 is not a multiple of the patch size of"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, line):
+    with pytest.raises(UserError) as caught:
+        finetune(arguments)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_duration_replaces_its_other_units():

@@ -144,6 +144,32 @@ def test_a_profile_is_traced_on_demand(data_dir, tmp_path):
     assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
 
 
+FEWSHOT = {"fewshot.dataset": "fractals/4x20x16", "fewshot.test_split": "validation", "fewshot.shots": "1,5"}
+
+
+def test_few_shot_accuracy_beside_every_evaluation(data_dir, tmp_path):
+    done = run(command(data_dir, tmp_path / "run", **FEWSHOT))
+    assert done.returncode == 0, done.stderr
+    names = [f"fewshot/fractals_4x20x16_{shots}shot" for shots in (1, 5)]
+    rows = [row for row in read_metrics(tmp_path / "run") if names[0] in row]
+    assert [row["step"] for row in rows] == [6, 12]
+    for name in names:
+        assert f"{name} {rows[1][name]:.4f}" in done.stdout
+        assert 0 < rows[1][name] <= 1
+        assert rows[1][f"{name}_std"] >= 0
+
+
+def test_a_mistake_in_the_few_shot_data_is_one_line_at_the_start(data_dir, tmp_path):
+    failed = run(command(data_dir, tmp_path / "run", **FEWSHOT | {"fewshot.shots": "19"}))
+    assert failed.returncode == 1
+    line = "error: few-shot evaluation: 19 shots are more than there are examples of class 0 (0), 18: "
+    assert failed.stderr.startswith(line)
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    with pytest.raises(UserError, match=r"^few-shot evaluation: config\.fewshot\.dataset='cifar1': "):
+        train.train(tiny(data_dir, **{"fewshot.dataset": "cifar1"}), tmp_path)
+
+
 def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
     losses = {}
     for kind in ("data_parallel", "fully_sharded"):
@@ -155,7 +181,8 @@ def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
 
 def test_two_processes_train_as_one(data_dir, tmp_path):
     """Two processes of four devices each, joined by jax.distributed, against one process of eight."""
-    one = run(command(data_dir, tmp_path / "one", total_steps=5))
+    changes = {"total_steps": 5, **FEWSHOT}
+    one = run(command(data_dir, tmp_path / "one", **changes))
     assert one.returncode == 0, one.stderr
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -164,7 +191,7 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     processes = [
         subprocess.Popen(
-            command(data_dir, tmp_path / "two", *joined, f"--process_id={i}", total_steps=5),
+            command(data_dir, tmp_path / "two", *joined, f"--process_id={i}", **changes),
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(2)
@@ -174,6 +201,10 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
     losses = {name: [row["train/loss"] for row in read_metrics(tmp_path / name)] for name in ("one", "two")}
     assert len(losses["one"]) == 5
     np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-5)
+    one, two = (read_metrics(tmp_path / name)[-1] for name in ("one", "two"))
+    few_shot = [name for name in one if name.startswith("fewshot/")]
+    assert len(few_shot) == 4
+    assert [two[name] for name in few_shot] == [one[name] for name in few_shot]
 
 
 def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):

@@ -85,12 +85,13 @@ def eval_batches(
       rows: which of its rows are this host's.
       records: the examples to go through, in this order, int64 [n]; all if not given.
     """
-    records = np.arange(source.num_examples) if records is None else records
+    count = source.num_examples if records is None else len(records)
     row_numbers = np.arange(batch_size)[rows]
-    steps = range(math.ceil(len(records) / batch_size))
+    steps = range(math.ceil(count / batch_size))
 
     def numbers_at(positions: np.ndarray) -> np.ndarray:
-        return np.append(records, -1)[np.minimum(positions, len(records))]
+        numbers = positions if records is None else records[np.minimum(positions, count - 1)]
+        return np.where(positions < count, numbers, -1)
 
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
         positions = (np.arange(steps.start, steps.stop)[:, None] * batch_size + row_numbers).ravel()

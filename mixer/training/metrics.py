@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
-from clu import metric_writers
 from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
@@ -22,6 +21,8 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         if self._writes:
+            from clu import metric_writers  # here, for it imports TensorFlow: who only reads metrics need not wait
+
             kept = [row for row in read_metrics(workdir) if row["step"] <= step]
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))

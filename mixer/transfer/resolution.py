@@ -38,9 +38,11 @@ def at_grid(params: Any, grid: int, method: str) -> Any:
       method: "extend", which takes `grid` to be a multiple of what it was, or "interpolate".
 
     Raises:
-      ValueError: the parameters cannot be extended to this grid.
+      ValueError: the parameters cannot be brought to this grid.
     """
     before = grid_of(params)
+    if grid < 1:
+        raise ValueError(f"a grid of {grid} x {grid} patches: expected at least 1 x 1")
     if grid == before:
         return params
     if grid % before == 0 and method == "extend":

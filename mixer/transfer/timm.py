@@ -1,8 +1,10 @@
 """timm's format: a `safetensors` file with PyTorch's names and axes. Neither torch nor timm is needed here."""
 
+import io
 import re
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -22,6 +24,7 @@ _BLOCK_MODULES = {
     "channel_mixing/Dense_0": "mlp_channels.fc1",
     "channel_mixing/Dense_1": "mlp_channels.fc2",
 }
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16.dtype}
 _BLOCK = re.compile(r"(?:MixerBlock_|blocks\.)(\d+)[/.](.+)")
 
 
@@ -36,11 +39,11 @@ def read(data: bytes, source: str) -> Any:
       UserError: it is no such file.
     """
     try:
-        tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors = safetensors.deserialize(data)  # not safetensors.numpy.load, which does not know bfloat16
+    except safetensors.SafetensorError as error:
         raise UserError(f"{source} cannot be read as safetensors: {first_line(error)}") from None
     params = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         module, _, leaf = name.rpartition(".")
         ours = _our_module(module)
         if ours is None or leaf not in ("weight", "bias"):
@@ -48,7 +51,9 @@ def read(data: bytes, source: str) -> Any:
                 f"{source} is not a timm mixer_* model: it has {name!r}; such a model has "
                 "stem.proj, blocks.0.norm1, blocks.0.mlp_tokens.fc1, ..., norm and head"
             )
-        array = np.asarray(tensor, np.float32)
+        if tensor["dtype"] not in _DTYPES:
+            raise UserError(f"{source}: {name} is {tensor['dtype']}; expected one of {', '.join(_DTYPES)}")
+        array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"]).astype(np.float32)
         if leaf == "bias":
             params[f"{ours}/bias"] = array
         elif array.ndim == 1:
@@ -58,7 +63,7 @@ def read(data: bytes, source: str) -> Any:
     return traverse_util.unflatten_dict(params, sep="/")
 
 
-def write(path: str, params: Any) -> None:
+def write(file: io.BufferedIOBase, params: Any) -> None:
     """Writes parameters as the state of timm's model."""
     tensors = {}
     for name, array in traverse_util.flatten_dict(params, sep="/").items():
@@ -66,7 +71,7 @@ def write(path: str, params: Any) -> None:
         if leaf == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         tensors[f"{_their_module(module)}.{'bias' if leaf == 'bias' else 'weight'}"] = np.ascontiguousarray(array)
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
 
 
 def constructor(model: MlpMixer, image_size: int) -> str:

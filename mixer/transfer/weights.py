@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import urllib.request
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ class Weights:
       config: the run's.
       class_names: the run's.
       step: of the run's checkpoint.
+      workdir: the run's folder.
     """
 
     params: Any
@@ -58,6 +59,7 @@ class Weights:
     config: FrozenConfigDict | None = None
     class_names: list[str] | None = None
     step: int | None = None
+    workdir: epath.Path | None = None
 
     def model(self, **options: Any) -> MlpMixer:
         """The model that these are the parameters of; options are attributes of `MlpMixer` that change no array.
@@ -66,24 +68,26 @@ class Weights:
           UserError: they are not those of a Mixer; lists what is wrong.
         """
         flat = traverse_util.flatten_dict(self.params, sep="/")
-        try:
-            # Biases alone: a kernel that is transposed is then found, and named, below.
-            width: dict[str, Any] = {name: len(flat[f"{path}/bias"]) for name, path in _WIDTHS.items()}
-            patch_size = flat["stem/kernel"].shape[0]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self.source} is not a Mixer's parameters: {first_line(error)} is missing") from None
+        # Of the dense layers biases alone: a kernel that is transposed is then found, and named, below.
+        lengths = {**_LENGTHS, **({"num_classes": "head/bias"} if "head/bias" in flat else {})}
+        for path in lengths.values():
+            if path not in flat:
+                raise UserError(f"{self.source} is not a Mixer's parameters: {path} is missing")
+            if flat[path].ndim == 0 or flat[path].size == 0:
+                raise UserError(f"{self.source} is not a Mixer's parameters: {path} has the shape {flat[path].shape}")
+        length: dict[str, Any] = {"num_classes": 0} | {name: len(flat[path]) for name, path in lengths.items()}
+        del length["tokens"]
         model = MlpMixer(
-            num_classes=len(flat["head/bias"]) if "head/bias" in flat else 0,
-            patch_size=patch_size,
             num_blocks=sum(name.startswith("MixerBlock_") for name in self.params),
-            **width,
+            **length,
             **options,
         )
         try:
-            size = patch_size * resolution.grid_of(self.params)
+            size = self.image_size
         except ValueError as error:
             raise UserError(f"{self.source}: {error}") from None
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
         if wrong := mismatches(self.params, shapes):
             raise UserError(
                 f"{self.source} does not hold together as Mixer-{models.name_of(model)}: {'; '.join(wrong)}"
@@ -114,10 +118,13 @@ class Weights:
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
 
 
-_WIDTHS = {
-    "hidden_dim": "stem",
-    "tokens_mlp_dim": "MixerBlock_0/token_mixing/Dense_0",
-    "channels_mlp_dim": "MixerBlock_0/channel_mixing/Dense_0",
+# A model's attributes, and the arrays whose length they are.
+_LENGTHS = {
+    "tokens": "MixerBlock_0/token_mixing/Dense_1/bias",  # what the image size follows from
+    "patch_size": "stem/kernel",
+    "hidden_dim": "stem/bias",
+    "tokens_mlp_dim": "MixerBlock_0/token_mixing/Dense_0/bias",
+    "channels_mlp_dim": "MixerBlock_0/channel_mixing/Dense_0/bias",
 }
 
 
@@ -146,12 +153,11 @@ def read(source: str, ema: bool = False) -> Weights:
     Raises:
       UserError: it is none of these, or cannot be read.
     """
-    path = epath.Path(source) if "://" in source else epath.Path(source).expanduser()
-    if path.is_dir():
-        return _read_run(path, source, ema)
+    if folder := _folder(source):
+        return _read_run(folder, source, ema)
     if ema:
         raise UserError(f"{source} is not the folder of a run: it has no averaged parameters")
-    if not (source in PUBLISHED or "://" in source or path.exists()):
+    if not (source in PUBLISHED or "://" in source or epath.Path(source).expanduser().exists()):
         raise UserError(f"{source!r}: no such file or folder; {_names_like(source)}")
     suffix = pathlib.PurePath(PUBLISHED.get(source, source)).suffix
     if suffix not in (".npz", ".safetensors"):
@@ -163,6 +169,21 @@ def read(source: str, ema: bool = False) -> Weights:
         if suffix == ".npz":
             return Weights(npz.read(file, source), source, "npz")
         return Weights(timm.read(file.read(), source), source, "timm")
+
+
+_WEB = ("https://", "http://")
+
+
+def _folder(source: str) -> epath.Path | None:
+    """The path, if a folder lies there."""
+    if source.startswith(_WEB):
+        return None
+    try:
+        path = epath.Path(source) if "://" in source else epath.Path(source).expanduser()
+        return path if path.is_dir() else None
+    except Exception as error:  # each file system has exceptions of its own
+        reason = "there is no such file system" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{source} cannot be read ({reason}); expected a local path, gs:// or https://") from None
 
 
 def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
@@ -178,6 +199,7 @@ def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
         config=configuration.load(path),
         class_names=names.read_text().splitlines() if names.exists() else None,
         step=step,
+        workdir=path,
     )
 
 
@@ -186,10 +208,10 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
 
 
-def _opened(location: str) -> BinaryIO:
+def _opened(location: str) -> io.BufferedIOBase:
     """Opens a file for reading; what lies behind https:// is kept in the cache for the next time."""
     try:
-        if location.startswith(("https://", "http://")):
+        if location.startswith(_WEB):
             return _downloaded(location).open("rb")
         if "://" in location:
             return io.BytesIO(epath.Path(location).read_bytes())
@@ -218,5 +240,6 @@ def _downloaded(url: str) -> pathlib.Path:
 
 
 def _names_like(source: str) -> str:
-    near = difflib.get_close_matches(source, PUBLISHED, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"published checkpoints are {', '.join(PUBLISHED)}"
+    names = {name.lower(): name for name in PUBLISHED}
+    near = difflib.get_close_matches(source.lower(), names, n=1, cutoff=0.6)
+    return f"did you mean {names[near[0]]}?" if near else f"published checkpoints are {', '.join(PUBLISHED)}"

@@ -254,6 +254,25 @@ def test_evaluation_meets_every_example_once(count, hosts):
     assert {batch["image"].shape for share in shares for batch in share} == {(BATCH // hosts, 4, 4, 3)}
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("records", [[7], [30, 3, 3, 59, 0], [*range(59, 10, -1)]], ids=len)
+def test_evaluation_of_chosen_examples_in_their_order(records, hosts):
+    config = input_config(max_pixels=10**6)
+    examples = with_bad(examples_of(60), {30: "zeros", 25: "broken Huffman table"})
+    whole = evaluate(source_of(examples), config, 60, slice(0, 60))[0]
+    shares = [
+        list(pipeline.eval_batches(source_of(examples), config, batch_size=BATCH, rows=rows, records=np.array(records)))
+        for rows in host_rows(hosts)
+    ]
+    batches = joined(shares)
+    assert len(batches) == -(-len(records) // BATCH)
+    for key in KEYS:
+        rows = np.concatenate([batch[key] for batch in batches])
+        np.testing.assert_array_equal(rows[: len(records)], whole[key][records])
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    assert not weight[len(records) :].any()
+
+
 def test_evaluation_gets_past_bad_images():
     config = input_config(max_pixels=10**6)
     examples = examples_of(60)

@@ -113,7 +113,7 @@ def test_load_params_without_a_checkpoint_or_an_average(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint with params"):
         load_params(tmp_path / "nowhere")
     save_steps(tmp_path, {1: None}, ema=False)
-    with pytest.raises(UserError, match="holds no ema_params at step 1: it was trained with config.ema_decay=0"):
+    with pytest.raises(UserError, match=r"holds no ema_params at step 1: it was trained with config.ema_decay=0"):
         load_params(tmp_path, ema=True)
 
 

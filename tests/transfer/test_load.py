@@ -1,34 +1,34 @@
-"""An earlier run's parameters as the start of a new one."""
+"""Weights as the start of a run."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from mixers import make_model, make_state, write_run
+from mixers import make_params as random_params
 
-from mixer import models
+from mixer import config as configuration
+from mixer import recipe
 from mixer.errors import UserError
 from mixer.training import sharding
-from mixer.training.checkpoint import Checkpoints
-from mixer.training.step import TrainState
-from mixer.transfer.load import fitted, initial_params
+from mixer.transfer.load import fitted, initial_params, with_token_width
+from mixer.transfer.weights import Weights
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
 
 
 def make_params(classes, seed, pixels=8, **widths):
     """Random parameters of a small Mixer."""
-    sizes = {"num_blocks": 1, "hidden_dim": 16, "tokens_mlp_dim": 12, "channels_mlp_dim": 24, **widths}
-    model = models.create("Ti/4", classes, **sizes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, pixels, pixels, 3)))["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+    return random_params(make_model(classes, **{"num_blocks": 1, **widths}), pixels, seed)
 
 
-def make_state(params, ema=False):
+def make_weights(params, class_names=None):
+    return Weights(params, "runs/b16", "run" if class_names else "npz", class_names=class_names)
+
+
+def on_devices(params, ema=False):
     """A fresh state of these parameters on all devices, and its shardings."""
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optax.trace(0.9).init(params),
-        ema_params=params if ema else None, bad_images=jnp.zeros(7, jnp.int32),
-    )  # fmt: skip
+    state = make_state(params, params if ema else None)
     shardings = sharding.state_sharding(jax.eval_shape(lambda: state), sharding.make_mesh(), "data_parallel")
     return jax.device_put(state, shardings), shardings
 
@@ -37,25 +37,24 @@ def same(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    """The folder of a run of five classes, and its parameters."""
-    folder, params = tmp_path_factory.mktemp("earlier"), make_params(5, seed=1)
-    checkpoints = Checkpoints(folder, 1, 0, 0)
-    checkpoints.save(make_state(params)[0], {})
-    checkpoints.close()
-    return folder, params
-
-
-@pytest.mark.parametrize("classes", [5, 3])
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_run_starts_from_an_earlier_ones_parameters(earlier, classes, ema):
-    folder, before = earlier
-    fresh, shardings = make_state(make_params(classes, seed=2), ema)
-    state = initial_params(fresh, folder, shardings)
-    expected = before if classes == 5 else {**before, "head": fresh.params["head"]}
+@pytest.mark.parametrize(
+    ("theirs", "ours", "keeps_head"),
+    [
+        (NAMES, NAMES, True),
+        (None, NAMES, True),  # a file does not name its classes: their number must do
+        (NAMES, NAMES[:3], False),
+        (None, NAMES[:3], False),
+        (NAMES, ["ant", "bee", "cat", "dog", "fly"], False),  # as many classes, others
+        (NAMES, NAMES[::-1], False),  # the same classes in another order
+    ],
+)
+def test_a_run_starts_from_weights_and_keeps_the_head_of_the_same_classes(theirs, ours, keeps_head, ema):
+    before = make_params(5, seed=1)
+    fresh, shardings = on_devices(make_params(len(ours), seed=2), ema)
+    state = initial_params(fresh, make_weights(before, theirs), ours, shardings)
+    expected = before if keeps_head else {**before, "head": fresh.params["head"]}
     assert same(state.params, expected)
-    assert not same(state.params, fresh.params)
     assert (state.ema_params is None) if not ema else same(state.ema_params, expected)
     assert int(state.step) == 0
     assert same(state.opt_state, fresh.opt_state)
@@ -63,19 +62,44 @@ def test_a_run_starts_from_an_earlier_ones_parameters(earlier, classes, ema):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
-def test_the_state_can_be_donated(earlier):
+def test_a_model_without_head_is_given_one():
+    before, (fresh, shardings) = make_params(0, seed=1), on_devices(make_params(5, seed=2))
+    state = initial_params(fresh, make_weights(before), NAMES, shardings)
+    assert same(state.params, {**before, "head": fresh.params["head"]})
+
+
+def test_the_state_can_be_donated():
     """The step gives its buffers away: parameters and their average must not share one."""
-    fresh, shardings = make_state(make_params(3, seed=2), ema=True)
-    state = initial_params(fresh, earlier[0], shardings)
+    fresh, shardings = on_devices(make_params(3, seed=2), ema=True)
+    state = initial_params(fresh, make_weights(make_params(5, seed=1)), NAMES[:3], shardings)
     jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state))
 
 
-@pytest.mark.parametrize("missing", ["folder", "checkpoints"])
-def test_a_folder_that_is_not_a_run_is_refused(tmp_path, missing):
-    state, shardings = make_state(make_params(5, seed=2))
-    folder = tmp_path / "nowhere" if missing == "folder" else tmp_path
-    with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the --workdir of"):
-        initial_params(state, folder, shardings)
+def make_config(**settings):
+    config = recipe.base()
+    config.model.variant, config.input.image_size = "Ti/4", 8
+    config.update_from_flattened_dict(settings)
+    return configuration.checked(config)
+
+
+def test_the_width_of_token_mixing_is_that_of_the_weights_where_it_is_left_open(tmp_path):
+    weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20))
+    found = with_token_width(make_config(init_from="runs/b16"), weights, tmp_path)
+    assert found.model.tokens_mlp_dim == 20
+    assert found.is_locked
+
+
+@pytest.mark.parametrize("settings", [{}, {"init_from": "runs/b16", "model.tokens_mlp_dim": 7}])
+def test_a_width_that_is_given_and_a_run_from_scratch_are_left_alone(tmp_path, settings):
+    config = make_config(**settings)
+    weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20)) if settings else None
+    assert with_token_width(config, weights, tmp_path) == config
+
+
+def test_a_run_that_has_begun_knows_its_width_without_the_weights(tmp_path):
+    folder = write_run(tmp_path / "run", [make_state(make_params(5, seed=1, num_blocks=2))], NAMES)
+    found = with_token_width(make_config(init_from="deleted.npz"), None, folder)
+    assert found.model.tokens_mlp_dim == 12
 
 
 def test_every_mismatch_is_named_in_one_line():
@@ -99,14 +123,14 @@ def test_every_mismatch_is_named_in_one_line():
     assert {item for item in listed if item.startswith(second)} == unexpected
 
 
-def test_missing_parameters_are_named():
+def test_missing_parameters_are_named_and_a_missing_head_is_not():
     params = make_params(5, seed=1)
     loaded = {key: value for key, value in params.items() if key not in ("stem", "head")}
-    with pytest.raises(UserError, match="head/bias: missing there; head/kernel: missing there; stem/bias: missing the"):
+    with pytest.raises(UserError, match="does not fit this model: stem/bias: missing there; stem/kernel: missing the"):
         fitted(loaded, params, source="runs/b16")
 
 
-def test_a_head_that_only_one_of_the_models_has_is_named():
+def test_a_head_that_the_model_has_no_place_for_is_named():
     with_head, without = make_params(5, seed=1), make_params(0, seed=1)
     with pytest.raises(UserError, match="head/bias: not in this model; head/kernel: not in this model"):
         fitted(with_head, without, source="runs/b16")
@@ -115,3 +139,4 @@ def test_a_head_that_only_one_of_the_models_has_is_named():
 def test_nothing_is_taken_from_the_fresh_model_when_all_fits():
     loaded, params = make_params(5, seed=1), make_params(5, seed=2)
     assert same(fitted(loaded, params, source="runs/b16"), loaded)
+    assert same(fitted(jax.tree.map(jnp.asarray, loaded), params, source="runs/b16"), loaded)

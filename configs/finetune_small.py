@@ -1,0 +1,27 @@
+"""Fine-tuning of configs/cifar10.py's small Mixer at 32 pixels, short enough for two CPU cores; not from the paper.
+
+    python scripts/sweep.py --config configs/finetune_small.py --tasks pets,cifar10 --workdir runs/transfer/fractals \\
+        --config.init_from=runs/fractals --config.input.data_dir=DIR
+
+The recipe is that of configs/finetune.py but for the batch and the number of steps. README.md has what came out.
+"""
+
+from ml_collections import ConfigDict
+
+from mixer import recipe, tasks
+
+
+def get_config(arguments: str = "task=cifar10") -> ConfigDict:
+    name, _, task = arguments.partition("=")
+    if name != "task":
+        raise ValueError(f"{arguments!r}: expected task=NAME")
+    config = recipe.finetune("Ti/4", tasks.find(task)[1], 32)
+    recipe.small_model(config)
+    config.batch_size = 64
+    total = 300 if config.input.dataset == "oxford_iiit_pet" else 500
+    for name, steps in {"total": total, "warmup": 50, "eval": total, "checkpoint": total}.items():
+        recipe.duration(config, name, steps=steps)
+    if config.input.dataset.startswith("cifar"):
+        config.input.eval_resize = 32  # the images are of that size
+        config.input.crop = "pad"
+    return config

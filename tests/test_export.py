@@ -1,0 +1,293 @@
+"""Export by the command itself: every format, the model card beside it, and the lines that errors print."""
+
+import io
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+
+from mixer import config as configuration
+from mixer import export as export_module
+from mixer import models, recipe
+from mixer.errors import UserError
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.step import TrainState
+from mixer.transfer import model_card, npz
+from mixer.transfer.weights import Weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PIXELS = 12
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+MODEL = models.create("Ti/4", 5, num_blocks=2, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24)
+# Added up by hand: stem, two blocks of nine tokens, the last norm, the head.
+PARAMETERS = (
+    (3 * 16 * 16 + 16)
+    + 2 * ((9 * 12 + 12 + 12 * 9 + 9) + (16 * 24 + 24 + 24 * 16 + 16) + 4 * 16)
+    + 2 * 16
+    + (16 * 5 + 5)
+)
+SUFFIXES = {"npz": ".npz", "timm": ".safetensors", "stablehlo": ".stablehlo"}
+
+
+def make_params(seed, model=MODEL, pixels=PIXELS):
+    """Random: a fresh head is zero, and biases are."""
+    image = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
+
+
+def flat(params):
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+PARAMS, AVERAGES = make_params(1), make_params(2)
+
+
+def export(*arguments, **options):
+    """Runs the command; options are flags."""
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "mixer.export", *flags, *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def exported(*arguments, **options):
+    done = export(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder at step 7 of 20, evaluated at steps 4 and 7."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = recipe.base()
+    settings = {
+        "model.variant": "Ti/4", "model.num_blocks": 2, "model.hidden_dim": 16, "model.tokens_mlp_dim": 12,
+        "model.channels_mlp_dim": 24, "input.image_size": PIXELS, "input.dataset": "cifar10", "total_steps": 20,
+        "ema_decay": 0.9, "mixup.p": 0.5, "input.randaugment.layers": 2, "init_from": "B/16-i21k",
+        "input.eval_split": "test",
+    }  # fmt: skip
+    config.update_from_flattened_dict(settings)
+    folder.mkdir()
+    checkpoints = Checkpoints(folder, 2, 0, 0)
+    for step, params, averages in ((3, AVERAGES, PARAMS), (7, PARAMS, AVERAGES)):
+        state = TrainState(
+            step=np.int32(step), params=params, opt_state=optax.trace(0.9).init(params), ema_params=averages,
+            bad_images=np.zeros(7, np.int32),
+        )  # fmt: skip
+        checkpoints.save(jax.tree.map(jnp.asarray, state), {})
+    checkpoints.close()
+    configuration.save(configuration.checked(configuration.one_unit_each(config, settings)), NAMES, folder)
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 4, "val/accuracy": 0.4, "val/count": 9999, "val_ema/accuracy": 0.45, "val_ema/count": 9999}\n'
+        '{"step": 7, "train/loss": 1.5}\n'
+        '{"step": 7, "val/accuracy": 0.7125, "val/count": 9998, "val_ema/accuracy": 0.75, "val_ema/count": 9998}\n'
+    )
+    return folder
+
+
+def test_from_npz_to_timm_and_back_every_bit_and_name_is_the_same(tmp_path):
+    np.savez(tmp_path / "a.npz", **flat(PARAMS))
+    assert "b.safetensors written" in exported(tmp_path / "b.safetensors", checkpoint=tmp_path / "a.npz", to="timm")
+    exported(tmp_path / "c.npz", checkpoint=tmp_path / "b.safetensors", to="npz")
+    with np.load(tmp_path / "a.npz") as before, np.load(tmp_path / "c.npz") as after:
+        assert sorted(after.files) == sorted(before.files) == sorted(flat(PARAMS))
+        for name in before.files:
+            assert after[name].dtype == np.float32
+            np.testing.assert_array_equal(after[name], before[name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.md", "b.safetensors", "c.md", "c.npz"]
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_to_npz(run, tmp_path, ema):
+    exported(tmp_path / "m.npz", checkpoint=run, to="npz", ema=ema)
+    with np.load(tmp_path / "m.npz") as arrays:
+        for name, array in flat(AVERAGES if ema else PARAMS).items():
+            np.testing.assert_array_equal(arrays[name], array)
+    accuracy = "**75.00%** of 9,998 images" if ema else "**71.25%** of 9,998 images"
+    assert accuracy in (tmp_path / "m.md").read_text()
+
+
+def test_a_run_to_timm(run, tmp_path):
+    exported(tmp_path / "m.safetensors", checkpoint=f"{run}/checkpoints/3", to="timm")
+    found = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(found["blocks.1.mlp_tokens.fc1.weight"],
+                                  AVERAGES["MixerBlock_1"]["token_mixing"]["Dense_0"]["kernel"].T)  # fmt: skip
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "m.md").stat().st_mode
+    text = (tmp_path / "m.md").read_text()
+    assert "3 taken" in text
+    assert "Unknown: the run was not evaluated at step 3." in text
+
+
+ALONE = """
+import sys
+sys.modules["mixer"] = sys.modules["flax"] = None  # importing them is an error
+import numpy as np
+from jax import export
+
+model = export.deserialize(bytearray(open("m.stablehlo", "rb").read()))
+images = np.load("images.npy")
+np.savez("logits.npz", *[model.call(images[:size]) for size in (1, 3)])
+print(*model.platforms, *model.in_avals, *model.out_avals)
+"""
+
+
+@pytest.mark.parametrize("classes", [5, 0])
+def test_stablehlo_needs_nothing_of_ours(run, tmp_path, classes):
+    """Within 1e-6 of the largest logit of the model's own: the same program, compiled for one device and not eight."""
+    source, params, model = run, PARAMS, MODEL
+    if classes == 0:
+        params, model = {name: part for name, part in PARAMS.items() if name != "head"}, MODEL.clone(num_classes=0)
+        source = tmp_path / "headless.npz"
+        np.savez(source, **flat(params))
+    exported(tmp_path / "m.stablehlo", checkpoint=source, to="stablehlo")
+    images = np.random.default_rng(0).integers(0, 256, (3, PIXELS, PIXELS, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=tmp_path, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = classes or 16
+    assert done.stdout.split() == ["cpu", "cuda", "tpu", f"uint8[b,{PIXELS},{PIXELS},3]", f"float32[b,{outputs}]"]
+    expected = np.asarray(jax.jit(model.apply)({"params": params}, images.astype(np.float32) / 127.5 - 1))
+    with np.load(tmp_path / "logits.npz") as found:
+        for size, logits in zip((1, 3), (found["arr_0"], found["arr_1"]), strict=True):
+            assert logits.shape == (size, outputs)
+            np.testing.assert_allclose(logits, expected[:size], rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert np.std(expected, axis=0).max() > 0.1
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def npz_of(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def bad_input(kind, folder):
+    """Makes a bad checkpoint; returns its path and the line that names what is wrong."""
+    arrays, path = flat(PARAMS), folder / "bad.npz"
+    dense = "MixerBlock_1/channel_mixing/Dense_0/kernel"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
+        return path, f"error: {path} cannot be read: it is a pickle or no .npz at all, and pickles are never loaded"
+    if kind == "text":
+        path.write_text("these are not the weights\n")
+        return path, f"error: {path} cannot be read: it is a pickle or no .npz at all, and pickles are never loaded"
+    if kind == "missing":
+        del arrays[dense]
+        path.write_bytes(npz_of(arrays))
+        return path, f"error: {path} does not hold together as Mixer-2x16/4: {dense}: missing there"
+    if kind == "transposed":
+        arrays[dense] = arrays[dense].T
+        path.write_bytes(npz_of(arrays))
+        return path, f"error: {path} does not hold together as Mixer-2x16/4: {dense}: (24, 16) there, (16, 24) here"
+    if kind == "folder":
+        path = folder / "empty"
+        path.mkdir()
+        return path, (
+            f"error: {path} holds no checkpoint with params that can be read; give the --workdir of an earlier run"
+        )
+    path = folder / "model.pth"
+    path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
+    return path, (
+        f"error: {path}: expected a run's folder, an .npz or a .safetensors file, not '.pth' (files that hold pickles, "
+        "such as .pth and .bin, are never loaded)"
+    )
+
+
+@pytest.mark.parametrize("kind", ["pickle", "text", "missing", "transposed", "folder", "pth"])
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, kind):
+    path, line = bad_input(kind, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = export(tmp_path / "out.npz", checkpoint=path, to="npz")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{line}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+GOOD = {"checkpoint": "a.npz", "to": "npz"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "outs", "line"),
+    [
+        ({"checkpoint": "a.npz"}, ["m.npz"], "--to is missing: give one of npz, timm, stablehlo"),
+        ({"to": "npz"}, ["m.npz"], "--checkpoint is missing: give a run's folder, a file, or the name of a published "
+         "checkpoint"),
+        (GOOD, [], "expected one file to write, such as model.npz, not none"),
+        (GOOD, ["m.npz", "n.npz"], "expected one file to write, such as model.npz, not .*m.npz and .*n.npz"),
+        (GOOD, ["m.safetensors"], ".*m.safetensors: the name of a file for --to npz ends in .npz"),
+        (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first .*"),
+        (GOOD, ["folder.npz"], ".*folder.npz is a folder; give the name of a file to write"),
+        (GOOD, ["notes.npz"], ".*notes.md, where the model card goes, is a file of yours: give OUT another name"),
+        ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo>"),
+        ({**GOOD, "too": "npz"}, ["m.npz"], "--too: no such flag; the nearest is --to"),
+        ({**GOOD, "ema": True}, ["m.npz"], ".*a.npz is not the folder of a run: it has no averaged parameters"),
+    ],
+)  # fmt: skip
+def test_a_bad_command_line_is_one_line_and_writes_nothing(tmp_path, flags, outs, line):
+    np.savez(tmp_path / "a.npz", **flat(PARAMS))
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "notes.md").write_text("# My notes\n")
+    if "checkpoint" in flags:
+        flags = {**flags, "checkpoint": tmp_path / "a.npz"}
+    done = export(*(tmp_path / out for out in outs), **flags)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"error: (?:{line})\n", done.stderr), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder.npz", "notes.md"]
+    assert (tmp_path / "notes.md").read_text() == "# My notes\n"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier):
+    out, kept = tmp_path / "m.npz", {}
+    if earlier:
+        kept = {"m.npz": b"earlier", "m.md": model_card.MARK.encode()}
+        for name, content in kept.items():
+            (tmp_path / name).write_bytes(content)
+
+    def write(file, params):
+        file.write(b"half of it")
+        file.flush()
+        assert out.exists() == earlier  # a kill here leaves it as it was, too
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(npz, "write", write)
+    with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
+        export_module.export(Weights(PARAMS, "a.npz", "npz"), "npz", out, ema=False, command="")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_an_export_replaces_an_earlier_one_and_its_card(run, tmp_path):
+    (tmp_path / "m.npz").write_bytes(b"earlier")
+    (tmp_path / "m.md").write_text(f"{model_card.MARK}\nearlier\n")
+    exported(tmp_path / "m.npz", checkpoint=run, to="npz")
+    assert (tmp_path / "m.npz").read_bytes() != b"earlier"
+    assert "earlier" not in (tmp_path / "m.md").read_text()

@@ -1,0 +1,105 @@
+"""Weights fetched over HTTP, from a server of this test's own."""
+
+import http.server
+import io
+import threading
+
+import pytest
+from mixers import make_model, make_params, same
+
+from mixer.errors import UserError
+from mixer.transfer import npz, weights
+from mixer.transfer.weights import read
+
+PARAMS = make_params(make_model(), seed=1)
+
+
+def npz_bytes(params):
+    file = io.BytesIO()
+    npz.write(file, params)
+    return file.getvalue()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves whole.npz, and cut.npz that ends before its announced length; counts what is asked for."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        content = npz_bytes(PARAMS)
+        if "missing" in self.path:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if "unsized" not in self.path:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if "cut" in self.path else content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["whole.npz", "unsized.npz"])
+def test_what_is_fetched_is_kept_in_the_cache(server, tmp_path, name):
+    for _ in range(2):
+        found = read(f"{server.address}/models/{name}")
+        assert same(found.params, PARAMS)
+        assert found.source == f"{server.address}/models/{name}"
+    assert server.asked == [f"/models/{name}"]
+    assert files(tmp_path) == [f"mixer/127.0.0.1:{server.server_port}/models/{name}"]
+
+
+def test_a_short_name_is_fetched_from_its_address(server, monkeypatch):
+    monkeypatch.setitem(weights.PUBLISHED, "B/16-i1k", f"{server.address}/whole.npz")
+    found = read("B/16-i1k")
+    assert same(found.params, PARAMS)
+    assert (found.source, found.format, server.asked) == ("B/16-i1k", "npz", ["/whole.npz"])
+
+
+def test_the_cache_is_below_the_home_folder_if_nothing_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights.cache_folder() == tmp_path / ".cache" / "mixer"
+
+
+def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
+    whole = len(npz_bytes(PARAMS))
+    with pytest.raises(UserError) as caught:
+        read(f"{server.address}/cut.npz")
+    assert str(caught.value) == (
+        f"{server.address}/cut.npz cannot be read (the connection ended after {whole // 2:,} of {whole:,} bytes; try "
+        "again)"
+    )
+    assert files(tmp_path) == []
+
+
+def test_a_file_that_is_not_there_is_told_and_leaves_nothing(server, tmp_path):
+    with pytest.raises(
+        UserError, match=rf"^{server.address}/missing.npz cannot be read \(HTTP Error 404: Not Found\)$"
+    ):
+        read(f"{server.address}/missing.npz")
+    assert files(tmp_path) == []
+
+
+def test_a_server_that_does_not_answer_is_told(server):
+    address = server.address
+    server.server_close()
+    with pytest.raises(UserError, match=rf"^{address}/whole.npz cannot be read \([^\n]*[Cc]onnection"):
+        read(f"{address}/whole.npz")

@@ -1,0 +1,148 @@
+"""The model card: what is known, from the paper's own recipe; what is not; and the code it gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import make_model, make_params
+from ml_collections import FrozenConfigDict
+
+from mixer import models, recipe
+from mixer.transfer import model_card
+from mixer.transfer.weights import Weights
+
+NAMES = [f"n{number:08d}" for number in range(1000)]
+MEASURED = {"accuracy": 0.76443, "count": 50000, "loss": 1.0}
+
+
+def make_weights(source="runs/b16", config=None, classes=1000):
+    """B/16's, of which only the shapes matter: they take no memory."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(models.create("B/16", classes).init, jax.random.key(0), image)["params"]
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    if config is None:
+        return Weights(params, source, "timm" if source.endswith(".safetensors") else "npz")
+    return Weights(params, source, "run", FrozenConfigDict(config), NAMES[:classes], step=93_000)
+
+
+def facts(text):
+    lines = [line for line in text.splitlines() if line.startswith("- **")]
+    return dict(line.removeprefix("- **").split(":** ", 1) for line in lines)
+
+
+def card(weights, to="npz", file="m.npz", ema=False, measured=None):
+    return model_card.card(
+        weights, weights.model(), to=to, file=file, command="python -m mixer.export", ema=ema, measured=measured or {}
+    )
+
+
+def test_a_run_of_the_papers_recipe_is_told_whole():
+    config = recipe.imagenet1k("B/16")
+    text = card(make_weights(config=config), measured=MEASURED)
+    assert text.startswith(f"{model_card.MARK}\n\n# Mixer-B/16, 224 px\n")
+    assert facts(text) == {
+        "Parameters": "59,880,472",
+        "Widths": "12 blocks of 768 channels; token-mixing MLPs of 384, channel-mixing MLPs of 3072",
+        "Classes": "1,000: n00000000, n00000001, n00000002, ... (`classes.txt` in the run's folder has all)",
+        "Input": "float32 [batch, 224, 224, 3] in [-1, 1], which is uint8 / 127.5 - 1, RGB, cut into patches of 16x16",
+        "Output": "float32 [batch, 1000], logits; a sigmoid of each is what the loss takes for probabilities",
+        "Forward pass": "25.2 GFLOP an image",
+        "Format": "the names and axes of the published MLP-Mixer checkpoints, `.npz`",
+        "Weights": "`runs/b16`",
+        "Data": "imagenet2012, split train[:99%]",
+        "Started from": "random parameters",
+        "Loss": "sigmoid cross-entropy",
+        "Optimizer": "adam, weight decay 0.1, gradient clipped to norm 1",
+        "Learning rate": "0.001, linear schedule after 10,000 steps of warm-up",
+        "Batch size": "4,096",
+        "Augmentation": "Inception crops, flips, mixup 0.5, RandAugment of 2 layers, magnitude 15",
+        "Regularisation": "stochastic depth 0.1",
+        "Steps": "93,000 taken; planned: 300 epochs",
+    }
+    assert (
+        "**76.44%** of 50,000 images of imagenet2012, split validation, the shorter side brought to 256 pixels and the "
+        "central 224x224 taken (eval_crop=resize_small, eval_resize=256). Measured by the run at step 93,000, in "
+        "bfloat16." in text
+    )
+
+
+def test_what_a_run_may_have_otherwise_is_told():
+    config = recipe.base()
+    config.update_from_flattened_dict(
+        {"init_from": "B/16-i21k", "ema_decay": 0.999, "input.flip": False, "input.eval_crop": "resize_square",
+         "input.eval_resize": 240, "loss": "softmax_xent", "optimizer.name": "momentum", "optimizer.clip_norm": 0.0,
+         "input.crop": "random", "model.dropout": 0.1}
+    )  # fmt: skip
+    recipe.duration(config, "total", steps=20_000)
+    text = card(make_weights(config=config, classes=3), ema=True, measured=MEASURED)
+    found = facts(text)
+    assert found["Classes"] == "3: n00000000, n00000001, n00000002"
+    assert found["Output"] == "float32 [batch, 3], logits; their softmax is what the loss takes for probabilities"
+    assert found["Weights"] == "`runs/b16`, averaged over the steps with decay 0.999"
+    assert found["Started from"] == "B/16-i21k"
+    assert found["Optimizer"] == "momentum, weight decay 0.1, gradient clipped to nothing"
+    assert found["Augmentation"] == "random crops, no flips, no mixup, no RandAugment"
+    assert found["Regularisation"] == "dropout 0.1"
+    assert found["Steps"] == "93,000 taken; planned: 20,000 steps"
+    assert "brought to 240x240 pixels and the central 224x224 taken (eval_crop=resize_square, eval_resize=240)" in text
+
+
+def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
+    text = card(make_weights(config=recipe.imagenet1k("B/16")))
+    assert "## Accuracy\n\nUnknown: the run was not evaluated at step 93,000.\n" in text
+
+
+def test_of_a_file_from_elsewhere_training_and_accuracy_are_unknown():
+    text = card(make_weights("B/16-i1k"))
+    found = facts(text)
+    assert {name: found[name] for name in ("Data", "Started from", "Recipe", "Steps")} == dict.fromkeys(
+        ("Data", "Started from", "Recipe", "Steps"), "unknown"
+    )
+    assert found["Classes"] == "1,000, their names are unknown"
+    assert found["Output"] == "float32 [batch, 1000], logits"
+    assert found["Weights"] == "`B/16-i1k`, https://storage.googleapis.com/mixer_models/imagenet1k/Mixer-B_16.npz"
+    assert "## Accuracy\n\nUnknown.\n" in text
+
+
+def test_a_model_without_head_gives_its_pre_logits():
+    text = card(make_weights(classes=0), to="stablehlo", file="m.stablehlo")
+    assert facts(text)["Classes"] == "none, the model has no head"
+    assert facts(text)["Output"] == "float32 [batch, 768], the pre-logits"
+    assert "pre_logits = model.call(images)" in text
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "shape", "lines"),
+    [
+        ("npz", "my model.npz", "float32 [batch, 224, 224, 3] in [-1, 1], which is uint8 / 127.5 - 1",
+         ["--config.init_from='my model.npz'", 'numpy.load("my model.npz")']),
+        ("timm", "m.safetensors", "float32 [batch, 3, 224, 224] in [-1, 1], which is uint8 / 127.5 - 1",
+         ['model = timm.create_model("mixer_b16_224", num_classes=1000)',
+          'model.load_state_dict(load_file("m.safetensors"))', "mean 0.5 and standard deviation 0.5",
+          'functools.partial(torch.nn.GELU, approximate="tanh")']),
+        ("stablehlo", "m.stablehlo", "uint8 [batch, 224, 224, 3], 0 to 255",
+         ["from jax import export", 'model = export.deserialize(bytearray(open("m.stablehlo", "rb").read()))',
+          "logits = model.call(images)"]),
+    ],
+)  # fmt: skip
+def test_each_format_says_what_goes_in_and_how_to_load_it(to, file, shape, lines):
+    text = card(make_weights(), to=to, file=file)
+    assert facts(text)["Input"].startswith(shape)
+    for line in lines:
+        assert line in text
+    assert text.count("```") % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "trained"),
+    [("B/16-i1k", "these weights were trained with the tanh form"),
+     ("x.npz", "which form these weights were trained with is unknown"),
+     ("x.safetensors", "which form these weights were trained with is unknown")],
+)  # fmt: skip
+def test_which_gelu_the_weights_know_is_told_if_known(source, trained):
+    assert f"timm computes GELU exactly by default; {trained}." in card(make_weights(source), to="timm")
+
+
+def test_other_widths_are_named_by_their_numbers():
+    weights = Weights(make_params(make_model()), "m.npz", "npz")
+    assert "# Mixer-2x16/4, 8 px\n" in card(weights)

@@ -1,0 +1,196 @@
+"""The published checkpoints' format."""
+
+import contextlib
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mixers import flat, make_model, make_params, same
+
+from mixer.errors import UserError
+from mixer.transfer import npz
+
+
+def written(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    file.seek(0)
+    return file
+
+
+def block_names(number):
+    return {
+        f"MixerBlock_{number}/{name}"
+        for name in (
+            "LayerNorm_0/scale", "LayerNorm_0/bias", "token_mixing/Dense_0/kernel", "token_mixing/Dense_0/bias",
+            "token_mixing/Dense_1/kernel", "token_mixing/Dense_1/bias", "LayerNorm_1/scale", "LayerNorm_1/bias",
+            "channel_mixing/Dense_0/kernel", "channel_mixing/Dense_0/bias", "channel_mixing/Dense_1/kernel",
+            "channel_mixing/Dense_1/bias",
+        )
+    }  # fmt: skip
+
+
+def test_the_names_are_those_of_the_published_files():
+    params, file = make_params(make_model()), io.BytesIO()
+    npz.write(file, params)
+    file.seek(0)
+    with np.load(file) as arrays:
+        assert set(arrays.files) == block_names(0) | block_names(1) | {
+            "stem/kernel", "stem/bias", "pre_head_layer_norm/scale", "pre_head_layer_norm/bias", "head/kernel",
+            "head/bias",
+        }  # fmt: skip
+        assert arrays["stem/kernel"].shape == (4, 4, 3, 16)
+        assert arrays["MixerBlock_0/token_mixing/Dense_0/kernel"].shape == (4, 12)
+    file.seek(0)
+    assert same(npz.read(file, "m.npz"), params)
+
+
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+def test_names_below_a_prefix_of_big_vision_are_read(prefix):
+    params = make_params(make_model())
+    arrays = {f"{prefix}{name}": array for name, array in flat(params).items()}
+    assert same(npz.read(written(arrays), "m.npz"), params)
+
+
+@pytest.mark.parametrize(("prefix", "state"), [("params/", "opt/mu"), ("opt/target/", "opt/state/mu")])
+def test_the_optimizers_state_beside_the_parameters_is_left(prefix, state):
+    params = make_params(make_model())
+    arrays = {f"{prefix}{name}": array for name, array in flat(params).items()}
+    arrays |= {f"{state}/{name}": 0 * array for name, array in flat(params).items()}
+    assert same(npz.read(written({**arrays, "opt/step": np.int64(7)}), "m.npz"), params)
+
+
+def older_layout(params):
+    """The names, numbers and axes that the published loader of big_vision had to rename."""
+    arrays = {"embedding/kernel": params["stem"]["kernel"], "embedding/bias": params["stem"]["bias"]}
+    arrays |= {f"head/{leaf}": array for leaf, array in params["head"].items()}
+    arrays |= {f"Mixer/encoder_norm/{leaf}": array for leaf, array in params["pre_head_layer_norm"].items()}
+    for number in range(2):
+        block, name = params[f"MixerBlock_{number}"], f"Mixer/encoderblock_{number}"
+        for leaf in ("scale", "bias"):
+            arrays[f"{name}/LayerNorm_0/{leaf}"] = block["LayerNorm_0"][leaf]
+            arrays[f"{name}/LayerNorm_2/{leaf}"] = block["LayerNorm_1"][leaf]
+        for mixing in ("token_mixing", "channel_mixing"):
+            for layer in (0, 1):
+                dense = block[mixing][f"Dense_{layer}"]
+                arrays[f"{name}/{mixing}_phase_0/kernel{layer + 1}"] = dense["kernel"][None, :, None, :]
+                arrays[f"{name}/{mixing}_phase_0/bias{layer + 1}"] = dense["bias"][None]
+    return arrays
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/"])
+@pytest.mark.parametrize("second", ["LayerNorm_2", "LayerNorm_1", "LayerNorm_10"])
+def test_the_older_internal_layout_is_renamed(prefix, second):
+    params = make_params(make_model())
+    arrays = {name.replace("LayerNorm_2", second): array for name, array in older_layout(params).items()}
+    read = npz.read(written({f"{prefix}{name}": array for name, array in arrays.items()}), "m.npz")
+    assert same(read, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_precisions_become_float32(dtype):
+    params = make_params(make_model())
+    read = npz.read(written({name: array.astype(dtype) for name, array in flat(params).items()}), "m.npz")
+    expected = {name: array.astype(dtype).astype(np.float32) for name, array in flat(params).items()}
+    for name, array in flat(read).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, expected[name])
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_the_trap_of_the_next_test_works(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung"))).close()
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("where", ["a plain pickle", "an array of objects", "an array of objects in an .npz"])
+def test_pickles_are_refused_and_not_executed(tmp_path, where):
+    trap, file = Trap(tmp_path / "sprung"), io.BytesIO()
+    if where == "a plain pickle":
+        pickle.dump(trap, file)
+    elif where == "an array of objects":
+        np.save(file, np.array([trap], object), allow_pickle=True)
+    else:
+        np.savez(file, **{**flat(make_params(make_model())), "stem/bias": np.array([trap], object)})
+    file.seek(0)
+    with pytest.raises(UserError, match=r"^m\.npz cannot be read: it is a pickle or no \.npz at all, and pickles are"):
+        npz.read(file, "m.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [np.int32(1), np.arange(16), np.zeros(16, bool), np.zeros(16, complex), np.array("x")]
+)
+def test_anything_but_floating_point_is_refused(value):
+    arrays = {**flat(make_params(make_model())), "stem/bias": value}
+    with pytest.raises(UserError, match=f"is not a Mixer's parameters: stem/bias: {value.dtype}"):
+        npz.read(written(arrays), "m.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "No data left in file"),
+        (b"stem,1\n", "it is a pickle or no .npz at all"),
+        (written({}).getvalue(), "it is empty"),
+        (b"\x93NUMPY" + b"\x01\x00", "cannot be read"),
+    ],
+)
+def test_files_of_another_kind_are_refused(content, message):
+    with pytest.raises(UserError, match=message) as caught:
+        npz.read(io.BytesIO(content), "m.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_array_is_refused():
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    file.seek(0)
+    with pytest.raises(UserError, match="it holds a single array"):
+        npz.read(file, "m.npz")
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"stem": np.ones(3), "stem/bias": np.ones(3)}, {"stem/a/b": np.ones(3), "stem": 1.0}]
+)
+def test_a_name_that_is_also_a_folder_is_refused(arrays):
+    with pytest.raises(UserError, match="is not a Mixer's parameters: stem is an array and a folder"):
+        npz.read(written(arrays), "m.npz")
+
+
+SMALL = {"stem/kernel": np.ones((2, 2, 3, 4), np.float32), "stem/bias": np.ones(4, np.float32)}
+
+
+@given(data=st.data(), compressed=st.booleans())
+def test_a_damaged_file_is_read_or_refused(data, compressed):
+    """Bytes overwritten or cut off, anywhere: never another error, such as those of zipfile, zlib and NumPy."""
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, **SMALL)
+    content = bytearray(file.getvalue())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
+    with contextlib.suppress(UserError):
+        read = npz.read(io.BytesIO(bytes(content)), "m.npz")
+        assert all(array.dtype == np.float32 for array in flat(read).values())
+
+
+def test_a_checksum_that_differs_is_noticed():
+    content = bytearray(written(SMALL).getvalue())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        content[archive.getinfo("stem/bias.npy").header_offset + 200] ^= 1
+    with pytest.raises(UserError, match="cannot be read"):
+        npz.read(io.BytesIO(content), "m.npz")

@@ -1,0 +1,162 @@
+"""timm's format, without timm: tests/transfer/test_timm_model.py loads it there."""
+
+import contextlib
+import io
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from mixers import flat, make_model, make_params, same
+
+from mixer import models
+from mixer.errors import UserError
+from mixer.transfer import timm
+
+
+def written(params):
+    file = io.BytesIO()
+    timm.write(file, params)
+    return file.getvalue()
+
+
+def encoded(tensors):
+    """A safetensors file, byte by byte as its format says: length of the header, JSON, data."""
+    header, data = {}, b""
+    for name, (dtype, array) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_names_and_axes_are_timms():
+    """One block, written out; the axes of PyTorch's layers: outputs first, a convolution's height and width last."""
+    params = make_params(make_model(num_blocks=1))
+    block = params["MixerBlock_0"]
+    expected = {
+        "stem.proj.weight": np.einsum("hwio->oihw", params["stem"]["kernel"]),
+        "stem.proj.bias": params["stem"]["bias"],
+        "blocks.0.norm1.weight": block["LayerNorm_0"]["scale"],
+        "blocks.0.norm1.bias": block["LayerNorm_0"]["bias"],
+        "blocks.0.mlp_tokens.fc1.weight": np.einsum("io->oi", block["token_mixing"]["Dense_0"]["kernel"]),
+        "blocks.0.mlp_tokens.fc1.bias": block["token_mixing"]["Dense_0"]["bias"],
+        "blocks.0.mlp_tokens.fc2.weight": np.einsum("io->oi", block["token_mixing"]["Dense_1"]["kernel"]),
+        "blocks.0.mlp_tokens.fc2.bias": block["token_mixing"]["Dense_1"]["bias"],
+        "blocks.0.norm2.weight": block["LayerNorm_1"]["scale"],
+        "blocks.0.norm2.bias": block["LayerNorm_1"]["bias"],
+        "blocks.0.mlp_channels.fc1.weight": np.einsum("io->oi", block["channel_mixing"]["Dense_0"]["kernel"]),
+        "blocks.0.mlp_channels.fc1.bias": block["channel_mixing"]["Dense_0"]["bias"],
+        "blocks.0.mlp_channels.fc2.weight": np.einsum("io->oi", block["channel_mixing"]["Dense_1"]["kernel"]),
+        "blocks.0.mlp_channels.fc2.bias": block["channel_mixing"]["Dense_1"]["bias"],
+        "norm.weight": params["pre_head_layer_norm"]["scale"],
+        "norm.bias": params["pre_head_layer_norm"]["bias"],
+        "head.weight": np.einsum("io->oi", params["head"]["kernel"]),
+        "head.bias": params["head"]["bias"],
+    }
+    tensors = safetensors.numpy.load(written(params))
+    assert tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        assert tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(tensors[name], array)
+    assert expected["blocks.0.mlp_tokens.fc1.weight"].shape == (12, 4)  # D_S by S
+    assert expected["stem.proj.weight"].shape == (16, 3, 4, 4)
+
+
+def test_what_is_written_says_that_it_is_pytorchs():
+    """transformers and others ask for it."""
+    content = written(make_params(make_model()))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"] == {"format": "pt"}
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_what_is_written_is_read_to_the_same_bits(classes):
+    params = make_params(make_model(classes, num_blocks=11))  # two digits
+    assert same(timm.read(written(params), "m.safetensors"), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("BF16", ml_dtypes.bfloat16), ("F16", np.float16), ("F32", np.float32), ("F64", np.float64)]
+)
+def test_any_precision_is_read_to_float32(name, dtype):
+    array = np.random.default_rng(0).normal(size=(2, 3)).astype(dtype)
+    read = timm.read(encoded({"head.weight": (name, array), "head.bias": (name, array[:, 0])}), "m.safetensors")
+    assert same(read, {"head": {"kernel": array.T.astype(np.float32), "bias": array[:, 0].astype(np.float32)}})
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("I64", np.int64), ("BOOL", bool), ("F8_E4M3", ml_dtypes.float8_e4m3fn)])
+def test_other_numbers_are_refused(name, dtype):
+    with pytest.raises(
+        UserError, match=rf"m\.safetensors: norm\.weight is {name}; expected one of F64, F32, F16, BF16"
+    ):
+        timm.read(encoded({"norm.weight": (name, np.ones(3, dtype))}), "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blocks.0.attn.qkv.weight", "cls_token", "stem.proj.scale", "blocks.x.norm1.bias", "blocks.0.norm1", "norm.a.bias",
+     "model.head.bias", ""],
+)  # fmt: skip
+def test_a_tensor_of_another_model_is_named(name):
+    content = encoded({"norm.bias": ("F32", np.ones(3, np.float32)), name: ("F32", np.ones(3, np.float32))})
+    with pytest.raises(UserError) as caught:
+        timm.read(content, "m.safetensors")
+    assert str(caught.value).startswith(
+        f"m.safetensors is not a timm mixer_* model: it has {name!r}; such a model has "
+    )
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(data):
+    content = bytearray(encoded({"head.weight": ("BF16", np.ones((2, 3), ml_dtypes.bfloat16)),
+                                 "head.bias": ("F32", np.ones(2, np.float32))}))  # fmt: skip
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
+    with contextlib.suppress(UserError):
+        read = timm.read(bytes(content), "m.safetensors")
+        assert all(array.dtype == np.float32 for array in flat(read).values())
+
+
+def test_text_is_refused():
+    with pytest.raises(UserError, match=r"^m\.safetensors cannot be read as safetensors: [^\n]+$"):
+        timm.read(b"stem,1\n", "m.safetensors")
+
+
+NAMED = {"S/32": "mixer_s32_224", "S/16": "mixer_s16_224", "B/32": "mixer_b32_224", "B/16": "mixer_b16_224",
+         "L/32": "mixer_l32_224", "L/16": "mixer_l16_224"}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", NAMED)
+def test_the_papers_models_are_made_by_name(variant):
+    made = timm.constructor(models.create(variant, 21843), 224)
+    assert made == f'timm.create_model("{NAMED[variant]}", num_classes=21843)'
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "widths"),
+    [
+        (models.create("H/14", 10), 224, "patch_size=14, num_blocks=32, embed_dim=1280, mlp_ratio=(0.5, 4.0)"),
+        (models.create("B/16", 10), 448, "patch_size=16, num_blocks=12, embed_dim=768, mlp_ratio=(0.5, 4.0)"),
+        (models.create("B/16", 10, tokens_mlp_dim=1536), 224,
+         "patch_size=16, num_blocks=12, embed_dim=768, mlp_ratio=(2.0, 4.0)"),
+        (models.create("Ti/4", 10), 32, "patch_size=4, num_blocks=4, embed_dim=128, mlp_ratio=(0.5, 4.0)"),
+    ],
+)  # fmt: skip
+def test_other_models_are_made_by_their_widths(model, size, widths):
+    assert timm.constructor(model, size) == f"timm.models.mlp_mixer.MlpMixer(num_classes=10, img_size={size}, {widths})"
+
+
+@given(hidden=st.integers(1, 2000), tokens=st.integers(1, 9000), channels=st.integers(1, 9000))
+def test_timms_ratios_come_back_to_the_widths(hidden, tokens, channels):
+    """timm takes int(ratio * width), which rounding can leave one short."""
+    model = models.create("Ti/4", 10, hidden_dim=hidden, tokens_mlp_dim=tokens, channels_mlp_dim=channels)
+    made = {}
+    fake = type("timm", (), {"models": type("models", (), {"mlp_mixer": type("m", (), {"MlpMixer": made.update})})})
+    eval(timm.constructor(model, 32), {"timm": fake})
+    assert made["embed_dim"] == hidden
+    assert [int(ratio * hidden) for ratio in made["mlp_ratio"]] == [tokens, channels]

@@ -1,0 +1,226 @@
+"""Weights in, from wherever they lie."""
+
+import contextlib
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mixers import flat, make_model, make_params, make_state, nested, same, write_run
+
+from mixer import models
+from mixer.errors import UserError
+from mixer.transfer import npz, timm, weights
+from mixer.transfer.weights import Weights, read
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+PARAMS, AVERAGES, EARLIER = (make_params(make_model(), seed=seed) for seed in (1, 2, 3))
+
+
+def npz_bytes(params):
+    file = io.BytesIO()
+    npz.write(file, params)
+    return file.getvalue()
+
+
+def timm_bytes(params):
+    file = io.BytesIO()
+    timm.write(file, params)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ dispatch
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "kind"), [("m.npz", npz_bytes, "npz"), ("m.safetensors", timm_bytes, "timm")]
+)
+def test_a_file_is_read_by_its_ending(tmp_path, monkeypatch, name, write, kind):
+    (tmp_path / name).write_bytes(write(PARAMS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in (str(tmp_path / name), f"~/{name}"):
+        found = read(source)
+        assert same(found.params, PARAMS)
+        assert (found.source, found.format) == (source, kind)
+        assert found.config is found.class_names is found.step is found.workdir is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    states = [make_state(EARLIER, EARLIER, step=3), make_state(PARAMS, AVERAGES, step=7)]
+    return write_run(tmp_path_factory.mktemp("runs") / "small", states, NAMES, ema_decay=0.9)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_runs_folder_gives_its_newest_checkpoint_and_what_the_run_knows(run, ema):
+    found = read(str(run), ema)
+    assert same(found.params, AVERAGES if ema else PARAMS)
+    assert (found.format, found.step, found.class_names, found.workdir) == ("run", 7, NAMES, run)
+    assert found.config.input.image_size == 8
+
+
+@pytest.mark.parametrize(("step", "params"), [(3, EARLIER), (7, PARAMS)])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_runs_checkpoint_can_be_chosen(run, step, params, slash):
+    found = read(f"{run}/checkpoints/{step}{slash}")
+    assert same(found.params, params)
+    assert (found.step, found.class_names, found.workdir) == (step, NAMES, run)
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the --workdir of an"):
+        read(str(tmp_path))
+
+
+def test_a_step_of_which_there_is_no_checkpoint_is_refused(run):
+    (run / "checkpoints" / "5").mkdir()
+    with pytest.raises(UserError, match="small holds no checkpoint of step 5 with params that can be read"):
+        read(f"{run}/checkpoints/5")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "pytorch_model.bin", "model.npy", "model.npz.zip", "model"])
+def test_files_of_other_kinds_are_refused_unread(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"never looked at")
+    path.chmod(0)
+    with pytest.raises(UserError, match=r"expected a run's folder, an \.npz or a \.safetensors file, not '"):
+        read(str(path))
+
+
+@pytest.mark.parametrize("source", ["B/16-i21", "b/16-i21k", "B16-i21k", "B/16_i21k"])
+def test_the_nearest_name_of_a_published_checkpoint_is_offered(source):
+    with pytest.raises(UserError, match=r"no such file or folder; did you mean B/16-i21k\?$"):
+        read(source)
+
+
+def test_a_file_that_is_missing_is_answered_with_the_names_there_are(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder; published checkpoints are B/16-i1k, L/16-i1k, "):
+        read(f"{tmp_path}/nowhere.npz")
+
+
+def test_a_place_of_another_kind_is_told():
+    with pytest.raises(
+        UserError, match=r"cannot be read \(there is no such file system\); expected a local path, gs://"
+    ):
+        read("ftp://host/m.npz")
+
+
+def test_the_home_of_nobody_holds_no_file():
+    with pytest.raises(UserError, match="no such file or folder"):
+        read("~nobody-of-this-name/m.npz")
+
+
+def test_a_file_has_no_averages(tmp_path):
+    (tmp_path / "m.npz").write_bytes(npz_bytes(PARAMS))
+    with pytest.raises(UserError, match="is not the folder of a run: it has no averaged parameters"):
+        read(str(tmp_path / "m.npz"), ema=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- published
+
+
+def test_the_published_checkpoints_are_where_their_authors_put_them():
+    """The listing in the notebook of google-research/vision_transformer."""
+    bucket = "https://storage.googleapis.com/mixer_models"
+    assert {
+        "B/16-i1k": f"{bucket}/imagenet1k/Mixer-B_16.npz",
+        "L/16-i1k": f"{bucket}/imagenet1k/Mixer-L_16.npz",
+        "B/16-i21k": f"{bucket}/imagenet21k/Mixer-B_16.npz",
+        "L/16-i21k": f"{bucket}/imagenet21k/Mixer-L_16.npz",
+        "B/16-sam": f"{bucket}/sam/Mixer-B_16.npz",
+        "B/32-sam": f"{bucket}/sam/Mixer-B_32.npz",
+        "B/16-gsam": f"{bucket}/gsam/Mixer-B_16.npz",
+        "B/32-gsam": f"{bucket}/gsam/Mixer-B_32.npz",
+        "S/8-gsam": f"{bucket}/gsam/Mixer-S_8.npz",
+        "S/16-gsam": f"{bucket}/gsam/Mixer-S_16.npz",
+        "S/32-gsam": f"{bucket}/gsam/Mixer-S_32.npz",
+    } == weights.PUBLISHED
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+@pytest.mark.parametrize(
+    ("variant", "classes", "count"), [("S/16", 1000, 18_528_264), ("B/16", 21843, 75_908_739), ("B/16", 0, 59_111_472)]
+)
+def test_the_model_is_known_by_its_arrays(variant, classes, count):
+    """Of the published parameter count, from the shapes alone: the arrays take no memory."""
+    model = models.create(variant, classes)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    found = Weights(params, "m.npz", "npz")
+    assert found.model() == model
+    assert found.image_size == 224
+    assert sum(array.size for array in jax.tree.leaves(found.params)) == count
+
+
+def test_options_change_how_the_model_is_computed():
+    model = Weights(PARAMS, "m.npz", "npz").model(dtype=jnp.bfloat16)
+    assert model == make_model(dtype=jnp.bfloat16)
+
+
+def without(*names):
+    return nested({name: array for name, array in flat(PARAMS).items() if name not in names})
+
+
+def changed(**arrays):
+    return nested({**flat(PARAMS), **{name.replace("__", "/"): np.zeros(shape) for name, shape in arrays.items()}})
+
+
+@pytest.mark.parametrize(
+    ("params", "problem"),
+    [
+        ({}, "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
+        ({"stem": np.zeros(3)}, "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
+        (without("stem/kernel"), "is not a Mixer's parameters: stem/kernel is missing"),
+        (without("MixerBlock_0/token_mixing/Dense_1/bias"),
+         "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
+        (changed(stem__kernel=()), "is not a Mixer's parameters: stem/kernel has the shape ()"),
+        (changed(stem__kernel=(0, 0, 3, 16)), "is not a Mixer's parameters: stem/kernel has the shape (0, 0, 3, 16)"),
+        (changed(head__bias=()), "is not a Mixer's parameters: head/bias has the shape ()"),
+        (changed(MixerBlock_0__token_mixing__Dense_1__bias=5), "5 tokens are no square grid of patches"),
+        (without("MixerBlock_1/LayerNorm_0/scale"),
+         "does not hold together as Mixer-2x16/4: MixerBlock_1/LayerNorm_0/scale: missing there"),
+        (without("head/bias"), "does not hold together as Mixer-2x16/4: head/kernel: not in this model"),
+        (changed(cls__token=(1, 16)), "does not hold together as Mixer-2x16/4: cls/token: not in this model"),
+        (changed(stem__kernel=(4, 2, 3, 16)),
+         "does not hold together as Mixer-2x16/4: stem/kernel: (4, 2, 3, 16) there, (4, 4, 3, 16) here"),
+        (changed(MixerBlock_1__channel_mixing__Dense_0__kernel=(24, 16)),
+         "does not hold together as Mixer-2x16/4: MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) "
+         "here"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_whole_model_is_named(params, problem):
+    with pytest.raises(UserError) as caught:
+        Weights(params, "m.npz", "npz").model()
+    assert str(caught.value).removeprefix("m.npz").lstrip(": ") == problem
+
+
+@given(shapes=st.fixed_dictionaries({}, optional={
+    name: st.none() | st.lists(st.integers(0, 4), max_size=4) for name in flat(make_params(make_model()))
+}))  # fmt: skip
+def test_any_arrays_under_these_names_are_a_model_or_refused(shapes):
+    arrays = flat(PARAMS)
+    for name, shape in shapes.items():
+        if shape is None:
+            del arrays[name]
+        else:
+            arrays[name] = np.zeros(shape, np.float32)
+    with contextlib.suppress(UserError):
+        model = Weights(nested(arrays), "m.npz", "npz").model()
+        images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)((1, 8, 8, 3))
+        jax.eval_shape(model.apply, {"params": nested(arrays)}, images)
+
+
+def test_mismatches_lists_each_array_once():
+    there = {"a": np.zeros(2), "b": {"c": np.zeros((2, 3)), "d": np.zeros(1)}}
+    here = {"b": {"c": np.zeros((3, 2)), "d": np.zeros(1), "e": np.zeros(1)}}
+    assert weights.mismatches(there, here) == [
+        "b/e: missing there", "a: not in this model", "b/c: (2, 3) there, (3, 2) here",
+    ]  # fmt: skip
+    assert weights.mismatches(there, there) == []
