@@ -1,7 +1,7 @@
 """Writes a model for other programs: `python -m mixer.export --checkpoint runs/pets --to timm pets.safetensors`.
 
 --to npz is the published checkpoints' format, timm that of PyTorch's timm, and stablehlo the forward pass itself, which
-JAX runs without this code. A model card in Markdown is written beside the file, under its name with the ending .md.
+JAX runs without this code. A model card in Markdown is written beside the file, as pets.safetensors.md.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def export(weights: Weights, to: str, out: pathlib.Path, *, ema: bool, command: 
       UserError: they are not a model's weights, or cannot be written.
     """
     model = weights.model()
-    card = out.with_suffix(".md")
+    card = out.with_name(f"{out.name}.md")
     if card.exists() and not card.read_bytes().startswith(model_card.MARK.encode()):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give OUT another name")
     measured = _measured(weights, ema)

@@ -109,7 +109,9 @@ def test_from_npz_to_timm_and_back_every_bit_and_name_is_the_same(tmp_path):
         for name in before.files:
             assert after[name].dtype == np.float32
             np.testing.assert_array_equal(after[name], before[name])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.md", "b.safetensors", "c.md", "c.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.npz", "b.safetensors", "b.safetensors.md", "c.npz", "c.npz.md"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -119,7 +121,7 @@ def test_a_run_to_npz(run, tmp_path, ema):
         for name, array in flat(AVERAGES if ema else PARAMS).items():
             np.testing.assert_array_equal(arrays[name], array)
     accuracy = "**75.00%** of 9,998 images" if ema else "**71.25%** of 9,998 images"
-    assert accuracy in (tmp_path / "m.md").read_text()
+    assert accuracy in (tmp_path / "m.npz.md").read_text()
 
 
 def test_a_run_to_timm(run, tmp_path):
@@ -127,8 +129,8 @@ def test_a_run_to_timm(run, tmp_path):
     found = safetensors.numpy.load_file(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(found["blocks.1.mlp_tokens.fc1.weight"],
                                   AVERAGES["MixerBlock_1"]["token_mixing"]["Dense_0"]["kernel"].T)  # fmt: skip
-    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "m.md").stat().st_mode
-    text = (tmp_path / "m.md").read_text()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "m.safetensors.md").stat().st_mode
+    text = (tmp_path / "m.safetensors.md").read_text()
     assert "3 taken" in text
     assert "Unknown: the run was not evaluated at step 3." in text
 
@@ -246,7 +248,7 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
         (GOOD, ["m.safetensors"], ".*m.safetensors: the name of a file for --to npz ends in .npz"),
         (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first .*"),
         (GOOD, ["folder.npz"], ".*folder.npz is a folder; give the name of a file to write"),
-        (GOOD, ["notes.npz"], ".*notes.md, where the model card goes, is a file of yours: give OUT another name"),
+        (GOOD, ["notes.npz"], ".*notes.npz.md, where the model card goes, is a file of yours: give OUT another name"),
         ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo>"),
         ({**GOOD, "too": "npz"}, ["m.npz"], "--too: no such flag; the nearest is --to"),
         ({**GOOD, "ema": True}, ["m.npz"], ".*a.npz is not the folder of a run: it has no averaged parameters"),
@@ -255,21 +257,21 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
 def test_a_bad_command_line_is_one_line_and_writes_nothing(tmp_path, flags, outs, line):
     np.savez(tmp_path / "a.npz", **flat(PARAMS))
     (tmp_path / "folder.npz").mkdir()
-    (tmp_path / "notes.md").write_text("# My notes\n")
+    (tmp_path / "notes.npz.md").write_text("# My notes\n")
     if "checkpoint" in flags:
         flags = {**flags, "checkpoint": tmp_path / "a.npz"}
     done = export(*(tmp_path / out for out in outs), **flags)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(f"error: (?:{line})\n", done.stderr), done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder.npz", "notes.md"]
-    assert (tmp_path / "notes.md").read_text() == "# My notes\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder.npz", "notes.npz.md"]
+    assert (tmp_path / "notes.npz.md").read_text() == "# My notes\n"
 
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier):
     out, kept = tmp_path / "m.npz", {}
     if earlier:
-        kept = {"m.npz": b"earlier", "m.md": model_card.MARK.encode()}
+        kept = {"m.npz": b"earlier", "m.npz.md": model_card.MARK.encode()}
         for name, content in kept.items():
             (tmp_path / name).write_bytes(content)
 
@@ -287,7 +289,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
 
 def test_an_export_replaces_an_earlier_one_and_its_card(run, tmp_path):
     (tmp_path / "m.npz").write_bytes(b"earlier")
-    (tmp_path / "m.md").write_text(f"{model_card.MARK}\nearlier\n")
+    (tmp_path / "m.npz.md").write_text(f"{model_card.MARK}\nearlier\n")
     exported(tmp_path / "m.npz", checkpoint=run, to="npz")
     assert (tmp_path / "m.npz").read_bytes() != b"earlier"
-    assert "earlier" not in (tmp_path / "m.md").read_text()
+    assert "earlier" not in (tmp_path / "m.npz.md").read_text()
