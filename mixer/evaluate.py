@@ -196,7 +196,7 @@ def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
     for name, value in metrics.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         shown = f"{value:.2%}" if "accuracy" in name or "shot" in name else shown
-        lines.append(f"  {name.replace('_', ' '):32} {shown:>9}")
+        lines.append(f"  {name.replace('_', ' '):36} {shown:>9}")
     return lines
 
 
@@ -211,7 +211,7 @@ def by_class(found: evaluation.Evaluation, class_names: Any) -> list[str]:
     for title, classes in (("best classes", best), ("worst classes", worst)):
         if len(classes):
             lines.append(f"  {title}")
-            lines += [f"    {class_names[c]:30} {found.class_accuracy[c]:>9.2%}" for c in classes]
+            lines += [f"    {class_names[c]:34} {found.class_accuracy[c]:>9.2%}" for c in classes]
     return lines
 
 
