@@ -4,6 +4,8 @@ Pre-training, fine-tuning, the quickstart and the tests are this one loop under 
 again and it continues from the newest checkpoint, to the same bits as if it had never stopped.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -11,7 +13,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, models
+from mixer import command_line, models, preemption
 from mixer import config as configuration
 from mixer.data import contact_sheet, images, pipeline, sources
 from mixer.errors import UserError, quiet_libraries
@@ -29,7 +31,10 @@ _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large sh
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, console: Console | None = None
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    console: Console | None = None,
+    stop: preemption.Stop | None = None,
 ) -> dict[str, float]:
     """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
 
@@ -37,13 +42,16 @@ def train(
       config: from `configuration.checked`.
       workdir: the run's folder, local or gs://; made if missing.
       console: where to say how it goes; standard output if not given.
+      stop: tells when to save and leave; never if not given.
 
     Returns:
       The metrics of the last evaluation.
 
     Raises:
       UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
+      PreemptedError: the run was asked to stop; its state is saved.
     """
+    stop = stop or preemption.Stop()
     workdir = _make_workdir(workdir)
     console = console or Console()
     checkpoints = Checkpoints(workdir, **config.checkpoint)
@@ -105,11 +113,12 @@ def train(
     eval_step = evaluation.make_eval_step(model, config.loss, mesh, keep_logits=eval_source.multi_label)
 
     def evaluate(state: TrainState) -> dict[str, float]:
+        """Evaluates; raises preemption.AbandonedError where the run was asked to stop."""
         named = {"val": state.params} | ({"val_ema": state.ema_params} if config.ema_decay else {})
         metrics = {}
         for name, params in named.items():
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
-            found = evaluation.evaluate(eval_step, params, batches, mesh, eval_source.num_examples)
+            found = evaluation.evaluate(eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples)
             metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
         if few_shot:
             metrics.update(few_shot(state.params))
@@ -127,6 +136,9 @@ def train(
     unread: tuple[int, dict[str, jax.Array]] | None = None  # metrics are read one step late: the loop never waits
 
     try:
+        owed = first_step and (first_step % eval_every == 0 or first_step == total_steps)
+        if owed and not log.has(first_step, "val/count"):
+            log.write(first_step, evaluate(state))  # it was abandoned when the run was asked to stop
         for step in range(first_step + 1, total_steps + 1):
             with progress.waiting():
                 batch = next(feed)
@@ -134,6 +146,7 @@ def train(
             if step == first_step + 1:
                 with progress.pause():  # compiling
                     jax.block_until_ready(metrics)
+                stop.work_begins()
             if unread:
                 _check(*unread, config)
             unread = step, metrics
@@ -142,23 +155,28 @@ def train(
             if traced and step == traced.stop:
                 jax.profiler.stop_trace()
 
-            last = step == total_steps
+            last, leaving = step == total_steps, stop.asked()
             row: dict[str, float] = {}
             if step % log_every == 0 or last:
                 scalars = _check(step, metrics, config) | progress.measure(step)
                 row |= {f"train/{name}": value for name, value in scalars.items()}
                 console.show(step, total_steps, scalars)
             if step % eval_every == 0 or last:
-                with progress.pause():
-                    row |= (evaluated := evaluate(state))
-                console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
+                try:
+                    with progress.pause():
+                        row |= (evaluated := evaluate(state))
+                    console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
+                except preemption.AbandonedError:
+                    leaving = True
             if row:
                 log.write(step, row)
             if last and (bad := [f"{row[key]} {key.split('/')[-1]}" for key in row if "/bad_images/" in key]):
                 console.keep(f"images that could not be used: {', '.join(bad)}")
-            if step % checkpoint_every == 0 or last:
+            if step % checkpoint_every == 0 or last or leaving:
                 _check(step, metrics, config)  # what is saved is finite
                 checkpoints.save(state, row)
+            if leaving:
+                raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {total_steps}")
     finally:  # a save in the background is brought to its end, whatever ended the loop
         checkpoints.close()
         log.close()
@@ -293,7 +311,14 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS.inspect:
         print(f"the first batch is in {write_inspection(config, workdir)}")
         return
-    train(config, workdir)
+    stop = preemption.Stop()
+    if jax.process_count() == 1:
+        stop.listen()
+    try:
+        train(config, workdir, stop=stop)
+    except preemption.PreemptedError as preempted:
+        print(preempted)
+        sys.exit(preemption.EXIT_STATUS)
     if jax.process_index() == 0:
         print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
 

@@ -20,24 +20,40 @@ class MetricsLog:
         """Continues the logs of a run that stands at `step`; later lines, from before it was interrupted, go."""
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
+        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        self._last = rows[-1] if rows else {"step": 0}
         if self._writes:
             from clu import metric_writers  # here, for it imports TensorFlow: who only reads metrics need not wait
 
-            kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self._path.write_text("".join(map(_line, rows)))
             self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether the newest line is of this step and holds this scalar."""
+        return self._last["step"] == step and name in self._last
+
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one line for this step, and one point to each curve."""
-        if self._writes:
+        """Writes the line of this step, or adds to it; and one point to each curve."""
+        again = self._last["step"] == step
+        self._last = {**(self._last if again else {"step": step}), **scalars}
+        if not self._writes:
+            return
+        if again:
+            rows = [row for row in read_metrics(self._path.parent) if row["step"] < step]
+            self._path.write_text("".join(map(_line, [*rows, self._last])))
+        else:
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._tensorboard.write_scalars(step, scalars)
+                file.write(_line(self._last))
+        self._tensorboard.write_scalars(step, scalars)
 
     def close(self) -> None:
         """Flushes what is still in memory."""
         if self._writes:
             self._tensorboard.close()
+
+
+def _line(row: dict[str, float]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

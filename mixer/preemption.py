@@ -1,0 +1,84 @@
+"""Being asked to stop: SIGTERM when a machine is taken away, SIGINT from a person. The one owner of these signals.
+
+    asked while                             the process
+    starting, restoring, compiling          leaves at once: there is nothing new to save
+    training                                finishes the step in flight, saves and leaves
+    evaluating                              abandons the evaluation, saves and leaves; it is made up for on return
+    already leaving                         leaves at once
+
+It leaves with status EXIT_STATUS: start it again, and it continues. A thread watches, since the main one may be inside
+a compilation for minutes, where no handler of Python's runs.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the failure is a passing one; scripts/tpu_vm.py starts the run again
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
+
+
+class PreemptedError(Exception):
+    """The run was asked to stop, and what it had is saved."""
+
+
+class AbandonedError(Exception):
+    """What was under way need not be finished: the run was asked to stop."""
+
+
+class Stop:
+    """Whether this process was asked to stop. Without `listen` it never is, and signals do what they always do."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._has_work_to_save = False
+
+    def listen(self) -> None:
+        """Takes over the signals; to be called once, from the main thread."""
+        told, tell = socket.socketpair()
+        tell.setblocking(False)
+        signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)  # written to whatever the main thread is doing
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+
+        def watch() -> None:
+            with tell:
+                while number := told.recv(1):
+                    if number[0] in _SIGNALS:
+                        self._ask(signal.Signals(number[0]).name)
+
+        threading.Thread(target=watch, name="preemption", daemon=True).start()
+
+    def _ask(self, name: str) -> None:
+        if self._has_work_to_save and not self._asked.is_set():
+            print(f"{name}: saving, then leaving; once more leaves at once", file=sys.stderr, flush=True)
+            self._asked.set()
+        else:
+            print(f"{name}: leaving at once", file=sys.stderr, flush=True)
+            os._exit(EXIT_STATUS)
+
+    def work_begins(self) -> None:
+        """From here on there is work that would be lost: the loop is told, and saves it."""
+        self._has_work_to_save = True
+
+    def asked(self) -> bool:
+        """Whether the process is to save and leave."""
+        return self._asked.is_set()
+
+    def unless_asked(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes items on.
+
+        Raises:
+          AbandonedError: once the process is asked to stop.
+        """
+        for item in items:
+            if self.asked():
+                raise AbandonedError
+            yield item

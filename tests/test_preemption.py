@@ -1,0 +1,118 @@
+"""Asked to stop, the real command saves and leaves with a status of its own, and loses nothing."""
+
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import DROPPING, ROOT, command, data_dir, deterministic, run, tiny  # noqa: F401
+
+from mixer import preemption, train
+from mixer.data import pipeline
+from mixer.training.checkpoint import load_params
+from mixer.training.metrics import read_metrics
+
+
+def start(arguments):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def wait_for(process, beginning):
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"the process ended without a line {beginning!r}: {process.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def straight(data_dir, tmp_path_factory):  # noqa: F811
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("straight")
+    train.train(tiny(data_dir, **DROPPING), folder)
+    return folder
+
+
+def assert_same_run(straight, other):
+    for ema in (False, True):
+        jax.tree.map(np.testing.assert_array_equal, load_params(straight, ema)[1], load_params(other, ema)[1])
+    assert deterministic(other) == deterministic(straight)
+    assert [row["step"] for row in read_metrics(other)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(
+    straight,
+    data_dir,
+    tmp_path,
+    number,  # noqa: F811
+):
+    # Checkpoints are far apart: what is there afterwards was saved because of the signal.
+    changes = {**DROPPING, "checkpoint_steps": 12}
+    process = start(command(data_dir, tmp_path, **changes))
+    wait_for(process, "step 2/12")
+    process.send_signal(number)
+    said, complaint = process.communicate(timeout=60)
+    assert process.returncode == preemption.EXIT_STATUS == 75, complaint
+    assert f"{number.name}: saving, then leaving" in complaint
+    (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 2 <= saved < 12
+    assert f"asked to stop: saved at step {saved} of 12" in said
+
+    done = run(command(data_dir, tmp_path, **changes))
+    assert done.returncode == 0, done.stderr
+    assert f"continuing from step {saved}" in done.stdout
+    assert_same_run(straight, tmp_path)
+
+
+def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):  # noqa: F811
+    process = start(command(data_dir, tmp_path, total_steps=100_000))
+    wait_for(process, "8 x cpu")  # what follows is compiling
+    before = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    assert time.monotonic() - before < 2
+    assert process.returncode == 75
+    assert complaint == "SIGTERM: leaving at once\n"
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, monkeypatch, step):  # noqa: F811
+    """Asked at the first batch of the evaluation of a step in the middle, and of the last."""
+    stop, evaluations, original = preemption.Stop(), [], pipeline.eval_batches
+
+    def eval_batches(*arguments, **named):
+        evaluations.append(len(evaluations))
+        if len(evaluations) == 2 * (step // 6) - 1:  # each step has two, one of them of the averages
+            stop._ask("SIGTERM")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(pipeline, "eval_batches", eval_batches)
+    config = tiny(data_dir, **DROPPING, checkpoint_steps=12)
+    with pytest.raises(preemption.PreemptedError, match=f"saved at step {step} of 12"):
+        train.train(config, tmp_path, stop=stop)
+    assert "val/count" not in read_metrics(tmp_path)[-1]
+    train.train(config, tmp_path)
+    assert_same_run(straight, tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, times):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    stop = preemption.Stop()
+    if times == 2:
+        stop.work_begins()
+        stop._ask("SIGTERM")
+        assert (left, stop.asked()) == ([], True)
+        with pytest.raises(preemption.AbandonedError):
+            list(stop.unless_asked(range(3)))
+    stop._ask("SIGINT")
+    assert left == [75]
+    assert capsys.readouterr().err.endswith("SIGINT: leaving at once\n")
