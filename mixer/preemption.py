@@ -6,10 +6,12 @@
     evaluating                              abandons the evaluation, saves and leaves; it is made up for on return
     already leaving                         leaves at once
 
-It leaves with status EXIT_STATUS: start it again, and it continues. A thread watches, since the main one may be inside
-a compilation for minutes, where no handler of Python's runs.
+Of several processes, all leave behind the same step when one is asked. They leave with status EXIT_STATUS: start the run
+again, and it continues. A thread watches, since the main one may be inside a compilation for minutes, where no handler
+of Python's runs.
 """
 
+import functools
 import os
 import signal
 import socket
@@ -18,11 +20,23 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mixer.training import sharding
+
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the failure is a passing one; scripts/tpu_vm.py starts the run again
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _any(asked: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.max(asked["asked"]), sharding.replicated(mesh))
 
 
 class PreemptedError(Exception):
@@ -39,6 +53,8 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._has_work_to_save = False
+        self._mesh: Mesh | None = None
+        self._latest: jax.Array | None = None  # whether any process had been asked, at the call before
 
     def listen(self) -> None:
         """Takes over the signals; to be called once, from the main thread."""
@@ -68,9 +84,20 @@ class Stop:
         """From here on there is work that would be lost: the loop is told, and saves it."""
         self._has_work_to_save = True
 
+    def agree(self, mesh: Mesh) -> None:
+        """Of several processes, lets one that was asked speak for all; they must call `asked` equally often."""
+        self._mesh = mesh if jax.process_count() > 1 else None
+
     def asked(self) -> bool:
-        """Whether the process is to save and leave."""
-        return self._asked.is_set()
+        """Whether the process is to save and leave.
+
+        Several processes get the same answer, one call late: what is read here was computed behind the step before.
+        """
+        if self._mesh is None:
+            return self._asked.is_set()
+        mine = np.full(jax.local_device_count(), self._asked.is_set(), np.int32)
+        before, self._latest = self._latest, _any(sharding.to_devices({"asked": mine}, self._mesh), self._mesh)
+        return before is not None and bool(before)
 
     def unless_asked(self, items: Iterable[T]) -> Iterator[T]:
         """Passes items on.

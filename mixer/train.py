@@ -62,6 +62,7 @@ def train(
 
     # ------------------------------------------------------------------------------------------------ mesh and input
     mesh = sharding.make_mesh()
+    stop.agree(mesh)
     rows = _host_rows(config, mesh)
     train_source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
     eval_source = sources.open_source(config.input, config.input.eval_split, workdir / "cache")
@@ -312,8 +313,7 @@ def main(argv: list[str]) -> None:
         print(f"the first batch is in {write_inspection(config, workdir)}")
         return
     stop = preemption.Stop()
-    if jax.process_count() == 1:
-        stop.listen()
+    stop.listen()
     try:
         train(config, workdir, stop=stop)
     except preemption.PreemptedError as preempted:

@@ -1,7 +1,10 @@
 """Asked to stop, the real command saves and leaves with a status of its own, and loses nothing."""
 
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -31,7 +34,7 @@ def wait_for(process, beginning):
 
 
 @pytest.fixture(scope="module")
-def straight(data_dir, tmp_path_factory):  # noqa: F811
+def straight(data_dir, tmp_path_factory):
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("straight")
     train.train(tiny(data_dir, **DROPPING), folder)
@@ -50,7 +53,7 @@ def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(
     straight,
     data_dir,
     tmp_path,
-    number,  # noqa: F811
+    number,
 ):
     # Checkpoints are far apart: what is there afterwards was saved because of the signal.
     changes = {**DROPPING, "checkpoint_steps": 12}
@@ -70,7 +73,7 @@ def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(
     assert_same_run(straight, tmp_path)
 
 
-def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):  # noqa: F811
+def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
     process = start(command(data_dir, tmp_path, total_steps=100_000))
     wait_for(process, "8 x cpu")  # what follows is compiling
     before = time.monotonic()
@@ -83,7 +86,7 @@ def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):  # noqa: F8
 
 
 @pytest.mark.parametrize("step", [6, 12])
-def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, monkeypatch, step):  # noqa: F811
+def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, monkeypatch, step):
     """Asked at the first batch of the evaluation of a step in the middle, and of the last."""
     stop, evaluations, original = preemption.Stop(), [], pipeline.eval_batches
 
@@ -116,3 +119,38 @@ def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, time
     stop._ask("SIGINT")
     assert left == [75]
     assert capsys.readouterr().err.endswith("SIGINT: leaving at once\n")
+
+
+def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, tmp_path):
+    changes = {**DROPPING, "checkpoint_steps": 12}
+
+    def start_pair():
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            joined = ["--distributed", f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2"]
+        env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        return [
+            subprocess.Popen(
+                command(data_dir, tmp_path, *joined, f"--process_id={number}", **changes),
+                cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+
+    first, second = start_pair()
+    wait_for(first, "step 2/12")
+    second.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [75, 75], said
+    (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert f"asked to stop: saved at step {saved} of 12" in said[0][0]
+
+    pair = start_pair()
+    said = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert f"continuing from step {saved}" in said[0][0]
+    found, expected = read_metrics(tmp_path), read_metrics(straight)
+    assert [row["step"] for row in found] == list(range(1, 13))
+    for name in ("train/loss", "val/loss"):
+        of = [[row[name] for row in rows if name in row] for rows in (found, expected)]
+        np.testing.assert_allclose(*of, rtol=1e-5)
