@@ -99,6 +99,8 @@ def checked(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.{missing[0]} is missing: let the config file start from mixer.recipe.base()")
     if unknown := sorted(fields.keys() - known.keys()):
         raise UserError(f"config.{unknown[0]}: no such setting{nearest(unknown[0], list(known))}")
+    if fields["init_from"] == "":
+        raise UserError("config.init_from is empty: give a run's folder or a file of weights, or leave it out")
     for path, allowed in _CHOICES.items():
         if fields[path] not in allowed:
             raise UserError(f"config.{path}={fields[path]!r}: expected one of {', '.join(allowed)}")
@@ -165,7 +167,8 @@ def check_same(config: ConfigDict, workdir: epath.PathLike) -> None:
       UserError: they differ in what is computed.
     """
     if (epath.Path(workdir) / CONFIG_FILE).exists():
-        before, now = flat(load(workdir)), flat(ConfigDict(json.loads(config.to_json())))
+        before = {**flat(recipe.base()), **flat(load(workdir))}  # settings that came after the run began: the defaults
+        now = flat(ConfigDict(json.loads(config.to_json())))
         changed = sorted(key for key in {**before, **now} if before.get(key) != now.get(key) and not _harmless(key))
         if changed:
             listed = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)

@@ -6,7 +6,7 @@
     evaluating                              abandons the evaluation, saves and leaves; it is made up for on return
     already leaving                         leaves at once
 
-Of several processes, all leave behind the same step when one is asked. They leave with status EXIT_STATUS: start the run
+Of several processes, all leave behind the same step when one is asked. The exit status is EXIT_STATUS: start the run
 again, and it continues. A thread watches, since the main one may be inside a compilation for minutes, where no handler
 of Python's runs.
 """

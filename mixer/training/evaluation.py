@@ -37,9 +37,9 @@ def make_eval_step(
             "unreadable": jnp.sum((batch["status"] > 0).astype(jnp.float32)),
         }
         if labels.shape[1] == 1:
-            zeros = jnp.zeros(model.num_classes)  # what has no label has weight zero, wherever it is added
-            sums["class_count"] = zeros.at[labels[:, 0]].add(weight)
-            sums["class_correct"] = zeros.at[labels[:, 0]].add(correct)
+            zeros, label = jnp.zeros(model.num_classes), labels[:, 0]  # -1 would be the last class
+            sums["class_count"] = zeros.at[label].add(jnp.where(label >= 0, weight, 0.0))
+            sums["class_correct"] = zeros.at[label].add(correct)
         return sums, logits if keep_logits else None
 
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
