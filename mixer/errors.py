@@ -9,6 +9,10 @@ class UserError(Exception):
     """What was wrong, the value, what is allowed, what to do. Commands print this one line and exit with status 1."""
 
 
+class DivergedError(UserError):
+    """Loss or gradient is no longer finite: the run cannot go on as it is."""
+
+
 def quiet_libraries() -> None:
     """Lets the libraries report errors only, and this project its warnings too."""
     absl_logging.set_verbosity(absl_logging.ERROR)

@@ -5,6 +5,7 @@ published checkpoint by the paper's own protocol; the tasks imagenet_real and im
 """
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -93,8 +94,7 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
         raise UserError(f"{weights.source} is not a run's folder and does not say what to evaluate on: give --task")
     if task is not None:
         if task.dataset != config.dataset:
-            config.data_dir = None
-        config.train_split = task.few_shot_train or task.train
+            config.data_dir = config.eval_resize = None
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:
@@ -115,11 +115,11 @@ def define_flags() -> None:
     flags.DEFINE_string("split", None, "In TFDS' notation; the task's test split if not given.")
     flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
     flags.DEFINE_enum("resize", "extend", resolution.METHODS, "How to reach image_size; interpolate goes to any.")
-    flags.DEFINE_enum("eval_crop", None, augment.EVAL_CROPS, "The paper's two protocols; resize_small if not given.")
+    flags.DEFINE_enum("eval_crop", None, augment.EVAL_CROPS, "The paper's two protocols; the run's if not given.")
     flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
     flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
     flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
-    flags.DEFINE_multi_integer("shots", [1, 5, 10, 25], "Few-shot: images of each class; give it several times.")
+    flags.DEFINE_multi_integer("shots", None, "Few-shot: images of each class; the task's if not given.")
     flags.DEFINE_integer("seeds", 3, "Few-shot: choices of these images, over which accuracy is averaged.")
     flags.DEFINE_integer("batch_per_core", 64, "Images on each device at a time.")
 
@@ -164,26 +164,37 @@ def main(argv: list[str]) -> None:
         "eval_resize": config.eval_resize or round(config.image_size * 8 / 7),
     }
     if given.fewshot:
-        settings = _few_shot_settings(config, split)
+        settings = _few_shot_settings(config, split, task)
         described |= {"train_split": settings.train_split, "eval_crop": settings.eval_crop, "seeds": settings.seeds}
         metrics, lines = few_shot(weights, config, settings, batch_size=batch_size), []
     else:
         found, source = evaluate(weights, config, split, loss=loss, batch_size=batch_size)
         metrics, lines = found.metrics, by_class(found, source.class_names)
+        if found.class_accuracy is not None:
+            shares = zip(source.class_names, found.class_accuracy.tolist(), strict=True)
+            described["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
     if jax.process_index() == 0:
         print("\n".join([*summary(described, metrics), *lines]), file=sys.stderr)
-        print(json.dumps({**described, **metrics}))
+        print(json.dumps({**metrics, **described}))
 
 
-def _few_shot_settings(config: ml_collections.ConfigDict, split: str) -> ml_collections.ConfigDict:
+def _few_shot_settings(
+    config: ml_collections.ConfigDict, split: str, task: tasks.Task | None
+) -> ml_collections.ConfigDict:
     given, settings = flags.FLAGS, recipe.base().fewshot
-    if min(given.seeds, *given.shots) < 1:
-        raise UserError(f"--shots={given.shots} --seeds={given.seeds}: expected numbers above 0")
-    settings.update({"dataset": config.dataset, "data_dir": config.data_dir, "shots": tuple(given.shots)})
-    settings.update({"seeds": given.seeds, "train_split": config.train_split, "test_split": split})
+    train_split = config.train_split if task is None else task.few_shot_train or task.train
+    if train_split is None:
+        raise UserError(f"--fewshot: {config.dataset} has no images to learn from; ask for the task imagenet2012")
+    if given.shots:
+        settings.shots = tuple(given.shots)
+    elif task is not None:
+        settings.shots = task.shots
+    if min(given.seeds, *settings.shots) < 1:
+        raise UserError(f"--shots={list(settings.shots)} --seeds={given.seeds}: expected numbers above 0")
+    settings.update({"dataset": config.dataset, "data_dir": config.data_dir, "seeds": given.seeds})
+    settings.update({"train_split": train_split, "test_split": split, "eval_resize": config.eval_resize})
     if given.eval_crop:
         settings.eval_crop = given.eval_crop
-    settings.eval_resize = config.eval_resize
     return settings
 
 
@@ -194,8 +205,8 @@ def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
         f"{described['image_size']} px, {described['eval_crop']} from {described['eval_resize']} px"
     ]
     for name, value in metrics.items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        shown = f"{value:.2%}" if "accuracy" in name or "shot" in name else shown
+        is_share = "accuracy" in name or name.startswith("fewshot/")
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if is_share else f"{value:.4f}"
         lines.append(f"  {name.replace('_', ' '):36} {shown:>9}")
     return lines
 

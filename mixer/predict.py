@@ -5,6 +5,7 @@ was trained in. Probabilities are a softmax over the classes, or, for a run trai
 each class: each decides for itself, and they need not add up to one.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -99,28 +100,36 @@ def _reason(path: str, status: int) -> str:
     if status == images.OK:
         return ""
     if status == images.BAD_RECORD:
-        return "unreadable" if epath.Path(path).exists() else "missing"
+        try:
+            return "unreadable" if epath.Path(path).exists() else "missing"
+        except Exception:  # each file system has exceptions of its own
+            return "unreadable"
     return images.STATUSES[status].replace("_", " ")
 
 
-def image_files(given: Sequence[str]) -> list[str]:
+def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     """The files among these paths, and in place of each folder all images below it, sorted; hidden ones not.
 
+    Returns:
+      The files, and what is said of folders that hold no images.
+
     Raises:
-      UserError: there are none.
+      UserError: there are no files.
     """
-    found = []
+    found, empty = [], []
     for path in given:
-        if epath.Path(path).is_dir():
-            below = _images_below(epath.Path(path))
-            if not below:
-                raise UserError(f"{path} holds no images; looked for {', '.join(sources.IMAGE_SUFFIXES)}")
-            found += below
-        else:
-            found.append(path)
-    if not found:
+        try:
+            below = _images_below(epath.Path(path)) if epath.Path(path).is_dir() else [path]
+        except Exception:  # each file system has exceptions of its own; whoever reads the file tells of it
+            below = [path]
+        found += below
+        empty += [] if below else [Prediction(path, [], "holds no images")]
+    if not given:
         raise UserError("no images given: name image files or folders of them, such as cat.jpg holiday/")
-    return found
+    if not found:
+        folders = " and ".join(folder.path for folder in empty)
+        raise UserError(f"there are no images in {folders}; looked for {', '.join(sources.IMAGE_SUFFIXES)}")
+    return found, empty
 
 
 def _images_below(folder: epath.Path) -> list[str]:
@@ -178,7 +187,7 @@ def main(argv: list[str]) -> None:
     for name, value in (("top", given.top), ("batch_size", given.batch_size)):
         if value < 1:
             raise UserError(f"--{name}={value}: expected at least 1")
-    paths = image_files(argv[1:])
+    paths, empty = image_files(argv[1:])
     weights = transfer_weights.read(given.checkpoint, given.ema)
     num_classes = weights.model().num_classes
     if num_classes == 0:
@@ -188,10 +197,11 @@ def main(argv: list[str]) -> None:
     names = names_for(weights, given.classes)
 
     logging.getLogger("mixer.data").setLevel(logging.ERROR)  # each image that cannot be used is told of here
-    bad = 0
-    hidden = len(paths) <= _MANY or not sys.stderr.isatty()
-    with tqdm.tqdm(total=len(paths), unit=" images", leave=False, disable=hidden) as progress:
-        for batch in predict(weights, paths, top=min(given.top, num_classes), batch_size=given.batch_size):
+    bad, total = 0, len(paths) + len(empty)
+    hidden = total <= _MANY or not sys.stderr.isatty()
+    answers = predict(weights, paths, top=min(given.top, num_classes), batch_size=given.batch_size)
+    with tqdm.tqdm(total=total, unit=" images", leave=False, disable=hidden) as progress:
+        for batch in itertools.chain([empty], answers):
             with tqdm.tqdm.external_write_mode():  # the bar makes room
                 try:
                     bad += _show(batch, names, given.json)
@@ -200,7 +210,7 @@ def main(argv: list[str]) -> None:
                     return
             progress.update(len(batch))
     if bad:
-        raise UserError(f"{bad:,} of {len(paths):,} images could not be used")
+        raise UserError(f"{bad:,} of {total:,} images could not be used")
 
 
 def _show(batch: Sequence[Prediction], names: Sequence[str], as_json: bool) -> int:

@@ -154,6 +154,7 @@ def jft(variant: str, *, epochs: float, learning_rate: float) -> ConfigDict:
 
 def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
     """Fine-tuning of a pre-trained model (Section 3 and Appendix A.2; ViT, arXiv 2010.11929, Appendix B.1.1)."""
+    task.check_trainable()
     config = base()
     config.batch_size = 512
     duration(config, "total", steps=task.steps)

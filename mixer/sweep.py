@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mixer import command_line, tasks
 from mixer import config as configuration
 from mixer.data import sources
-from mixer.errors import UserError
+from mixer.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.metrics import Console, read_metrics
 from mixer.transfer import load
@@ -32,25 +32,30 @@ class Outcome:
       grid: accuracy on the dev split by learning rate, None where the run diverged; empty where there was no choice.
       dev_count: images of the dev split; None where there was no choice.
       chosen: the learning rate.
-      seeds: accuracy on the test split, one for each seed from 0.
-      count: images of the test split.
+      seeds: accuracy on the test split, one for each seed from 0; None where the run diverged.
+      count: images of the test split; None where all diverged.
     """
 
     grid: dict[float, float | None]
     dev_count: int | None
     chosen: float
-    seeds: list[float]
-    count: int
+    seeds: list[float | None]
+    count: int | None
 
     @property
-    def mean(self) -> float:
-        """The mean over the seeds."""
-        return statistics.mean(self.seeds)
+    def finite(self) -> list[float]:
+        """The accuracies of the seeds that did not diverge."""
+        return [accuracy for accuracy in self.seeds if accuracy is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the seeds that did not diverge; None if all did."""
+        return statistics.mean(self.finite) if self.finite else None
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation over the seeds; None for a single one."""
-        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else None
+        """The sample standard deviation over the seeds that did not diverge; None for fewer than two."""
+        return statistics.stdev(self.finite) if len(self.finite) > 1 else None
 
 
 def choose(grid: dict[float, float | None]) -> float | None:
@@ -116,7 +121,8 @@ class Sweep:
                 for split in (data.eval_split, data.train_split):
                     source = sources.open_source(data, split, self._workdir / "cache")
                 self._num_examples[name, dev] = source.num_examples
-            for run in self._grid_runs(name).values():
+            finals = [run for rate in self._rates[name] for run in self._final_runs(name, rate)]
+            for run in (*self._grid_runs(name).values(), *finals):
                 run.result()
 
     def outcomes(self) -> Iterator[tuple[str, Outcome]]:
@@ -126,26 +132,27 @@ class Sweep:
           UserError: a run cannot go on, or every learning rate of a task led to a loss that is not finite.
         """
         for name, rates in self._rates.items():
-            results = {rate: self._finished(run, may_diverge=True) for rate, run in self._grid_runs(name).items()}
+            results = {rate: self._finished(run) for rate, run in self._grid_runs(name).items()}
             grid = {rate: result.get("val/accuracy") for rate, result in results.items()}
             chosen = choose(grid) if grid else rates[0]
             if chosen is None:
                 raise UserError(f"{name}: the loss was not finite with any learning rate; give lower --learning_rates")
-            finals = [self._finished(self._run(name, f"seed_{seed}", chosen, seed, dev=False)) for seed in self._seeds]
+            finals = [self._finished(run) for run in self._final_runs(name, chosen)]
+            counts = [int(final["val/count"]) for final in finals if final]
             yield (
                 name,
                 Outcome(
                     grid=grid,
                     dev_count=int(results[chosen]["val/count"]) if grid else None,
                     chosen=chosen,
-                    seeds=[final["val/accuracy"] for final in finals],
-                    count=int(finals[0]["val/count"]),
+                    seeds=[final.get("val/accuracy") for final in finals],
+                    count=counts[0] if counts else None,
                 ),
             )
 
     def _config(self, name: str, rate: float, seed: int, dev: bool) -> ConfigDict:
         """The config of a run: of one for the choice of the learning rate if `dev`, else of a final one."""
-        task = tasks.FIVE[name]
+        task = tasks.TASKS[name]
         path, _, arguments = self._spec.partition(":")
         config = command_line.run_file(f"{path}:{arguments}{',' if arguments else ''}task={name}")
         if config.input.dataset != task.dataset:
@@ -167,8 +174,12 @@ class Sweep:
         rates = self._rates[name]
         return {rate: self._run(name, f"lr_{rate}", rate, 0, dev=True) for rate in rates if len(rates) > 1}
 
-    def _finished(self, run: _Run, may_diverge: bool = False) -> dict[str, float]:
-        """The result of a run, which is brought to its end first if need be; {} if it diverged, where it may."""
+    def _final_runs(self, name: str, rate: float) -> list[_Run]:
+        """One for each seed; the folder names the learning rate too: with a longer grid another one may win."""
+        return [self._run(name, f"lr_{rate}_seed_{seed}", rate, seed, dev=False) for seed in self._seeds]
+
+    def _finished(self, run: _Run) -> dict[str, float]:
+        """The result of a run, which is brought to its end first if need be; {} if it diverged."""
         self._number += 1
         runs = sum((len(rates) if len(rates) > 1 else 0) + len(self._seeds) for rates in self._rates.values())
         prefix = f"[{self._number}/{runs}] {run.title}  "
@@ -182,12 +193,12 @@ class Sweep:
         before, rows = time.monotonic(), read_metrics(run.folder)
         try:
             result = train(run.config, run.folder, Console(prefix, left))
-        except UserError as error:
-            if not may_diverge or "is not finite" not in str(error):
-                raise UserError(f"{run.title}: {error}") from None
+        except DivergedError as error:
             (run.folder / DIVERGED_FILE).write_text(f"{error}\n")
-            Console(prefix).keep("diverged: the loss is not finite; counts as accuracy 0")
+            Console(prefix).keep("diverged: the loss is not finite")
             return {}
+        except UserError as error:
+            raise UserError(f"{run.title}: {error}") from None
         self._seconds += time.monotonic() - before
         self._steps += run.total_steps - (int(rows[-1]["step"]) if rows else 0)
         return result

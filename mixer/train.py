@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from mixer import command_line, models, preemption
 from mixer import config as configuration
 from mixer.data import contact_sheet, images, pipeline, sources
-from mixer.errors import UserError, quiet_libraries
+from mixer.errors import DivergedError, UserError, quiet_libraries
 from mixer.models.mlp_mixer import MlpMixer, forward_macs
 from mixer.training import evaluation, sharding
 from mixer.training import optimizer as optimizers
@@ -249,7 +249,7 @@ def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> di
     """Reads a step's metrics; raises UserError where the run must not go on."""
     values = jax.device_get(metrics)
     if not values.pop("finite"):
-        raise UserError(
+        raise DivergedError(
             f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints "
             "are sound; start from them with config.init_from in another --workdir and a lower optimizer.learning_rate"
         )

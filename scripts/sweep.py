@@ -9,8 +9,8 @@ evaluated on the rest of it; with the best of them, a run for every seed on all 
 data. Without config.init_from this is a baseline from scratch. The table, with the paper's numbers beside it, is
 printed and kept as results.md and results.json.
 
-Run again, it continues: what is done stays. Runs are in WORKDIR/TASK/lr_RATE and WORKDIR/TASK/seed_N, each with up to
-three checkpoints; --config.checkpoint.keep_last=1 --config.checkpoint.keep_best=0 leaves one.
+Run again, it continues: what is done stays. Runs are in WORKDIR/TASK/lr_RATE and WORKDIR/TASK/lr_RATE_seed_N, each
+with up to three checkpoints; --config.checkpoint.keep_last=1 --config.checkpoint.keep_best=0 leaves one.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
@@ -44,10 +44,10 @@ _SET_HERE = {
 
 
 def average(outcomes: dict[str, Outcome]) -> float | None:
-    """The mean accuracy over the paper's five tasks; None while not all are there."""
-    if not outcomes.keys() >= tasks.FIVE.keys():
-        return None
-    return statistics.mean(outcomes[name].mean for name in tasks.FIVE)
+    """The mean accuracy over the paper's five tasks; None while not all are there, or where a task has none."""
+    means = [outcomes[name].mean for name in tasks.AVG5 if name in outcomes]
+    there = [mean for mean in means if mean is not None]
+    return statistics.mean(there) if len(there) == len(tasks.AVG5) else None
 
 
 def table(outcomes: dict[str, Outcome], row: paper.Row | None) -> str:
@@ -61,14 +61,15 @@ def table(outcomes: dict[str, Outcome], row: paper.Row | None) -> str:
             f"{rate}: {'diverged' if accuracy is None else _percent(accuracy)}"
             for rate, accuracy in outcome.grid.items()
         )
+        count = "-" if outcome.count is None else f"{outcome.count:,}"
         published = f"{row.imagenet:.2f}" if row and name == "imagenet2012" else "-"
         lines.append(
-            f"| {name} | {_percent(outcome.mean)} | {_percent(outcome.std)} | {len(outcome.seeds)} | "
-            f"{outcome.count:,} | {published} | {outcome.chosen} | {grid or '-'} |"
+            f"| {name} | {_percent(outcome.mean)} | {_percent(outcome.std)} | {_seeds(outcome)} | "
+            f"{count} | {published} | {outcome.chosen} | {grid or '-'} |"
         )
-    if (mean := average(outcomes)) is not None:
+    if outcomes.keys() >= set(tasks.AVG5):
         published = f"{row.avg5:.2f}" if row else "-"
-        lines.append(f"| average of the five | {_percent(mean)} | - | - | - | {published} | - | - |")
+        lines.append(f"| average of the five | {_percent(average(outcomes))} | - | - | - | {published} | - | - |")
     return "\n".join(lines)
 
 
@@ -76,24 +77,37 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
+def _seeds(outcome: Outcome) -> str:
+    """How many seeds the mean is over, and how many it is not."""
+    diverged = len(outcome.seeds) - len(outcome.finite)
+    return f"{len(outcome.finite)} ({diverged} diverged)" if diverged else str(len(outcome.finite))
+
+
+def note(row: paper.Row | None, eval_crop: str) -> str:
+    """What the numbers of the table are: ours and the paper's."""
+    ours = f"Accuracies in per cent, evaluated with eval_crop={eval_crop}."
+    if row is None:
+        return f"{ours} The paper has no row for this model."
+    crop = "the same crop" if row.eval_crop == eval_crop else f"the other crop, {row.eval_crop}"
+    return (
+        f"{ours} The paper's are those of Mixer-{row.variant}, {paper.DATA[row.pretraining]}, {row.image_size} px, "
+        f"{row.epochs} epochs, in its Table {row.table}: evaluated with {crop}."
+    )
+
+
 def _write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | None, made_by: dict[str, Any]) -> None:
     """Writes results.md and results.json."""
-    compared = ""
-    if row:
-        data = paper.DATA[row.pretraining]
-        compared = (
-            f" The paper's: Mixer-{row.variant}, {data}, {row.image_size} px, {row.epochs} epochs, Table {row.table}."
-        )
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
     (workdir / "results.md").write_text(
-        f"{table(outcomes, row)}\n\nAccuracies in per cent.{compared}\n\n"
+        f"{table(outcomes, row)}\n\n{note(row, made_by['eval_crop'])}\n\n"
         f"Made on {made_by['device']} with {versions} by:\n\n    {made_by['command']}\n"
     )
     each = {
         name: {**dataclasses.asdict(outcome), "mean": outcome.mean, "std": outcome.std}
         for name, outcome in outcomes.items()
     }
-    results = {"tasks": each, "average_of_five": average(outcomes), "paper": row and dataclasses.asdict(row), **made_by}
+    published = row and {**dataclasses.asdict(row), "eval_crop": row.eval_crop}
+    results = {"tasks": each, "average_of_five": average(outcomes), "paper": published, **made_by}
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
@@ -101,15 +115,14 @@ def _write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | N
 
 
 def _task_names(names: Sequence[str]) -> list[str]:
-    """The full names of tasks; "all" is the five."""
+    """The full names of tasks; "all" is the paper's five."""
     found = []
-    for name in tasks.FIVE if list(names) == ["all"] else names:
+    for name in tasks.AVG5 if list(names) == ["all"] else names:
         try:
-            full = tasks.find(name)[0]
+            full, task = tasks.find(name)
+            task.check_trainable()
         except ValueError as error:
             raise UserError(f"--tasks: {error}") from None
-        if full not in tasks.FIVE:
-            raise UserError(f"--tasks: {full} is test data alone; fine-tuned are {', '.join(tasks.FIVE)}")
         found.append(full)
     if not found:
         raise UserError("--tasks: give all, or names joined by commas")
@@ -130,7 +143,7 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
     """The paper's results for this model, pre-trained on what --pretraining or the name of the weights says."""
     named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
     try:
-        return paper.find(config.model.variant, pretraining or named, config.input.image_size)
+        return paper.find(config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop)
     except ValueError as error:
         if pretraining:
             raise UserError(f"--pretraining={pretraining}: {error}") from None
@@ -140,7 +153,7 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "configs/finetune.py with its arguments, all but task.")
-    flags.DEFINE_list("tasks", ["all"], "Rows of mixer/tasks.py, or all.")
+    flags.DEFINE_list("tasks", ["all"], "Rows of mixer/tasks.py, or all: the paper's five.")
     flags.DEFINE_list(
         "learning_rates", None, "The grid, in place of the tasks' own; of a single one nothing is chosen."
     )
@@ -169,12 +182,13 @@ def main(argv: list[str]) -> None:
     # Runs that are the same program compile once: evaluations, and a run and its continuation.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    rates = {name: chosen or tasks.FIVE[name].learning_rates for name in names}
+    rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
     sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
     made_by = {
         "command": shlex.join(["python", "scripts/sweep.py", *sys.argv[1:]]),
         "config": spec,
         "overrides": overrides,
+        "eval_crop": config.input.eval_crop,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in ("mixer", "jax", "flax")},
     }
@@ -182,13 +196,9 @@ def main(argv: list[str]) -> None:
     for name, outcome in sweep.outcomes():
         outcomes[name] = outcome
         _write(workdir, outcomes, row, made_by)
-    print(f"\n{table(outcomes, row)}\n\nThe table and what made it are in {workdir}/results.md and results.json")
+    print(f"\n{table(outcomes, row)}\n\n{note(row, config.input.eval_crop)}")
+    print(f"The table and what made it are in {workdir}/results.md and results.json")
 
 
 if __name__ == "__main__":
-    define_flags()
-    try:
-        app.run(main, flags_parser=command_line.parse_flags)
-    except UserError as error:
-        problem = f"error: {error}"
-    sys.exit(problem)
+    command_line.run(main, define_flags)

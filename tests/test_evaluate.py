@@ -83,6 +83,8 @@ def test_a_run_scores_what_its_training_measured(run, ema):
     assert found["loss"] == pytest.approx(last[f"{prefix}/loss"], rel=1e-4)
     protocol = {"step": 90, "split": "validation", "eval_crop": "resize_small", "eval_resize": 16}
     assert {name: found[name] for name in protocol} == protocol
+    assert set(found["class_accuracy"]) == {"0", "1", "2", "3"}
+    assert np.mean(list(found["class_accuracy"].values())) == pytest.approx(found["mean_per_class_accuracy"])
     assert f"accuracy                             {last[f'{prefix}/accuracy']:9.2%}" in done.stderr
     assert "best classes" in done.stderr
 
@@ -138,6 +140,14 @@ def test_few_shot_accuracy_of_a_run(run):
     assert f"{name.replace('_', ' ')} 5shot" in done.stderr
 
 
+def test_counts_are_no_shares():
+    described = {"model": "B/16", "checkpoint": "runs/b16", "dataset": "cifar10", "split": "test", "image_size": 224}
+    metrics = {"fewshot/cifar10_5shot": 0.5, "fewshot/cifar10_unreadable": 5, "accuracy": 0.25, "loss": 2.0}
+    lines = evaluate.summary({**described, "eval_crop": "resize_small", "eval_resize": 256}, metrics)
+    assert lines[0] == "B/16 (runs/b16) on cifar10 test, 224 px, resize_small from 256 px"
+    assert [line.split()[-1] for line in lines[1:]] == ["50.00%", "5", "25.00%", "2.0000"]
+
+
 @pytest.mark.parametrize("task_name", ["imagenet_real", "imagenet_v2"])
 def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
     """A few random images under TFDS' names, versions and features; of a thousand classes."""
@@ -167,7 +177,7 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         split_datasets={split: list(enumerate(examples))}, disable_shuffling=True,
     )  # fmt: skip
 
-    weights = transfer_weights.Weights(params, "random.npz", "npz")
+    weights = transfer_weights.Weights(params, "random.npz")
     config_input, split = evaluate.input_config(weights, tasks.find(task_name)[1])
     config_input.data_dir, config_input.eval_resize = str(tmp_path), 16
     found, _ = evaluate.evaluate(weights, config_input, split, loss="softmax_xent", batch_size=8)
@@ -187,6 +197,10 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         (["--checkpoint={run}/nothing"], "no such file or folder"),
         (["--checkpoint={run}", "--fewshot", "--shots=0"], "--shots=[0] --seeds=3: expected numbers above 0"),
         (["--checkpoint={run}", "--fewshot", "--shots=99"], "99 shots are more than there are examples of class 0"),
+        (
+            ["--checkpoint={run}", "--fewshot", "--task=imagenet_v2"],
+            "--fewshot: imagenet_v2/matched-frequency has no im",
+        ),
         (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
         (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
         (["{run}"], "unexpected argument"),

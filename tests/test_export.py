@@ -283,7 +283,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
 
     monkeypatch.setattr(npz, "write", write)
     with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
-        export_module.export(Weights(PARAMS, "a.npz", "npz"), "npz", out, ema=False, command="")
+        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, ema=False, command="")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorflow as tf
 from absl import flags
+from etils import epath
 from PIL import Image
 
 from mixer import config as configuration
 from mixer import models, predict, recipe
+from mixer.data import images
 from mixer.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.step import TrainState
@@ -169,10 +172,15 @@ def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params,
     write_image(tmp_path / "one.png", 20, 20, seed=1)
     write_image(tmp_path / "more" / "two.png", 20, 24, seed=2)
     (tmp_path / "notes.jpg").write_text("no picture")
-    arguments = ("--checkpoint", softmax_run, "--ema", "--top=9", "one.png", "notes.jpg", "more")
+    (tmp_path / "empty").mkdir()
+    arguments = ("--checkpoint", softmax_run, "--ema", "--top=9", "one.png", "notes.jpg", "more", "empty/")
     done = run(*arguments, cwd=tmp_path, devices=1)
     assert done.returncode == 1
-    assert done.stderr == "skipped notes.jpg: unknown format\nerror: 1 of 3 images could not be used\n"
+    assert done.stderr.splitlines() == [
+        "skipped empty/: holds no images",
+        "skipped notes.jpg: unknown format",
+        "error: 2 of 4 images could not be used",
+    ]
     expected = []
     for name in ("one.png", "more/two.png"):
         probabilities = softmax(logits_of(tmp_path / name, ema_params))
@@ -245,9 +253,37 @@ def test_nothing_to_look_at_is_refused(tmp_path):
         predict.image_files([])
     (tmp_path / "notes.txt").write_text("no picture")
     write_image(tmp_path / ".hidden" / "one.png", 20, 20, seed=0)
-    with pytest.raises(UserError, match=r"holds no images; looked for \.jpg, "):
-        predict.image_files([__file__, str(tmp_path)])
-    assert predict.image_files([__file__, str(tmp_path / ".hidden")]) == [__file__, str(tmp_path / ".hidden/one.png")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"no images in {tmp_path} and {tmp_path}/empty; looked for \.jpg, "):
+        predict.image_files([str(tmp_path), str(tmp_path / "empty")])
+    found, empty = predict.image_files([str(tmp_path), __file__, str(tmp_path / ".hidden")])
+    assert found == [__file__, str(tmp_path / ".hidden/one.png")]
+    assert empty == [predict.Prediction(str(tmp_path), [], "holds no images")]
+
+
+def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run, tmp_path):
+    """No such file system, a NUL, and a folder without images, among which one image is."""
+    picture = str(write_image(tmp_path / "one.png", 20, 20, seed=1))
+    given = ["ftp://host/b.jpg", f"{tmp_path}/a\0b.jpg", str(tmp_path / ".git"), picture]
+    (tmp_path / ".git").mkdir()
+    found, empty = predict.image_files(given)
+    assert found == [given[0], given[1], picture]
+    (answers,) = predict.predict(transfer_weights.read(str(softmax_run)), found, top=1, batch_size=8)
+    assert [answer.error for answer in (*answers, *empty)] == ["unreadable", "missing", "", "holds no images"]
+
+
+def test_a_file_system_that_fails_is_no_folder_and_unreadable(monkeypatch):
+    """As TensorFlow's errors of gs:// are, which are no OSErrors."""
+
+    class Denied(type(epath.Path())):
+        def is_dir(self):
+            raise tf.errors.PermissionDeniedError(None, None, "no")
+
+        exists = is_dir
+
+    monkeypatch.setattr(predict.epath, "Path", Denied)
+    assert predict.image_files(["gs/a.jpg"]) == (["gs/a.jpg"], [])
+    assert predict._reason("gs/a.jpg", images.BAD_RECORD) == "unreadable"
 
 
 def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):
@@ -265,7 +301,7 @@ def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, 
         (1000, "ImageNet-1k", "tench (n01440764)", "toilet tissue (n15075141)"),
         (21_843, "ImageNet-21k", "organism (n00004475)", "knothole (n15102894)"),
     ):
-        names = predict.names_for(Weights(make_params(classes, seed=0), "weights.npz", "npz"), None)
+        names = predict.names_for(Weights(make_params(classes, seed=0), "weights.npz"), None)
         assert (len(names), names[0], names[-1]) == (classes, first, last)
         told = capsys.readouterr().err
         assert told.startswith(f"class names: those of {dataset}, taken from the number of classes")
@@ -278,14 +314,14 @@ def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
     assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
         16, "resize_square", 18, 5000,
     )  # fmt: skip
-    config = predict.input_config(Weights(params, "weights.npz", "npz"))
+    config = predict.input_config(Weights(params, "weights.npz"))
     assert (config.image_size, config.eval_crop, config.eval_resize) == (16, "resize_small", None)
 
 
 def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
     weights = transfer_weights.read(str(softmax_run))
-    weights = Weights(weights.params, "weights.npz", "npz")  # no config, hence photographs of any size
-    paths = predict.image_files([str(shared_data / "imagenet_samples")])
+    weights = Weights(weights.params, "weights.npz")  # no config, hence photographs of any size
+    paths, _ = predict.image_files([str(shared_data / "imagenet_samples")])
     assert len(paths) == 200
     batches = list(predict.predict(weights, paths, top=5, batch_size=60))  # 64 on eight devices
     assert [len(batch) for batch in batches] == [64, 64, 64, 8]

@@ -3,15 +3,16 @@
 import pytest
 import tensorflow_datasets as tfds
 
-from mixer import tasks
+from mixer import command_line, recipe, tasks
+from mixer.errors import UserError
 
-# Steps, classes, and the share of the training data that the learning rate is chosen by.
+# Steps and the share of the training data that the learning rate is chosen by.
 PROTOCOL = {
-    "imagenet2012": (20_000, 1000, 0.01),
-    "cifar10": (10_000, 10, 0.02),
-    "cifar100": (10_000, 100, 0.02),
-    "oxford_iiit_pet": (500, 37, 0.10),
-    "oxford_flowers102": (500, 102, 0.10),
+    "imagenet2012": (20_000, 0.01),
+    "cifar10": (10_000, 0.02),
+    "cifar100": (10_000, 0.02),
+    "oxford_iiit_pet": (500, 0.10),
+    "oxford_flowers102": (500, 0.10),
 }
 
 # Examples in the splits, as TFDS has them.
@@ -38,9 +39,9 @@ def records(name, split):
 
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_the_five_are_the_papers(name):
-    steps, classes, dev_share = PROTOCOL[name]
-    task = tasks.FIVE[name]
-    assert (task.dataset, task.steps, task.num_classes) == (name, steps, classes)
+    steps, dev_share = PROTOCOL[name]
+    task = tasks.TASKS[name]
+    assert (task.dataset, task.steps) == (name, steps)
     # The papers do not say; those of the published transfer configs.
     assert task.warmup_steps == (500 if steps > 500 else 100)
     # ViT's grid for ImageNet; for the other four Mixer drops 0.001 of ViT's and adds 0.06.
@@ -54,22 +55,45 @@ def test_the_five_are_the_papers(name):
     assert len(sweep_dev) / len(train) == pytest.approx(dev_share, abs=1 / len(train))
 
 
-def test_there_are_five():
-    assert list(tasks.FIVE) == list(PROTOCOL)
+def test_the_average_is_over_the_papers_five():
+    assert list(tasks.AVG5) == list(PROTOCOL)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102", "imagenet2012"])
-def test_the_classes_are_those_of_tfds(name, tmp_path):
-    labels = tfds.builder(name, data_dir=tmp_path).info.features["label"]
-    assert labels.num_classes == tasks.FIVE[name].num_classes
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_the_labels_are_where_tfds_has_them(name, tmp_path):
+    task = tasks.TASKS[name]
+    assert (task.label_key or "label") in tfds.builder(task.dataset, data_dir=tmp_path).info.features
 
 
-def test_imagenets_other_tests_train_on_imagenet():
-    for task in tasks.IMAGENET_TESTS.values():
-        assert (task.train, task.num_classes, task.steps) == ("train", 1000, 20_000)
-    real = tasks.IMAGENET_TESTS["imagenet_real"]
-    assert (real.dataset, real.test, real.label_key) == ("imagenet2012_real", "validation", "real_label")
-    assert tasks.IMAGENET_TESTS["imagenet_v2"].test == "test"
+def test_few_shot_evaluation_asks_for_no_more_images_than_there_are():
+    counts = {"cifar10": 5_000, "cifar100": 500, "oxford_iiit_pet": 93, "oxford_flowers102": 20, "imagenet2012": 30}
+    for name, count in counts.items():
+        assert max(tasks.TASKS[name].shots) <= count
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "test"),
+    [("imagenet_real", "imagenet2012_real", "validation"), ("imagenet_v2", "imagenet_v2/matched-frequency", "test")],
+)
+def test_imagenets_other_tests_are_test_data_alone(name, dataset, test):
+    task = tasks.TASKS[name]
+    assert (task.dataset, task.test, task.train, task.few_shot_train) == (dataset, test, None, None)
+    line = f"{dataset} is test data alone; tasks to fine-tune on are {', '.join(tasks.AVG5)}"
+    with pytest.raises(ValueError, match="test data alone") as caught:
+        recipe.finetune("B/16", task, 224)
+    assert str(caught.value) == line
+    with pytest.raises(UserError) as from_file:
+        command_line.run_file(f"configs/finetune.py:task={name}")
+    assert str(from_file.value).endswith(f"ValueError: {line}")
+    assert "\n" not in str(from_file.value)
+
+
+def test_a_row_of_ones_own_is_a_task_but_not_one_of_the_five(monkeypatch):
+    mine = tasks.Task("beans", "test", "train", "train[:90%]", "train[90%:]", 500, 100)
+    monkeypatch.setitem(tasks.TASKS, "beans", mine)
+    assert tasks.find("beans") == ("beans", mine)
+    assert recipe.finetune("B/16", mine, 224).input.train_split == "train"
+    assert "beans" not in tasks.AVG5
 
 
 @pytest.mark.parametrize(
@@ -82,7 +106,7 @@ def test_imagenets_other_tests_train_on_imagenet():
     ],
 )
 def test_names_and_their_short_forms(name, full):
-    assert tasks.find(name) == (full, tasks.FIVE[full])
+    assert tasks.find(name) == (full, tasks.TASKS[full])
 
 
 def test_an_unknown_task_is_told_with_those_there_are():

@@ -202,5 +202,5 @@ def file_bytes(path: str) -> bytes | None:
             return epath.Path(path).read_bytes()
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except Exception:  # each file system has exceptions of its own, and one image is not to end a run
         return None

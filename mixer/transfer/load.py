@@ -1,5 +1,6 @@
 """Weights as the start of a run: fitted to its model, laid over its devices."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,22 +43,26 @@ def initial_params(
       UserError: anything but the head does not fit.
     """
     same_classes = weights.class_names is None or weights.class_names == list(class_names)
-    params = fitted(weights.params, state.params, weights.source, keep_head=same_classes)
+    params = fitted(weights, state.params, keep_head=same_classes)
     # A copy each: the step donates its state, and one buffer cannot be given away twice.
     place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
     ema_params = None if state.ema_params is None else place(params)
     return state.replace(params=place(params), ema_params=ema_params)
 
 
-def fitted(loaded: Any, params: Any, source: str, keep_head: bool = True) -> Any:
-    """Returns `loaded` with the head of `params` where their shapes differ, or where it is not to be kept.
+def fitted(weights: Weights, params: Any, keep_head: bool = True) -> Any:
+    """Returns the weights with the head of `params` where their shapes differ, or where it is not to be kept.
 
     Raises:
       UserError: lists every other array that is missing, unexpected or of another shape.
     """
-    head = params.get("head")
+    loaded, head = weights.params, params.get("head")
     if head and not (keep_head and jax.tree.map(jnp.shape, loaded.get("head")) == jax.tree.map(jnp.shape, head)):
         loaded = {**loaded, "head": head}
     if wrong := mismatches(loaded, params):
-        raise UserError(f"config.init_from={source!r} does not fit this model: {'; '.join(wrong)}")
+        ours = dataclasses.replace(weights, params=params)
+        raise UserError(
+            f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}, the model is "
+            f"{ours.described()}: {'; '.join(wrong)}"
+        )
     return loaded

@@ -5,8 +5,10 @@ import difflib
 import io
 import os
 import pathlib
+import re
 import shutil
 import urllib.request
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -46,7 +48,6 @@ class Weights:
     Attributes:
       params: nested, float32 NumPy arrays under the names of the published checkpoints.
       source: where they came from, as the user named it.
-      format: "run", "npz" or "timm".
       config: the run's.
       class_names: the run's.
       step: of the run's checkpoint.
@@ -55,44 +56,47 @@ class Weights:
 
     params: Any
     source: str
-    format: str
     config: FrozenConfigDict | None = None
     class_names: list[str] | None = None
     step: int | None = None
     workdir: epath.Path | None = None
 
-    def model(self, **options: Any) -> MlpMixer:
-        """The model that these are the parameters of; options are attributes of `MlpMixer` that change no array.
+    def model(self) -> MlpMixer:
+        """The model that these are the parameters of.
 
         Raises:
           UserError: they are not those of a Mixer; lists what is wrong.
         """
         flat = traverse_util.flatten_dict(self.params, sep="/")
+        num_blocks = sum(name.startswith("MixerBlock_") for name in self.params)
+        has_head = "head/kernel" in flat or "head/bias" in flat
         # Of the dense layers biases alone: a kernel that is transposed is then found, and named, below.
-        lengths = {**_LENGTHS, **({"num_classes": "head/bias"} if "head/bias" in flat else {})}
-        for path in lengths.values():
-            if path not in flat:
-                raise UserError(f"{self.source} is not a Mixer's parameters: {path} is missing")
-            if flat[path].ndim == 0 or flat[path].size == 0:
-                raise UserError(f"{self.source} is not a Mixer's parameters: {path} has the shape {flat[path].shape}")
+        lengths = {**_LENGTHS, **({"num_classes": "head/bias"} if has_head else {})}
+        wrong = []
+        if not flat.keys() >= set(lengths.values()):
+            # The names of a Mixer's arrays are known without its widths.
+            any_widths = MlpMixer(int(has_head), 1, max(num_blocks, 1), 1, 1, 1)
+            wrong = [item for item in mismatches(self.params, _shapes(any_widths, 1)) if item.endswith(_MISSING)]
+        here = [(path, flat[path]) for path in lengths.values() if path in flat]
+        wrong += [f"{path} has the shape {array.shape}" for path, array in here if array.size == 0 or array.ndim == 0]
+        if wrong:
+            raise UserError(f"{self.source} is not a Mixer's parameters: {'; '.join(wrong)}")
         length: dict[str, Any] = {"num_classes": 0} | {name: len(flat[path]) for name, path in lengths.items()}
         del length["tokens"]
-        model = MlpMixer(
-            num_blocks=sum(name.startswith("MixerBlock_") for name in self.params),
-            **length,
-            **options,
-        )
+        model = MlpMixer(num_blocks=num_blocks, **length)
         try:
             size = self.image_size
         except ValueError as error:
             raise UserError(f"{self.source}: {error}") from None
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-        if wrong := mismatches(self.params, shapes):
+        if wrong := mismatches(self.params, _shapes(model, size)):
             raise UserError(
                 f"{self.source} does not hold together as Mixer-{models.name_of(model)}: {'; '.join(wrong)}"
             )
         return model
+
+    def described(self) -> str:
+        """What these weights are, such as "Mixer-B/16 for images of 224 pixels"."""
+        return f"Mixer-{models.name_of(self.model())} for images of {self.image_size} pixels"
 
     def at_image_size(self, image_size: int, resize: str) -> "Weights":
         """These weights for images of another size: see `resolution.at_grid`, of which `resize` is the method.
@@ -100,16 +104,18 @@ class Weights:
         Raises:
           UserError: they cannot be brought to it; says what is possible.
         """
-        patch_size, size = self.model().patch_size, self.image_size
+        model, size = self.model(), self.image_size
         try:
-            if image_size % patch_size:
+            if image_size % model.patch_size:
                 raise ValueError
-            return dataclasses.replace(self, params=resolution.at_grid(self.params, image_size // patch_size, resize))
+            grid = image_size // model.patch_size
+            return dataclasses.replace(self, params=resolution.at_grid(self.params, grid, resize))
         except ValueError:
             raise UserError(
-                f"{self.source} has weights for images of {size} pixels, which image_size={image_size} does not fit: "
-                f"possible are {size} and its multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, "
-                f"beyond the paper, with resize=interpolate any multiple of {patch_size}"
+                f"{self.source} (Mixer-{models.name_of(model)}, patches of {model.patch_size} pixels) has weights for "
+                f"images of {size} pixels, which image_size={image_size} does not fit: possible are {size} and its "
+                f"multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, beyond the paper, with "
+                f"resize=interpolate any multiple of {model.patch_size}"
             ) from None
 
     @property
@@ -128,18 +134,57 @@ _LENGTHS = {
 }
 
 
+_BLOCK = re.compile(r"(MixerBlock_)(0|[1-9]\d{0,4})(|/.*)")
+_MISSING = "missing there"
+
+
+def _shapes(model: MlpMixer, image_size: int) -> Any:
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
 def mismatches(theirs: Any, ours: Any) -> list[str]:
-    """Names every array of two trees that is missing, unexpected or of another shape."""
+    """Names every array of two trees that is missing, unexpected or of another shape.
+
+    Blocks of which the same is to be said share an item: "MixerBlock_0..11/LayerNorm_0/bias: missing there", or, where
+    one tree has nothing of them, "MixerBlock_12..23: not in this model".
+    """
     there, here = (traverse_util.flatten_dict(tree, sep="/") for tree in (theirs, ours))
-    return [
-        *(f"{key}: missing there" for key in sorted(here.keys() - there.keys())),
-        *(f"{key}: not in this model" for key in sorted(there.keys() - here.keys())),
+    wrong = [
+        *((name, _MISSING) for name in _absent(here, there)),
+        *((name, "not in this model") for name in _absent(there, here)),
         *(
-            f"{key}: {there[key].shape} there, {here[key].shape} here"
-            for key in sorted(here.keys() & there.keys())
-            if there[key].shape != here[key].shape
+            (name, f"{there[name].shape} there, {here[name].shape} here")
+            for name in sorted(here.keys() & there.keys())
+            if there[name].shape != here[name].shape
         ),
     ]
+    blocks: dict[tuple[str, str, str], list[int]] = {}
+    for name, problem in wrong:
+        before, number, after = block.groups() if (block := _BLOCK.fullmatch(name)) else (name, "", "")
+        blocks.setdefault((before, after, problem), []).extend([int(number)] if number else [])
+    return [f"{before}{_ranges(found)}{after}: {problem}" for (before, after, problem), found in blocks.items()]
+
+
+def _absent(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Those of the names that are not among the others; the block alone where the others have nothing of it."""
+    parts = {name.partition("/")[0] for name in others}
+    found = set()
+    for name in set(names) - set(others):
+        part = name.partition("/")[0]
+        found.add(part if _BLOCK.fullmatch(part) and part not in parts else name)
+    return sorted(found)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Writes numbers as "0..3,7"."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return ",".join("..".join(map(str, ends)) for ends in ranges)
 
 
 def read(source: str, ema: bool = False) -> Weights:
@@ -167,8 +212,8 @@ def read(source: str, ema: bool = False) -> Weights:
         )
     with _opened(PUBLISHED.get(source, source)) as file:
         if suffix == ".npz":
-            return Weights(npz.read(file, source), source, "npz")
-        return Weights(timm.read(file.read(), source), source, "timm")
+            return Weights(npz.read(file, source), source)
+        return Weights(timm.read(file.read(), source), source)
 
 
 _WEB = ("https://", "http://")
@@ -195,7 +240,6 @@ def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
     return Weights(
         params=jax.tree.map(np.asarray, params),
         source=source,
-        format="run",
         config=configuration.load(path),
         class_names=names.read_text().splitlines() if names.exists() else None,
         step=step,

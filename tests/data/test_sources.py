@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from making import CLASSES, encode, input_config, labelled, photo, pictures, write_dataset
 
-from mixer.data.sources import Example, Source, open_source
+from mixer.data import sources
+from mixer.data.sources import Example, Source, file_bytes, open_source
 from mixer.errors import UserError
 
 
@@ -278,6 +280,20 @@ def test_a_wrong_ending_or_a_vanished_file_stops_nothing(tmp_path):
     images = [image for image, _ in all_of(source)]
     assert images[0] == encode(photo(5, 5), "JPEG")
     assert [image is None for image in images] == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("path", ["nothing.png", "", "a\0b.png", "ftp://host/b.png"])
+def test_a_file_that_cannot_be_read_is_none_whatever_is_raised(tmp_path, path):
+    assert file_bytes(path if "://" in path else f"{tmp_path}/{path}") is None
+
+
+@pytest.mark.parametrize("error", [tf.errors.PermissionDeniedError, tf.errors.UnavailableError])
+def test_an_error_of_tensorflows_file_systems_is_an_unreadable_file(monkeypatch, error):
+    def fail(path):
+        raise error(None, None, "no")
+
+    monkeypatch.setattr(sources.epath, "Path", fail)
+    assert file_bytes("gs://bucket/a.png") is None
 
 
 def test_folders_that_will_not_do(tmp_path):

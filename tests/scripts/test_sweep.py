@@ -1,6 +1,7 @@
 """The sweep: choice and averages, its table, what it refuses, and the command killed and continued."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from flax import traverse_util
 
 from mixer import config as configuration
 from mixer import models, paper, recipe, sweep, tasks
-from mixer.errors import UserError
+from mixer.errors import DivergedError, UserError
 from mixer.sweep import Outcome, choose
 from scripts import sweep as script
 
@@ -77,7 +79,7 @@ def test_the_choice_of_a_learning_rate(grid, chosen):
     assert choose(grid) == chosen
 
 
-def outcome(*seeds: float, **fields) -> Outcome:
+def outcome(*seeds: float | None, **fields) -> Outcome:
     settings = {"grid": {0.01: 0.5, 0.03: None}, "dev_count": 1_000, "chosen": 0.01, "count": 10_000, **fields}
     return Outcome(seeds=list(seeds), **settings)
 
@@ -89,12 +91,21 @@ def test_mean_and_standard_deviation():
     assert outcome(0.9).std is None
 
 
-FIVE = {name: outcome(0.90 + i / 100, 0.92 + i / 100) for i, name in enumerate(tasks.FIVE)}
+def test_seeds_that_diverged_are_left_out():
+    two = outcome(0.90, None, 0.94)
+    assert (two.mean, two.std) == (pytest.approx(0.92), pytest.approx(np.std([0.90, 0.94], ddof=1)))
+    none = outcome(None, None, count=None)
+    assert (none.mean, none.std) == (None, None)
+
+
+FIVE = {name: outcome(0.90 + i / 100, 0.92 + i / 100) for i, name in enumerate(tasks.AVG5)}
 
 
 def test_the_average_is_over_all_five_or_none():
     assert script.average(FIVE) == pytest.approx(0.93)
     assert script.average({name: FIVE[name] for name in list(FIVE)[1:]}) is None
+    assert script.average({**FIVE, "beans": outcome(0.1)}) == pytest.approx(0.93)
+    assert script.average({**FIVE, "cifar10": outcome(None)}) is None
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -104,7 +115,7 @@ def cells(markdown: str) -> list[list[str]]:
 def test_the_table_has_the_papers_numbers_where_there_are_any():
     head, rule, *rows = cells(script.table(FIVE, paper.find("B/16", "i21k", 224)))
     assert {len(row) for row in rows} == {len(head)} == {len(rule)}
-    assert [row[0] for row in rows] == [*tasks.FIVE, "average of the five"]
+    assert [row[0] for row in rows] == [*tasks.AVG5, "average of the five"]
     assert [row[head.index("paper")] for row in rows] == ["80.64", "-", "-", "-", "-", "92.50"]
     assert rows[0] == [
         "imagenet2012", "91.00", "1.41", "2", "10,000", "80.64", "0.01", "0.01: 50.00, 0.03: diverged",
@@ -115,6 +126,45 @@ def test_the_table_has_the_papers_numbers_where_there_are_any():
 def test_the_table_of_one_task_and_one_seed_without_a_choice():
     rows = cells(script.table({"cifar10": outcome(0.5, grid={}, dev_count=None)}, paper.find("B/16", "i21k", 224)))
     assert rows[2:] == [["cifar10", "50.00", "-", "1", "10,000", "-", "0.01", "-"]]
+
+
+def test_the_table_says_what_diverged():
+    some, none = outcome(0.5, None, 0.5, grid={}), outcome(None, None, grid={}, count=None)
+    rows = cells(script.table({**FIVE, "cifar10": some, "cifar100": none}, None))
+    assert rows[3] == ["cifar10", "50.00", "0.00", "2 (1 diverged)", "10,000", "-", "0.01", "-"]
+    assert rows[4] == ["cifar100", "-", "-", "0 (2 diverged)", "-", "-", "0.01", "-"]
+    assert rows[-1] == ["average of the five", "-", "-", "-", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("key", "eval_crop", "line"),
+    [
+        (
+            ("L/16", "i21k", 448), "resize_square",
+            "Accuracies in per cent, evaluated with eval_crop=resize_square. The paper's are those of Mixer-L/16, "
+            "ImageNet-21k, 448 px, 300 epochs, in its Table 2: evaluated with the same crop.",
+        ),
+        (
+            ("H/14", "jft", 448), "resize_small",
+            "Accuracies in per cent, evaluated with eval_crop=resize_small. The paper's are those of Mixer-H/14, "
+            "JFT-300M, 448 px, 14 epochs, in its Table 2: evaluated with the other crop, resize_square.",
+        ),
+        (
+            None, "resize_small",
+            "Accuracies in per cent, evaluated with eval_crop=resize_small. The paper has no row for this model.",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_note_names_both_crops(key, eval_crop, line):
+    assert script.note(key and paper.find(*key, eval_crop), eval_crop) == line
+
+
+def test_the_crop_chooses_the_papers_table():
+    config = recipe.finetune("L/16", tasks.TASKS["cifar10"], 448)
+    assert script._paper_row(config, "i21k").table == 3
+    config.input.eval_crop = "resize_square"
+    assert script._paper_row(config, "i21k").table == 2
 
 
 @pytest.mark.parametrize(
@@ -128,7 +178,7 @@ def test_the_table_of_one_task_and_one_seed_without_a_choice():
     ],
 )
 def test_what_the_paper_has_to_compare_with(init_from, pretraining, imagenet):
-    config = recipe.finetune("B/16", tasks.FIVE["cifar10"], 224)
+    config = recipe.finetune("B/16", tasks.TASKS["cifar10"], 224)
     config.init_from = init_from
     row = script._paper_row(config, pretraining)
     assert (row and row.imagenet) == imagenet
@@ -137,10 +187,21 @@ def test_what_the_paper_has_to_compare_with(init_from, pretraining, imagenet):
 # ------------------------------------------------------------------------------------------------------------ the runs
 
 
-def make_sweep(data_dir, workdir, rates=(0.01, 0.03), **overrides) -> sweep.Sweep:
+def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> sweep.Sweep:
     settings = {**TINY, "input.data_dir": data_dir, **overrides}
     spec = str(ROOT / "configs" / "finetune.py:model=s16,size=32")
-    return sweep.Sweep(spec, settings, {"cifar10": rates}, 1, workdir)
+    return sweep.Sweep(spec, settings, {"cifar10": rates}, seeds, workdir)
+
+
+def keep(config, workdir, accuracy: float) -> dict[str, float]:
+    """Leaves in the folder what a run leaves there, as far as the sweep reads it."""
+    workdir.mkdir(parents=True)
+    configuration.save(config, ["a", "b"], workdir)
+    if math.isnan(accuracy):
+        raise DivergedError("loss or gradient is not finite at step 3 (loss nan): the run stops")
+    result = {"step": config.total_steps, "val/accuracy": accuracy, "val/count": 50}
+    (workdir / "metrics.jsonl").write_text(json.dumps(result) + "\n")
+    return result
 
 
 def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
@@ -155,10 +216,10 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
     ((name, found),) = make_sweep(data_dir, tmp_path, rates=(0.06, 0.03, 0.01), ema_decay=0.5).outcomes()
     assert (name, found.chosen, found.seeds) == ("cifar10", 0.03, [0.4])
     assert found.grid == {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}
-    assert list(seen) == ["lr_0.01", "lr_0.03", "lr_0.06", "seed_0"]
-    row = tasks.FIVE["cifar10"]
+    assert list(seen) == ["lr_0.01", "lr_0.03", "lr_0.06", "lr_0.03_seed_0"]
+    row = tasks.TASKS["cifar10"]
     for folder, config in seen.items():
-        expected = (row.train, row.test) if folder == "seed_0" else (row.sweep_train, row.sweep_dev)
+        expected = (row.train, row.test) if folder.endswith("_seed_0") else (row.sweep_train, row.sweep_dev)
         assert (config.input.train_split, config.input.eval_split) == expected
         assert (config.optimizer.name, config.total_steps, config.ema_decay) == ("momentum", 4, 0.5)
         assert config.is_locked
@@ -171,16 +232,52 @@ def test_a_single_learning_rate_is_not_chosen(data_dir, tmp_path, monkeypatch):
 
 
 def test_where_every_learning_rate_diverges_the_sweep_ends(data_dir, tmp_path, monkeypatch):
-    def fake_train(config, workdir, console):
-        workdir.mkdir(parents=True)
-        raise UserError("loss or gradient is not finite at step 3 (loss nan): the run stops")
-
-    monkeypatch.setattr(sweep, "train", fake_train)
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, math.nan))
     with pytest.raises(UserError, match="cifar10: the loss was not finite with any learning rate; give lower"):
         list(make_sweep(data_dir, tmp_path).outcomes())
-    # A final run has no other to take its place.
-    with pytest.raises(UserError, match=r"cifar10, learning rate 0.02, seed 0: loss or gradient is not finite at step"):
-        list(make_sweep(data_dir, tmp_path / "final", rates=(0.02,)).outcomes())
+
+
+def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, tmp_path, monkeypatch, capsys):
+    accuracies = [0.5, math.nan, 0.7]
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, accuracies[config.seed]))
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()
+    assert (found.seeds, found.mean, found.count) == ([0.5, None, 0.7], pytest.approx(0.6), 50)
+    assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged: the loss is not finite" in capsys.readouterr().out
+
+    monkeypatch.setattr(sweep, "train", None)  # nothing runs again
+    assert list(make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()) == [("cifar10", found)]
+    assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged before" in capsys.readouterr().out
+
+    made_by = {"device": "1 x cpu", "versions": {"jax": "0"}, "command": "python", "eval_crop": "resize_square"}
+    script._write(epath.Path(tmp_path), {"cifar10": found}, paper.find("H/14", "jft", 448), made_by)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tasks"]["cifar10"]["seeds"] == [0.5, None, 0.7]
+    assert (results["eval_crop"], results["paper"]["eval_crop"]) == ("resize_square", "resize_square")
+    assert "| cifar10 | 60.00 | 14.14 | 2 (1 diverged) | 50 |" in (tmp_path / "results.md").read_text()
+
+
+def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, math.nan))
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2).outcomes()
+    assert (found.seeds, found.mean, found.count) == ([None, None], None, None)
+
+
+def test_a_longer_grid_whose_winner_is_another_runs_only_what_is_new(data_dir, tmp_path, monkeypatch):
+    ran = []
+
+    def fake_train(config, workdir, console):
+        ran.append(workdir.name)
+        return keep(config, workdir, config.optimizer.learning_rate)  # the highest is the best
+
+    monkeypatch.setattr(sweep, "train", fake_train)
+    ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
+    assert (found.chosen, ran) == (0.03, ["lr_0.01", "lr_0.03", "lr_0.03_seed_0"])
+    ran.clear()
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.01, 0.03, 0.06)).outcomes()
+    assert (found.chosen, found.seeds, ran) == (0.06, [0.06], ["lr_0.06", "lr_0.06_seed_0"])
+    ran.clear()
+    ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
+    assert (found.chosen, found.seeds, ran) == (0.03, [0.03], [])
 
 
 def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch):
@@ -192,11 +289,12 @@ def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch
         list(make_sweep(data_dir, tmp_path).outcomes())
 
 
-def test_the_folder_of_another_sweep_is_refused_before_anything_runs(data_dir, tmp_path):
-    config = recipe.finetune("S/16", tasks.FIVE["cifar10"], 32)
-    (tmp_path / "cifar10" / "lr_0.03").mkdir(parents=True)
-    configuration.save(configuration.checked(config), ["a", "b"], tmp_path / "cifar10" / "lr_0.03")
-    with pytest.raises(UserError, match=r"lr_0.03 holds a run of another config \(.*batch_size: 512 before, 16 now"):
+@pytest.mark.parametrize("folder", ["lr_0.03", "lr_0.03_seed_0"])
+def test_the_folder_of_another_sweep_is_refused_before_anything_runs(data_dir, tmp_path, folder):
+    config = recipe.finetune("S/16", tasks.TASKS["cifar10"], 32)
+    (tmp_path / "cifar10" / folder).mkdir(parents=True)
+    configuration.save(configuration.checked(config), ["a", "b"], tmp_path / "cifar10" / folder)
+    with pytest.raises(UserError, match=rf"{folder} holds a run of another config \(.*batch_size: 512 before, 16 now"):
         make_sweep(data_dir, tmp_path)
 
 
@@ -265,9 +363,11 @@ def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
     assert found["std"] == pytest.approx(statistics.stdev(found["seeds"]))
     assert results["overrides"]["total_steps"] == 4
     assert results["average_of_five"] is None
+    assert (results["eval_crop"], results["paper"]) == ("resize_small", None)
     markdown = (folder / "results.md").read_text()
     assert f"| cifar10 | {100 * found['mean']:.2f} | {100 * found['std']:.2f} | 2 | 50 | - | 0.01 |" in markdown
     assert markdown.splitlines()[2] in continued.stdout
+    assert "evaluated with eval_crop=resize_small. The paper has no row for this model." in markdown
 
 
 # Imports once, then the command in a fork for each of its command lines.
@@ -295,7 +395,9 @@ MISTAKES = {
     ("--config.input.dataset=cifar10",): "--config.input.dataset is set by the sweep itself; give --tasks",
     ("--config.input.eval_split=x",): "--config.input.eval_split is set by the sweep itself; the rows of mixer/tasks.",
     ("--tasks=mnist",): "--tasks: task 'mnist': expected one of imagenet2012, ",
-    ("--tasks=imagenet_real",): "--tasks: imagenet_real is test data alone; fine-tuned are imagenet2012, cifar10",
+    (
+        "--tasks=imagenet_real",
+    ): "--tasks: imagenet2012_real is test data alone; tasks to fine-tune on are imagenet2012, ",
     ("--tasks=",): "--tasks: give all, or names joined by commas",
     ("--learning_rates=0.1,fast",): "--learning_rates=0.1,fast: expected numbers above 0, joined by commas",
     ("--learning_rates=0",): "--learning_rates=0: expected numbers above 0",

@@ -8,7 +8,7 @@ from mixers import make_model, make_state, write_run
 from mixers import make_params as random_params
 
 from mixer import config as configuration
-from mixer import recipe
+from mixer import models, recipe
 from mixer.errors import UserError
 from mixer.training import sharding
 from mixer.transfer.load import fitted, initial_params, with_token_width
@@ -23,7 +23,7 @@ def make_params(classes, seed, pixels=8, **widths):
 
 
 def make_weights(params, class_names=None):
-    return Weights(params, "runs/b16", "run" if class_names else "npz", class_names=class_names)
+    return Weights(params, "runs/b16", class_names=class_names)
 
 
 def on_devices(params, ema=False):
@@ -103,40 +103,61 @@ def test_a_run_that_has_begun_knows_its_width_without_the_weights(tmp_path):
 
 
 def test_every_mismatch_is_named_in_one_line():
-    loaded = make_params(5, seed=1, num_blocks=2, tokens_mlp_dim=6)
+    loaded = make_params(5, seed=1, num_blocks=3, tokens_mlp_dim=6)
     params = make_params(3, seed=2, pixels=16)
     with pytest.raises(UserError) as caught:
-        fitted(loaded, params, source="runs/b16")
-    line = str(caught.value)
-    assert "\n" not in line
-    assert line.startswith("config.init_from='runs/b16' does not fit this model: ")
-    listed = set(line.partition("this model: ")[2].split("; "))
-    block, second = "MixerBlock_0/token_mixing", "MixerBlock_1"
-    assert {item for item in listed if not item.startswith(second)} == {
-        f"{block}/Dense_0/kernel: (4, 6) there, (16, 12) here",
+        fitted(make_weights(loaded), params)
+    start, listed = str(caught.value).split("pixels: ")
+    assert start == (
+        "config.init_from='runs/b16' does not fit this model: it is Mixer-3x16/4 for images of 8 pixels, the model is "
+        "Mixer-1x16/4 for images of 16 "
+    )
+    block = "MixerBlock_0/token_mixing"
+    assert sorted(listed.split("; ")) == [
         f"{block}/Dense_0/bias: (6,) there, (12,) here",
-        f"{block}/Dense_1/kernel: (6, 4) there, (12, 16) here",
+        f"{block}/Dense_0/kernel: (4, 6) there, (16, 12) here",
         f"{block}/Dense_1/bias: (4,) there, (16,) here",
-    }
-    names = ["/".join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(loaded[second])]
-    unexpected = {f"{second}/{name}: not in this model" for name in names}
-    assert {item for item in listed if item.startswith(second)} == unexpected
+        f"{block}/Dense_1/kernel: (6, 4) there, (12, 16) here",
+        "MixerBlock_1..2: not in this model",
+    ]
+
+
+def shapes_of(variant, classes):
+    """Parameters at 224 pixels that take no memory."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(models.create(variant, classes).init, jax.random.key(0), image)["params"]
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+
+
+def test_weights_of_another_variant_are_told_by_its_name_and_briefly():
+    with pytest.raises(UserError) as caught:
+        fitted(make_weights(shapes_of("L/16", 1000)), shapes_of("B/16", 10))
+    line = str(caught.value)
+    assert line.startswith(
+        "config.init_from='runs/b16' does not fit this model: it is Mixer-L/16 for images of 224 pixels, the model is "
+        "Mixer-B/16 for images of 224 pixels: MixerBlock_12..23: not in this model; "
+    )
+    assert "MixerBlock_0..11/token_mixing/Dense_0/kernel: (196, 512) there, (196, 384) here" in line
+    assert len(line.split("; ")) == 1 + 11 + 4  # the blocks, what differs in each of the others, and outside them
+    assert "; head/" not in line
 
 
 def test_missing_parameters_are_named_and_a_missing_head_is_not():
     params = make_params(5, seed=1)
     loaded = {key: value for key, value in params.items() if key not in ("stem", "head")}
-    with pytest.raises(UserError, match="does not fit this model: stem/bias: missing there; stem/kernel: missing the"):
-        fitted(loaded, params, source="runs/b16")
+    with pytest.raises(
+        UserError, match=r"is not a Mixer's parameters: stem/bias: missing there; stem/kernel: missing \w+$"
+    ):
+        fitted(make_weights(loaded), params)
 
 
 def test_a_head_that_the_model_has_no_place_for_is_named():
     with_head, without = make_params(5, seed=1), make_params(0, seed=1)
     with pytest.raises(UserError, match="head/bias: not in this model; head/kernel: not in this model"):
-        fitted(with_head, without, source="runs/b16")
+        fitted(make_weights(with_head), without)
 
 
 def test_nothing_is_taken_from_the_fresh_model_when_all_fits():
     loaded, params = make_params(5, seed=1), make_params(5, seed=2)
-    assert same(fitted(loaded, params, source="runs/b16"), loaded)
-    assert same(fitted(jax.tree.map(jnp.asarray, loaded), params, source="runs/b16"), loaded)
+    assert same(fitted(make_weights(loaded), params), loaded)
+    assert same(fitted(make_weights(jax.tree.map(jnp.asarray, loaded)), params), loaded)

@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from mixer import models, recipe
 from mixer.transfer import model_card
-from mixer.transfer.weights import Weights
+from mixer.transfer.weights import PUBLISHED, Weights
 
 NAMES = [f"n{number:08d}" for number in range(1000)]
 MEASURED = {"accuracy": 0.76443, "count": 50000, "loss": 1.0}
@@ -21,8 +21,8 @@ def make_weights(source="runs/b16", config=None, classes=1000):
     shapes = jax.eval_shape(models.create("B/16", classes).init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
     if config is None:
-        return Weights(params, source, "timm" if source.endswith(".safetensors") else "npz")
-    return Weights(params, source, "run", FrozenConfigDict(config), NAMES[:classes], step=93_000)
+        return Weights(params, source)
+    return Weights(params, source, FrozenConfigDict(config), NAMES[:classes], step=93_000)
 
 
 def facts(text):
@@ -93,15 +93,47 @@ def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
 
 
 def test_of_a_file_from_elsewhere_training_and_accuracy_are_unknown():
-    text = card(make_weights("B/16-i1k"))
+    text = card(make_weights("m.npz"))
     found = facts(text)
     assert {name: found[name] for name in ("Data", "Started from", "Recipe", "Steps")} == dict.fromkeys(
         ("Data", "Started from", "Recipe", "Steps"), "unknown"
     )
     assert found["Classes"] == "1,000, their names are unknown"
     assert found["Output"] == "float32 [batch, 1000], logits"
-    assert found["Weights"] == "`B/16-i1k`, https://storage.googleapis.com/mixer_models/imagenet1k/Mixer-B_16.npz"
+    assert found["Weights"] == "`m.npz`"
     assert "## Accuracy\n\nUnknown.\n" in text
+    assert "as published" not in text
+
+
+PAPERS = ("random parameters", "the paper's (arXiv 2105.01601, Table 4)", "300 epochs")
+
+
+@pytest.mark.parametrize(
+    ("short", "classes", "training", "named"),
+    [
+        ("i1k", 1000, ("ImageNet-1k", *PAPERS), "1,000: tench (n01440764), goldfish (n01443537), "),
+        ("i21k", 21843, ("ImageNet-21k", *PAPERS), "21,843: organism (n00004475), "),
+        ("sam", 1000, ("ImageNet-1k", "unknown", "SAM (arXiv 2106.01548)", "unknown"), "1,000: tench (n01440764), "),
+        ("gsam", 1000, ("ImageNet-1k", "unknown", "GSAM (arXiv 2203.08065)", "unknown"), "1,000: tench (n01440764), "),
+    ],
+)  # fmt: skip
+def test_of_a_published_checkpoint_what_its_authors_say_is_told(short, classes, training, named):
+    text = card(make_weights(f"B/16-{short}", classes=classes))
+    found = facts(text)
+    assert tuple(found[name] for name in ("Data", "Started from", "Recipe", "Steps")) == training
+    assert found["Classes"].startswith(named)
+    assert found["Classes"].endswith(f"... (the list of {training[0]}, as published)")
+    assert found["Weights"].startswith(f"`B/16-{short}`, https://storage.googleapis.com/mixer_models/")
+    assert "\n\nThis is as published, not measured here.\n\n## Accuracy\n" in text
+    accuracy = (
+        "76.44% on the validation split of ImageNet, as published (arXiv 2105.01601, Table 3), not measured here."
+    )
+    assert f"## Accuracy\n\n{accuracy if short == 'i1k' else 'Unknown.'}\n" in text
+
+
+def test_all_published_checkpoints_have_a_card():
+    for source in PUBLISHED:
+        assert facts(card(Weights(make_params(make_model()), source)))["Data"].startswith("ImageNet-")
 
 
 def test_a_model_without_head_gives_its_pre_logits():
@@ -117,8 +149,8 @@ def test_a_model_without_head_gives_its_pre_logits():
         ("npz", "my model.npz", "float32 [batch, 224, 224, 3] in [-1, 1], which is uint8 / 127.5 - 1",
          ["--config.init_from='my model.npz'", 'numpy.load("my model.npz")']),
         ("timm", "m.safetensors", "float32 [batch, 3, 224, 224] in [-1, 1], which is uint8 / 127.5 - 1",
-         ['model = timm.create_model("mixer_b16_224", num_classes=1000)',
-          'model.load_state_dict(load_file("m.safetensors"))', "mean 0.5 and standard deviation 0.5",
+         ['model = timm.create_model("mixer_b16_224", num_classes=1000, checkpoint_path="m.safetensors")',
+          "6e-7 of the largest logit", "7e-5 with the exact form", "mean 0.5 and standard deviation 0.5",
           'functools.partial(torch.nn.GELU, approximate="tanh")']),
         ("stablehlo", "m.stablehlo", "uint8 [batch, 224, 224, 3], 0 to 255",
          ["from jax import export", 'model = export.deserialize(bytearray(open("m.stablehlo", "rb").read()))',
@@ -144,5 +176,8 @@ def test_which_gelu_the_weights_know_is_told_if_known(source, trained):
 
 
 def test_other_widths_are_named_by_their_numbers():
-    weights = Weights(make_params(make_model()), "m.npz", "npz")
+    weights = Weights(make_params(make_model()), "m.npz")
     assert "# Mixer-2x16/4, 8 px\n" in card(weights)
+    text = card(weights, to="timm", file="m.safetensors")  # timm has no name for them
+    assert "model = timm.models.mlp_mixer.MlpMixer(num_classes=5, img_size=8, " in text
+    assert 'model.load_state_dict(load_file("m.safetensors"))' in text

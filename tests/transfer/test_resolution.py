@@ -143,7 +143,7 @@ def test_tokens_that_make_no_square_are_refused():
 
 
 def test_weights_at_another_image_size_are_a_model_of_it():
-    weights = Weights(make_params(make_model()), "m.npz", "npz")
+    weights = Weights(make_params(make_model()), "m.npz")
     assert weights.image_size == 8
     assert weights.at_image_size(8, "extend").params is weights.params
     larger = weights.at_image_size(16, "extend")
@@ -156,9 +156,9 @@ def test_weights_at_another_image_size_are_a_model_of_it():
                                               (-4, "interpolate")])  # fmt: skip
 def test_an_image_size_that_cannot_be_reached_is_answered_with_those_that_can(size, resize):
     with pytest.raises(UserError) as caught:
-        Weights(make_params(make_model()), "m.npz", "npz").at_image_size(size, resize)
+        Weights(make_params(make_model()), "m.npz").at_image_size(size, resize)
     assert str(caught.value) == (
-        f"m.npz has weights for images of 8 pixels, which image_size={size} does not fit: possible are 8 and its "
-        "multiples (16, 24, ..., Appendix C of the paper), or, beyond the paper, with resize=interpolate any multiple "
-        "of 4"
+        "m.npz (Mixer-2x16/4, patches of 4 pixels) has weights for images of 8 pixels, which "
+        f"image_size={size} does not fit: possible are 8 and its multiples (16, 24, ..., Appendix C of the paper), or, "
+        "beyond the paper, with resize=interpolate any multiple of 4"
     )

@@ -15,7 +15,7 @@ import pytest
 from mixers import logits, make_params
 
 from mixer import models
-from mixer.transfer import resolution
+from mixer.transfer import model_card, resolution
 from mixer.transfer import timm as our_timm
 from mixer.transfer.weights import Weights, read
 
@@ -87,6 +87,37 @@ def test_an_exported_file_gives_the_same_logits_in_timm(name, tmp_path):
     assert_close(torch_logits(module, images), logits(model, params, images))
 
 
+def test_the_lines_of_the_card_load_a_named_variant_and_only_all_of_it(tmp_path, monkeypatch):
+    model, params, _, images = case("S/16")
+    path = tmp_path / "m.safetensors"
+    with path.open("wb") as file:
+        our_timm.write(file, params)
+    weights = Weights(params, "m.npz")
+    card = model_card.card(weights, model, to="timm", file=path.name, command="", ema=False, measured={})
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert "checkpoint_path" in code
+    monkeypatch.chdir(tmp_path)
+
+    def loaded(code):
+        names = {"torch": torch, "functools": functools}
+        exec(code, names)
+        return names["model"]
+
+    gelu = card.rpartition("```python\n")[2].partition("\n")[0]
+    module = loaded(code.replace("checkpoint_path", f"{gelu}, checkpoint_path"))
+    assert not module.training
+    assert_close(torch_logits(module, images), logits(model, params, images))
+
+    arrays = safetensors_torch.load_file(path)
+    bias = arrays.pop("blocks.3.norm1.bias")
+    safetensors_torch.save_file(arrays, path)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"blocks\.3\.norm1\.bias\""):
+        loaded(code)
+    safetensors_torch.save_file({**arrays, "blocks.3.norm1.bias": bias, "blocks.8.norm1.bias": bias.clone()}, path)
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"blocks\.8\.norm1\.bias\""):
+        loaded(code)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["S/16", "odd widths", "extended"])
 def test_what_timm_saves_is_read_to_the_same_logits(name, dtype, tmp_path):
@@ -110,5 +141,5 @@ def test_gelus_exact_form_is_another_model():
     our_timm.write(file, params)
     module = eval(our_timm.constructor(model, size), {"timm": timm}).eval()
     module.load_state_dict(safetensors_torch.load(file.getvalue()), strict=True)
-    expected = logits(Weights(params, "m", "npz").model(), params, images)
+    expected = logits(Weights(params, "m").model(), params, images)
     assert np.abs(torch_logits(module, images) - expected).max() > 3 * TOLERANCE * np.abs(expected).max()

@@ -36,16 +36,14 @@ def timm_bytes(params):
 # ------------------------------------------------------------------------------------------------------------ dispatch
 
 
-@pytest.mark.parametrize(
-    ("name", "write", "kind"), [("m.npz", npz_bytes, "npz"), ("m.safetensors", timm_bytes, "timm")]
-)
-def test_a_file_is_read_by_its_ending(tmp_path, monkeypatch, name, write, kind):
+@pytest.mark.parametrize(("name", "write"), [("m.npz", npz_bytes), ("m.safetensors", timm_bytes)])
+def test_a_file_is_read_by_its_ending(tmp_path, monkeypatch, name, write):
     (tmp_path / name).write_bytes(write(PARAMS))
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in (str(tmp_path / name), f"~/{name}"):
         found = read(source)
         assert same(found.params, PARAMS)
-        assert (found.source, found.format) == (source, kind)
+        assert found.source == source
         assert found.config is found.class_names is found.step is found.workdir is None
 
 
@@ -59,7 +57,7 @@ def run(tmp_path_factory):
 def test_a_runs_folder_gives_its_newest_checkpoint_and_what_the_run_knows(run, ema):
     found = read(str(run), ema)
     assert same(found.params, AVERAGES if ema else PARAMS)
-    assert (found.format, found.step, found.class_names, found.workdir) == ("run", 7, NAMES, run)
+    assert (found.step, found.class_names, found.workdir) == (7, NAMES, run)
     assert found.config.input.image_size == 8
 
 
@@ -153,15 +151,10 @@ def test_the_model_is_known_by_its_arrays(variant, classes, count):
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    found = Weights(params, "m.npz", "npz")
+    found = Weights(params, "m.npz")
     assert found.model() == model
     assert found.image_size == 224
     assert sum(array.size for array in jax.tree.leaves(found.params)) == count
-
-
-def test_options_change_how_the_model_is_computed():
-    model = Weights(PARAMS, "m.npz", "npz").model(dtype=jnp.bfloat16)
-    assert model == make_model(dtype=jnp.bfloat16)
 
 
 def without(*names):
@@ -175,18 +168,29 @@ def changed(**arrays):
 @pytest.mark.parametrize(
     ("params", "problem"),
     [
-        ({}, "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
-        ({"stem": np.zeros(3)}, "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
-        (without("stem/kernel"), "is not a Mixer's parameters: stem/kernel is missing"),
+        ({},
+         "is not a Mixer's parameters: MixerBlock_0: missing there; pre_head_layer_norm/bias: missing there; "
+         "pre_head_layer_norm/scale: missing there; stem/bias: missing there; stem/kernel: missing there"),
+        ({**PARAMS, "stem": np.zeros(3)},
+         "is not a Mixer's parameters: stem/bias: missing there; stem/kernel: missing there"),
+        (without("stem/kernel"), "is not a Mixer's parameters: stem/kernel: missing there"),
         (without("MixerBlock_0/token_mixing/Dense_1/bias"),
-         "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias is missing"),
+         "is not a Mixer's parameters: MixerBlock_0/token_mixing/Dense_1/bias: missing there"),
+        (without("stem/kernel", "stem/bias", "MixerBlock_1/LayerNorm_0/scale"),
+         "is not a Mixer's parameters: MixerBlock_1/LayerNorm_0/scale: missing there; stem/bias: missing there; "
+         "stem/kernel: missing there"),
+        (without("head/bias"), "is not a Mixer's parameters: head/bias: missing there"),
+        (without("head/kernel"), "does not hold together as Mixer-2x16/4: head/kernel: missing there"),
+        (without(*(f"MixerBlock_{n}/{m}_mixing/Dense_0/bias" for n in (0, 1) for m in ("channel", "token"))),
+         "is not a Mixer's parameters: MixerBlock_0..1/channel_mixing/Dense_0/bias: missing there; "
+         "MixerBlock_0..1/token_mixing/Dense_0/bias: missing there"),
         (changed(stem__kernel=()), "is not a Mixer's parameters: stem/kernel has the shape ()"),
         (changed(stem__kernel=(0, 0, 3, 16)), "is not a Mixer's parameters: stem/kernel has the shape (0, 0, 3, 16)"),
-        (changed(head__bias=()), "is not a Mixer's parameters: head/bias has the shape ()"),
+        (changed(head__bias=(), stem__bias=0),
+         "is not a Mixer's parameters: stem/bias has the shape (0,); head/bias has the shape ()"),
         (changed(MixerBlock_0__token_mixing__Dense_1__bias=5), "5 tokens are no square grid of patches"),
         (without("MixerBlock_1/LayerNorm_0/scale"),
          "does not hold together as Mixer-2x16/4: MixerBlock_1/LayerNorm_0/scale: missing there"),
-        (without("head/bias"), "does not hold together as Mixer-2x16/4: head/kernel: not in this model"),
         (changed(cls__token=(1, 16)), "does not hold together as Mixer-2x16/4: cls/token: not in this model"),
         (changed(stem__kernel=(4, 2, 3, 16)),
          "does not hold together as Mixer-2x16/4: stem/kernel: (4, 2, 3, 16) there, (4, 4, 3, 16) here"),
@@ -197,7 +201,7 @@ def changed(**arrays):
 )  # fmt: skip
 def test_what_is_not_a_whole_model_is_named(params, problem):
     with pytest.raises(UserError) as caught:
-        Weights(params, "m.npz", "npz").model()
+        Weights(params, "m.npz").model()
     assert str(caught.value).removeprefix("m.npz").lstrip(": ") == problem
 
 
@@ -212,7 +216,7 @@ def test_any_arrays_under_these_names_are_a_model_or_refused(shapes):
         else:
             arrays[name] = np.zeros(shape, np.float32)
     with contextlib.suppress(UserError):
-        model = Weights(nested(arrays), "m.npz", "npz").model()
+        model = Weights(nested(arrays), "m.npz").model()
         images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)((1, 8, 8, 3))
         jax.eval_shape(model.apply, {"params": nested(arrays)}, images)
 
@@ -224,3 +228,34 @@ def test_mismatches_lists_each_array_once():
         "b/e: missing there", "a: not in this model", "b/c: (2, 3) there, (3, 2) here",
     ]  # fmt: skip
     assert weights.mismatches(there, there) == []
+
+
+def blocks(numbers, width=3, **more):
+    return {f"MixerBlock_{n}": {"norm": {"bias": np.zeros(width), "scale": np.zeros(width)}} | more for n in numbers}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "listed"),
+    [
+        (range(24), range(12), ["MixerBlock_12..23: not in this model"]),
+        (range(9), range(12), ["MixerBlock_9..11: missing there"]),
+        ([0, 1, 2, 4, 11], [0, 2, 3, 5, 6],
+         ["MixerBlock_3,5..6: missing there", "MixerBlock_1,4,11: not in this model"]),
+    ],
+)  # fmt: skip
+def test_whole_blocks_are_one_mismatch(there, here, listed):
+    assert weights.mismatches(blocks(there), blocks(here)) == listed
+
+
+def test_what_is_the_same_for_many_blocks_is_one_mismatch():
+    there = {**blocks(range(12)), **blocks([3], cls=np.zeros(1)), **blocks([5], width=4), "MixerBlock_x": np.zeros(1)}
+    del there["MixerBlock_1"]["norm"]["bias"], there["MixerBlock_10"]["norm"]["bias"]
+    assert weights.mismatches(there, blocks(range(12), width=2)) == [
+        "MixerBlock_1,10/norm/bias: missing there",
+        "MixerBlock_3/cls: not in this model",
+        "MixerBlock_x: not in this model",
+        "MixerBlock_0,2..4,6..9,11/norm/bias: (3,) there, (2,) here",
+        "MixerBlock_0..4,6..11/norm/scale: (3,) there, (2,) here",
+        "MixerBlock_5/norm/bias: (4,) there, (2,) here",
+        "MixerBlock_5/norm/scale: (4,) there, (2,) here",
+    ]
