@@ -31,6 +31,25 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
     sys.exit(problem)  # here, where the error and all that its traceback holds are gone
 
 
+def define_checkpoint_flags() -> None:
+    """The flags of every command that takes a trained model."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
+    )
+    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
+
+
+def checkpoint() -> str:
+    """The value of --checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not flags.FLAGS.checkpoint:
+        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    return flags.FLAGS.checkpoint
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses a command line with --config FILE[:ARGUMENTS] and any --config.NAME=VALUE; returns the arguments left.
 

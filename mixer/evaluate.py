@@ -107,9 +107,7 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
-    )
+    command_line.define_checkpoint_flags()
     flags.DEFINE_string("task", None, "A row of mixer/tasks.py, such as cifar10; a run's own data if not given.")
     flags.DEFINE_string("data_dir", None, "Where the dataset is prepared; TFDS' own default if not given.")
     flags.DEFINE_string("split", None, "In TFDS' notation; the task's test split if not given.")
@@ -117,7 +115,6 @@ def define_flags() -> None:
     flags.DEFINE_enum("resize", "extend", resolution.METHODS, "How to reach image_size; interpolate goes to any.")
     flags.DEFINE_enum("eval_crop", None, augment.EVAL_CROPS, "The paper's two protocols; the run's if not given.")
     flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
-    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
     flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
     flags.DEFINE_multi_integer("shots", None, "Few-shot: images of each class; the task's if not given.")
     flags.DEFINE_integer("seeds", 3, "Few-shot: choices of these images, over which accuracy is averaged.")
@@ -130,8 +127,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; this command takes --flags only")
-    if not given.checkpoint:
-        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    checkpoint = command_line.checkpoint()
     if given.batch_per_core < 1:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
     try:
@@ -139,7 +135,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
-    weights = transfer_weights.read(given.checkpoint, given.ema)
+    weights = transfer_weights.read(checkpoint, given.ema)
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     config, split = input_config(weights, task)
     split = given.split or split

@@ -78,19 +78,15 @@ def _measured(weights: Weights, ema: bool) -> dict[str, float]:
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
-    )
+    command_line.define_checkpoint_flags()
     flags.DEFINE_enum("to", None, list(SUFFIXES), "The format; its files end in .npz, .safetensors and .stablehlo.")
-    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
     quiet_libraries()
     given = flags.FLAGS
-    if not given.checkpoint:
-        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    checkpoint = command_line.checkpoint()
     if not given.to:
         raise UserError(f"--to is missing: give one of {', '.join(SUFFIXES)}")
     if len(argv) != 2:
@@ -105,8 +101,8 @@ def main(argv: list[str]) -> None:
     if out.is_dir():
         raise UserError(f"{argv[1]} is a folder; give the name of a file to write")
 
-    weights = transfer_weights.read(given.checkpoint, given.ema)
-    command = ["python", "-m", "mixer.export", "--checkpoint", given.checkpoint, "--to", given.to]
+    weights = transfer_weights.read(checkpoint, given.ema)
+    command = ["python", "-m", "mixer.export", "--checkpoint", checkpoint, "--to", given.to]
     command += [*(["--ema"] if given.ema else []), argv[1]]
     card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
     print(f"{argv[1]} written, {out.stat().st_size / 1e6:,.1f} MB; its model card is {card}")

@@ -168,11 +168,8 @@ def names_for(weights: Weights, file: str | None) -> list[str]:
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
-    )
+    command_line.define_checkpoint_flags()
     flags.DEFINE_integer("top", 5, "How many classes to name.")
-    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
     flags.DEFINE_bool("json", False, "A line of JSON for each image.")
     flags.DEFINE_string("classes", None, "A text file with the classes' names, one a line; the run's if not given.")
     flags.DEFINE_integer("batch_size", 64, "The most images at a time, over all devices.")
@@ -182,13 +179,12 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     quiet_libraries()
     given = flags.FLAGS
-    if not given.checkpoint:
-        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    checkpoint = command_line.checkpoint()
     for name, value in (("top", given.top), ("batch_size", given.batch_size)):
         if value < 1:
             raise UserError(f"--{name}={value}: expected at least 1")
     paths, empty = image_files(argv[1:])
-    weights = transfer_weights.read(given.checkpoint, given.ema)
+    weights = transfer_weights.read(checkpoint, given.ema)
     num_classes = weights.model().num_classes
     if num_classes == 0:
         raise UserError(
