@@ -48,21 +48,15 @@ def assert_same_run(straight, other):
     assert [row["step"] for row in read_metrics(other)] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(
-    straight,
-    data_dir,
-    tmp_path,
-    number,
-):
+def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(straight, data_dir, tmp_path):
     # Checkpoints are far apart: what is there afterwards was saved because of the signal.
     changes = {**DROPPING, "checkpoint_steps": 12}
     process = start(command(data_dir, tmp_path, **changes))
     wait_for(process, "step 2/12")
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     said, complaint = process.communicate(timeout=60)
     assert process.returncode == preemption.EXIT_STATUS == 75, complaint
-    assert f"{number.name}: saving, then leaving" in complaint
+    assert "SIGTERM: saving, then leaving" in complaint
     (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert 2 <= saved < 12
     assert f"asked to stop: saved at step {saved} of 12" in said
@@ -77,11 +71,11 @@ def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
     process = start(command(data_dir, tmp_path, total_steps=100_000))
     wait_for(process, "8 x cpu")  # what follows is compiling
     before = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=60)
     assert time.monotonic() - before < 2
     assert process.returncode == 75
-    assert complaint == "SIGTERM: leaving at once\n"
+    assert complaint == "SIGINT: leaving at once\n"
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
