@@ -20,7 +20,7 @@ from mixer.errors import DivergedError, UserError, quiet_libraries
 from mixer.models.mlp_mixer import MlpMixer, forward_macs
 from mixer.training import evaluation, sharding
 from mixer.training import optimizer as optimizers
-from mixer.training.checkpoint import Checkpoints
+from mixer.training.checkpoint import Checkpoints, has_checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
 from mixer.training.step import Metrics, TrainState, init_state, make_train_step, prepare
 from mixer.transfer import load
@@ -54,9 +54,8 @@ def train(
     stop = stop or preemption.Stop()
     workdir = _make_workdir(workdir)
     console = console or Console()
-    checkpoints = Checkpoints(workdir, **config.checkpoint)
     weights = None
-    if config.init_from and not checkpoints.begun():
+    if config.init_from and not has_checkpoints(workdir):
         weights = read_weights(config.init_from).at_image_size(config.input.image_size, config.resize)
     config = load.with_token_width(config, weights, workdir)
 
@@ -92,14 +91,19 @@ def train(
         )
 
     # ------------------------------------------------------------------------------------------------- state, restored
-    state = checkpoints.restore(shapes, shardings)
-    if state is not None:
-        console.keep(f"continuing from step {int(state.step)}")
-    else:
-        state = jax.jit(init, out_shardings=shardings)()
-        if weights is not None:
-            state = load.initial_params(state, weights, train_source.class_names, shardings)
-            console.keep(f"starting from {config.init_from}")
+    checkpoints = Checkpoints(workdir, **config.checkpoint)
+    try:
+        state = checkpoints.restore(shapes, shardings)
+        if state is not None:
+            console.keep(f"continuing from step {int(state.step)}")
+        else:
+            state = jax.jit(init, out_shardings=shardings)()
+            if weights is not None:
+                state = load.initial_params(state, weights, train_source.class_names, shardings)
+                console.keep(f"starting from {config.init_from}")
+    except UserError:  # its threads would complain of an interpreter that ends
+        checkpoints.close()
+        raise
     configuration.save(config, train_source.class_names, workdir)
     first_step = int(state.step)
     log = MetricsLog(workdir, first_step)

@@ -89,10 +89,6 @@ class Checkpoints:
             )
         return None
 
-    def begun(self) -> bool:
-        """Whether there is a checkpoint, whole or not: the run has begun."""
-        return bool(self._manager.all_steps())
-
     def wait(self) -> None:
         """Returns when every save has reached the disk."""
         self._manager.wait_until_finished()
@@ -100,6 +96,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then stops the background threads."""
         self._manager.close()
+
+
+def has_checkpoints(workdir: epath.PathLike) -> bool:
+    """Whether a run has checkpoints, whole or not: then it has begun."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 @dataclasses.dataclass(frozen=True)
