@@ -115,6 +115,7 @@ def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, time
     assert capsys.readouterr().err.endswith("SIGINT: leaving at once\n")
 
 
+@pytest.mark.slow  # two runs of two processes each: about a minute
 def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, tmp_path):
     changes = {**DROPPING, "checkpoint_steps": 12}
 
