@@ -79,7 +79,7 @@ def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-@pytest.mark.parametrize("step", [6, 12])
+@pytest.mark.parametrize("step", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, monkeypatch, step):
     """Asked at the first batch of the evaluation of a step in the middle, and of the last."""
     stop, evaluations, original = preemption.Stop(), [], pipeline.eval_batches

@@ -432,6 +432,7 @@ def imagenet21k(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
     assert prepared.returncode == 0, prepared.stderr
 
 
+@pytest.mark.slow  # the whole B/16: about a minute
 def test_b16_i21k_from_an_archive_in_the_official_layout(tmp_path):
     """Archive -> our builder -> the whole B/16 at 224 pixels, its RandAugment, mixup and all: three steps of 16."""
     imagenet21k(tmp_path, photographs(tmp_path / "photographs", 40))
