@@ -237,14 +237,16 @@ def _load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Se
 
 
 def _load(path: epath.Path) -> np.ndarray | None:
-    """Maps the index into memory, or reads it where it is remote; None when it is not a NumPy file, or half of one."""
+    """Maps the index into memory, or reads it where it is remote; None when it is not one, or half of one."""
     try:
         if "://" not in str(path):
-            return np.load(path, mmap_mode="r")
-        with path.open("rb") as file:
-            return np.load(file)
-    except (ValueError, EOFError):
+            offsets: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives too
+        else:
+            with path.open("rb") as file:
+                offsets = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, OverflowError):
         return None
+    return offsets if offsets.dtype == np.int64 else None
 
 
 def _save(path: epath.Path, offsets: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,19 @@ def read(file: io.BufferedIOBase, source: str) -> Any:
       source: its name, for the messages.
 
     Raises:
-      UserError: it is not an `.npz` of floating-point arrays. Pickled objects are never loaded.
+      UserError: it is not an `.npz` of floating-point arrays, or would unpack to more than weights can. Pickled objects
+        are never loaded.
     """
     try:
+        packed = file.seek(0, io.SEEK_END)
+        file.seek(0)
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array")
+        _check_unpacks(zipfile.ZipFile(file).infolist(), packed)
         prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in arrays.files)), "")
-        flat = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+        wanted = [name for name in arrays.files if name.startswith(prefix)]
+        flat = {name.removeprefix(prefix): np.asarray(arrays[name]) for name in wanted}  # of other files it has bytes
     except Exception as error:  # a damaged file raises whatever its damaged part meets
         reason = "it is a pickle or no .npz at all, and pickles are never loaded" if "pickle" in str(error) else None
         raise UserError(f"{source} cannot be read: {reason or first_line(error)}") from None
@@ -41,6 +47,26 @@ def read(file: io.BufferedIOBase, source: str) -> Any:
     if folders := sorted(name for name in flat if any(other.startswith(f"{name}/") for other in flat)):
         raise UserError(f"{source} is not a Mixer's parameters: {', '.join(folders)} is an array and a folder")
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+# Weights hardly compress; what an optimizer has not used yet, and a head of zeros, do. H/14 has 1.7 GB.
+_ALWAYS_READ, _MOST_RATIO = 2 << 30, 10  # bytes unpacked; times the file's own
+
+
+def _check_unpacks(members: list[zipfile.ZipInfo], packed: int) -> None:
+    """Refuses a decompression bomb by what its list of contents says, beyond which `zipfile` unpacks nothing."""
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_ALWAYS_READ, _MOST_RATIO * packed):
+        raise ValueError(
+            f"its {packed:,} bytes would unpack to {unpacked:,}, where weights come to {_MOST_RATIO} times as many at "
+            "most; use a file from another source"
+        )
+    for member in members:  # of the other methods zipfile unpacks without bounds
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{member.filename} is packed by method {member.compress_type} of zip, where NumPy uses "
+                f"{zipfile.ZIP_STORED} and {zipfile.ZIP_DEFLATED}; save it with NumPy"
+            )
 
 
 def write(file: io.BufferedIOBase, params: Any) -> None:

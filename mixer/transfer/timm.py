@@ -53,7 +53,10 @@ def read(data: bytes, source: str) -> Any:
             )
         if tensor["dtype"] not in _DTYPES:
             raise UserError(f"{source}: {name} is {tensor['dtype']}; expected one of {', '.join(_DTYPES)}")
-        array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"]).astype(np.float32)
+        try:
+            array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"]).astype(np.float32)
+        except ValueError as error:  # safetensors allows shapes that NumPy does not, of a hundred axes or without data
+            raise UserError(f"{source}: {name} has a shape that no array can have: {first_line(error)}") from None
         if leaf == "bias":
             params[f"{ours}/bias"] = array
         elif array.ndim == 1:

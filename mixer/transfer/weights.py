@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 import re
-import shutil
 import urllib.request
 from collections.abc import Iterable
 from typing import Any
@@ -264,9 +263,15 @@ def _opened(location: str) -> io.BufferedIOBase:
         raise UserError(f"{location} cannot be read ({first_line(error)})") from None
 
 
+_MAX_DOWNLOAD = 8 << 30  # bytes; the largest Mixer of the paper, H/14, has 1.7 GB
+
+
 def _downloaded(url: str) -> pathlib.Path:
     """The file at this address, below $XDG_CACHE_HOME/mixer; it gets its name only when it is whole."""
-    path = cache_folder() / url.partition("://")[2]
+    name = url.partition("://")[2]
+    if name.startswith("/") or ".." in name.split("/"):  # it would lie outside the cache
+        raise OSError("expected an address with a host, and without ..")
+    path = cache_folder() / name
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +280,13 @@ def _downloaded(url: str) -> pathlib.Path:
         with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0)
             with tqdm.tqdm.wrapattr(response, "read", total=size or None, desc=path.name) as body:
-                shutil.copyfileobj(body, file, 2**20)
+                while max(size, file.tell()) <= _MAX_DOWNLOAD and (piece := body.read(2**20)):
+                    file.write(piece)
+            if max(size, file.tell()) > _MAX_DOWNLOAD:
+                raise OSError(
+                    f"it has more than the {_MAX_DOWNLOAD:,} bytes that are fetched at most; fetch it yourself, and "
+                    "give the file's path"
+                )
             if size and file.tell() != size:
                 raise OSError(f"the connection ended after {file.tell():,} of {size:,} bytes; try again")
         return part.replace(path)

@@ -161,15 +161,25 @@ def test_a_shard_with_more_records_than_known_is_told(own_tfrecord):
         records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)
 
 
-@pytest.mark.parametrize("damage", ["another dataset's", "half", "empty", "text"])
+@pytest.mark.parametrize(
+    "damage", ["another dataset's", "half", "empty", "text", "pickle", "archive", "half an archive", "fractions"]
+)
 def test_an_index_that_does_not_fit_is_told(own_tfrecord, damage):
     records.write_index(own_tfrecord / VERSION)
     index = own_tfrecord / VERSION / "index-train.npy"
     content = index.read_bytes()
     if damage == "another dataset's":
         np.save(index, np.arange(10))
+    elif damage == "pickle":
+        np.save(index, np.array([pathlib.Path()] * len(np.load(index)), object), allow_pickle=True)
+    elif damage == "archive":
+        with index.open("wb") as file:
+            np.savez(file, np.arange(10))
+    elif damage == "fractions":
+        np.save(index, np.load(index).astype(np.float64))
     else:
-        index.write_bytes({"half": content[: len(content) // 2], "empty": b"", "text": b"nothing"}[damage])
+        index.write_bytes({"half": content[: len(content) // 2], "empty": b"", "text": b"nothing",
+                           "half an archive": b"PK\x03\x04"}[damage])  # fmt: skip
     with pytest.raises(UserError, match=r"index-train\.npy is not the index.*delete it"):
         records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)
     index.unlink()

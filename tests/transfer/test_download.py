@@ -1,5 +1,7 @@
 """Weights fetched over HTTP, from a server of this test's own."""
 
+import contextlib
+import http.client
 import http.server
 import io
 import threading
@@ -21,7 +23,7 @@ def npz_bytes(params):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves whole.npz, and cut.npz that ends before its announced length; counts what is asked for."""
+    """Serves whole.npz, cut.npz that ends before its announced length, and endless.npz; counts what is asked for."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -29,6 +31,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
+        if "endless" in self.path:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**16))
         self.send_response(200)
         if "unsized" not in self.path:
             self.send_header("Content-Length", str(len(content)))
@@ -88,6 +96,40 @@ def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
         "again)"
     )
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["endless.npz", "whole.npz"])
+def test_a_download_has_an_end(server, tmp_path, monkeypatch, name):
+    """A server that goes on and on, and one that announces more than is fetched."""
+    monkeypatch.setattr(weights, "_MAX_DOWNLOAD", len(npz_bytes(PARAMS)) - 1)
+    with pytest.raises(UserError) as caught:
+        read(f"{server.address}/{name}")
+    assert str(caught.value) == (
+        f"{server.address}/{name} cannot be read (it has more than the {weights._MAX_DOWNLOAD:,} bytes that are "
+        "fetched at most; fetch it yourself, and give the file's path)"
+    )
+    assert files(tmp_path) == []
+
+
+def test_what_is_announced_as_too_large_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_MAX_DOWNLOAD", 10)
+    monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *_: pytest.fail("was begun"))
+    with pytest.raises(UserError, match="more than the 10 bytes"):
+        read(f"{server.address}/whole.npz")
+
+
+@pytest.mark.parametrize("path", ["/../../../out/m.npz", "/models/../../../../out/m.npz"])
+def test_an_address_that_leads_out_of_the_cache_is_refused(server, tmp_path, monkeypatch, path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError) as caught:
+        read(f"{server.address}{path}")
+    expected = "cannot be read (expected an address with a host, and without ..)"
+    assert str(caught.value) == f"{server.address}{path} {expected}"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"expected an address with a host"):
+        read(f"https://{tmp_path}/out/m.npz")
+    assert list(tmp_path.iterdir()) == []
+    assert server.asked == []
 
 
 def test_a_file_that_is_not_there_is_told_and_leaves_nothing(server, tmp_path):

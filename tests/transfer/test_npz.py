@@ -171,6 +171,77 @@ def test_a_name_that_is_also_a_folder_is_refused(arrays):
         npz.read(written(arrays), "m.npz")
 
 
+def packed(members, method=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+def says_it_has(content, size):
+    """The zip with this uncompressed size in every entry of its list of contents, which readers go by."""
+    content, at = bytearray(content), 0
+    while (at := content.find(b"PK\1\2", at)) >= 0:
+        content[at + 24 : at + 28] = size.to_bytes(4, "little")
+        at += 4
+    return io.BytesIO(bytes(content))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch):
+    many = {f"a{i}.npy": b"\0" * 1000 for i in range(3)}
+    bomb = says_it_has(packed(many).getvalue(), 10**9)  # each below any limit, together not
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("was unpacked"))
+    size = len(bomb.getvalue())
+    with pytest.raises(UserError) as caught:
+        npz.read(bomb, "m.npz")
+    assert str(caught.value) == (
+        f"m.npz cannot be read: its {size} bytes would unpack to 3,000,000,000, where weights come to 10 times as many "
+        "at most; use a file from another source"
+    )
+
+
+def test_the_bomb_s_limits_are_as_large_as_weights_need(monkeypatch):
+    """Any model up to H/14 even if it is all zeros; beyond, ten times the file, as no trained weights are."""
+    h14 = 431_000_000 + 21_843 * (1280 + 1)  # Table 1, and a head for ImageNet-21k
+    assert 4 * h14 < npz._ALWAYS_READ
+    zeros = {"stem/kernel": np.zeros(10**5, np.float32)}
+    for save, is_read in ((np.savez, True), (np.savez_compressed, False)):
+        file = io.BytesIO()
+        save(file, **zeros)
+        monkeypatch.undo()
+        assert flat(npz.read(file, "m.npz"))["stem/kernel"].size == 10**5
+        monkeypatch.setattr(npz, "_ALWAYS_READ", 1000)
+        with contextlib.nullcontext() if is_read else pytest.raises(UserError, match="would unpack to"):
+            npz.read(file, "m.npz")
+
+
+def test_compressed_weights_are_read():
+    params, file = make_params(make_model()), io.BytesIO()
+    np.savez_compressed(file, **flat(params))
+    file.seek(0)
+    assert same(npz.read(file, "m.npz"), params)
+
+
+def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further():
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros(10**6))
+    # The checksum of all of it is right, so it was taken of the first thousand bytes.
+    with pytest.raises(UserError, match="Bad CRC-32"):
+        npz.read(says_it_has(file.getvalue(), 1000), "m.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_zipfile_does_not_bound_is_refused(method):
+    with pytest.raises(UserError, match=f"^m.npz cannot be read: a.npy is packed by method {method} of zip, where"):
+        npz.read(packed({"a.npy": b"\0" * 1000}, method), "m.npz")
+
+
+def test_files_that_are_no_arrays_are_named():
+    with pytest.raises(UserError, match=r"^m\.npz is not a Mixer's parameters: readme\.txt: \|S5$"):
+        npz.read(packed({"readme.txt": b"hello"}), "m.npz")
+
+
 SMALL = {"stem/kernel": np.ones((2, 2, 3, 4), np.float32), "stem/bias": np.ones(4, np.float32)}
 
 

@@ -122,6 +122,30 @@ def test_a_damaged_file_is_read_or_refused(data):
         assert all(array.dtype == np.float32 for array in flat(read).values())
 
 
+@pytest.mark.parametrize("shape", [[0, 2**61], [1] * 100])
+def test_a_shape_that_numpy_does_not_have_is_told(shape):
+    header = {"norm.bias": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * (0 not in shape)]}}
+    text = json.dumps(header).encode()
+    with pytest.raises(UserError, match=r"^m\.safetensors: norm\.bias has a shape that no array can have: [^\n]+$"):
+        timm.read(len(text).to_bytes(8, "little") + text + bytes(4 * (0 not in shape)), "m.safetensors")
+
+
+@pytest.mark.parametrize("length", [2**27, 2**63, 2**64 - 1])
+def test_a_header_that_says_it_is_huge_is_refused(length):
+    with pytest.raises(UserError, match=r"cannot be read as safetensors: .*header too large"):
+        timm.read(length.to_bytes(8, "little") + b"{}", "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [([3], [0, 8]), ([2], [0, 2**42]), ([2**33, 2**33], [0, 8]), ([-2], [0, 8]), ([2], [8, 0]), ([1], [4, 8])],
+)
+def test_a_header_that_lies_about_its_data_is_refused(shape, offsets):
+    text = json.dumps({"norm.bias": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    with pytest.raises(UserError, match=r"^m\.safetensors cannot be read as safetensors: [^\n]+$"):
+        timm.read(len(text).to_bytes(8, "little") + text + bytes(8), "m.safetensors")
+
+
 def test_text_is_refused():
     with pytest.raises(UserError, match=r"^m\.safetensors cannot be read as safetensors: [^\n]+$"):
         timm.read(b"stem,1\n", "m.safetensors")

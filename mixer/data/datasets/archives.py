@@ -31,7 +31,10 @@ _WITHOUT_DATA = (
     tarfile.CHRTYPE,
     tarfile.BLKTYPE,
 )
-_MAX_EXTENSION_BYTES = 1 << 20  # a pax or GNU long-name header; real ones have a few hundred bytes
+_MAX_EXTENSION_BYTES = 64 << 10  # a pax or GNU long-name header; real ones have a few hundred bytes
+MAX_IMAGE_BYTES = 64 << 20  # ImageNet's largest JPEG has under 20 MiB; more is a damaged header or a trap
+_MOST_RATIO = 10  # of unpacked to packed bytes; JPEGs hardly compress, and tar adds a few per cent of zeros
+_ALWAYS_READ = 1 << 30  # unpacked bytes, whatever the ratio
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # the last two: TIFF
 _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -58,12 +61,18 @@ class Reader(Protocol):
 class Stream:
     """The outermost bytes, decompressed: `read` returns exactly `count` bytes.
 
+    Args:
+        raw: where they come from.
+        packed: how many bytes were taken from the file so far, where it is a compressed one.
+
     Raises:
-        BrokenArchiveError: by `read`, where the stream ends or its compression is damaged.
+        BrokenArchiveError: by `read`, where the stream ends, its compression is damaged, or it is a decompression
+            bomb: what is unpacked is written to disk by whoever reads it.
     """
 
-    def __init__(self, raw: Reader) -> None:
+    def __init__(self, raw: Reader, packed: Callable[[], int] | None = None) -> None:
         self._raw = raw
+        self._packed = packed
         self.position = 0  # bytes read so far, after decompression
 
     def read(self, count: int) -> bytes:
@@ -82,6 +91,11 @@ class Stream:
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:  # bz2 says OSError for damaged data
             raise BrokenArchiveError(f"reading fails after {self.position:,} bytes: {error}") from None
         self.position += len(data)
+        if self._packed and self.position > max(_ALWAYS_READ, _MOST_RATIO * self._packed()):
+            raise BrokenArchiveError(
+                f"its first {self._packed():,} bytes unpack to {self.position:,}, a decompression bomb: images come to "
+                f"{_MOST_RATIO} times as many at most"
+            )
         return data
 
     def drain(self) -> None:
@@ -133,7 +147,7 @@ def open_stream(path: str) -> Iterator[Stream]:
     with file.open("rb") as probe:
         magic = probe.read(2)
     with file.open("rb") as raw:
-        yield Stream(_OPENERS[magic](raw, "rb") if magic in _OPENERS else raw)
+        yield Stream(_OPENERS[magic](raw, "rb"), packed=raw.tell) if magic in _OPENERS else Stream(raw)
 
 
 def read_tar(source: Reader, size: int | None = None) -> Iterator[Member]:

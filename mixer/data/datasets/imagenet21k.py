@@ -23,7 +23,6 @@ import tensorflow_datasets as tfds
 from mixer.data.datasets import archives, base
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_MAX_IMAGE_BYTES = 64 << 20  # ImageNet's largest JPEG has under 20 MiB; more is a damaged header or a trap
 _REPORT_SECONDS = 30.0
 
 Example = tuple[str, dict[str, Any]]
@@ -160,8 +159,8 @@ class Imagenet21k(base.Builder):
                     continue
                 file_name = posixpath.basename(member.name)
                 fault = _fault(member)
-                if not fault and member.size > _MAX_IMAGE_BYTES:
-                    fault = f"larger than {_MAX_IMAGE_BYTES >> 20} MiB"
+                if not fault and member.size > archives.MAX_IMAGE_BYTES:
+                    fault = f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB"
                 # TFDS needs keys that differ, and would say so only after the last image, hours later.
                 if not fault and file_name in seen:
                     fault = "repeated"

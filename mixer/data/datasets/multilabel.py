@@ -57,7 +57,7 @@ def parse_line(text: str, classes: dict[str, int], validation_share: float) -> L
     """
     try:
         entry = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: of a hundred thousand brackets
         raise BadLineError("malformed JSON", str(error)) from None
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise BadLineError("no image", f'{text.strip()[:80]!r} is no object with "image": "a/path.jpg"')
@@ -187,11 +187,13 @@ class Multilabel(base.Builder):
         try:
             inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
             # A link below the root may point anywhere; buckets have no links.
-            image = path.read_bytes() if inside or "://" in self._root else None
+            image = _read_up_to(path, archives.MAX_IMAGE_BYTES + 1) if inside or "://" in self._root else None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None
         if image is None:
             raise BadLineError("image outside the root", f"{name!r} is a link that leads out of {self._root}")
+        if len(image) > archives.MAX_IMAGE_BYTES:
+            raise BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
         if not archives.is_image(image):
             raise BadLineError("not an image", f"{path} ({len(image):,} bytes)")
         return image
@@ -200,6 +202,11 @@ class Multilabel(base.Builder):
         if not self._skip_bad:
             raise ValueError(f"{self._manifest}, line {number}: {error} (--skip_bad leaves such lines out)")
         self.skipped[error.kind] += count
+
+
+def _read_up_to(path: epath.Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _class_number(label: Any, classes: dict[str, int]) -> int:

@@ -1,5 +1,6 @@
 import gzip
 import io
+import random
 import tarfile
 
 import pytest
@@ -186,6 +187,35 @@ def test_damaged_compression_is_told(tmp_path):
         assert len(list(archives.read_tar(stream))) == 1
         with pytest.raises(BrokenArchiveError, match="reading fails"):
             stream.drain()
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_a_decompression_bomb_is_told_long_before_its_end(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(archives, "_ALWAYS_READ", 2 << 20)
+    path = tmp_path / "bomb.tar"
+    with tarfile.open(path, f"w:{suffix}") as tar:
+        for name in range(40):
+            info = tarfile.TarInfo(f"n01440764_{name}.JPEG")
+            info.size = 1 << 20
+            tar.addfile(info, io.BytesIO(b"\xff\xd8\xff" + bytes(info.size)))
+    read = []
+    with archives.open_stream(str(path)) as stream, pytest.raises(BrokenArchiveError, match="decompression bomb"):
+        read += [len(member.data.read(member.size)) for member in archives.read_tar(stream)]
+    assert stream.position < (2 << 20) + max(2 << 20, 10 * path.stat().st_size)
+
+
+@pytest.mark.parametrize("suffix", ["", "gz"])
+def test_what_hardly_compresses_is_no_bomb(tmp_path, monkeypatch, suffix):
+    """Ten times is far from what images do; a plain archive may hold what it likes."""
+    monkeypatch.setattr(archives, "_ALWAYS_READ", 0)
+    path, image = tmp_path / "archive.tar", random.Random(0).randbytes(200_000)
+    with tarfile.open(path, f"w:{suffix}") as tar:
+        info = tarfile.TarInfo("a")
+        info.size = 3 * len(image)
+        tar.addfile(info, io.BytesIO(image + bytes(2 * len(image))))
+    with archives.open_stream(str(path)) as stream:
+        assert [len(member.data.read(member.size)) for member in archives.read_tar(stream)] == [3 * len(image)]
+        stream.drain()
 
 
 def test_missing_archive_is_named(tmp_path):

@@ -4,6 +4,7 @@ import tarfile
 import pytest
 import tensorflow_datasets as tfds
 
+from mixer.data.datasets import archives
 from mixer.data.datasets.archives import BrokenArchiveError
 from mixer.data.datasets.imagenet21k import Imagenet21k
 
@@ -154,6 +155,40 @@ def test_truncated_archive_stops_with_one_line_or_keeps_what_it_gave(tmp_path, i
     builder = build(tmp_path, archive, allow_truncated=True)
     assert set(images[CAT]) <= set(contents(builder))
     assert "is damaged" in builder.info.metadata["truncated"]
+
+
+def test_a_bomb_of_images_ends_early_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_ALWAYS_READ", 1 << 20)
+    archive, bomb = tmp_path / "a.tar.bz2", {f"{CAT}_{i}.JPEG": jpeg("") + bytes(300_000) for i in range(100)}
+    with tarfile.open(archive, "w:bz2") as tar:
+        add(tar, f"{CAT}.tar", class_tar(bomb))
+    with pytest.raises(BrokenArchiveError, match=r"archive .* is damaged: its first .* a decompression bomb") as caught:
+        build(tmp_path, archive)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    builder = build(tmp_path, archive, allow_truncated=True)
+    assert builder.info.splits["train"].num_examples <= 4  # of a hundred
+
+
+def test_nothing_is_written_outside_the_dataset(tmp_path, images):
+    """Names that climb or are absolute, links, and files behind links: in the class tars and around them."""
+    outside, inner = tmp_path / "outside", io.BytesIO()
+    outside.mkdir()
+    with tarfile.open(fileobj=inner, mode="w") as tar:
+        add(tar, "door", type=tarfile.SYMTYPE, linkname=str(outside))
+        add(tar, "door/through.JPEG", jpeg("through"))
+        add(tar, str(outside / "absolute.JPEG"), jpeg("absolute"))
+        add(tar, "../../outside/climbs.JPEG", jpeg("climbs"))
+        add(tar, "hard.JPEG", type=tarfile.LNKTYPE, linkname=str(tmp_path / "classes.txt"))
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as tar:
+        add(tar, "door", type=tarfile.SYMTYPE, linkname=str(outside))
+        add(tar, f"door/{DOG}.tar", class_tar(images[DOG]))
+        add(tar, f"{CAT}.tar", inner.getvalue())
+    builder = build(tmp_path, archive)
+    assert contents(builder).keys() == images[DOG].keys() | {"through.JPEG"}  # a name in the dataset, and no path
+    assert list(outside.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"outside", "a.tar", "classes.txt", "data"}
 
 
 def test_an_archive_that_is_none_is_named(tmp_path):

@@ -20,6 +20,13 @@ def root(tmp_path):
         (folder / name).write_bytes(b"\xff\xd8\xff" + name.encode())
     (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xffsecret")
     (folder / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "s.jpg").write_bytes(b"\xff\xd8\xffsecret")
+    (folder / "door").symlink_to(tmp_path / "secrets")
+    (folder / "absent.jpg").symlink_to(tmp_path / "nothing")
+    with (folder / "huge.jpg").open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate((64 << 20) + 1)
     (folder / "page.jpg").write_bytes(b"<html>")
     (folder / "zero.jpg").write_bytes(b"")
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
@@ -77,6 +84,10 @@ BAD = [
     ({"image": "../secret.jpg", "labels": [0]}, "image outside the root"),
     ({"image": "/etc/passwd", "labels": [0]}, "image outside the root"),
     ({"image": "out.jpg", "labels": [0]}, "image outside the root"),
+    ({"image": "door/s.jpg", "labels": [0]}, "image outside the root"),
+    ({"image": "absent.jpg", "labels": [0]}, "image outside the root"),
+    ({"image": "huge.jpg", "labels": [0]}, "larger than 64 MiB"),
+    ("[" * 100_000, "malformed JSON"),
     ({"image": "none.jpg", "labels": [0]}, "image cannot be read"),
     ({"image": "sub", "labels": [0]}, "image cannot be read"),
     ({"image": "a\0.jpg", "labels": [0]}, "image cannot be read"),
