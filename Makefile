@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev quickstart test test-all test-timm lint lock clean
+.PHONY: help install install-dev quickstart test test-all test-timm chaos lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ lint: install-dev  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## the checks and the test suite, within fifteen minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto
 
 test-all: lint $(VENV)-preflight/installed  ## and what takes longer: large models, ahead-of-time TPU compilation
 	$(BIN)/python -m pytest
@@ -43,6 +43,11 @@ $(VENV)-preflight/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-preflight
 	$(VENV)-preflight/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,preflight]'
 	touch $@
+
+TRIALS ?= 100
+SEED ?= 0
+chaos: install-dev  ## kill, damage and starve the real command at random, TRIALS=100 times, within an hour on two cores
+	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED)
 
 test-timm: $(VENV)-timm/installed  ## models exchanged with PyTorch's timm, in both directions
 	$(VENV)-timm/bin/python -m pytest tests/transfer/test_timm_model.py

@@ -1,5 +1,6 @@
 """From a command line to a config; and what is wrong with it, in one line, when there is something wrong."""
 
+import errno
 import functools
 import operator
 import pathlib
@@ -18,6 +19,9 @@ from mixer.errors import UserError, first_line
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
 
+# What a full disk, a folder that is read-only, or a lost permission or device says: the user's to mend, wherever it is.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -27,6 +31,10 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
+        problem = f"error: {error}"
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
         problem = f"error: {error}"
     sys.exit(problem)  # here, where the error and all that its traceback holds are gone
 

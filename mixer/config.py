@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models, recipe
 from mixer.errors import UserError, first_line
+from mixer.files import write_whole
+
+_log = logging.getLogger(__name__)
 
 # In a run's folder.
 CONFIG_FILE = "config.json"
@@ -30,6 +34,7 @@ _CHOICES = {
     "input.crop": ("inception", "random", "pad", "resize"),
     "input.eval_crop": ("resize_small", "resize_square"),
     "fewshot.eval_crop": ("resize_small", "resize_square"),
+    "checkpoint.on_error": ("stop", "continue"),
 }
 
 # Fields that have to lie within bounds, both included and infinity never; a field that is not set is not looked at.
@@ -38,6 +43,7 @@ _BOUNDS = {
     "batch_size": (1, math.inf),
     "accumulate_steps": (1, math.inf),
     "ema_decay": (0, 0.999999),
+    "max_nonfinite_steps": (0, math.inf),
     **{f"warmup_{unit}": (0, math.inf) for unit in recipe.UNITS},
     **{f"model.{width}": (1, math.inf) for width in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
     "model.dropout": (0, 0.999),
@@ -160,35 +166,48 @@ def steps(config: ConfigDict, name: str, num_examples: int) -> int:
     return max(round(examples / config.batch_size), 1) if examples else 0
 
 
-def check_same(config: ConfigDict, workdir: epath.PathLike) -> None:
+def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool = False) -> list[str]:
     """Compares the config with that of the run that the folder holds, if there is one.
 
+    Returns:
+      Each difference, such as "seed: 0 before, 1 now".
+
     Raises:
-      UserError: they differ in what is computed.
+      UserError: they differ in what is computed, and that is not allowed.
     """
-    if (epath.Path(workdir) / CONFIG_FILE).exists():
+    if not (epath.Path(workdir) / CONFIG_FILE).exists():
+        return []
+    try:
         before = {**flat(recipe.base()), **flat(load(workdir))}  # settings that came after the run began: the defaults
-        now = flat(ConfigDict(json.loads(config.to_json())))
-        changed = sorted(key for key in {**before, **now} if before.get(key) != now.get(key) and not _harmless(key))
-        if changed:
-            listed = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)
-            raise UserError(f"{workdir} holds a run of another config ({listed}); give another --workdir, or delete it")
+    except UserError as error:
+        _log.warning("%s: it is written anew, without a comparison.", error)
+        return []
+    now = flat(ConfigDict(json.loads(config.to_json())))
+    changed = {
+        key: f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+        for key in sorted({**before, **now})
+        if before.get(key) != now.get(key)
+    }
+    if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another --workdir, or "
+            "--allow_config_change to continue it with this one"
+        )
+    return list(changed.values())
 
 
 def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
     """Writes the config and the names of the classes to the run's folder."""
     if jax.process_index() == 0:
-        (epath.Path(workdir) / CONFIG_FILE).write_text(config.to_json(indent=2, sort_keys=True))
-        (epath.Path(workdir) / CLASSES_FILE).write_text("\n".join(class_names) + "\n")
+        write_whole(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
+        write_whole(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
 
 
-# What may change when a run is continued: where data lies and what is written, not what is computed.
+# What may change when a run is continued: where data lies, how arrays are laid out, when it looks and what it writes,
+# not what is computed.
 _HARMLESS = (*(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in recipe.UNITS),
-             "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share")  # fmt: skip
-
-
-def _harmless(key: str) -> bool:
-    return key.startswith(_HARMLESS)
+             "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share", "sharding",
+             "max_nonfinite_steps")  # fmt: skip
 
 
 def load(workdir: epath.PathLike) -> FrozenConfigDict:

@@ -14,8 +14,8 @@ class DivergedError(UserError):
 
 
 def quiet_libraries() -> None:
-    """Lets the libraries report errors only, and this project its warnings too."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Silences the libraries' logs, since what they raise is told in one line; this project's warnings are shown."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("mixer").setLevel(logging.WARNING)
 
 

@@ -6,9 +6,9 @@
     evaluating                              abandons the evaluation, saves and leaves; it is made up for on return
     already leaving                         leaves at once
 
-Of several processes, all leave behind the same step when one is asked. The exit status is EXIT_STATUS: start the run
-again, and it continues. A thread watches, since the main one may be inside a compilation for minutes, where no handler
-of Python's runs.
+Of several processes, all leave behind the same step when one is asked, be it by a signal or by a notice that reaches
+JAX's preemption service. The exit status is EXIT_STATUS: start the run again, and it continues. A thread watches, since
+the main one may be inside a compilation for minutes, where no handler of Python's runs.
 """
 
 import functools
@@ -23,6 +23,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mixer.training import sharding
@@ -48,16 +49,22 @@ class AbandonedError(Exception):
 
 
 class Stop:
-    """Whether this process was asked to stop. Without `listen` it never is, and signals do what they always do."""
+    """Whether this process was asked to stop. Without `listen` signals do what they always do."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int | None = None) -> None:
+        """Asks by itself behind step `after`, if given."""
+        self.after = after
         self._asked = threading.Event()
+        self._calls = 0
         self._has_work_to_save = False
         self._mesh: Mesh | None = None
         self._latest: jax.Array | None = None  # whether any process had been asked, at the call before
 
     def listen(self) -> None:
-        """Takes over the signals; to be called once, from the main thread."""
+        """Takes over the signals; to be called once, from the main thread, behind jax.distributed's own start.
+
+        JAX's preemption service takes SIGTERM too, when it starts; whoever comes last has it.
+        """
         told, tell = socket.socketpair()
         tell.setblocking(False)
         signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)  # written to whatever the main thread is doing
@@ -93,6 +100,10 @@ class Stop:
 
         Several processes get the same answer, one call late: what is read here was computed behind the step before.
         """
+        self._calls += 1
+        serves = jax.distributed.is_initialized() and jax.config.read("jax_enable_preemption_service")
+        if serves and multihost_utils.reached_preemption_sync_point(self._calls):
+            self._asked.set()
         if self._mesh is None:
             return self._asked.is_set()
         mine = np.full(jax.local_device_count(), self._asked.is_set(), np.int32)

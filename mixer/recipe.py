@@ -36,6 +36,7 @@ def base() -> ConfigDict:
     duration(config, "checkpoint", steps=1_000)
     config.loss = "sigmoid_xent"  # or softmax_xent; the paper is silent, the published ImageNet-1k config says sigmoid
     config.ema_decay = 0.0  # of a moving average of the parameters, evaluated beside them; 0 for none
+    config.max_nonfinite_steps = 0  # steps left out, their loss or gradient not finite; at one more the run stops
     config.sharding = "data_parallel"  # or fully_sharded: parameters and optimizer state split over the devices
     config.init_from = placeholder(str)  # a run's workdir, .npz, .safetensors or B/16-i21k; new head for other classes
     config.resize = "extend"  # its token mixing to a multiple of its image size (Appendix C); or interpolate, to any
@@ -109,6 +110,7 @@ def base() -> ConfigDict:
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every = 0  # steps: also keep those whose step this divides; 0 for none
     config.checkpoint.keep_best = 1  # by accuracy, among those saved right after an evaluation
+    config.checkpoint.on_error = "stop"  # or continue: when it or the metrics cannot be written, as on a full disk
 
     config.profile_steps = 0  # steps to trace for TensorBoard's profiler, from the tenth; 0 for none
     return config

@@ -27,6 +27,7 @@ from mixer.transfer import load
 from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
 
+_LOST_AFTER = 60  # seconds without a sign of life; then JAX ends the other processes
 _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
 
 
@@ -35,6 +36,7 @@ def train(
     workdir: epath.PathLike,
     console: Console | None = None,
     stop: preemption.Stop | None = None,
+    allow_config_change: bool = False,
 ) -> dict[str, float]:
     """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
 
@@ -43,6 +45,7 @@ def train(
       workdir: the run's folder, local or gs://; made if missing.
       console: where to say how it goes; standard output if not given.
       stop: tells when to save and leave; never if not given.
+      allow_config_change: whether a run of another config may be continued with this one.
 
     Returns:
       The metrics of the last evaluation.
@@ -71,7 +74,7 @@ def train(
         return configuration.steps(config, name, train_source.num_examples)
 
     total_steps = every("total")
-    configuration.check_same(config, workdir)
+    changes = configuration.check_same(config, workdir, allow_config_change)
 
     # ------------------------------------------------------------------------------------------- model and optimizer
     model = models.create(num_classes=num_classes, **config.model)
@@ -95,7 +98,7 @@ def train(
     try:
         state = checkpoints.restore(shapes, shardings)
         if state is not None:
-            console.keep(f"continuing from step {int(state.step)}")
+            console.keep(f"continuing from step {int(state.step)}" + "".join(f"; {change}" for change in changes))
         else:
             state = jax.jit(init, out_shardings=shardings)()
             if weights is not None:
@@ -106,7 +109,7 @@ def train(
         raise
     configuration.save(config, train_source.class_names, workdir)
     first_step = int(state.step)
-    log = MetricsLog(workdir, first_step)
+    log = MetricsLog(workdir, first_step, config.checkpoint.on_error)
 
     # -------------------------------------------------------------------------------------------------- compiled steps
     train_step = jax.jit(
@@ -115,7 +118,9 @@ def train(
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    eval_step = evaluation.make_eval_step(model, config.loss, mesh, keep_logits=eval_source.multi_label)
+    eval_step = evaluation.make_eval_step(
+        model, config.loss, mesh, keep_logits=eval_source.multi_label, num_statuses=len(images.STATUSES)
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         """Evaluates; raises preemption.AbandonedError where the run was asked to stop."""
@@ -123,10 +128,13 @@ def train(
         metrics = {}
         for name, params in named.items():
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
-            found = evaluation.evaluate(eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples)
+            found = evaluation.evaluate(
+                eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, images.STATUSES
+            )
             metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
+        _refuse_bad_images(metrics, "val/bad_images/", eval_source.num_examples, config)
         if few_shot:
-            metrics.update(few_shot(state.params))
+            metrics.update(few_shot(state.params, stop.unless_asked))
         return metrics
 
     # ------------------------------------------------------------------------------------------------------------ loop
@@ -138,7 +146,7 @@ def train(
     progress = Progress(first_step, total_steps, config.batch_size)
     traced = range(first_step + 10, min(first_step + 10 + config.profile_steps, total_steps))
     log_every, eval_every, checkpoint_every = every("log"), every("eval"), every("checkpoint")
-    unread: tuple[int, dict[str, jax.Array]] | None = None  # metrics are read one step late: the loop never waits
+    behind: Metrics = {}  # of the step before: the loop runs no further ahead of the devices than that
 
     try:
         owed = first_step and (first_step % eval_every == 0 or first_step == total_steps)
@@ -152,21 +160,25 @@ def train(
                 with progress.pause():  # compiling
                     jax.block_until_ready(metrics)
                 stop.work_begins()
-            if unread:
-                _check(*unread, config)
-            unread = step, metrics
+            jax.block_until_ready(behind)
+            behind = metrics
             if traced and step == traced.start:
                 jax.profiler.start_trace(str(workdir))
             if traced and step == traced.stop:
                 jax.profiler.stop_trace()
 
-            last, leaving = step == total_steps, stop.asked()
+            last, leaving = step == total_steps, stop.asked() or step == stop.after
+            logs, evaluates, saves = (last or step % every == 0 for every in (log_every, eval_every, checkpoint_every))
+            if not (logs or evaluates or saves or leaving):
+                continue
+            values = _check(step, metrics, config)  # what is saved is finite
+            checkpoints.check()
             row: dict[str, float] = {}
-            if step % log_every == 0 or last:
-                scalars = _check(step, metrics, config) | progress.measure(step)
+            if logs:
+                scalars = values | progress.measure(step)
                 row |= {f"train/{name}": value for name, value in scalars.items()}
                 console.show(step, total_steps, scalars)
-            if step % eval_every == 0 or last:
+            if evaluates:
                 try:
                     with progress.pause():
                         row |= (evaluated := evaluate(state))
@@ -175,16 +187,15 @@ def train(
                     leaving = True
             if row:
                 log.write(step, row)
-            if last and (bad := [f"{row[key]} {key.split('/')[-1]}" for key in row if "/bad_images/" in key]):
-                console.keep(f"images that could not be used: {', '.join(bad)}")
-            if step % checkpoint_every == 0 or last or leaving:
-                _check(step, metrics, config)  # what is saved is finite
+            if last and any("/bad_images/" in name for name in row):
+                console.keep(f"images that could not be used: {_bad_images(row)}")
+            if saves or leaving:
                 checkpoints.save(state, row)
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {total_steps}")
     finally:  # a save in the background is brought to its end, whatever ended the loop
-        checkpoints.close()
         log.close()
+        checkpoints.close()
 
     if first_step >= total_steps:
         console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {total_steps}")
@@ -252,22 +263,39 @@ def _describe(
 def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
     """Reads a step's metrics; raises UserError where the run must not go on."""
     values = jax.device_get(metrics)
-    if not values.pop("finite"):
+    if values.pop("diverged"):
         raise DivergedError(
-            f"loss or gradient is not finite at step {step} (loss {values['loss']}): the run stops, its checkpoints "
-            "are sound; start from them with config.init_from in another --workdir and a lower optimizer.learning_rate"
+            f"loss or gradient is not finite at step {values['step'] + 1}, with config.max_nonfinite_steps="
+            f"{config.max_nonfinite_steps}: the run stops, its checkpoints are sound; start from them with "
+            "config.init_from in another --workdir and a lower optimizer.learning_rate"
         )
-    bad = dict(zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True))
-    seen = step * config.batch_size
-    share = sum(bad.values()) / seen
+    bad = zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
+    counts = {f"bad_images/{status}": count for status, count in bad if count}
+    if skipped := int(values.pop("nonfinite_steps")):
+        counts["nonfinite_steps"] = skipped
+    del values["step"]
+    _refuse_bad_images(counts, "bad_images/", step * config.batch_size, config)
+    return {name: float(value) for name, value in values.items()} | counts
+
+
+def _refuse_bad_images(metrics: dict[str, float], prefix: str, seen: int, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where too many of the images seen could not be used, by their counts under `prefix`."""
+    bad = {name.removeprefix(prefix): count for name, count in metrics.items() if name.startswith(prefix)}
     if sum(bad.values()) > config.input.max_bad_share * max(seen, _FEWEST_SEEN):
-        kinds = ", ".join(f"{count} {status}" for status, count in bad.items() if count)
+        kinds = ", ".join(f"{count} {status}" for status, count in bad.items())
         raise UserError(
-            f"{share:.2%} of the images up to step {step} cannot be used ({kinds}), more than "
+            f"{sum(bad.values()) / seen:.2%} of {seen:,} images cannot be used ({kinds}), more than "
             f"config.input.max_bad_share={config.input.max_bad_share:.2%}: mend the data, or raise the share"
         )
-    scalars = {name: float(value) for name, value in values.items()}
-    return scalars | {f"bad_images/{status}": count for status, count in bad.items() if count}
+
+
+def _bad_images(row: dict[str, float]) -> str:
+    """The counts in a line of metrics, such as "in training 3 empty; in the last evaluation 1 truncated"."""
+    said = []
+    for prefix, where in (("train/bad_images/", "in training"), ("val/bad_images/", "in the last evaluation")):
+        counts = [f"{row[name]:g} {name.removeprefix(prefix)}" for name in row if name.startswith(prefix)]
+        said += [f"{where} {', '.join(counts)}"] if counts else []
+    return "; ".join(said)
 
 
 def _readable(metrics: dict[str, float]) -> list[str]:
@@ -298,6 +326,8 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "The run's config file; --config.NAME=VALUE changes a value.")
     flags.DEFINE_string("workdir", None, "The run's folder, local or gs://. By default runs/ and the config's name.")
     flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels, and exit.")
+    flags.DEFINE_bool("allow_config_change", False, "Continue the run in --workdir though its config was another.")
+    flags.DEFINE_integer("stop_after", None, "Save behind this step and leave, as if asked to stop.", 1)
     flags.DEFINE_bool("distributed", False, "Several hosts: start jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
@@ -310,16 +340,19 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     if flags.FLAGS.distributed:
-        jax.distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+        jax.distributed.initialize(
+            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id,
+            heartbeat_timeout_seconds=_LOST_AFTER,
+        )  # fmt: skip
     config, name = command_line.from_flags()
     workdir = flags.FLAGS.workdir or f"runs/{name}"
     if flags.FLAGS.inspect:
         print(f"the first batch is in {write_inspection(config, workdir)}")
         return
-    stop = preemption.Stop()
+    stop = preemption.Stop(flags.FLAGS.stop_after)
     stop.listen()
     try:
-        train(config, workdir, stop=stop)
+        train(config, workdir, stop=stop, allow_config_change=flags.FLAGS.allow_config_change)
     except preemption.PreemptedError as preempted:
         print(preempted)
         sys.exit(preemption.EXIT_STATUS)

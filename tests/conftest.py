@@ -1,8 +1,20 @@
-"""Every test sees eight virtual CPU devices, no rank promotion, and TensorFlow without its start-up chatter."""
+"""Every test sees eight virtual CPU devices, no rank promotion, and TensorFlow without its start-up chatter.
 
+What one test has compiled is there for all, and for the commands that they start: half of their time was compiling the
+same small programs. pytest-xdist's workers inherit the folder from the process that started them.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 

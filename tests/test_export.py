@@ -87,7 +87,7 @@ def run(tmp_path_factory):
     for step, params, averages in ((3, AVERAGES, PARAMS), (7, PARAMS, AVERAGES)):
         state = TrainState(
             step=np.int32(step), params=params, opt_state=optax.trace(0.9).init(params), ema_params=averages,
-            bad_images=np.zeros(7, np.int32),
+            bad_images=np.zeros(7, np.int32), nonfinite_steps=np.int32(0),
         )  # fmt: skip
         checkpoints.save(jax.tree.map(jnp.asarray, state), {})
     checkpoints.close()

@@ -50,7 +50,7 @@ def write_run(folder, params, ema_params, **settings):
     config.update_from_flattened_dict(given)
     state = TrainState(
         step=jnp.asarray(7), params=params, opt_state=optax.trace(0.9).init(params), ema_params=ema_params,
-        bad_images=jnp.zeros(7, jnp.int32),
+        bad_images=jnp.zeros(7, jnp.int32), nonfinite_steps=jnp.int32(0),
     )  # fmt: skip
     folder.mkdir()
     checkpoints = Checkpoints(folder, 1, 0, 0)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -15,8 +16,8 @@ from test_train import DROPPING, ROOT, command, data_dir, deterministic, run, ti
 
 from mixer import preemption, train
 from mixer.data import pipeline
-from mixer.training.checkpoint import load_params
-from mixer.training.metrics import read_metrics
+from mixer.training.checkpoint import Checkpoints, load_params
+from mixer.training.metrics import Console, read_metrics
 
 
 def start(arguments):
@@ -76,7 +77,7 @@ def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
     assert time.monotonic() - before < 2
     assert process.returncode == 75
     assert complaint == "SIGINT: leaving at once\n"
-    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert not list(tmp_path.glob("checkpoints/[0-9]*"))
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(12, marks=pytest.mark.slow)])
@@ -97,6 +98,69 @@ def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, mo
     assert "val/count" not in read_metrics(tmp_path)[-1]
     train.train(config, tmp_path)
     assert_same_run(straight, tmp_path)
+
+
+@pytest.mark.parametrize("during", ["training", "evaluation", "few-shot evaluation"])
+def test_saving_begins_within_a_second(data_dir, tmp_path, monkeypatch, during):
+    """Of a request at step 7 of a run whose steps take milliseconds, or within the second evaluation of each kind."""
+    stop, times = preemption.Stop(), {}
+
+    def ask():
+        times.setdefault("asked", time.monotonic())
+        stop._asked.set()
+
+    class Watching(Console):
+        def show(self, step, total_steps, scalars):
+            if during == "training" and step == 7:
+                ask()
+
+    original, evaluations = pipeline.eval_batches, {"evaluation": 0, "few-shot evaluation": 0}
+
+    def eval_batches(*arguments, **named):
+        kind = "few-shot evaluation" if named.get("records") is not None else "evaluation"
+        evaluations[kind] += 1
+        for batch in original(*arguments, **named):
+            if kind == during and evaluations[kind] == 2:
+                ask()
+            yield batch
+
+    save = Checkpoints.save
+
+    def timed(self, state, metrics):
+        times["saving"] = time.monotonic()
+        save(self, state, metrics)
+
+    monkeypatch.setattr(pipeline, "eval_batches", eval_batches)
+    monkeypatch.setattr(Checkpoints, "save", timed)
+    few_shot = {"fewshot.dataset": "fractals/4x20x16", "fewshot.test_split": "validation", "fewshot.shots": (1,)}
+    config = tiny(data_dir, checkpoint_steps=12, eval_steps=3, **(few_shot if during == "few-shot evaluation" else {}))
+    with pytest.raises(preemption.PreemptedError):
+        train.train(config, tmp_path, console=Watching(), stop=stop)
+    assert 0 <= times["saving"] - times["asked"] < 1
+
+
+NOTICED = """
+import os, signal, sys, time
+import jax
+from mixer import preemption
+jax.distributed.initialize(sys.argv[1], 1, 0)
+stop = preemption.Stop()
+assert not stop.asked()
+os.kill(os.getpid(), signal.SIGTERM)  # nobody listens but JAX
+until = time.monotonic() + 30
+while not stop.asked():
+    assert time.monotonic() < until, "JAX's preemption service said nothing"
+    time.sleep(0.05)
+print("noticed")
+"""
+
+
+def test_what_jax_s_preemption_service_notices_counts(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    done = run([sys.executable, "-c", NOTICED, address], devices=1)
+    assert done.stdout == "noticed\n", done.stderr
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -17,7 +17,7 @@ from PIL import Image
 from configs import quickstart
 from mixer import config as configuration
 from mixer import train
-from mixer.data import datasets
+from mixer.data import datasets, pipeline
 from mixer.errors import UserError
 from mixer.training.checkpoint import load_params
 from mixer.training.metrics import read_metrics
@@ -225,33 +225,40 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
 
 
+def spoiled(original, steps):
+    """Training batches of which those of some steps have a loss that is not finite."""
+
+    def train_batches(*arguments, **named):
+        for step, batch in zip(named["steps"], original(*arguments, **named), strict=True):
+            if step + 1 in steps:
+                batch = {**batch, "weight": np.full_like(batch["weight"], np.inf)}
+            yield batch
+
+    return train_batches
+
+
+@pytest.mark.parametrize("log_steps", [1, 5])
+def test_steps_that_are_not_finite_are_left_out_counted_and_limited(data_dir, tmp_path, monkeypatch, log_steps):
+    """However seldom the loop looks: nothing but the log says at which step it saw it."""
+    monkeypatch.setattr(pipeline, "train_batches", spoiled(pipeline.train_batches, (4, 7)))
+    settings = {"log_steps": log_steps, "checkpoint_steps": 5, "max_nonfinite_steps": 2}
+    train.train(tiny(data_dir, **settings), tmp_path / "skipping")
+    counts = [row.get("train/nonfinite_steps", 0) for row in read_metrics(tmp_path / "skipping")]
+    assert counts == {1: [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2], 5: [1, 0, 2, 2]}[log_steps]  # step 6 evaluates only
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / "skipping")[1]))
+
+    with pytest.raises(UserError, match=r"not finite at step 7, with config.max_nonfinite_steps=1: the run stops"):
+        train.train(tiny(data_dir, **{**settings, "max_nonfinite_steps": 1}), tmp_path / "stopping")
+    step, params = load_params(tmp_path / "stopping")
+    assert step == 5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data_dir, tmp_path):
     config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 1})
     with pytest.raises(UserError, match="not finite at step"):
         train.train(config, tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
-
-
-def test_images_that_cannot_be_used_are_counted_and_too_many_stop_the_run(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        for i in range(20):
-            path = tmp_path / "data" / label / f"{i}.png"
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-            if i < 2:
-                path.write_bytes(b"" if label == "cat" else b"not a picture")
-    folder = {"input.dataset": "folder", "total_steps": 4, "input.validation_share": 0.2}
-    data = str(tmp_path / "data")
-    train.train(tiny(data, **folder, **{"input.max_bad_share": 0.5}), tmp_path / "tolerant")
-    assert "images that could not be used: " in capsys.readouterr().out
-    last = read_metrics(tmp_path / "tolerant")[-1]
-    assert last["val/count"] + last["val/unreadable"] == 8
-    counts = last["train/bad_images/empty"], last["train/bad_images/unknown_format"]
-    assert min(counts) > 0
-    assert sum(counts) < 0.25 * 4 * 16
-    with pytest.raises(UserError, match=r"up to step \d+ cannot be used \(.*more than .*max_bad_share=0.10%"):
-        train.train(tiny(data, **folder, **{"input.max_bad_share": 0.001}), tmp_path / "strict")
 
 
 def multilabel(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:

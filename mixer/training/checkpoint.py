@@ -1,38 +1,42 @@
 """Checkpoints through orbax: written in the background, and restored from the newest that is whole."""
 
+import contextlib
 import dataclasses
-import functools
 import json
 import logging
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError
+from mixer.training import integrity
 from mixer.training.step import TrainState
 
 _log = logging.getLogger(__name__)
 
 BEST_METRIC = "val/accuracy"
 
-_CHECKSUMS = "checksums"
-
 
 class Checkpoints:
     """The checkpoints of one run, one folder a step below `workdir`/checkpoints."""
 
-    def __init__(self, workdir: epath.PathLike, keep_last: int, keep_every: int, keep_best: int):
-        """Keeps the newest `keep_last`, every one whose step `keep_every` divides, and the `keep_best` most accurate.
+    def __init__(
+        self, workdir: epath.PathLike, keep_last: int, keep_every: int, keep_best: int, on_error: str = "stop"
+    ):
+        """Opens the folder.
 
-        0 for either of the latter two keeps none on that ground.
+        Args:
+          workdir: the run's folder.
+          keep_last: how many of the newest stay.
+          keep_every: every one whose step this divides stays; 0 for none.
+          keep_best: how many of the most accurate stay; 0 for none.
+          on_error: "stop" or "continue", when a checkpoint cannot be written. An older one is deleted only when the one
+            that takes its place is committed, so either way those that were there remain.
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_every:
@@ -40,16 +44,32 @@ class Checkpoints:
         if keep_best:
             kept.append(_MostAccurate(keep_best))
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self._kept = policies.AnyPreservationPolicy(kept)
+        self._stops_on_error = on_error == "stop"
+        self._saving: int | None = None  # the step that is being written
+        self._manager: ocp.CheckpointManager | None = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         _forget_damaged_metrics(self.folder)
-        self._manager = ocp.CheckpointManager(
+        # Several hosts write a part of each copied array each. On one host that gains nothing, and the slicing has to
+        # be compiled before the first save, which may be one that a preemption asks for.
+        handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=self._kept,
                 # Unused, but without it orbax does not write the metrics, and a restart would forget the best.
                 best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
+
+    def _seal(self) -> None:
+        """Called by orbax, on one host, when all is written and the folder does not have its final name yet."""
+        for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            integrity.write_list(folder)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Copies the state to the host and returns; the rest happens in the background.
@@ -57,30 +77,63 @@ class Checkpoints:
         Args:
           state: of the run, on the devices.
           metrics: of this very step; an accuracy among them makes it a candidate for the best.
+
+        Raises:
+          UserError: this checkpoint or the one before cannot be written, and that is to stop the run.
         """
+        self.wait()
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
-        saved = {**_fields(state), _CHECKSUMS: jax.jit(_checksums, out_shardings=state.step.sharding)(_fields(state))}
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(saved), metrics=best, force=True)
+        saved = {
+            **_fields(state),
+            integrity.CHECKSUMS: jax.jit(integrity.checksums, out_shardings=state.step.sharding)(_fields(state)),
+        }
+        self._saving = int(state.step)
+        try:
+            self._manager = self._manager or self._open()
+            self._manager.save(self._saving, args=ocp.args.StandardSave(saved), metrics=best, force=True)
+        except Exception as error:  # orbax raises whatever the file system has to say
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        step, self._saving = self._saving, None
+        if self._manager is not None:
+            with contextlib.suppress(Exception):  # it says the same again
+                self._manager.close()
+        self._manager = None  # the next one removes what is left of this attempt
+        with contextlib.suppress(OSError):
+            for folder in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                folder.rmtree()
+        reason = integrity.reason_of(error)
+        problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); those before it stand"
+        if self._stops_on_error:
+            raise UserError(
+                f"{problem}: make it possible and run the same command again; with config.checkpoint.on_error=continue "
+                "a run goes on without, to its last one"
+            ) from None
+        _log.warning("%s, training goes on.", problem[0].upper() + problem[1:])
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
-        """Returns the newest state that can be read, laid out as `shardings` says; None when the run has none yet.
+        """Returns the newest state that is whole, laid out as `shardings` says; None when the run has none yet.
 
-        Newer ones that cannot be read are deleted once an older one could: the run is about to write them again.
+        What is not whole is deleted once a whole one was read: the run is about to write it again, or it is what a kill
+        left of a deletion.
 
         Raises:
           UserError: there are checkpoints and none can be read. Starting from zero silently would lose the run.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        checksums = jax.eval_shape(_checksums, _fields(shapes))
+        manager = self._manager or self._open()
+        steps = sorted(manager.all_steps(), reverse=True)
+        checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-            {**_fields(shapes), _CHECKSUMS: checksums},
-            {**_fields(shardings), _CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
+            {**_fields(shapes), integrity.CHECKSUMS: checksums},
+            {**_fields(shardings), integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
         )
         args = ocp.args.StandardRestore(target)
-        for step, saved in _readable(steps, lambda step: self._manager.restore(step, args=args)):
-            for damaged in steps[: steps.index(step)]:
-                self._manager.delete(damaged)
+        for step, saved in integrity.readable(self.folder, steps, lambda step: manager.restore(step, args=args)):
+            for other in steps:
+                if other > step or not integrity.on_all_hosts(not integrity.fault(self.folder / str(other))):
+                    manager.delete(other)
             return shapes.replace(**{name: saved[name] for name in _fields(shapes)})
         if steps:
             raise UserError(
@@ -89,13 +142,38 @@ class Checkpoints:
             )
         return None
 
+    def check(self) -> None:
+        """Looks whether a save in the background has failed; does not wait for one that is under way.
+
+        Raises:
+          UserError: it has, and that is to stop the run.
+        """
+        if self._saving is not None and self._manager is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when every save has reached the disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save has reached the disk.
+
+        Raises:
+          UserError: it could not, and that is to stop the run.
+        """
+        if self._manager is not None and self._saving is not None:
+            try:
+                self._manager.wait_until_finished()
+                self._saving = None
+            except Exception as error:
+                self._failed(error)
 
     def close(self) -> None:
-        """Waits, then stops the background threads."""
-        self._manager.close()
+        """Waits, then stops the background threads.
+
+        Raises:
+          UserError: the last save could not reach the disk, whatever `on_error` says.
+        """
+        self._stops_on_error = True
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
@@ -140,13 +218,32 @@ def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = N
     Raises:
       UserError: the folder holds no checkpoint that can be read and has them.
     """
-    folder, key = epath.Path(workdir).resolve() / "checkpoints", "ema_params" if ema else "params"
+    key = "ema_params" if ema else "params"
+    found, saved = _load(workdir, [key], step)
+    return found, saved[key]
+
+
+def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
+    """Reads the newest whole state of a run, by the names of its fields, as NumPy arrays; returns its step and it.
+
+    Raises:
+      UserError: the folder holds no checkpoint that can be read.
+    """
+    return _load(workdir, None, None)
+
+
+def _load(workdir: epath.PathLike, fields: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
+    """Reads these fields of a state, or all."""
+    folder = epath.Path(workdir).resolve() / "checkpoints"
 
     def read(step: int) -> dict[str, Any]:
         tree = manager.item_metadata(step).tree
-        if key not in tree:
-            raise UserError(f"{workdir} holds no {key} at step {step}: it was trained with config.ema_decay=0")
-        wanted = {key: tree[key], _CHECKSUMS: {key: tree[_CHECKSUMS][key]}}
+        names = fields or list(tree[integrity.CHECKSUMS])
+        for name in names:
+            if name not in tree:
+                raise UserError(f"{workdir} holds no {name} at step {step}: it was trained with config.ema_decay=0")
+        wanted = {name: tree[name] for name in names}
+        wanted[integrity.CHECKSUMS] = {name: tree[integrity.CHECKSUMS][name] for name in names}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
         return manager.restore(step, args=args)
@@ -155,65 +252,14 @@ def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = N
         options = ocp.CheckpointManagerOptions(create=False)
         with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
             steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
-            for found, saved in _readable(steps, read):
-                return found, saved[key]
+            for found, saved in integrity.readable(folder, steps, read):
+                del saved[integrity.CHECKSUMS]
+                return found, saved
     which = "checkpoint" if step is None else f"checkpoint of step {step}"
-    raise UserError(f"{workdir} holds no {which} with {key} that can be read; give the --workdir of an earlier run")
-
-
-def _readable(steps: list[int], read: Callable[[int], dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the steps whose checkpoint can be read and is what was written, with what was read."""
-    _ignore_late_readers()
-    for step in steps:
-        try:
-            saved = read(step)
-            _compare(saved)
-        except UserError:
-            raise
-        except Exception as error:  # orbax raises whatever the damaged part meets
-            reason = first_line(error).partition(" [tensorstore_spec")[0]
-            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)
-        else:
-            yield step, saved
-
-
-@functools.cache
-def _ignore_late_readers() -> None:
-    """orbax gives up at the first array that it cannot read; what is still reading then complains on its own."""
-    inner = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        frames = traceback.extract_tb(unraisable.exc_traceback)
-        of_orbax = any("orbax" in frame.filename for frame in frames)
-        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
-            inner(unraisable)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    what = f" with {', '.join(fields)}" if fields else ""
+    raise UserError(f"{workdir} holds no {which}{what} that can be read; give the --workdir of an earlier run")
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
     """The state's fields that hold arrays: an average need not be kept."""
     return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
-
-
-def _checksums(fields: dict[str, Any]) -> dict[str, Any]:
-    """For each field the sum of the bits of each array, modulo 2^32: any one changed bit changes it.
-
-    orbax guards its index and small arrays by checksums of its own, large arrays not.
-    """
-
-    def checksum(array: Any) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return {name: jnp.stack([checksum(array) for array in jax.tree.leaves(tree)]) for name, tree in fields.items()}
-
-
-def _compare(saved: dict[str, Any]) -> None:
-    """Raises ValueError if what was read is not what was written."""
-    expected = saved[_CHECKSUMS]
-    found = jax.jit(_checksums)({name: saved[name] for name in expected})
-    for name, values in expected.items():
-        if not np.array_equal(values, found[name]):
-            raise ValueError(f"{name} is not what was written, its checksum differs")

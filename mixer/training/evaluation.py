@@ -1,6 +1,6 @@
 """Evaluation: every example of a split once, on all devices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ Sums = dict[str, jax.Array]
 
 
 def make_eval_step(
-    model: MlpMixer, loss: str, mesh: Mesh, keep_logits: bool
+    model: MlpMixer, loss: str, mesh: Mesh, keep_logits: bool, num_statuses: int
 ) -> Callable[[Any, Batch], tuple[Sums, jax.Array | None]]:
     """Builds the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
 
@@ -34,7 +34,7 @@ def make_eval_step(
             "loss": jnp.sum(example_loss * weight),
             "labelled": jnp.sum(weight * jnp.any(labels >= 0, axis=1)),
             "correct": jnp.sum(correct),
-            "unreadable": jnp.sum((batch["status"] > 0).astype(jnp.float32)),
+            "statuses": jnp.sum(batch["status"][:, None] == jnp.arange(num_statuses)[None], axis=0),
         }
         if labels.shape[1] == 1:
             zeros, label = jnp.zeros(model.num_classes), labels[:, 0]  # -1 would be the last class
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: loss; accuracy (with several labels: the first guess is among them); mean_per_class_accuracy, over the
         classes that occur, for single-label data; mean_average_precision where logits were kept; count of images;
-        labelled, those of them with a label, where that is not all; unreadable.
+        labelled, those of them with a label, where that is not all; unreadable, and those by kind in bad_images/KIND.
       class_accuracy: float64 [classes], NaN for a class without an example; None for multi-label data.
     """
 
@@ -65,8 +65,11 @@ def evaluate(
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
     num_examples: int,
+    statuses: Sequence[str],
 ) -> Evaluation:
     """Evaluates every example of a split once.
+
+    `statuses` names what can be wrong with an image; the first says that nothing is.
 
     Where the step keeps logits they are gathered in host memory, four bytes for each example and class.
 
@@ -82,7 +85,9 @@ def evaluate(
         if logits is not None:
             kept.append(sharding.to_host(mesh, logits, batch["labels"], batch["weight"]))
     found = jax.device_get(totals)
-    count, labelled, unreadable = (round(float(found[name])) for name in ("count", "labelled", "unreadable"))
+    count, labelled = (round(float(found[name])) for name in ("count", "labelled"))
+    bad = {name: int(number) for name, number in zip(statuses[1:], found["statuses"][1:], strict=True) if number}
+    unreadable = sum(bad.values())
     if count + unreadable != num_examples:
         raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
     metrics: dict[str, float] = {
@@ -101,7 +106,8 @@ def evaluate(
     metrics["count"] = count
     if labelled != count:
         metrics["labelled"] = labelled
-    return Evaluation({**metrics, "unreadable": unreadable}, class_accuracy)
+    by_kind = {f"bad_images/{name}": number for name, number in bad.items()}
+    return Evaluation({**metrics, "unreadable": unreadable, **by_kind}, class_accuracy)
 
 
 def mean_average_precision(

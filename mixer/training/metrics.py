@@ -1,14 +1,23 @@
 """What a run says: TensorBoard and JSON lines for machines, one line at a time for the person who watches."""
 
+import contextlib
 import json
+import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from etils import epath
+
+from mixer.errors import UserError, first_line
+from mixer.files import write_whole
+
+_log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -16,40 +25,79 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsLog:
     """Writes scalars of a step to TensorBoard and to `metrics.jsonl`; only the first process writes."""
 
-    def __init__(self, workdir: epath.PathLike, step: int):
-        """Continues the logs of a run that stands at `step`; later lines, from before it was interrupted, go."""
+    def __init__(self, workdir: epath.PathLike, step: int, on_error: str = "stop"):
+        """Continues the logs of a run that stands at `step`; later lines, from before it was interrupted, go.
+
+        Lines that cannot be written "stop" the run, or it is to "continue": they are kept and written when they can be.
+        """
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        self._last = rows[-1] if rows else {"step": 0}
+        self._stops_on_error = on_error == "stop"
+        rows = {row["step"]: row for row in read_metrics(workdir) if row["step"] <= step}
+        self._last = rows[max(rows)] if rows else {"step": 0}
+        self._unwritten = ""
         if self._writes:
             from clu import metric_writers  # here, for it imports TensorFlow: who only reads metrics need not wait
 
-            self._path.write_text("".join(map(_line, rows)))
-            self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+            write_whole(self._path, "".join(_line(rows[step]) for step in sorted(rows)))
+            self._size = self._path.stat().length  # bytes that are known to be written
+            self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
     def has(self, step: int, name: str) -> bool:
         """Whether the newest line is of this step and holds this scalar."""
         return self._last["step"] == step and name in self._last
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes the line of this step, or adds to it; and one point to each curve."""
+        """Writes the line of this step, or adds to it; and one point to each curve.
+
+        Raises:
+          UserError: it cannot be written, and that is to stop the run.
+        """
         again = self._last["step"] == step
         self._last = {**(self._last if again else {"step": step}), **scalars}
         if not self._writes:
             return
         if again:
             rows = [row for row in read_metrics(self._path.parent) if row["step"] < step]
-            self._path.write_text("".join(map(_line, [*rows, self._last])))
+            write_whole(self._path, "".join(map(_line, [*rows, self._last])))
+            self._size = self._path.stat().length
         else:
+            self._unwritten += _line(self._last)
+            self._append()
+        self._draw(step, scalars)
+
+    def _draw(self, step: int, scalars: dict[str, float]) -> None:
+        """TensorBoard's curves repeat what `metrics.jsonl` says, so a run goes on without them."""
+        try:
+            if self._tensorboard:
+                self._tensorboard.write_scalars(step, scalars)
+        except Exception as error:  # TensorFlow's, of the write before
+            _log.warning("TensorBoard's files cannot be written (%s): no more curves.", first_line(error))
+            self._tensorboard = None
+
+    def _append(self) -> None:
+        try:
             with self._path.open("a") as file:
-                file.write(_line(self._last))
-        self._tensorboard.write_scalars(step, scalars)
+                file.write(self._unwritten)
+            self._size += len(self._unwritten)
+            self._unwritten = ""
+        except OSError as error:
+            if "://" not in str(self._path):
+                os.truncate(self._path, self._size)  # of half a line nothing stays
+            if self._stops_on_error:
+                raise UserError(
+                    f"{self._path} cannot be written to ({first_line(error)}): make it possible and run the same "
+                    "command again, or train on without with config.checkpoint.on_error=continue"
+                ) from None
+            _log.warning("%s cannot be written to (%s), training goes on.", self._path, first_line(error))
 
     def close(self) -> None:
         """Flushes what is still in memory."""
-        if self._writes:
-            self._tensorboard.close()
+        if self._unwritten and not self._stops_on_error:
+            self._append()
+        if self._writes and self._tensorboard:
+            with contextlib.suppress(Exception):  # as in _draw
+                self._tensorboard.close()
 
 
 def _line(row: dict[str, float]) -> str:
@@ -57,15 +105,25 @@ def _line(row: dict[str, float]) -> str:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """Returns the lines of a run's `metrics.jsonl`, without the last if a kill cut it short."""
+    """Returns the lines of a run's `metrics.jsonl` but those that are damaged, as a last one cut short by a kill."""
     path = epath.Path(workdir) / METRICS_FILE
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
+
+
+_TIMED = ("images_per_sec_per_core", "input_wait_share", "seconds_left")
+
+
+def deterministic(row: dict[str, float]) -> dict[str, float]:
+    """A line without what says how long something took: the same however often the run was interrupted."""
+    return {name: value for name, value in row.items() if not name.endswith(_TIMED)}
 
 
 class Progress:

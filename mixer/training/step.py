@@ -26,11 +26,12 @@ class TrainState(flax.struct.PyTreeNode):
     The leaves are arrays, or in their stead shapes or shardings.
 
     Attributes:
-      step: steps taken, and the number of the batch to come. int32 [].
+      step: steps taken, and the number of the batch to come; it stands still once the run has diverged. int32 [].
       params: the model's, float32.
       opt_state: the optimizer's.
       ema_params: exponential moving average of params; None without one.
       bad_images: images that could not be used so far, by status. int32 [statuses].
+      nonfinite_steps: steps so far whose loss or gradient was not finite. int32 [].
     """
 
     step: Any
@@ -38,6 +39,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     ema_params: Any
     bad_images: Any
+    nonfinite_steps: Any
 
 
 def init_state(
@@ -52,6 +54,7 @@ def init_state(
         opt_state=tx.init(params),
         ema_params=params if config.ema_decay else None,
         bad_images=jnp.zeros(num_statuses, jnp.int32),
+        nonfinite_steps=jnp.zeros((), jnp.int32),
     )
 
 
@@ -102,7 +105,11 @@ def prepare(
 def make_train_step(
     model: MlpMixer, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ml_collections.ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds the step. A loss or gradient that is not finite leaves the state as it was and sets metric `finite` to 0.
+    """Builds the step.
+
+    A step whose loss or gradient is not finite changes neither parameters nor optimizer and is counted. Beyond
+    config.max_nonfinite_steps of them the state stands still, step and all, whatever batches follow: the loop need not
+    look at every step, and what it saves is finite.
 
     With accumulate_steps = a > 1 the batch is taken in a parts, whose gradients add up to those of the whole; each
     device's rows are split in a, so no row moves.
@@ -141,18 +148,26 @@ def make_train_step(
             ema_params = optax.incremental_update(params, state.ema_params, 1 - config.ema_decay)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        nonfinite_steps = state.nonfinite_steps + jnp.where(finite, 0, 1)
+        diverged = nonfinite_steps > config.max_nonfinite_steps
         stepped = state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
-        state_out = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+        state_out = jax.tree.map(lambda new, old: jnp.where(finite & ~diverged, new, old), stepped, state)
         statuses = jnp.arange(len(state.bad_images))
         bad_now = jnp.sum((batch["status"][:, None] == statuses[None, 1:]).astype(jnp.int32), axis=0)
-        state_out = state_out.replace(step=state.step + 1, bad_images=state.bad_images.at[1:].add(bad_now))
+        state_out = state_out.replace(
+            step=state.step + jnp.where(diverged, 0, 1),
+            bad_images=state.bad_images.at[1:].add(jnp.where(diverged, 0, bad_now)),
+            nonfinite_steps=nonfinite_steps,
+        )
         metrics = {
             "loss": loss,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state_out.params),
-            "finite": finite,
             "bad_images": state_out.bad_images,
+            "nonfinite_steps": nonfinite_steps,
+            "diverged": diverged,
+            "step": state_out.step,
         }
         return state_out, metrics
 

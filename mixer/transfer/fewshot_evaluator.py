@@ -1,5 +1,6 @@
 """What a model's features are worth: few-shot linear accuracy on another dataset, or on its own (Section 3)."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ class FewShot:
 
         self._features = jax.jit(features)
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Any, through: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> dict[str, float]:
         """Returns fewshot/DATASET_5shot for every number of shots: the mean over seeds of the accuracy.
 
         Beside it, if there is more than one seed, fewshot/DATASET_5shot_std, the standard deviation over seeds (n - 1
@@ -79,13 +80,14 @@ class FewShot:
 
         Args:
           params: of the model, anywhere on the mesh.
+          through: passes each batch on, and may end the evaluation by raising.
 
         Raises:
           UserError: no image of a split can be read.
         """
         settings, classes = self._settings, len(self._train.class_names)
-        few, few_labels, readable = self._run(params, self._train, self._needed)
-        test, test_labels, test_readable = self._run(params, self._test, np.arange(self._test.num_examples))
+        few, few_labels, readable = self._run(params, self._train, self._needed, through)
+        test, test_labels, test_readable = self._run(params, self._test, np.arange(self._test.num_examples), through)
         test, test_labels = test[test_readable], test_labels[test_readable]
 
         name = f"fewshot/{settings.dataset.replace('/', '_')}"
@@ -106,12 +108,19 @@ class FewShot:
             metrics[f"{name}_unreadable"] = unreadable
         return metrics
 
-    def _run(self, params: Any, source: sources.Source, records: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _run(
+        self,
+        params: Any,
+        source: sources.Source,
+        records: np.ndarray,
+        through: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> tuple[np.ndarray, ...]:
         """Of these records: features, float32 [records, width]; class numbers, int32 [records]; which are readable."""
         found = []
-        for rows in pipeline.eval_batches(
+        batches = pipeline.eval_batches(
             source, self._config, batch_size=self._batch_size, rows=self._rows, records=records
-        ):
+        )
+        for rows in through(batches):
             batch = sharding.to_devices(rows, self._mesh)
             features = self._features(params, batch["image"])
             found.append(sharding.to_host(self._mesh, features, batch["labels"], batch["weight"]))

@@ -7,7 +7,7 @@ import pytest
 
 from mixer import recipe
 from mixer.errors import UserError
-from mixer.training import sharding
+from mixer.training import integrity, sharding
 from mixer.training.checkpoint import Checkpoints, load_params
 from mixer.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from mixer.training.step import TrainState
@@ -24,7 +24,8 @@ def make_state(step, ema=True, seed=0):
     params = jax.tree.map(jnp.asarray, params)
     opt_state = ({"mu": jax.tree.map(lambda leaf: leaf / 3, params)}, jnp.int32(step))
     average = jax.tree.map(lambda leaf: leaf * 0.5, params) if ema else None
-    return TrainState(jnp.int32(step), params, opt_state, average, jnp.arange(7, dtype=jnp.int32) * step)
+    bad_images = jnp.arange(7, dtype=jnp.int32) * step
+    return TrainState(jnp.int32(step), params, opt_state, average, bad_images, jnp.int32(step % 3))
 
 
 def placed(state, mesh, kind):
@@ -185,6 +186,11 @@ def delete(path):
 
 
 DAMAGES = {
+    "commit mark gone": (delete, lambda folder: [folder / "commit_success.txt"]),
+    "list of files gone": (delete, lambda folder: [folder / "files.json"]),
+    "list of files unreadable": (truncate, lambda folder: [folder / "files.json"]),
+    "metadata unreadable": (truncate, lambda folder: [folder / "_CHECKPOINT_METADATA"]),
+    "a bit of the structure flipped": (flip_one_bit, lambda folder: folder.rglob("_METADATA")),
     "bits of arrays flipped": (flip_in_every_array, array_files),
     "arrays truncated": (truncate, array_files),
     "arrays deleted": (delete, array_files),
@@ -224,7 +230,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on(tmp_path, mesh,
     assert steps_in(tmp_path) == [10, 20]
 
 
-def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings):
+@pytest.mark.parametrize(("small", "reason"), [(1 << 20, "is not what was written"), (0, "its checksum differs")])
+def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings, monkeypatch, small, reason):
+    """In a file that has a checksum, and in one so large that only its arrays have."""
+    monkeypatch.setattr(integrity, "_SMALL", small)
     save_steps(tmp_path, {10: None, 20: None})
     flip_one_bit(array_files(tmp_path / "checkpoints" / "20")[0])
     _, shapes, shardings = placed(make_state(0), mesh, "fully_sharded")
@@ -232,7 +241,7 @@ def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings):
     assert int(checkpoints.restore(shapes, shardings).step) == 10
     checkpoints.close()
     assert len(warnings()) == 1
-    assert "checksum differs" in warnings()[0]
+    assert reason in warnings()[0]
 
 
 def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path, mesh):

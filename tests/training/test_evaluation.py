@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from mixer.data.images import STATUSES
 from mixer.training.evaluation import evaluate, make_eval_step, mean_average_precision
 
 BATCH = 16
@@ -62,7 +63,7 @@ def run(small):
 
 @pytest.fixture(scope="module")
 def eval_step(run, mesh):
-    return make_eval_step(run[0], "sigmoid_xent", mesh, keep_logits=True)
+    return make_eval_step(run[0], "sigmoid_xent", mesh, keep_logits=True, num_statuses=len(STATUSES))
 
 
 def numpy_metrics(run, batches):
@@ -86,23 +87,23 @@ def numpy_metrics(run, batches):
 @pytest.mark.parametrize("examples", [5, 16, 37])
 def test_every_example_counts_once_on_eight_devices(small, run, eval_step, mesh, examples):
     batches = split_of(small, examples)
-    metrics = evaluate(eval_step, run[1], batches, mesh, examples).metrics
+    metrics = evaluate(eval_step, run[1], batches, mesh, examples, STATUSES).metrics
     assert (metrics.pop("count"), metrics.pop("unreadable")) == (examples, 0)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
 def test_unreadable_examples_are_counted_apart(small, run, eval_step, mesh):
     batches = split_of(small, 37, unreadable={0, 20, 36})
-    metrics = evaluate(eval_step, run[1], batches, mesh, 37).metrics
-    assert (metrics.pop("count"), metrics.pop("unreadable")) == (34, 3)
+    metrics = evaluate(eval_step, run[1], batches, mesh, 37, STATUSES).metrics
+    assert (metrics.pop("count"), metrics.pop("unreadable"), metrics.pop("bad_images/unknown_format")) == (34, 3, 3)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
 def test_one_device_and_no_logits_give_the_same(small, run, eval_step, mesh, one_device):
-    step = make_eval_step(run[0], "sigmoid_xent", one_device, keep_logits=False)
+    step = make_eval_step(run[0], "sigmoid_xent", one_device, keep_logits=False, num_statuses=len(STATUSES))
     batches = split_of(small, 37, unreadable={7})
-    alone = evaluate(step, run[1], batches, one_device, 37).metrics
-    together = evaluate(eval_step, run[1], batches, mesh, 37).metrics
+    alone = evaluate(step, run[1], batches, one_device, 37, STATUSES).metrics
+    together = evaluate(eval_step, run[1], batches, mesh, 37, STATUSES).metrics
     assert together.pop("mean_average_precision") > 0
     assert alone == pytest.approx(together, rel=1e-6)
 
@@ -110,19 +111,26 @@ def test_one_device_and_no_logits_give_the_same(small, run, eval_step, mesh, one
 @pytest.mark.parametrize("expected", [36, 38])
 def test_a_wrong_count_is_an_error(small, run, eval_step, mesh, expected):
     with pytest.raises(RuntimeError, match=f"evaluated 37 \\+ 0 unreadable of {expected} examples"):
-        evaluate(eval_step, run[1], split_of(small, 37), mesh, expected)
+        evaluate(eval_step, run[1], split_of(small, 37), mesh, expected, STATUSES)
 
 
 def test_a_split_without_a_readable_image(small, run, eval_step, mesh):
-    metrics = evaluate(eval_step, run[1], split_of(small, 3, unreadable={0, 1, 2}), mesh, 3).metrics
-    assert metrics == {"loss": 0, "accuracy": 0, "mean_average_precision": 0, "count": 0, "unreadable": 3}
+    metrics = evaluate(eval_step, run[1], split_of(small, 3, unreadable={0, 1, 2}), mesh, 3, STATUSES).metrics
+    assert metrics == {
+        "loss": 0,
+        "accuracy": 0,
+        "mean_average_precision": 0,
+        "count": 0,
+        "unreadable": 3,
+        "bad_images/unknown_format": 3,
+    }
 
 
 def test_an_image_without_a_label_counts_for_the_loss_alone(small, run, eval_step, mesh):
     """As in ImageNet ReaL."""
     batches = split_of(small, 16)
     batches[0]["labels"][:5] = -1
-    metrics = evaluate(eval_step, run[1], batches, mesh, 16).metrics
+    metrics = evaluate(eval_step, run[1], batches, mesh, 16, STATUSES).metrics
     assert (metrics.pop("count"), metrics.pop("labelled"), metrics.pop("unreadable")) == (16, 11, 0)
     expected = numpy_metrics(run, batches)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
@@ -130,12 +138,12 @@ def test_an_image_without_a_label_counts_for_the_loss_alone(small, run, eval_ste
 
 
 def test_accuracy_by_class(small, run, mesh):
-    step = make_eval_step(run[0], "softmax_xent", mesh, keep_logits=False)
+    step = make_eval_step(run[0], "softmax_xent", mesh, keep_logits=False, num_statuses=len(STATUSES))
     batches = split_of(small, 37, unreadable={3, 30}, max_labels=1)
     for batch in batches:
         batch["labels"][batch["labels"] == 2] = 1  # a class without an example
     batches[0]["labels"][:4] = -1  # images of which the label is not known, as in some test splits
-    found = evaluate(step, run[1], batches, mesh, 37)
+    found = evaluate(step, run[1], batches, mesh, 37, STATUSES)
 
     model, params = run
     images, labels, weight = (np.concatenate([b[key] for b in batches]) for key in ("image", "labels", "weight"))
@@ -150,6 +158,6 @@ def test_accuracy_by_class(small, run, mesh):
 
 
 def test_several_labels_have_no_accuracy_by_class(small, run, eval_step, mesh):
-    found = evaluate(eval_step, run[1], split_of(small, 16), mesh, 16)
+    found = evaluate(eval_step, run[1], split_of(small, 16), mesh, 16, STATUSES)
     assert found.class_accuracy is None
     assert "mean_per_class_accuracy" not in found.metrics

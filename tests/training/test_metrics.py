@@ -1,7 +1,11 @@
 """The run's own words: logs that survive a kill, honest arithmetic, one line on the screen."""
 
+import contextlib
+import errno
+import io
 import json
 import math
+import pathlib
 import sys
 
 import jax
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer.errors import UserError
 from mixer.training import metrics
 from mixer.training.metrics import METRICS_FILE, Console, MetricsLog, Progress, format_seconds, read_metrics
 
@@ -55,6 +60,80 @@ def test_a_line_cut_short_is_left_out_and_overwritten(tmp_path, kept):
     assert [row["step"] for row in read_metrics(tmp_path)] == [10]
     write_steps(tmp_path, 10, {20: {"loss": 2.0}})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+
+
+def test_damaged_lines_in_the_middle_cost_no_others(tmp_path):
+    write_steps(tmp_path, 0, {step: {"loss": float(step)} for step in (10, 20, 30, 40)})
+    path = tmp_path / METRICS_FILE
+    lines = path.read_bytes().splitlines()
+    lines[1] = b"\xff\x00" + lines[1][5:]
+    path.write_bytes(b"\n".join([*lines, b"[]", b'{"loss": 1.0}', b'{"step": "x"}']))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 30, 40]
+    write_steps(tmp_path, 30, {40: {"loss": 4.5}})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 30, 40]
+
+
+class FullDisk:
+    """Of what is written to the metrics half arrives, while `full`."""
+
+    def __init__(self, monkeypatch):
+        self.full = True
+        original = pathlib.Path.open
+
+        @contextlib.contextmanager
+        def open_(path, mode="r", **named):
+            with original(path, mode, **named) as file:
+                if not (self.full and mode == "a"):
+                    yield file
+                    return
+                text = io.StringIO()
+                yield text
+                file.write(text.getvalue()[: len(text.getvalue()) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(pathlib.Path, "open", open_)
+
+
+def test_lines_that_find_no_room_are_written_when_there_is_some(tmp_path, monkeypatch, caplog):
+    log = MetricsLog(tmp_path, 0, on_error="continue")
+    log.write(1, {"loss": 1.0})
+    disk = FullDisk(monkeypatch)
+    for step in (2, 3):
+        log.write(step, {"loss": float(step)})
+        assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1, "loss": 1.0}\n'
+    disk.full = False
+    log.write(4, {"loss": 4.0})
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    said = [record.getMessage() for record in caplog.records if record.name == "mixer.training.metrics"]
+    assert len(said) == 2
+    assert "metrics.jsonl cannot be written to ([Errno 28] No space left on device), training goes on" in said[0]
+
+
+def test_lines_that_find_no_room_stop_the_run_by_default(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": 1.0})
+    FullDisk(monkeypatch)
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be written to \(.*No space left.*: make it possible"):
+        log.write(2, {"loss": 2.0})
+    log.close()
+    assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1, "loss": 1.0}\n'
+
+
+def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, caplog):
+    log = MetricsLog(tmp_path, 0)
+
+    class Broken:
+        def write_scalars(self, step, scalars):
+            raise RuntimeError("no space")
+
+    log._tensorboard.close()
+    log._tensorboard = Broken()
+    for step in (1, 2):
+        log.write(step, {"loss": 1.0})
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert len([record for record in caplog.records if "TensorBoard's files cannot be written" in record.message]) == 1
 
 
 def test_tensorboard_reads_the_same_values(tmp_path):

@@ -108,7 +108,8 @@ def test_split_batch_keeps_groups_whole_and_rows_on_their_device(devices, parts,
 def plain(small, one_device):
     """A run without chance, with a moving average, on one device."""
     # So large an epsilon makes Adam's first step smooth: by default it is the gradient's sign, even of rounding.
-    run = small.make_run(**{"ema_decay": 0.9, "optimizer.learning_rate": 0.01, "optimizer.epsilon": 0.1})
+    settings = {"ema_decay": 0.9, "optimizer.learning_rate": 0.01, "optimizer.epsilon": 0.1, "max_nonfinite_steps": 1}
+    run = small.make_run(**settings)
     state, _, step = small.on_mesh(run, one_device)
     return run, state, step
 
@@ -143,7 +144,7 @@ def test_a_step_equals_one_written_out(plain, small):
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     assert float(metrics["learning_rate"]) == pytest.approx(0.005)
-    assert (int(after.step), bool(metrics["finite"])) == (1, True)
+    assert (int(after.step), int(metrics["nonfinite_steps"])) == (1, 0)
     for ours, theirs in zip(*map(jax.tree.leaves, (after.params, expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-7)  # a step is 1e-3 in size
     assert float(metrics["param_norm"]) == pytest.approx(float(optax.tree.norm(after.params)), rel=1e-6)
@@ -179,7 +180,7 @@ def test_rows_of_weight_zero_have_no_influence(plain, small):
 def test_a_batch_of_weight_zero_moves_nothing_but_decay(plain, small):
     _, state, step = plain
     after, metrics = step(state, small.make_batch(8, weight=np.zeros(8, np.float32)))
-    assert (float(metrics["loss"]), float(metrics["grad_norm"]), bool(metrics["finite"])) == (0, 0, True)
+    assert (float(metrics["loss"]), float(metrics["grad_norm"]), int(metrics["nonfinite_steps"])) == (0, 0, 0)
     assert_same_bits(after.params["head"]["bias"], state.params["head"]["bias"])
 
 
@@ -195,12 +196,29 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, small, place):
         broken = {**head, "kernel": 0 * head["kernel"] + 1e37}
     state = state.replace(params={**state.params, "head": broken})
     after, metrics = step(state, batch)
-    assert not bool(metrics["finite"])
+    assert (int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (1, False)
     assert np.isfinite(metrics["loss"]) == (place == "gradient")
     for field in ("params", "opt_state", "ema_params"):
         assert_same_bits(getattr(after, field), getattr(state, field))
     assert int(after.step) == int(state.step) + 1
     np.testing.assert_array_equal(after.bad_images, [0, 0, 2, 0, 0, 0, 0])
+
+
+def test_beyond_what_may_be_left_out_the_state_stands_still(plain, small):
+    """Two steps that are not finite where one may be: neither of them, nor any good batch behind, moves anything."""
+    _, state, step = plain
+    good = small.make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
+    broken = {**good, "weight": np.full(8, np.inf, np.float32)}
+    once = step(step(state, good)[0], broken)[0]
+    going_on, metrics = step(once, good)
+    assert (int(going_on.step), int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (3, 1, False)
+    assert not np.array_equal(going_on.params["head"]["bias"], once.params["head"]["bias"])
+    ended, metrics = step(once, broken)
+    for _ in range(2):
+        assert (int(metrics["step"]), bool(metrics["diverged"])) == (2, True)
+        for field in ("step", "params", "opt_state", "ema_params", "bad_images"):
+            assert_same_bits(getattr(ended, field), getattr(once, field))
+        ended, metrics = step(ended, good)
 
 
 def test_bad_images_are_counted_by_status(plain, small):

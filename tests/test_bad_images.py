@@ -1,0 +1,111 @@
+"""Images of every kind that is found in the wild, by the command: used or counted, alike in training and evaluation."""
+
+import io
+import pathlib
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import command, run, tiny
+
+from mixer import train
+from mixer.errors import UserError
+from mixer.training.metrics import read_metrics
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def header_of_a_bomb() -> bytes:
+    """A PNG that says it has 400 million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def zoo() -> dict[str, bytes]:
+    """Sixteen files by name; those that cannot be used are named by what is wrong with them."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    jpeg = encoded(picture, "JPEG")
+    table = jpeg.index(b"\xff\xc4") + 5
+    frames = [Image.fromarray(np.roll(pixels, shift, 0)) for shift in (0, 9)]
+    good = {
+        "colour.jpg": jpeg,
+        "progressive.jpeg": encoded(picture, "JPEG", progressive=True),
+        "grey.jpg": encoded(picture.convert("L"), "JPEG"),
+        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
+        "sixteen_bits.png": encoded(Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "PNG"),
+        "palette.png": encoded(picture.convert("P"), "PNG"),
+        "transparent.png": encoded(picture.convert("RGBA"), "PNG"),
+        "animated.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "animated.webp": encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        "a_png_named.jpg": encoded(picture, "PNG"),
+        "a_jpeg_named.png": jpeg,
+    }
+    bad = {
+        "empty.jpg": b"",
+        "unknown_format.jpg": b"not a picture",
+        "truncated.jpg": jpeg[: len(jpeg) // 2],
+        "undecodable.jpg": jpeg[:table] + b"\xff" * 16 + jpeg[table + 16 :],
+        "too_large.png": header_of_a_bomb(),
+    }
+    return good | bad
+
+
+BAD = ("empty", "unknown_format", "truncated", "undecodable", "too_large")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Two classes, and the same sixteen files to train on and to validate with."""
+    root = tmp_path_factory.mktemp("zoo")
+    for split in ("train", "validation"):
+        for i, (name, data) in enumerate(zoo().items()):
+            path = root / split / ("cat", "dog")[i % 2] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return root
+
+
+# A batch is an epoch: every file is met once a step.
+SETTINGS = {"input.dataset": "folder", "total_steps": 3, "eval_steps": 3, "input.crop": "random"}
+
+
+def test_every_kind_is_used_or_counted(folder, tmp_path):
+    done = run(command(str(folder), tmp_path, **SETTINGS, **{"input.max_bad_share": 0.5}))
+    assert done.returncode == 0, done.stderr
+    for row in read_metrics(tmp_path):
+        counted = {name: count for name, count in row.items() if name.startswith("train/bad_images/")}
+        assert counted == {f"train/bad_images/{kind}": row["step"] for kind in BAD}
+    counted = {name: count for name, count in row.items() if name.startswith("val/bad_images/")}
+    assert counted == {f"val/bad_images/{kind}": 1 for kind in BAD}
+    assert (row["val/count"], row["val/unreadable"]) == (11, 5)
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("images that could not be used: ")]
+    assert said == (
+        "images that could not be used: in training 3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
+        "3 too_large; in the last evaluation 1 empty, 1 unknown_format, 1 truncated, 1 undecodable, 1 too_large"
+    )
+
+
+def test_too_many_stop_the_run_be_they_trained_on_or_evaluated_with(folder, tmp_path):
+    strict = {**SETTINGS, "input.max_bad_share": 0.004}  # of a thousand images, since fewer were seen
+    with pytest.raises(UserError, match=r"^31.25% of 16 images cannot be used \(1 empty, .*more than .*=0.40%: mend"):
+        train.train(tiny(str(folder), **strict), tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "data")
+    for path in (tmp_path / "data" / "train").rglob("*"):
+        if path.stem in BAD:
+            shutil.copy(folder / "train" / "cat" / "colour.jpg", path)
+    with pytest.raises(UserError, match=r"^31.25% of 16 images cannot be used \(1 empty"):
+        train.train(tiny(str(tmp_path / "data"), **strict), tmp_path / "other")
+    assert [row["step"] for row in read_metrics(tmp_path / "other")] == [1, 2]  # the evaluation was at step 3

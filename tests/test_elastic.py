@@ -1,0 +1,110 @@
+"""A run goes on wherever there is room: on other devices, laid out another way, with some settings changed."""
+
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
+import jax
+import numpy as np
+import pytest
+from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
+
+from mixer import config as configuration
+from mixer import preemption, train
+from mixer.errors import UserError
+from mixer.training import sharding
+from mixer.training.metrics import read_metrics
+
+# Wide enough for some arrays to be split when fully sharded; by groups of two rows even sixteen devices can mix.
+WIDE = {**DROPPING, "model.hidden_dim": 64, "model.channels_mlp_dim": 256, "batch_size": 32}
+
+
+def losses(workdir):
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    return [row["train/loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train.train(tiny(data_dir, **WIDE), folder)
+    return losses(folder)
+
+
+def test_a_run_moves_from_8_devices_to_4_to_2_to_1(undisturbed, data_dir, tmp_path, monkeypatch):
+    """With its layout changed on the way; the batches stay the same, so the losses do, to rounding."""
+    for devices, kind, until in (
+        (8, "data_parallel", 3), (4, "fully_sharded", 6), (2, "data_parallel", 8), (8, "fully_sharded", 10),
+        (1, "data_parallel", 12),
+    ):  # fmt: skip
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        monkeypatch.setattr(sharding, "make_mesh", lambda mesh=mesh: mesh)
+        stop = preemption.Stop(after=until) if until < 12 else None
+        config = tiny(data_dir, **WIDE, sharding=kind)
+        if stop:
+            with pytest.raises(preemption.PreemptedError, match=f"saved at step {until} of 12"):
+                train.train(config, tmp_path, stop=stop)
+        else:
+            train.train(config, tmp_path)
+        monkeypatch.undo()
+    found = losses(tmp_path)
+    # Rounding grows with every step: the first three behind the first move keep the bound, the rest stays close.
+    np.testing.assert_allclose(found[:6], undisturbed[:6], rtol=1e-5)
+    np.testing.assert_allclose(found, undisturbed, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_8_devices_to_16(undisturbed, data_dir, tmp_path):
+    """By the command, since a process has a fixed number of devices."""
+    half = run(command(data_dir, tmp_path, "--stop_after=6", **WIDE))
+    assert half.returncode == preemption.EXIT_STATUS, half.stderr
+    rest = run(command(data_dir, tmp_path, **WIDE, sharding="fully_sharded"), devices=16)
+    assert rest.returncode == 0, rest.stderr
+    assert "continuing from step 6; sharding: 'data_parallel' before, 'fully_sharded' now" in rest.stdout
+    np.testing.assert_allclose(losses(tmp_path), undisturbed, rtol=1e-3)
+    np.testing.assert_allclose(losses(tmp_path)[:9], undisturbed[:9], rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- config drift
+
+
+@pytest.fixture
+def begun(data_dir, tmp_path):
+    """A run of two steps."""
+    with pytest.raises(preemption.PreemptedError):
+        train.train(tiny(data_dir), tmp_path, stop=preemption.Stop(after=2))
+    return tmp_path
+
+
+def test_what_is_not_computed_may_change(begun, data_dir, capsys):
+    changes = {"log_steps": 4, "checkpoint_steps": 6, "checkpoint.keep_last": 3}
+    train.train(tiny(data_dir, **changes), begun)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("continuing"))
+    assert line == (
+        "continuing from step 2; checkpoint.keep_last: 2 before, 3 now; checkpoint_steps: 3 before, 6 now; "
+        "log_steps: 1 before, 4 now"
+    )
+
+
+def test_what_is_computed_may_change_when_asked_for(begun, data_dir, capsys):
+    config = tiny(data_dir, seed=1, **{"optimizer.learning_rate": 1e-4, "log_steps": 2})
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.003 before, 0.0001 now; seed: 0 before, 1 now\)"):
+        train.train(config, begun)
+    train.train(config, begun, allow_config_change=True)
+    assert "; seed: 0 before, 1 now" in capsys.readouterr().out
+    assert read_metrics(begun)[-1]["step"] == 12
+    assert configuration.load(begun).seed == 1
+
+
+def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(begun, data_dir, caplog):
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints .* can be read"):
+        train.train(tiny(data_dir, **{"model.hidden_dim": 32}), begun, allow_config_change=True)
+    assert configuration.load(begun).model.hidden_dim == 16
+    train.train(tiny(data_dir), begun)
+    assert read_metrics(begun)[-1]["step"] == 12
+
+
+def test_a_config_that_a_crash_left_unreadable_is_written_anew(begun, data_dir, caplog):
+    (begun / configuration.CONFIG_FILE).write_text('{"seed": 0')
+    train.train(tiny(data_dir), begun)
+    assert len([record for record in caplog.records if "config.json is not the config of a run" in record.message]) == 1
+    assert configuration.load(begun).seed == 0

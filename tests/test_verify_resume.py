@@ -1,0 +1,73 @@
+"""The check of a user's own set-up: it says when a run continues to the same bits, and when it does not."""
+
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
+import sys
+
+import numpy as np
+import pytest
+from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
+
+from mixer import train, verify_resume
+from mixer.training.metrics import METRICS_FILE
+
+
+@pytest.fixture(scope="module")
+def two_runs(data_dir, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("run") for _ in range(2)]
+    for seed, folder in enumerate(folders):
+        train.train(tiny(data_dir, **DROPPING, total_steps=2, seed=seed), folder)
+    return folders
+
+
+def test_a_run_does_not_differ_from_itself(two_runs):
+    assert verify_resume.differences(two_runs[0], two_runs[0]) == []
+
+
+def test_arrays_and_metrics_that_differ_are_named(two_runs):
+    found = verify_resume.differences(*two_runs)
+    assert "params/stem/kernel" in found
+    assert "ema_params/stem/kernel" in found
+    assert any(name.startswith("opt_state/") for name in found)
+    assert "train/loss at step 1" in found
+    assert not [name for name in found if name.startswith(("step", "train/learning_rate", "train/seconds_left"))]
+
+
+def test_one_bit_of_one_array_is_a_difference(two_runs, monkeypatch):
+    original, calls = verify_resume.load_state, []
+
+    def load_state(folder):
+        step, state = original(folder)
+        calls.append(folder)
+        if len(calls) == 2:
+            bias = np.array(state["params"]["stem"]["bias"])
+            bias.view(np.uint32)[3] ^= 1
+            state["params"]["stem"]["bias"] = bias
+        return step, state
+
+    monkeypatch.setattr(verify_resume, "load_state", load_state)
+    assert verify_resume.differences(two_runs[0], two_runs[0]) == ["params/stem/bias"]
+
+
+def test_a_step_without_its_metrics_is_a_difference(two_runs, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(two_runs[0] / "checkpoints")
+    lines = (two_runs[0] / METRICS_FILE).read_text().splitlines()
+    (tmp_path / METRICS_FILE).write_text(lines[0] + "\n")
+    found = verify_resume.differences(two_runs[0], tmp_path)
+    assert "train/loss at step 2" in found
+    assert not [name for name in found if not name.endswith(" at step 2")]
+
+
+@pytest.mark.slow  # four processes: half a minute
+def test_the_command_verifies_and_leaves_nothing(data_dir, tmp_path):
+    arguments = command(data_dir, tmp_path, **DROPPING)
+    arguments[2] = "mixer.verify_resume"
+    done = run([*arguments, "--steps=4"])
+    assert done.returncode == 0, done.stderr
+    assert "interrupted after step 2 of 4, the run ended at the same bits: " in done.stdout
+    assert "asked to stop: saved at step 2 of 4" in done.stdout
+    assert "continuing from step 2" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+    failed = run([sys.executable, "-m", "mixer.verify_resume", "--config", "configs/quickstart.py", "--steps=1"])
+    assert failed.returncode == 1
