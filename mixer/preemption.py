@@ -44,8 +44,8 @@ class PreemptedError(Exception):
     """The run was asked to stop, and what it had is saved."""
 
 
-class AbandonedError(Exception):
-    """What was under way need not be finished: the run was asked to stop."""
+class AbandonedError(PreemptedError):
+    """What was under way need not be finished: the run was asked to stop, and has nothing new to save but for that."""
 
 
 class Stop:
@@ -101,7 +101,7 @@ class Stop:
         Several processes get the same answer, one call late: what is read here was computed behind the step before.
         """
         self._calls += 1
-        serves = jax.distributed.is_initialized() and jax.config.read("jax_enable_preemption_service")
+        serves = jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
         if serves and multihost_utils.reached_preemption_sync_point(self._calls):
             self._asked.set()
         if self._mesh is None:
@@ -118,5 +118,5 @@ class Stop:
         """
         for item in items:
             if self.asked():
-                raise AbandonedError
+                raise AbandonedError("asked to stop: nothing new to save")
             yield item

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from mixer import command_line, models, preemption
 from mixer import config as configuration
 from mixer.data import contact_sheet, images, pipeline, sources
-from mixer.errors import DivergedError, UserError, quiet_libraries
+from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
 from mixer.models.mlp_mixer import MlpMixer, forward_macs
 from mixer.training import evaluation, sharding
 from mixer.training import optimizer as optimizers
@@ -104,12 +104,12 @@ def train(
             if weights is not None:
                 state = load.initial_params(state, weights, train_source.class_names, shardings)
                 console.keep(f"starting from {config.init_from}")
-    except UserError:  # its threads would complain of an interpreter that ends
+        configuration.save(config, train_source.class_names, workdir)
+        first_step = int(state.step)
+        log = MetricsLog(workdir, first_step, config.checkpoint.on_error)
+    except (UserError, OSError):  # its threads would complain of an interpreter that ends
         checkpoints.close()
         raise
-    configuration.save(config, train_source.class_names, workdir)
-    first_step = int(state.step)
-    log = MetricsLog(workdir, first_step, config.checkpoint.on_error)
 
     # -------------------------------------------------------------------------------------------------- compiled steps
     train_step = jax.jit(
@@ -191,6 +191,8 @@ def train(
                 console.keep(f"images that could not be used: {_bad_images(row)}")
             if saves or leaving:
                 checkpoints.save(state, row)
+            if last or leaving:
+                checkpoints.settle()
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {total_steps}")
     finally:  # a save in the background is brought to its end, whatever ended the loop
@@ -356,6 +358,13 @@ def main(argv: list[str]) -> None:
     except preemption.PreemptedError as preempted:
         print(preempted)
         sys.exit(preemption.EXIT_STATUS)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            f"process {jax.process_index()} has lost the others ({first_line(error)}): see their logs, then start all "
+            "again, and they continue"
+        ) from None
     if jax.process_index() == 0:
         print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
 

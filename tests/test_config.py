@@ -368,6 +368,7 @@ def test_the_names_to_choose_from_are_those_that_the_code_knows():
         "fewshot.eval_crop": augment.EVAL_CROPS,
         "resize": resolution.METHODS,
         "model.dtype": ("bfloat16", "float32"),
+        "checkpoint.on_error": ("stop", "continue"),
     }
     assert {path: set(names) for path, names in configuration._CHOICES.items()} == {
         path: set(names) for path, names in known.items()

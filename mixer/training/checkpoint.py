@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ class Checkpoints:
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
         self._saving: int | None = None  # the step that is being written
+        self._problem = ""  # why the newest could not be written
         self._manager: ocp.CheckpointManager | None = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -87,7 +88,7 @@ class Checkpoints:
             **_fields(state),
             integrity.CHECKSUMS: jax.jit(integrity.checksums, out_shardings=state.step.sharding)(_fields(state)),
         }
-        self._saving = int(state.step)
+        self._saving, self._problem = int(state.step), ""
         try:
             self._manager = self._manager or self._open()
             self._manager.save(self._saving, args=ocp.args.StandardSave(saved), metrics=best, force=True)
@@ -104,13 +105,16 @@ class Checkpoints:
             for folder in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 folder.rmtree()
         reason = integrity.reason_of(error)
-        problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); those before it stand"
+        self._problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); those before it stand"
         if self._stops_on_error:
-            raise UserError(
-                f"{problem}: make it possible and run the same command again; with config.checkpoint.on_error=continue "
-                "a run goes on without, to its last one"
-            ) from None
-        _log.warning("%s, training goes on.", problem[0].upper() + problem[1:])
+            self._raise()
+        _log.warning("%s.", self._problem)
+
+    def _raise(self) -> NoReturn:
+        raise UserError(
+            f"{self._problem}: make it possible and run the same command again; with config.checkpoint.on_error="
+            "continue a run goes on without, to its last one"
+        ) from None
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
         """Returns the newest state that is whole, laid out as `shardings` says; None when the run has none yet.
@@ -164,13 +168,20 @@ class Checkpoints:
             except Exception as error:
                 self._failed(error)
 
-    def close(self) -> None:
-        """Waits, then stops the background threads.
+    def settle(self) -> None:
+        """Waits for the newest, which has to reach the disk whatever `on_error` says: there is none to come.
 
         Raises:
-          UserError: the last save could not reach the disk, whatever `on_error` says.
+          UserError: it could not.
         """
         self._stops_on_error = True
+        self.wait()
+        if self._problem:
+            self._raise()
+
+    def close(self) -> None:
+        """Waits, then stops the background threads; a save that fails now is only told of."""
+        self._stops_on_error = False
         self.wait()
         if self._manager is not None:
             self._manager.close()

@@ -1,0 +1,175 @@
+"""Damaging what a stopped run left: the newest checkpoint, all of them, or the files beside them."""
+
+import pathlib
+import random
+import re
+import signal
+from collections.abc import Callable
+
+from tests.chaos.phases import committed
+from tests.chaos.runs import Run
+from tests.chaos.trials import Trial
+
+_MARKS = ("commit_success.txt", "_CHECKPOINT_METADATA", "manifest.ocdbt", "files.json")
+_GARBAGE = b'{"half a li\xff'
+
+# ------------------------------------------------------------------------- each damages a checkpoint and says in words
+
+
+def truncate(rng: random.Random, folder: pathlib.Path) -> str:
+    path = _pick(rng, folder, lambda path: path.stat().st_size > 0)
+    size = rng.randrange(path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:size])
+    return f"{_short(path)} cut to {size} bytes"
+
+
+def delete(rng: random.Random, folder: pathlib.Path) -> str:
+    path = _pick(rng, folder)
+    path.unlink()
+    return f"{_short(path)} deleted"
+
+
+def flip(rng: random.Random, folder: pathlib.Path) -> str:
+    path = _pick(rng, folder, lambda path: path.stat().st_size > 0)
+    data = bytearray(path.read_bytes())
+    at, bit = rng.randrange(len(data)), rng.randrange(8)
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+    return f"bit {bit} of byte {at} of {_short(path)} flipped"
+
+
+def delete_mark(rng: random.Random, folder: pathlib.Path) -> str:
+    path = _pick(rng, folder, lambda path: path.name in _MARKS)
+    path.unlink()
+    return f"{_short(path)} deleted"
+
+
+def delete_manifest(rng: random.Random, folder: pathlib.Path) -> str:
+    """The one file without which no array can be read, whatever else is there."""
+    path = folder / "default" / "manifest.ocdbt"
+    path.unlink()
+    return f"{_short(path)} deleted"
+
+
+def empty(rng: random.Random, folder: pathlib.Path) -> str:
+    """Removes all files, with or without the folders that held them."""
+    for path in _files(folder):
+        path.unlink()
+    folders = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+    kept = rng.random() < 0.5
+    for path in () if kept else folders:
+        path.rmdir()
+    return f"{folder.name} emptied" + (", its folders left" if kept else "")
+
+
+def garbage(rng: random.Random, folder: pathlib.Path) -> str:
+    path = _pick(rng, folder, _is_json)
+    path.write_bytes(_GARBAGE)
+    return f"{_short(path)} replaced by garbage"
+
+
+_DAMAGES: tuple[Callable[[random.Random, pathlib.Path], str], ...] = (
+    truncate, delete, flip, flip, delete_mark, empty, garbage,
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------- the kinds of damage
+
+
+def damage_newest(trial: Trial) -> None:
+    """A checkpoint that is not whole is passed over, with a line that says why, and the one before it serves."""
+    *_, before, newest = committed(trial.workdir)
+    trial.did(trial.rng.choice(_DAMAGES)(trial.rng, _checkpoint(trial, newest)))
+    run = trial.survive()
+    continued, skipped = run.continued_from(), re.findall(r"Checkpoint (\d+) skipped", run.stderr)
+    trial.expect(continued in (before, newest), f"it continued from step {continued}, not {before} or {newest}")
+    if continued != newest:  # else the damage is in nothing that is read, and the bits are the judge
+        trial.expect(skipped == [str(newest)], f"checkpoint {newest} was to be named in one line, not: {run.stderr}")
+
+
+def damage_all(trial: Trial) -> None:
+    """With no checkpoint left the run stops, and leaves what there is to whoever can mend it."""
+    steps = committed(trial.workdir)
+    for step in steps:
+        trial.did(trial.rng.choice((delete_manifest, empty))(trial.rng, _checkpoint(trial, step)))
+    left = _listing(trial)
+    run = trial.start()
+    run.end()
+    trial.one_error(run, rf"none of the {len(steps)} checkpoints .* can be read")
+    trial.expect(_listing(trial) == left, f"of {left} it left {_listing(trial)}")
+
+
+def tear_metrics(trial: Trial) -> None:
+    """The last line of the metrics is cut short."""
+    path = trial.workdir / "metrics.jsonl"
+    data = path.read_bytes()
+    last = len(data) - data.rstrip(b"\n").rfind(b"\n") - 1
+    lost = trial.rng.randint(1, last)
+    path.write_bytes(data[:-lost])
+    trial.did(f"metrics.jsonl cut by {lost} of the {last} bytes of its last line")
+    trial.survive()
+
+
+def spoil_config(trial: Trial) -> None:
+    """Garbage in the run's config, which the command line can replace: a warning, or an error that names the file."""
+    path = trial.workdir / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(trial.rng.choice((_GARBAGE, b"", b"[]", whole[: len(whole) // 2])))
+    trial.did(f"config.json replaced by {path.read_bytes()[:20]!r}...")
+    run = trial.start()
+    if run.end():
+        trial.one_error(run, r"config\.json")
+        path.write_bytes(whole)
+    trial.expect("config.json" in run.stderr, f"nothing was said of it: {run.stderr}")
+    trial.survive()
+
+
+_WAYS = (damage_newest,) * 7 + (damage_all, tear_metrics, spoil_config)
+
+
+def damage(trial: Trial) -> None:
+    """SIGKILL when there are two checkpoints and more, then damage."""
+    run = trial.start()
+    run.wait_until(lambda: len(_whole(run)) >= 2)
+    moment = run.seconds + trial.rng.uniform(0, 0.2) * trial.bench.undisturbed().seconds
+    run.wait_until(lambda: run.seconds >= moment)
+    trial.hit(run, signal.SIGKILL)
+    trial.rng.choice(_WAYS)(trial)
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def _whole(run: Run) -> list[int]:
+    return [step for step in committed(run.workdir) if _mark(run.workdir / "checkpoints" / str(step)).exists()]
+
+
+def _mark(folder: pathlib.Path) -> pathlib.Path:
+    return folder / "commit_success.txt"
+
+
+def _checkpoint(trial: Trial, step: int) -> pathlib.Path:
+    return trial.workdir / "checkpoints" / str(step)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _pick(
+    rng: random.Random, folder: pathlib.Path, fits: Callable[[pathlib.Path], bool] = lambda path: True
+) -> pathlib.Path:
+    return rng.choice([path for path in _files(folder) if fits(path)])
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    return path.stat().st_size > 0 and path.read_bytes().lstrip()[:1] in (b"{", b"[")
+
+
+def _short(path: pathlib.Path) -> str:
+    parts = path.parts[path.parts.index("checkpoints") + 1 :]
+    return "/".join(parts)
+
+
+def _listing(trial: Trial) -> list[str]:
+    folder = trial.workdir / "checkpoints"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

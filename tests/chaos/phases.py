@@ -1,0 +1,98 @@
+"""What a run was doing when it was hit, and waiting for the very moment at which it begins to."""
+
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tests.chaos.runs import Run
+
+PHASES = ("starting", "compiling", "stepping", "evaluating", "saving", "deleting", "leaving", "through")
+
+_ALWAYS_THERE = ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")  # in a whole checkpoint
+_POLL = 0.001  # seconds; a folder is deleted within few milliseconds
+
+
+def committed(workdir: pathlib.Path) -> list[int]:
+    """The steps that have a folder under their final name, whole or not."""
+    folder = workdir / "checkpoints"
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
+
+
+def saving(workdir: pathlib.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
+
+
+def deleting(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is there in part."""
+    folders = [workdir / "checkpoints" / str(step) for step in committed(workdir)]
+    return any(not (folder / name).exists() for folder in folders for name in _ALWAYS_THERE)
+
+
+def evaluating(run: Run) -> bool:
+    found = re.match(r"step (\d+)/(\d+) ", run.said[-1]) if run.said else None
+    return bool(found) and (int(found[1]) % run.settings["eval_steps"] == 0 or found[1] == found[2])
+
+
+# Told by what the run said last and by what stands in its folder; the first that holds.
+_TELLS: dict[str, Callable[[Run], bool]] = {
+    "through": lambda run: run.process.returncode == 0,
+    "starting": lambda run: not run.said,
+    "compiling": lambda run: run.last_step() == 0,
+    "leaving": lambda run: run.said[-1].startswith(("done:", "the run in", "asked to stop")),
+    "deleting": lambda run: deleting(run.workdir),
+    "saving": lambda run: saving(run.workdir),
+    "evaluating": evaluating,
+    "stepping": lambda run: True,
+}
+
+
+def phase(run: Run) -> str:
+    """What a run is doing, or was when it ended."""
+    return next(name for name, tells in _TELLS.items() if tells(run))
+
+
+class Sight(NamedTuple):
+    """A look at a run: how many files each folder of checkpoints holds, and what it evaluates."""
+
+    files: dict[str, int]
+    evaluation: int
+
+
+def look(run: Run) -> Sight:
+    folder = run.workdir / "checkpoints"
+    files = {entry.name: _count(entry.path) for entry in os.scandir(folder)} if folder.is_dir() else {}
+    return Sight(files, run.last_step() if evaluating(run) else 0)
+
+
+def _count(folder: str) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))  # what vanishes meanwhile counts as nothing
+
+
+# The moments at which a run is most easily hurt, each told from two looks that follow each other.
+MOMENTS: dict[str, Callable[[Sight, Sight], bool]] = {
+    "a save begins": lambda before, now: any("tmp" in name for name in now.files.keys() - before.files.keys()),
+    "a checkpoint is committed": lambda before, now: any(map(str.isdigit, now.files.keys() - before.files.keys())),
+    "an old checkpoint disappears": lambda before, now: any(
+        now.files.get(name, 0) < count for name, count in before.files.items() if name.isdigit()
+    ),
+    "an evaluation begins": lambda before, now: now.evaluation > before.evaluation,
+}
+
+
+def wait_for(run: Run, moment: str, times: int) -> bool:
+    """Waits until a moment came so many times; False if the run ended before."""
+    if not run.wait_until(lambda: run.last_step() > 0):
+        return False
+    before = look(run)
+    while run.alive:
+        time.sleep(_POLL)
+        now = look(run)
+        times -= MOMENTS[moment](before, now)
+        if not times:
+            return True
+        before = now
+    return False

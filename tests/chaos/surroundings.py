@@ -1,0 +1,185 @@
+"""What is around a run changes: the disk is full, the devices are others, a process of several dies."""
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+from mixer.preemption import EXIT_STATUS
+from tests.chaos import compare
+from tests.chaos.phases import committed
+from tests.chaos.runs import Run, UnexpectedError
+from tests.chaos.trials import SkippedError, Trial
+
+_FULL = "No space left on device"
+_LEFT = (0, 40, 120, 250)  # KiB; a checkpoint of this model takes some 400
+
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+def disk(trial: Trial) -> None:
+    """A file system that is full after some checkpoint, and is enlarged later."""
+    on_error = trial.rng.choice(("stop", "stop", "continue"))
+    with _small_disk(trial.workdir):
+        run = trial.start(**{"checkpoint.on_error": on_error})
+        after, left = trial.rng.choice((0, 3, 6, 9, 12)), trial.rng.choice(_LEFT)
+        run.wait_until(lambda: bool(run.said) if not after else max(committed(trial.workdir), default=0) >= after)
+        _fill(trial.workdir, left)
+        trial.did(f"{left} KiB left on the disk after step {run.last_step()}, on_error={on_error}")
+        (_stopped if on_error == "stop" else _went_on)(trial, run)
+        last = trial.survive()
+        newest = max(committed(trial.workdir))
+        trial.expect(newest == trial.total, f"the newest checkpoint is {newest} after: {last.said[-1:]}")
+
+
+def _stopped(trial: Trial, run: Run) -> None:
+    """It ends with one line of error, and what was saved before is whole."""
+    run.end()
+    trial.outcome.hits["saving"] += 1
+    trial.one_error(run, rf"(checkpoint \d+|metrics\.jsonl|config\.json|--workdir).*{_FULL}")
+    for step in committed(trial.workdir):
+        try:
+            compare.state(trial.workdir, step)
+        except Exception as error:
+            trial.expect(False, f"checkpoint {step} cannot be read after the disk was full: {error}")
+    _enlarge(trial.workdir)
+
+
+def _went_on(trial: Trial, run: Run) -> None:
+    """It warns, goes on, and saves again once there is space."""
+    run.wait_until(lambda: bool(re.search(rf"[Cc]heckpoint \d+ could not .*{_FULL}", run.stderr)))
+    trial.outcome.hits["saving"] += 1
+    _enlarge(trial.workdir)
+    trial.did(f"the disk enlarged after step {run.last_step()}")
+    status = run.end()
+    trial.expect(status == 0, f"it was to go on, and ended with status {status}: {run.stderr[-2000:]}")
+    trial.expect(_FULL in run.stderr, f"no line said that the disk was full: {run.stderr[-2000:]}")
+    trial.expect("Traceback" not in run.stderr, f"a traceback: {run.stderr[-2000:]}")
+
+
+@contextlib.contextmanager
+def _small_disk(folder: pathlib.Path) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "chaos", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        raise SkippedError(f"mount is not permitted: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _fill(folder: pathlib.Path, left: int) -> None:
+    """A file beside the run's takes all space but so many KiB."""
+    free = os.statvfs(folder)
+    size = max(free.f_bavail * free.f_frsize - left * 1024, 0)
+    with contextlib.suppress(OSError), (folder / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+
+
+def _enlarge(folder: pathlib.Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True, capture_output=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- elastic
+
+_UNMIXED = {"mixup.p": 0.0}  # partners of mixup lie within the rows of one device, so 16 devices would leave none
+_NEAR, _TIGHT, _LOOSE = 3, 1e-5, 1e-3
+
+
+def elastic(trial: Trial) -> None:
+    """The run goes on with another number of devices, and parameters laid out in another way."""
+    expected = trial.bench.undisturbed(**_UNMIXED)
+    step = trial.rng.randint(2, trial.total - 2)
+    if trial.rng.random() < 0.5:
+        run = trial.start(f"--stop_after={step}", compiles=True, **_UNMIXED)
+        trial.did(f"--stop_after={step}")
+    else:
+        run = trial.start(compiles=True, **_UNMIXED)
+        run.wait_until(lambda: run.last_step() >= step)
+        trial.hit(run, signal.SIGTERM)
+    if status := run.end():
+        trial.expect(status == EXIT_STATUS, f"asked to stop it ended with status {status}: {run.stderr[-2000:]}")
+    saved = max(committed(trial.workdir))
+    devices, sharding = trial.rng.choice((1, 2, 4, 16)), trial.rng.choice(("data_parallel", "fully_sharded"))
+    trial.did(f"continued from step {saved} on {devices} devices, {sharding}")
+    last = trial.start(devices=devices, compiles=True, sharding=sharding, **_UNMIXED)
+    trial.finish(last)
+    trial.expect(last.continued_from() == saved, f"it continued from step {last.continued_from()}, not {saved}")
+    for problem in compare.loss_differences(
+        expected.workdir, trial.workdir, trial.total, saved, _NEAR, tight=_TIGHT, loose=_LOOSE
+    ):
+        trial.expect(False, problem)
+
+
+# ---------------------------------------------------------------------------------------------------------------- peer
+
+_PATIENCE = 120  # seconds until a process has to have noticed that another is gone
+_MISSED = "Gloo context initialization failed"  # on CPUs processes must meet within 30 s, and a busy machine is slower
+_MEETINGS = 3
+
+
+def peer(trial: Trial) -> None:
+    """Of two processes one dies: the other ends and says so, and both continue."""
+    expected = trial.bench.once("pair", lambda: _undisturbed_pair(trial))
+    step, victim = trial.rng.randint(1, trial.total - 4), trial.rng.randrange(2)
+    pair = _pair_at(trial, step)
+    trial.hit(pair[victim], signal.SIGKILL, f"process {victim} of two")
+    other = pair[1 - victim]
+    since = other.seconds
+    status = other.end(_PATIENCE)
+    trial.did(f"the other ended after {other.seconds - since:.0f} s with status {status}: {other.complained[-1:]}")
+    trial.expect(status != 0, "the other process ended with status 0")
+    trial.expect(bool(other.complained), "the other process did not say why it ended")
+    _whole_pair(trial, trial.workdir)
+    for problem in compare.differences(expected, trial.workdir, trial.total):
+        trial.expect(False, problem)
+
+
+def _undisturbed_pair(trial: Trial) -> pathlib.Path:
+    workdir = trial.bench.folder / "undisturbed" / "pair"
+    _whole_pair(trial, workdir)
+    return workdir
+
+
+def _whole_pair(trial: Trial, workdir: pathlib.Path) -> None:
+    """Two processes that must end well, started again where one was too slow to meet the other."""
+    for _ in range(_MEETINGS):
+        pair = _pair(trial, workdir)
+        statuses = [run.end() for run in pair]
+        if not any(statuses):
+            return
+        said = "\n".join(run.stderr[-2000:] for run in pair)
+        if _MISSED not in said:
+            break
+    raise UnexpectedError(f"two processes ended with status {statuses}: {said}")
+
+
+def _pair_at(trial: Trial, step: int) -> list[Run]:
+    """Two processes that have come to this step."""
+    for _ in range(_MEETINGS):
+        pair = _pair(trial, trial.workdir)
+        if pair[0].wait_until(lambda: pair[0].last_step() >= step, pause=0.002):  # noqa: B023 (called at once)
+            return pair
+        statuses = [run.end() for run in pair]
+    raise UnexpectedError(
+        f"two processes did not come to step {step}, their status {statuses}: {pair[0].stderr[-2000:]}"
+    )
+
+
+def _pair(trial: Trial, workdir: pathlib.Path) -> list[Run]:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    joined = ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
+    runs = [  # without the compilation cache: process 0 alone writes it, and would come to the meeting too early
+        Run(trial.bench, workdir, *joined, f"--process_id={number}", devices=4, compiles=None) for number in range(2)
+    ]
+    trial.runs += runs
+    return runs
