@@ -5,12 +5,12 @@ import errno
 import io
 import json
 import math
-import pathlib
 import sys
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,7 +78,8 @@ class FullDisk:
 
     def __init__(self, monkeypatch):
         self.full = True
-        original = pathlib.Path.open
+        kind = type(epath.Path("."))
+        original = kind.open
 
         @contextlib.contextmanager
         def open_(path, mode="r", **named):
@@ -91,7 +92,7 @@ class FullDisk:
                 file.write(text.getvalue()[: len(text.getvalue()) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(pathlib.Path, "open", open_)
+        monkeypatch.setattr(kind, "open", open_)
 
 
 def test_lines_that_find_no_room_are_written_when_there_is_some(tmp_path, monkeypatch, caplog):
