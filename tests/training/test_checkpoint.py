@@ -1,5 +1,7 @@
 """Checkpoints: every bit comes back, and what is damaged is noticed and passed over."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +269,48 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero(tmp_path, mesh, w
     with pytest.raises(UserError, match="holds no checkpoint with params"):
         load_params(tmp_path)
     assert steps_in(tmp_path) == [10, 20]  # nothing is deleted: they may be mended
+
+
+# ---------------------------------------------------------------------------------------------------------- full disks
+
+
+def fill_disk(patched):
+    """Lets the last file of every checkpoint find no room."""
+
+    def write_list(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patched.setattr(integrity, "write_list", write_list)
+
+
+def test_a_save_that_finds_no_room_stops_the_run_and_spares_the_others(tmp_path, mesh, monkeypatch):
+    save_steps(tmp_path, {10: None}, (1, 0, 0))
+    checkpoints = Checkpoints(tmp_path, 1, 0, 0)
+    with monkeypatch.context() as patched:
+        fill_disk(patched)
+        checkpoints.save(placed(make_state(20), mesh, "data_parallel")[0], {})
+        with pytest.raises(
+            UserError, match=r"checkpoint 20 could not be written .*No space left.*those before it stand"
+        ):
+            checkpoints.wait()
+        checkpoints.close()
+    assert steps_in(tmp_path) == [10]
+    assert_same_state(load_params(tmp_path)[1], make_state(10).params)
+
+
+def test_without_room_a_run_goes_on_when_told_to_but_not_beyond_its_end(tmp_path, mesh, warnings, monkeypatch):
+    fill_disk(monkeypatch)
+    checkpoints = Checkpoints(tmp_path, 1, 0, 0, on_error="continue")
+    checkpoints.save(placed(make_state(10), mesh, "data_parallel")[0], {})
+    checkpoints.wait()
+    (said,) = warnings()
+    assert "checkpoint 10 could not be written to" in said
+    assert "([Errno 28] No space left on device); those before it stand" in said
+    assert steps_in(tmp_path) == []
+    with pytest.raises(UserError, match=r"checkpoint 10 could not be written .*: make it possible and run the same"):
+        checkpoints.settle()
+    monkeypatch.undo()
+    checkpoints.save(placed(make_state(20), mesh, "data_parallel")[0], {})
+    checkpoints.settle()
+    checkpoints.close()
+    assert steps_in(tmp_path) == [20]
