@@ -19,6 +19,7 @@ from mixer import config as configuration
 from mixer import train
 from mixer.data import datasets, pipeline
 from mixer.errors import UserError
+from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint import load_params
 from mixer.training.metrics import read_metrics
 
@@ -70,8 +71,7 @@ def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[s
 
 
 def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
-    timed = ("images_per_sec_per_core", "input_wait_share", "seconds_left")
-    return [{key: value for key, value in row.items() if not key.endswith(timed)} for row in read_metrics(workdir)]
+    return [run_metrics.deterministic(row) for row in read_metrics(workdir)]
 
 
 DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
