@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mixer import distributed
 from mixer.training import sharding
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the failure is a passing one; scripts/tpu_vm.py starts the run again
@@ -85,6 +86,7 @@ class Stop:
             self._asked.set()
         else:
             print(f"{name}: leaving at once", file=sys.stderr, flush=True)
+            distributed.farewell()
             os._exit(EXIT_STATUS)
 
     def work_begins(self) -> None:

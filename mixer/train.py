@@ -13,7 +13,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, models, preemption
+from mixer import command_line, distributed, models, preemption
 from mixer import config as configuration
 from mixer.data import contact_sheet, images, pipeline, sources
 from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
@@ -27,7 +27,6 @@ from mixer.transfer import load
 from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
 
-_LOST_AFTER = 60  # seconds without a sign of life; then JAX ends the other processes
 _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
 
 
@@ -342,10 +341,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     if flags.FLAGS.distributed:
-        jax.distributed.initialize(
-            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id,
-            heartbeat_timeout_seconds=_LOST_AFTER,
-        )  # fmt: skip
+        distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, name = command_line.from_flags()
     workdir = flags.FLAGS.workdir or f"runs/{name}"
     if flags.FLAGS.inspect:
