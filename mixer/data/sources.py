@@ -7,6 +7,7 @@ encoded images with their labels.
 import dataclasses
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -196,11 +197,16 @@ def _image_files(folder: epath.Path) -> list[str]:
 
 
 def file_bytes(path: str) -> bytes | None:
-    """The bytes of a file, local or gs://; None where it cannot be read."""
+    """The bytes of a file, local or gs://; None where it cannot be read or is no file but, say, a pipe."""
     try:
         if "://" in path:
             return epath.Path(path).read_bytes()
-        with open(path, "rb") as file:
-            return file.read()
+        with open(path, "rb", opener=_open_at_once) as file:
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except Exception:  # each file system has exceptions of its own, and one image is not to end a run
         return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting, as one would for a pipe until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 from mixer.preemption import EXIT_STATUS
@@ -16,6 +17,7 @@ from tests.chaos.runs import Run, UnexpectedError
 from tests.chaos.trials import SkippedError, Trial
 
 _FULL = "No space left on device"
+_ENDS_WITHIN = 300  # seconds
 _LEFT = (0, 40, 120, 250)  # KiB; a checkpoint of this model takes some 400
 
 # ---------------------------------------------------------------------------------------------------------------- disk
@@ -30,14 +32,20 @@ def disk(trial: Trial) -> None:
         run.wait_until(lambda: bool(run.said) if not after else max(committed(trial.workdir), default=0) >= after)
         _fill(trial.workdir, left)
         trial.did(f"{left} KiB left on the disk after step {run.last_step()}, on_error={on_error}")
-        (_stopped if on_error == "stop" else _went_on)(trial, run)
+        if on_error == "stop":
+            _stopped(trial, run, left)
+        else:
+            _went_on(trial, run)
         last = trial.survive()
         newest = max(committed(trial.workdir))
         trial.expect(newest == trial.total, f"the newest checkpoint is {newest} after: {last.said[-1:]}")
 
 
-def _stopped(trial: Trial, run: Run) -> None:
+def _stopped(trial: Trial, run: Run, left: int) -> None:
     """It ends with one line of error, and what was saved before is whole."""
+    while run.alive and run.seconds < _ENDS_WITHIN:
+        _fill(trial.workdir, left)  # an old checkpoint may have been deleted, which made room for another
+        time.sleep(0.02)
     run.end()
     trial.outcome.hits["saving"] += 1
     trial.one_error(run, rf"(checkpoint \d+|metrics\.jsonl|config\.json|--workdir).*{_FULL}")
@@ -76,11 +84,12 @@ def _small_disk(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _fill(folder: pathlib.Path, left: int) -> None:
-    """A file beside the run's takes all space but so many KiB."""
+    """A file beside the run's grows until so many KiB of space are left."""
     free = os.statvfs(folder)
-    size = max(free.f_bavail * free.f_frsize - left * 1024, 0)
-    with contextlib.suppress(OSError), (folder / "filler").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    more = free.f_bavail * free.f_frsize - left * 1024
+    if more > 0:
+        with contextlib.suppress(OSError), (folder / "filler").open("ab") as file:
+            os.posix_fallocate(file.fileno(), file.tell(), more)
 
 
 def _enlarge(folder: pathlib.Path) -> None:

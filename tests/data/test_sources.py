@@ -1,5 +1,6 @@
 """Every source is numbers to files with labels; what is wrong with it is one line."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -285,6 +286,12 @@ def test_a_wrong_ending_or_a_vanished_file_stops_nothing(tmp_path):
 @pytest.mark.parametrize("path", ["nothing.png", "", "a\0b.png", "ftp://host/b.png"])
 def test_a_file_that_cannot_be_read_is_none_whatever_is_raised(tmp_path, path):
     assert file_bytes(path if "://" in path else f"{tmp_path}/{path}") is None
+
+
+def test_a_pipe_or_a_device_is_no_image_and_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    assert [file_bytes(f"{tmp_path}/{name}.png") for name in ("pipe", "endless")] == [None, None]
 
 
 @pytest.mark.parametrize("error", [tf.errors.PermissionDeniedError, tf.errors.UnavailableError])

@@ -187,6 +187,8 @@ class Multilabel(base.Builder):
         try:
             inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
             # A link below the root may point anywhere; buckets have no links.
+            if inside and not os.path.isfile(path):  # a pipe would keep us waiting
+                raise BadLineError("image cannot be read", f"{str(path)!r} is no file")
             image = _read_up_to(path, archives.MAX_IMAGE_BYTES + 1) if inside or "://" in self._root else None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None

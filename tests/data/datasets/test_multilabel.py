@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 
 import pytest
 import tensorflow_datasets as tfds
@@ -29,6 +30,7 @@ def root(tmp_path):
         file.truncate((64 << 20) + 1)
     (folder / "page.jpg").write_bytes(b"<html>")
     (folder / "zero.jpg").write_bytes(b"")
+    os.mkfifo(folder / "pipe.jpg")
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
     return folder
 
@@ -90,6 +92,7 @@ BAD = [
     ("[" * 100_000, "malformed JSON"),
     ({"image": "none.jpg", "labels": [0]}, "image cannot be read"),
     ({"image": "sub", "labels": [0]}, "image cannot be read"),
+    ({"image": "pipe.jpg", "labels": [0]}, "image cannot be read"),
     ({"image": "a\0.jpg", "labels": [0]}, "image cannot be read"),
     ({"image": "page.jpg", "labels": [0]}, "not an image"),
     ({"image": "zero.jpg", "labels": [0]}, "not an image"),
