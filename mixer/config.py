@@ -130,9 +130,9 @@ def checked(config: ConfigDict) -> ConfigDict:
         if name != "warmup" and not 0 < fields[path] < math.inf:
             raise UserError(f"config.{path}={fields[path]}: expected a finite number above 0")
     try:
-        patch_size = models.create(config.model.variant, 0).patch_size
+        patch_size = getattr(models.create(num_classes=0, **config.model), "patch_size", 1)
     except ValueError as error:
-        raise UserError(f"config.model.variant: {error}") from None
+        raise UserError(f"config.{'model.variant' if 'expected' in str(error) else 'model'}: {error}") from None
     if config.input.image_size % patch_size:
         raise UserError(
             f"config.input.image_size={config.input.image_size} is not a multiple of the patch size of "

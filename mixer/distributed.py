@@ -57,8 +57,13 @@ def farewell() -> None:
             _witness.communicate(b"farewell\n")
 
 
+def _leave() -> None:
+    jax.distributed.shutdown()  # leaving, too, processes wait for each other, and may be ended for another's sake
+    farewell()
+
+
 def _summon_witness(last_words: str) -> None:
     global _witness
     # Nobody else inherits the pipe: when this process is gone, so is the last that could speak.
     _witness = subprocess.Popen(["/bin/sh", "-c", _WITNESS, last_words], stdin=subprocess.PIPE)
-    atexit.register(farewell)  # before JAX's own, so that it comes after: leaving, too, processes wait for each other
+    atexit.register(_leave)

@@ -14,8 +14,8 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from mixer import command_line, models, recipe, tasks
-from mixer.data import augment, images, pipeline, sources
+from mixer import command_line, models, recipe, statuses, tasks
+from mixer.data import augment, pipeline, sources
 from mixer.errors import UserError, quiet_libraries
 from mixer.training import evaluation, sharding
 from mixer.transfer import resolution
@@ -44,13 +44,13 @@ def evaluate(
     model, mesh = weights.model(), sharding.make_mesh()
     source = sources.open_source(config, split, transfer_weights.cache_folder())
     _compare_classes(weights, model.num_classes, source.class_names)
-    step = evaluation.make_eval_step(model, loss, mesh, source.multi_label, len(images.STATUSES))
+    step = evaluation.make_eval_step(model, loss, mesh, source.multi_label, len(statuses.STATUSES))
     rows = sharding.host_rows(mesh, batch_size)
     batches = pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows)
     params = jax.device_put(weights.params, sharding.replicated(mesh))
     # Left to themselves, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
-        return evaluation.evaluate(step, params, batches, mesh, source.num_examples, images.STATUSES), source
+        return evaluation.evaluate(step, params, batches, mesh, source.num_examples, statuses.STATUSES), source
 
 
 def few_shot(

@@ -20,8 +20,8 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from mixer import class_names, command_line, recipe
-from mixer.data import images, pipeline, sources
+from mixer import class_names, command_line, recipe, statuses
+from mixer.data import pipeline, sources
 from mixer.errors import UserError, quiet_libraries
 from mixer.training import sharding
 from mixer.training.step import normalize
@@ -97,14 +97,14 @@ def input_config(weights: Weights) -> ml_collections.ConfigDict:
 
 def _reason(path: str, status: int) -> str:
     """Why an image cannot be used; empty if it can."""
-    if status == images.OK:
+    if status == statuses.OK:
         return ""
-    if status == images.BAD_RECORD:
+    if status == statuses.BAD_RECORD:
         try:
             return "unreadable" if epath.Path(path).exists() else "missing"
         except Exception:  # each file system has exceptions of its own
             return "unreadable"
-    return images.STATUSES[status].replace("_", " ")
+    return statuses.STATUSES[status].replace("_", " ")
 
 
 def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:

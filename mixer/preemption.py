@@ -41,6 +41,15 @@ def _any(asked: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.max(asked["asked"]), sharding.replicated(mesh))
 
 
+def ignore() -> None:
+    """Makes this process deaf to its signals: for the very end, when all is saved and its status is decided.
+
+    Python, as it ends, gives signals back their default, and one that came then would count as a failure.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class PreemptedError(Exception):
     """The run was asked to stop, and what it had is saved."""
 

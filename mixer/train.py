@@ -4,6 +4,7 @@ Pre-training, fine-tuning, the quickstart and the tests are this one loop under 
 again and it continues from the newest checkpoint, to the same bits as if it had never stopped.
 """
 
+import atexit
 import sys
 
 import jax
@@ -13,16 +14,15 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, distributed, models, preemption
+from mixer import command_line, distributed, models, preemption, statuses
 from mixer import config as configuration
-from mixer.data import contact_sheet, images, pipeline, sources
+from mixer.data import contact_sheet, pipeline, sources
 from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
-from mixer.models.mlp_mixer import MlpMixer, forward_macs
 from mixer.training import evaluation, sharding
 from mixer.training import optimizer as optimizers
 from mixer.training.checkpoint import Checkpoints, has_checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
-from mixer.training.step import Metrics, TrainState, init_state, make_train_step, prepare
+from mixer.training.step import Metrics, TrainState, init_state, jit_train_step, prepare
 from mixer.transfer import load
 from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
@@ -81,7 +81,7 @@ def train(
     tx = optimizers.make_optimizer(config.optimizer, schedule)
 
     def init() -> TrainState:
-        return init_state(model, tx, config, len(images.STATUSES))
+        return init_state(model, tx, config, len(statuses.STATUSES))
 
     shapes = jax.eval_shape(init)
     shardings = sharding.state_sharding(shapes, mesh, config.sharding)
@@ -111,14 +111,9 @@ def train(
         raise
 
     # -------------------------------------------------------------------------------------------------- compiled steps
-    train_step = jax.jit(
-        make_train_step(model, tx, schedule, config),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = jit_train_step(model, tx, schedule, config, shardings, mesh)
     eval_step = evaluation.make_eval_step(
-        model, config.loss, mesh, keep_logits=eval_source.multi_label, num_statuses=len(images.STATUSES)
+        model, config.loss, mesh, keep_logits=eval_source.multi_label, num_statuses=len(statuses.STATUSES)
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -128,7 +123,7 @@ def train(
         for name, params in named.items():
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
             found = evaluation.evaluate(
-                eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, images.STATUSES
+                eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, statuses.STATUSES
             )
             metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
         _refuse_bad_images(metrics, "val/bad_images/", eval_source.num_examples, config)
@@ -237,7 +232,7 @@ def _host_rows(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> sl
 def _describe(
     console: Console,
     config: ml_collections.ConfigDict,
-    model: MlpMixer,
+    model: models.Model,
     mesh: jax.sharding.Mesh,
     shapes: TrainState,
     source: sources.Source,
@@ -245,11 +240,11 @@ def _describe(
     total_steps: int,
 ) -> None:
     """Says what is about to run: model, cost, devices and data."""
-    macs = forward_macs(model, config.input.image_size)
+    macs = model.forward_macs(config.input.image_size)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     device = mesh.devices.flat[0]
     console.keep(
-        f"Mixer-{config.model.variant} at {config.input.image_size} px: {parameters:,} parameters, "
+        f"{models.full_name(config.model.variant)} at {config.input.image_size} px: {parameters:,} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
     )
     console.keep(
@@ -270,7 +265,7 @@ def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> di
             f"{config.max_nonfinite_steps}: the run stops, its checkpoints are sound; start from them with "
             "config.init_from in another --workdir and a lower optimizer.learning_rate"
         )
-    bad = zip(images.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
+    bad = zip(statuses.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
     counts = {f"bad_images/{status}": count for status, count in bad if count}
     if skipped := int(values.pop("nonfinite_steps")):
         counts["nonfinite_steps"] = skipped
@@ -315,7 +310,7 @@ def write_inspection(config: ml_collections.ConfigDict, workdir: epath.PathLike)
     key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))[0]
     pictures, targets = jax.device_get(prepare(batch, len(source.class_names), key, config))
     path = workdir / "inspect.png"
-    contact_sheet.write(path, pictures, targets, source.class_names, [images.STATUSES[s] for s in batch["status"]])
+    contact_sheet.write(path, pictures, targets, source.class_names, [statuses.STATUSES[s] for s in batch["status"]])
     return path
 
 
@@ -340,6 +335,7 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
+    atexit.register(preemption.ignore)
     if flags.FLAGS.distributed:
         distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, name = command_line.from_flags()

@@ -179,6 +179,25 @@ def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, time
     assert capsys.readouterr().err.endswith("SIGINT: leaving at once\n")
 
 
+LATE = """
+import atexit
+from mixer import preemption
+atexit.register(print, "the end", flush=True)
+atexit.register(preemption.ignore)  # called before the line above
+preemption.Stop().listen()
+"""
+
+
+def test_a_signal_in_the_last_moment_does_not_make_a_failure_of_a_good_end():
+    process = subprocess.Popen([sys.executable, "-c", LATE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "the end\n"
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    assert process.returncode == 0
+
+
 @pytest.mark.slow  # two runs of two processes each: about a minute
 def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, tmp_path):
     changes = {**DROPPING, "checkpoint_steps": 12}

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-STATUSES = ("ok", "bad_record", "empty", "unknown_format", "truncated", "undecodable", "too_large")
-OK, BAD_RECORD, EMPTY, UNKNOWN_FORMAT, TRUNCATED, UNDECODABLE, TOO_LARGE = range(len(STATUSES))
+from mixer.statuses import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
 RAW, JPEG, PNG = range(3)  # how `Image.data` is encoded; RAW is uint8 [height, width, 3]
 

@@ -6,7 +6,7 @@ A batch is a dict of NumPy arrays, of which a host gets its share of the rows:
     image   uint8   [rows, image_size, image_size, 3]
     labels  int32   [rows, max_labels], padded with -1
     weight  float32 [rows], 0 for an image that could not be read and for the padding of the last evaluation batch
-    status  int32   [rows], an index into `images.STATUSES`
+    status  int32   [rows], an index into `statuses.STATUSES`
 """
 
 import logging
@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
+from mixer import statuses
 from mixer.data import augment, images, order
 from mixer.data.sources import Source
 from mixer.errors import UserError
@@ -43,6 +44,21 @@ def train_batches(
       rows: which of its rows are this host's.
       steps: the steps to yield, in order. Starting at step 900,000 costs what starting at step 0 does.
     """
+
+    def dataset(steps: range, verify: bool) -> tf.data.Dataset:
+        examples = train_examples(
+            source, config, seed=seed, batch_size=batch_size, rows=rows, steps=steps, verify=verify
+        )
+        return train_images(examples, config)
+
+    return batches_of(dataset, len(range(batch_size)[rows]), steps)
+
+
+def train_examples(
+    source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range,
+    verify: bool = False,
+) -> tf.data.Dataset:  # fmt: skip
+    """The rows of `train_batches` one by one, read and examined but not decoded; `verify`: each is tried first."""
     row_numbers = np.arange(batch_size)[rows]
     chunk = math.gcd(len(row_numbers), _CHUNK)
     chunks = len(row_numbers) // chunk
@@ -50,22 +66,22 @@ def train_batches(
     def numbers_at(positions: np.ndarray) -> np.ndarray:
         return order.record_numbers(positions, source.num_examples, seed, config.shuffle_block, config.shuffle_window)
 
-    def dataset(steps: range, verify: bool) -> tf.data.Dataset:
-        def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
-            step, part = number // chunks, number % chunks
-            positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
-            return _load(source, config, positions, numbers_at, seed, verify)
+    def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        step, part = number // chunks, number % chunks
+        positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
+        return _load(source, config, positions, numbers_at, seed, verify)
 
-        def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            image = augment.train_image(
-                item["data"], item["encoding"], item["size"], item["window"], item["draws"], config
-            )
-            return _finished(item, image)
+    return on_all_cores(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load).unbatch()
 
-        ds = tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks)
-        return _map(_map(ds, load).unbatch(), finish)
 
-    return _batches(dataset, len(row_numbers), steps)
+def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
+    """The rows of `train_batches` one by one, from those of `train_examples`."""
+
+    def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = augment.train_image(item["data"], item["encoding"], item["size"], item["window"], item["draws"], config)
+        return _finished(item, image)
+
+    return on_all_cores(examples, finish)
 
 
 def eval_batches(
@@ -104,17 +120,17 @@ def eval_batches(
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        return _map(_map(ds, load).unbatch(), finish)
+        return on_all_cores(on_all_cores(ds, load).unbatch(), finish)
 
-    return _batches(dataset, len(row_numbers), steps)
+    return batches_of(dataset, len(row_numbers), steps)
 
 
-def _map(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-    """Maps on all cores, in order; without AutoGraph, which has nothing to do here and says so wherever it can."""
+def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+    """Maps in order; without AutoGraph, which has nothing to do here and says so wherever it can."""
     return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _batches(dataset: Callable[[range, bool], tf.data.Dataset], rows: int, steps: range) -> Iterator[Batch]:
+def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], rows: int, steps: range) -> Iterator[Batch]:
     """Batches the dataset, and gets past an image that decodes neither here nor as its header promised.
 
     TensorFlow ends a dataset at the first error. As every batch is a function of its step, the one step is made again
@@ -151,18 +167,18 @@ def _load(
     def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         numbers = numbers_at(positions)
         present = np.flatnonzero(numbers >= 0)
-        found = [images.unusable(images.OK)] * len(numbers)
+        found = [images.unusable(statuses.OK)] * len(numbers)
         labels = np.full((len(numbers), source.max_labels), -1, np.int32)
         for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
             image = images.inspect(example.image, config.max_pixels)
             if verify and not augment.decodes(image.data, image.encoding, (image.height, image.width)):
-                image = images.unusable(images.UNDECODABLE)
+                image = images.unusable(statuses.UNDECODABLE)
             found[slot] = image
-            if image.status == images.OK:
+            if image.status == statuses.OK:
                 labels[slot, : len(example.labels)] = example.labels
         data, encoding, height, width, status = zip(*found, strict=True)
         size = np.stack([height, width], axis=1).astype(np.int32)
-        weight = ((numbers >= 0) & (np.array(status) == images.OK)).astype(np.float32)
+        weight = ((numbers >= 0) & (np.array(status) == statuses.OK)).astype(np.float32)
         draws = order.uniform(seed, positions, draws_per_example)
         window = augment.crop_windows(size, draws, config)
         encoded = np.array([*data, None], object)[:-1]  # the None keeps NumPy from making fixed-width strings

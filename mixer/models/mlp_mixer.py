@@ -8,13 +8,14 @@ layers and the compute dtype change how the function is computed, never what it 
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
+
+from mixer.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +40,6 @@ VARIANTS = {
     "L": _variant(24, 1024),
     "H": _variant(32, 1280),
 }
-
-
-class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between them, along the last axis (Eq. 1 of the paper).
-
-    `nn.gelu` is the tanh approximation, as in the published code. Where the paper's dropout sits is not published; here
-    it follows both dense layers, as in ViT's MLP.
-    """
-
-    mlp_dim: int
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch rows width"], key: Key[Array, ""] | None) -> Array:
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
-        y = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
-        y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
-        y = nn.Dense(x.shape[-1], dtype=self.dtype)(y)
-        return nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
 
 
 class MixerBlock(nn.Module):
@@ -87,26 +68,17 @@ class MixerBlock(nn.Module):
     ) -> Float[Array, "batch tokens channels"]:
         """Applies the block; key is None in evaluation, drop_path (a probability) is None without stochastic depth."""
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
-        mlp = partial(MlpBlock, dropout=self.dropout, dtype=self.dtype)
+        mlp = partial(layers.MlpBlock, dropout=self.dropout, dtype=self.dtype)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = jnp.swapaxes(y, 1, 2)
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, keys[0])
         y = jnp.swapaxes(y, 1, 2)
-        x = x + self._drop_path(y, keys[1], drop_path)
+        x = x + layers.drop_path(y, keys[1], drop_path, self.stochastic_depth_rescale)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, keys[2])
-        return x + self._drop_path(y, keys[3], drop_path)
-
-    def _drop_path(self, y: Array, key: Key[Array, ""] | None, rate: Float[Array, ""] | None) -> Array:
-        """Drops a whole branch, example by example (stochastic depth, arXiv 1603.09382)."""
-        if key is None or rate is None:
-            return y
-        keep = jax.random.bernoulli(key, 1 - rate, (y.shape[0], 1, 1)).astype(y.dtype)
-        if self.stochastic_depth_rescale:
-            keep /= (1 - rate).astype(y.dtype)
-        return y * keep
+        return x + layers.drop_path(y, keys[3], drop_path, self.stochastic_depth_rescale)
 
 
 class MlpMixer(nn.Module):
@@ -152,17 +124,17 @@ class MlpMixer(nn.Module):
         Raises:
           ValueError: the patch does not divide the image.
         """
-        height, width = images.shape[1:3]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}; the nearest that "
-                f"is: {_nearest(height, self.patch_size)}x{_nearest(width, self.patch_size)}"
-            )
+        layers.patch_grid(images, self.patch_size)
         patch = (self.patch_size, self.patch_size)
         x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", dtype=self.dtype, name="stem")(images)
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # tokens row by row
 
-        x = self._blocks(x, train)
+        x = layers.apply_blocks(
+            self, MixerBlock, "MixerBlock_", x, train, num_blocks=self.num_blocks,
+            stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan,
+            tokens_mlp_dim=self.tokens_mlp_dim, channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
+            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype,
+        )  # fmt: skip
 
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
@@ -171,52 +143,14 @@ class MlpMixer(nn.Module):
         bias_init = nn.initializers.constant(self.head_bias_init)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
 
-    def _blocks(self, x: Float[Array, "batch tokens channels"], train: bool) -> Array:
-        """The n blocks. Keys and probabilities are made here, so that neither remat nor scan can change a draw."""
-        keys = rates = None
-        if train and (self.dropout or self.stochastic_depth):
-            keys = jax.random.split(self.make_rng("dropout"), self.num_blocks)
-        if self.stochastic_depth:
-            rates = jnp.linspace(0.0, self.stochastic_depth, self.num_blocks, dtype=jnp.float32)
-        block = partial(
-            nn.remat(MixerBlock) if self.remat else MixerBlock,
-            tokens_mlp_dim=self.tokens_mlp_dim,
-            channels_mlp_dim=self.channels_mlp_dim,
-            dropout=self.dropout,
-            stochastic_depth_rescale=self.stochastic_depth_rescale,
-            dtype=self.dtype,
-        )
-        names = [f"MixerBlock_{i}" for i in range(self.num_blocks)]
+    def forward_macs(self, image_size: int) -> int:
+        """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.
 
-        if self.scan and not self.is_initializing():
-            params = [self.variables["params"][name] for name in names]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-
-            def body(x: Array, layer: tuple) -> tuple[Any, None]:
-                layer_params, key, rate = layer
-                return block(parent=None).apply({"params": layer_params}, x, key, rate), None
-
-            return jax.lax.scan(body, x, (stacked, keys, rates))[0]
-
-        for i, name in enumerate(names):
-            key, rate = (None if draws is None else draws[i] for draws in (keys, rates))
-            x = block(name=name)(x, key, rate)
-        return x
-
-
-def _nearest(size: int, patch_size: int) -> int:
-    return max(round(size / patch_size), 1) * patch_size
-
-
-def forward_macs(model: MlpMixer, image_size: int) -> int:
-    """Multiply-accumulates of one square image's forward pass; a FLOP count is twice that, a training step's six times.
-
-    Counts the matrix products alone (stem, both MLPs of each block, head); what normalisation, GELU and the skip
-    connections add is below one per cent for the paper's models.
-    """
-    tokens = (image_size // model.patch_size) ** 2
-    channels = model.hidden_dim
-    stem = 3 * model.patch_size**2 * channels * tokens
-    token_mixing = 2 * tokens * model.tokens_mlp_dim * channels
-    channel_mixing = 2 * channels * model.channels_mlp_dim * tokens
-    return stem + model.num_blocks * (token_mixing + channel_mixing) + channels * model.num_classes
+        Counts the matrix products alone (stem, both MLPs of each block, head); what normalisation, GELU and the skip
+        connections add is below one per cent for the paper's models.
+        """
+        tokens = (image_size // self.patch_size) ** 2
+        stem = 3 * self.patch_size**2 * self.hidden_dim * tokens
+        token_mixing = 2 * tokens * self.tokens_mlp_dim * self.hidden_dim
+        channel_mixing = 2 * self.hidden_dim * self.channels_mlp_dim * tokens
+        return stem + self.num_blocks * (token_mixing + channel_mixing) + self.hidden_dim * self.num_classes

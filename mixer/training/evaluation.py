@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from mixer.models.mlp_mixer import MlpMixer
+from mixer.models import Model
 from mixer.training import losses, sharding
 from mixer.training.step import Batch, normalize
 
@@ -17,7 +17,7 @@ Sums = dict[str, jax.Array]
 
 
 def make_eval_step(
-    model: MlpMixer, loss: str, mesh: Mesh, keep_logits: bool, num_statuses: int
+    model: Model, loss: str, mesh: Mesh, keep_logits: bool, num_statuses: int
 ) -> Callable[[Any, Batch], tuple[Sums, jax.Array | None]]:
     """Builds the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
 

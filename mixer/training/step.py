@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, UInt8
 
-from mixer.models.mlp_mixer import MlpMixer
-from mixer.training import losses
+from mixer.models import Model
+from mixer.training import losses, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -43,7 +44,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(
-    model: MlpMixer, tx: optax.GradientTransformation, config: ml_collections.ConfigDict, num_statuses: int
+    model: Model, tx: optax.GradientTransformation, config: ml_collections.ConfigDict, num_statuses: int
 ) -> TrainState:
     """The state before the first step, drawn from config.seed."""
     size = config.input.image_size
@@ -103,7 +104,7 @@ def prepare(
 
 
 def make_train_step(
-    model: MlpMixer, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ml_collections.ConfigDict
+    model: Model, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ml_collections.ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step.
 
@@ -172,6 +173,23 @@ def make_train_step(
         return state_out, metrics
 
     return train_step
+
+
+def jit_train_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ml_collections.ConfigDict,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """The step as it runs on a mesh: the state, which lies as `shardings` say, is given away for the next."""
+    return jax.jit(
+        make_train_step(model, tx, schedule, config),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def split_batch(batch: Batch, parts: int, group: int) -> Batch:

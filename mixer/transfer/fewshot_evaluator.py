@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mixer.data import pipeline, sources
 from mixer.errors import UserError
-from mixer.models.mlp_mixer import MlpMixer
+from mixer.models import Model
 from mixer.training import sharding
 from mixer.training.step import normalize
 from mixer.transfer import fewshot
@@ -30,7 +30,7 @@ class FewShot:
         self,
         settings: ml_collections.ConfigDict,
         config: ml_collections.ConfigDict,
-        model: MlpMixer,
+        model: Model,
         mesh: Mesh,
         *,
         batch_size: int,

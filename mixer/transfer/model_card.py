@@ -8,7 +8,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from mixer import class_names, models, paper, recipe
-from mixer.models.mlp_mixer import MlpMixer, forward_macs
+from mixer.models.mlp_mixer import MlpMixer
 from mixer.transfer import stablehlo, timm
 from mixer.transfer.weights import PUBLISHED, Weights
 
@@ -58,7 +58,7 @@ def card(
         "Classes": _classes(weights, model),
         "Input": _input(to, weights.image_size, model.patch_size),
         "Output": _output(weights, model),
-        "Forward pass": f"{2 * forward_macs(model, weights.image_size) / 1e9:.3g} GFLOP an image",
+        "Forward pass": f"{2 * model.forward_macs(weights.image_size) / 1e9:.3g} GFLOP an image",
         "Format": _FORMATS[to],
     }
     training = {"Weights": _origin(weights, ema), **_training(weights)}

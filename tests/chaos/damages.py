@@ -87,7 +87,7 @@ def damage_newest(trial: Trial) -> None:
 
 
 def damage_all(trial: Trial) -> None:
-    """With no checkpoint left the run stops, and leaves what there is to whoever can mend it."""
+    """With no checkpoint left the run stops, and leaves them as they are to whoever can mend them."""
     steps = committed(trial.workdir)
     for step in steps:
         trial.did(trial.rng.choice((delete_manifest, empty))(trial.rng, _checkpoint(trial, step)))
@@ -171,5 +171,7 @@ def _short(path: pathlib.Path) -> str:
 
 
 def _listing(trial: Trial) -> list[str]:
+    """What the checkpoints hold, without those whose saving was interrupted: what is left of them may go."""
     folder = trial.workdir / "checkpoints"
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    paths = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    return sorted(path for path in paths if ".orbax-checkpoint-tmp" not in path.split("/")[0])

@@ -23,6 +23,7 @@ from making import (
 from mixer.data import augment, images, order, pipeline
 from mixer.data.sources import Example, Source, open_source
 from mixer.errors import UserError
+from mixer.statuses import STATUSES
 
 BATCH = 24
 KEYS = {"image", "labels", "weight", "status"}
@@ -182,7 +183,7 @@ def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline
 
 
 def statuses_of(bad: dict[int, str], numbers: np.ndarray) -> np.ndarray:
-    codes = {n: images.STATUSES.index(BAD[name][1]) for n, name in bad.items()}
+    codes = {n: STATUSES.index(BAD[name][1]) for n, name in bad.items()}
     return np.array([[codes.get(int(n), images.OK) for n in row] for row in numbers])
 
 
@@ -193,7 +194,7 @@ def test_bad_images_keep_their_slots(randaugment):
     bad = dict(zip(range(3, 40, 5), BAD, strict=False))
     numbers = order.record_numbers(np.arange(3 * BATCH), 40, 5).reshape(3, BATCH)
     statuses = statuses_of(bad, numbers)
-    assert set(statuses.ravel()) == {images.STATUSES.index(status) for status in ("ok", *(s for _, s in BAD.values()))}
+    assert set(statuses.ravel()) == {STATUSES.index(status) for status in ("ok", *(s for _, s in BAD.values()))}
     expected = train(source_of(examples), config, range(3))
     source = source_of(with_bad(examples, bad))
     assert_same_but(train(source, config, range(3)), expected, statuses)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import models
-from mixer.models.mlp_mixer import MixerBlock, forward_macs
+from mixer.models.mlp_mixer import MixerBlock
 
 # Table 1 of the paper, counted to the unit from its specification; no head, 10, 1000 and 21843 classes.
 PARAMETERS = {
@@ -47,14 +47,14 @@ def test_parameter_counts_are_the_papers(variant):
 
 @pytest.mark.parametrize("variant", MILLION_MACS)
 def test_macs_are_the_specifications(variant):
-    assert round(forward_macs(models.create(variant, 1000), 224) / 1e6) == MILLION_MACS[variant]
+    assert round(models.create(variant, 1000).forward_macs(224) / 1e6) == MILLION_MACS[variant]
 
 
 def test_macs_agree_with_the_compiler():
     model = models.create("Ti/8", 10)
     params = random_params(model, 64)
     cost = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, jnp.zeros((4, 64, 64, 3))).cost_analysis()
-    assert cost["flops"] == pytest.approx(4 * 2 * forward_macs(model, 64), rel=0.06)  # the rest: GELU, norms, skips
+    assert cost["flops"] == pytest.approx(4 * 2 * model.forward_macs(64), rel=0.06)  # the rest: GELU, norms, skips
 
 
 def test_names_and_shapes_are_the_published_checkpoints():
@@ -228,7 +228,32 @@ def test_an_image_that_the_patch_does_not_divide_is_refused(size):
         models.create("S/16", 10).init(jax.random.key(0), jnp.zeros((1, *size, 3)))
 
 
-@pytest.mark.parametrize("variant", ["M/16", "B", "B/", "B/x", "B/0", "b/16", ""])
+@pytest.mark.parametrize(
+    "variant", ["M/16", "B", "B/", "B/x", "B/0", "b/16", "", "ViT-M/16", "ViT/16", "BiT-R50", "BiT-R51x1"]
+)
 def test_an_unknown_variant_is_refused(variant):
     with pytest.raises(ValueError, match="expected one of Ti, S, B, L, H"):
         models.create(variant, 10)
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [("b16", "B/16"), ("ti16", "Ti/16"), ("vit_l16", "ViT-L/16"), ("bit_r152x4", "BiT-R152x4"), ("B/16", "B/16")],
+)
+def test_short_names(short, full):
+    assert models.variant(short) == full
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "wrong"),
+    [
+        ("ViT-B/16", {"tokens_mlp_dim": 384}, "'ViT-B/16' has no tokens_mlp_dim, which was set to 384"),
+        ("BiT-R50x1", {"stochastic_depth": 0.1}, "'BiT-R50x1' has no stochastic_depth, which was set to 0.1"),
+        ("BiT-R50x1", {"remat": True}, "'BiT-R50x1' has no remat, which was set to True"),
+    ],
+)
+def test_an_option_that_a_model_does_not_have_is_refused_unless_it_is_off(variant, options, wrong):
+    off = {"tokens_mlp_dim": None, "dropout": 0.0, "stochastic_depth": 0.0, "remat": False, "scan": False}
+    models.create(variant, 10, **off)
+    with pytest.raises(ValueError, match=wrong):
+        models.create(variant, 10, **{**off, **options})

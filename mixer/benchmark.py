@@ -1,0 +1,185 @@
+"""Images per second and core, as the paper counts them: `python -m mixer.benchmark --models b16,vit_b16,bit_r50x1`.
+
+--models ... --modes inference,train    models, on whatever device JAX has; needs no TensorFlow
+--input --config configs/b16_i21k.py    the input pipeline alone, stage by stage
+--scaling patches                       time and FLOPs against the number of patches, and a picture of it
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from mixer import command_line, models
+from mixer.errors import UserError, quiet_libraries
+from mixer.performance import model_speed, scaling
+
+DTYPES = ("float32", "bfloat16")
+
+
+def device() -> dict[str, Any]:
+    """What JAX computes on, and how many processors of the host stand behind it."""
+    first = jax.devices()[0]
+    return {
+        "kind": first.device_kind,
+        "platform": first.platform,
+        "cores": jax.device_count(),
+        "host_processors": processors(),
+        "jax": jax.__version__,
+    }
+
+
+def processors() -> int:
+    """How many of the host's processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def described(found: dict[str, Any]) -> str:
+    """The device in words."""
+    words = f"{found['cores']} x {found['kind']} with jax {found['jax']}"
+    behind = f": a core is all of this machine's {found['host_processors']} processors, shared by the devices"
+    return words + (behind if found["platform"] == "cpu" else "")
+
+
+def table(rows: Sequence[model_speed.Row]) -> str:
+    """The rows, aligned."""
+    columns = "{:<14}{:<11}{:>6}{:>11}{:>19}{:>9}{:>11}{:>10}{:>7}{:>9}{:>11}".format
+    lines = [
+        columns(
+            "model", "mode", "batch", "images/s", "slowest-fastest", "", "GFLOP", "by XLA", "MFU", "peak", "compile"
+        ),
+        columns("", "", "/core", "/core", "block", "params", "/image", "/image", "", "GiB/core", "seconds"),
+    ]
+    for row in rows:
+        mfu = "?" if row.utilisation is None else f"{row.utilisation:.1%}"
+        lines.append(columns(
+            row.model, row.mode, row.batch_size, f"{row.images_per_sec_per_core:.4g}",
+            f"{row.lowest:.4g}-{row.highest:.4g}", f"{row.parameters / 1e6:.1f}M", f"{row.gflop_per_image:.4g}",
+            f"{row.compiler_gflop_per_image:.4g}", mfu, f"{row.peak_memory_bytes / 2**30:.2f}",
+            f"{row.compile_seconds:.1f}",
+        ))  # fmt: skip
+    return "\n".join(lines)
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "With --input: the run's config file.")
+    flags.DEFINE_list("models", ["b16"], "Such as b16, vit_b16, bit_r50x1; or their variants, B/16, ViT-B/16, ...")
+    flags.DEFINE_list("modes", list(model_speed.MODES), "Of " + " and ".join(model_speed.MODES) + ".")
+    flags.DEFINE_list("batch_sizes", ["auto"], "Images on each core, such as 8,16; auto doubles while that helps.")
+    flags.DEFINE_integer("image_size", 224, "Pixels.", 1)
+    flags.DEFINE_enum("dtype", None, DTYPES, "Of activations and products; by default bfloat16, on a CPU float32.")
+    flags.DEFINE_integer("blocks", 5, "Timed blocks, of which the median counts.", 1)
+    flags.DEFINE_float("block_seconds", 1.0, "Length of a block, about; at least one call.", 0.0)
+    flags.DEFINE_bool("json", False, "Print one line of JSON.")
+    flags.DEFINE_bool("input", False, "Measure the input pipeline of --config instead of models.")
+    flags.DEFINE_float("accelerator_rate", None, "With --input: images/s that have to be fed by this host.", 0.0)
+    flags.DEFINE_enum("scaling", None, ["patches"], "Measure models against the number of patches instead.")
+    flags.DEFINE_string("output", "scaling_patches.png", "With --scaling: where the picture goes.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    quiet_libraries()
+    given = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; this command takes --flags only")
+    if given.input:
+        _input()
+    elif given["config"].present:
+        raise UserError("--config is for --input; models are given by --models")
+    elif given.scaling:
+        _scaling()
+    else:
+        _models()
+
+
+def _models() -> None:
+    given = flags.FLAGS
+    if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
+        raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
+    variants, batch_sizes, settings = _variants(given.models), _batch_sizes(given.batch_sizes), _settings()
+    peak, source = model_speed.peak(settings.dtype)
+    rows = []
+    for variant in variants:
+        for mode in given.modes:
+            rows.append(model_speed.best(variant, mode, batch_sizes, settings, peak, _tell))
+    found = device()
+    if given.json:
+        print(json.dumps({
+            "device": found, "dtype": settings.dtype, "image_size": settings.image_size, "peak_flops_per_core": peak,
+            "peak_source": source, "rows": [row.as_dict() for row in rows],
+        }))  # fmt: skip
+        return
+    print(f"{described(found)}; {settings.dtype}, {settings.image_size} px; MFU against {source}\n")
+    print(table(rows))
+
+
+def _scaling() -> None:
+    given = flags.FLAGS
+    settings = _settings()
+    curves = scaling.measure(settings, _tell)
+    if given.json:
+        print(json.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
+    else:
+        print(f"{described(device())}; {settings.dtype}\n\n{scaling.table(curves)}")
+    scaling.draw(curves, epath.Path(given.output))
+    _tell(f"the picture is {given.output}")
+
+
+def _input() -> None:
+    from mixer.performance import input_speed  # it needs TensorFlow, which the rest does without
+
+    given = flags.FLAGS
+    config, name = command_line.from_flags()
+    found = input_speed.measure(
+        config, epath.Path("runs") / name / "cache", seconds=given.block_seconds, blocks=given.blocks
+    )
+    needed = found.cores_needed(given.accelerator_rate) if given.accelerator_rate else None
+    if given.json:
+        print(json.dumps({**found.as_dict(), "accelerator_rate": given.accelerator_rate, "host_cores_needed": needed}))
+        return
+    print(found.table())
+    if needed is None:
+        print("\nfor the host cores that an accelerator needs, give the rate it takes: --accelerator_rate IMAGES/S")
+    else:
+        print(f"\nan accelerator that takes {given.accelerator_rate:,.0f} images/s needs {needed} such host cores")
+
+
+def _settings() -> model_speed.Settings:
+    given = flags.FLAGS
+    dtype = given.dtype or ("float32" if jax.devices()[0].platform == "cpu" else "bfloat16")
+    return model_speed.Settings(given.image_size, dtype, given.blocks, given.block_seconds)
+
+
+def _variants(names: Sequence[str]) -> list[str]:
+    """The variants of short names; all are checked before anything is measured."""
+    variants = [models.variant(name.strip()) for name in names]
+    for variant in variants:
+        try:
+            models.create(variant, 0)
+        except ValueError as error:
+            raise UserError(f"--models: {error}") from None
+    return variants
+
+
+def _batch_sizes(texts: Sequence[str]) -> list[int] | None:
+    if list(texts) == ["auto"]:
+        return None
+    if not texts or not all(text.strip().isdigit() and int(text) for text in texts):
+        raise UserError(f"--batch_sizes={','.join(texts)}: expected auto, or numbers above 0, such as 8,16")
+    return [int(text) for text in texts]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main, define_flags)

@@ -1,0 +1,146 @@
+"""BiT-ResNet (Big Transfer, Kolesnikov et al. 2020, arXiv 1912.11370): the convolutions Mixer is measured against.
+
+    image -> 7x7 `root`, max-pool -> 4 blocks of Units -> GroupNorm, ReLU -> mean over pixels -> `head`
+
+A ResNet-v2 (arXiv 1603.05027) with group normalisation (arXiv 1803.08494) in place of batch normalisation and
+standardised weights (arXiv 1903.10520). Padding is that of the published code: explicit and symmetric, zeros before the
+max-pool too, where "SAME" would pad strided windows on one side only.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# Depth -> units of each block (Table 1 of ResNet, arXiv 1512.03385); with a width factor it makes a variant: R50x1.
+UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class StandardisedConv(nn.Module):
+    """Convolution whose kernel has mean 0 and variance 1 over all but the output channels, so its scale is not learned.
+
+    Standardised in float32: in bfloat16 the mean of thousands of weights would be mostly rounding.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        kernel = kernel * jax.lax.rsqrt(jnp.mean(kernel**2, axis=(0, 1, 2), keepdims=True) + 1e-10)
+        pad = (self.kernel_size // 2, self.kernel_size // 2)
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), window_strides=(self.stride, self.stride),
+            padding=(pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+
+class Unit(nn.Module):
+    """Bottleneck of 1x1, 3x3 and 1x1 convolutions, each behind a norm and a ReLU, and a skip connection.
+
+    Attributes:
+      features: channels of the output; the bottleneck has a quarter of them.
+      stride: of the 3x3 convolution and of the shortcut.
+      dtype: of activations and products; parameters and normalisation statistics stay float32.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        shortcut, bottleneck = x, self.features // 4
+        y = _norm_relu(x, "norm_a", self.dtype)
+        if x.shape[-1] != self.features:  # the first unit of each block, and no other
+            shortcut = StandardisedConv(self.features, 1, self.stride, self.dtype, name="projection")(y)
+        y = StandardisedConv(bottleneck, dtype=self.dtype, name="conv_a")(y)
+        y = _norm_relu(y, "norm_b", self.dtype)
+        y = StandardisedConv(bottleneck, 3, self.stride, self.dtype, name="conv_b")(y)
+        y = _norm_relu(y, "norm_c", self.dtype)
+        return shortcut + StandardisedConv(self.features, dtype=self.dtype, name="conv_c")(y)
+
+
+def _norm_relu(x: Array, name: str, dtype: DTypeLike) -> Array:
+    return nn.relu(nn.GroupNorm(num_groups=32, epsilon=1e-5, dtype=dtype, name=name)(x))
+
+
+class BiT(nn.Module):
+    """BiT-ResNet.
+
+    Attributes:
+      num_classes: width of the head; 0 for none, the output is then the pre-logits.
+      units: how many of each block, a row of `UNITS`.
+      width: factor of every width; the first block's output has 256 times that many channels, each further one twice
+        its predecessor's.
+      head_bias_init: every logit's starting value; about -ln(num_classes) suits sigmoid cross-entropy.
+      dtype: bfloat16 or float32, of activations and products. Parameters, standardisation, normalisation statistics,
+        the mean over pixels and the logits are float32 in either case.
+    """
+
+    num_classes: int
+    units: tuple[int, ...]
+    width: int
+    head_bias_init: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Maps images in [-1, 1] to float32 logits; `train` changes nothing, for there is no dropout."""
+        x = StandardisedConv(64 * self.width, 7, 2, self.dtype, name="root")(images)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the pool's own padding is -inf, the published one 0
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        for name, features, stride in self._units():
+            x = Unit(features, stride, self.dtype, name=name)(x)
+        x = _norm_relu(x, "pre_head_norm", self.dtype)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.num_classes == 0:
+            return x
+        bias_init = nn.initializers.constant(self.head_bias_init)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+
+    def _units(self) -> list[tuple[str, int, int]]:
+        """Name, output channels and stride of each unit; every block but the first halves the image."""
+        return [
+            (f"block{block + 1}_unit{unit + 1}", 256 * self.width * 2**block, 2 if block > 0 and unit == 0 else 1)
+            for block, units in enumerate(self.units)
+            for unit in range(units)
+        ]
+
+    def forward_macs(self, image_size: int) -> int:
+        """Multiply-accumulates of one square image's forward pass; a FLOP count is twice that, a training step's six.
+
+        Counts the convolutions and the head alone, and of a convolution the products with pixels: those with padding
+        are left out, as in XLA's cost analysis. Commonly published figures include them (3.6% more for R50x1 at 224
+        pixels), and some the normalisation of activations and weights too.
+        """
+        channels = 64 * self.width
+        macs = 3 * channels * _products(image_size, 7, 2)
+        size = _strided(_strided(image_size, 2), 2)
+        for _, features, stride in self._units():
+            before, size, bottleneck = size, _strided(size, stride), features // 4
+            macs += before**2 * channels * bottleneck + _products(before, 3, stride) * bottleneck**2
+            macs += size**2 * bottleneck * features
+            if channels != features:
+                macs += size**2 * channels * features
+            channels = features
+        return macs + channels * self.num_classes
+
+
+def _strided(size: int, stride: int) -> int:
+    """Rows that a convolution or pool leaves of `size`, whatever its kernel, padded as here."""
+    return (size - 1) // stride + 1
+
+
+def _products(size: int, kernel_size: int, stride: int) -> int:
+    """How often a square kernel's taps meet a pixel of a square image; along one axis, squared."""
+    starts = range(-(kernel_size // 2), size - kernel_size // 2, stride)
+    return sum(min(start + kernel_size, size) - max(start, 0) for start in starts) ** 2

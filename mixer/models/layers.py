@@ -1,0 +1,119 @@
+"""What Mixer and ViT are both made of: the MLP, stochastic depth, and a stack of blocks."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with a GELU between them, along the last axis (Eq. 1 of the paper).
+
+    `nn.gelu` is the tanh approximation, as in the published code. Where the paper's dropout sits is not published; here
+    it follows both dense layers, as in ViT's MLP.
+    """
+
+    mlp_dim: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch rows width"], key: Key[Array, ""] | None) -> Array:
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        y = dense(self.mlp_dim)(x)
+        y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
+        y = dense(x.shape[-1])(y)
+        return nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
+
+
+def drop_path(
+    y: Float[Array, "batch tokens channels"], key: Key[Array, ""] | None, rate: Float[Array, ""] | None, rescale: bool
+) -> Float[Array, "batch tokens channels"]:
+    """Drops a whole branch, example by example (stochastic depth, arXiv 1603.09382)."""
+    if key is None or rate is None:
+        return y
+    keep = jax.random.bernoulli(key, 1 - rate, (y.shape[0], 1, 1)).astype(y.dtype)
+    if rescale:
+        keep /= (1 - rate).astype(y.dtype)
+    return y * keep
+
+
+def apply_blocks(
+    parent: nn.Module,
+    block: type[nn.Module],
+    prefix: str,
+    x: Float[Array, "batch tokens channels"],
+    train: bool,
+    *,
+    num_blocks: int,
+    stochastic_depth: float,
+    remat: bool,
+    scan: bool,
+    **fields: Any,
+) -> Float[Array, "batch tokens channels"]:
+    """Applies blocks one after the other; to be called in the compact method of their parent.
+
+    Keys and probabilities are made here, before the first block, so that neither remat nor scan can change a draw.
+
+    Args:
+      parent: the module whose parameters `prefix`0, `prefix`1, ... the blocks' are.
+      block: called as block(**fields)(x, key, drop_path): key is None in evaluation, drop_path (a probability) without
+        stochastic depth.
+      prefix: of the blocks' names.
+      x: what the first block gets.
+      train: whether anything is dropped.
+      num_blocks: how many.
+      stochastic_depth: probability of dropping a branch in the last block; linear from 0 in the first.
+      remat: recompute each block's activations in the backward pass instead of keeping them.
+      scan: compile one block and loop over it, its parameters stacked inside the step.
+      **fields: of each block; `dropout` is among them.
+    """
+    keys = rates = None
+    if train and (fields["dropout"] or stochastic_depth):
+        keys = jax.random.split(parent.make_rng("dropout"), num_blocks)
+    if stochastic_depth:
+        rates = jnp.linspace(0.0, stochastic_depth, num_blocks, dtype=jnp.float32)
+    make = partial(nn.remat(block) if remat else block, **fields)
+    names = [f"{prefix}{i}" for i in range(num_blocks)]
+
+    if scan and not parent.is_initializing():
+        params = [parent.variables["params"][name] for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+        def body(x: Array, layer: tuple) -> tuple[Any, None]:
+            layer_params, key, rate = layer
+            return make(parent=None).apply({"params": layer_params}, x, key, rate), None
+
+        return jax.lax.scan(body, x, (stacked, keys, rates))[0]
+
+    for i, name in enumerate(names):
+        key, rate = (None if draws is None else draws[i] for draws in (keys, rates))
+        x = make(name=name)(x, key, rate)
+    return x
+
+
+def patch_grid(images: Float[Array, "batch height width 3"], patch_size: int) -> tuple[int, int]:
+    """How many patches an image has from top to bottom, and from left to right.
+
+    Raises:
+      ValueError: the patch does not divide the image.
+    """
+    height, width = images.shape[1:3]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image size {height}x{width} is not a multiple of the patch size {patch_size}; the nearest that "
+            f"is: {_nearest(height, patch_size)}x{_nearest(width, patch_size)}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def _nearest(size: int, patch_size: int) -> int:
+    return max(round(size / patch_size), 1) * patch_size

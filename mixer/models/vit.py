@@ -1,0 +1,172 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929): what Mixer is measured against.
+
+    image -> patches -> `embedding` -> class token, positions -> n x EncoderBlock -> LayerNorm -> token 0 -> `head`
+
+The form of the paper's Table 1 with a class token and a single linear head; parameter names and shapes are those of the
+published checkpoints.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from mixer.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Widths of one row of ViT's Table 1."""
+
+    num_blocks: int
+    hidden_dim: int
+    channels_mlp_dim: int
+    num_heads: int
+
+
+VARIANTS = {
+    "Ti": Variant(12, 192, 768, 3),  # this and S are of DeiT (arXiv 2012.12877) and of ViT's published code
+    "S": Variant(12, 384, 1536, 6),
+    "B": Variant(12, 768, 3072, 12),
+    "L": Variant(24, 1024, 4096, 16),
+    "H": Variant(32, 1280, 5120, 16),
+}
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention among the tokens, then an MLP on each, with a skip connection each (Eq. 2 and 3)."""
+
+    num_heads: int
+    channels_mlp_dim: int
+    dropout: float = 0.0
+    stochastic_depth_rescale: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens channels"],
+        key: Key[Array, ""] | None,
+        drop_path: Float[Array, ""] | None,
+    ) -> Float[Array, "batch tokens channels"]:
+        """Applies the block; key is None in evaluation, drop_path (a probability) is None without stochastic depth."""
+        keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="LayerNorm_0")(x)
+        y = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), deterministic=True,
+            name="MultiHeadDotProductAttention_1",
+        )(y)  # fmt: skip
+        y = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[0])
+        x = x + layers.drop_path(y, keys[1], drop_path, self.stochastic_depth_rescale)
+
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="LayerNorm_2")(x)
+        y = layers.MlpBlock(
+            self.channels_mlp_dim, self.dropout, self.dtype, kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6), name="MlpBlock_3",
+        )(y, keys[2])  # fmt: skip
+        return x + layers.drop_path(y, keys[3], drop_path, self.stochastic_depth_rescale)
+
+
+class Encoder(nn.Module):
+    """Position embedding, the blocks, and the last normalisation. Attributes as in `VisionTransformer`."""
+
+    num_blocks: int
+    num_heads: int
+    channels_mlp_dim: int
+    dropout: float
+    stochastic_depth: float
+    stochastic_depth_rescale: bool
+    dtype: DTypeLike
+    remat: bool
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens channels"], train: bool) -> Float[Array, "batch tokens channels"]:
+        x = PositionEmbedding(name="posembed_input")(x)
+        key = self.make_rng("dropout") if train and self.dropout else None
+        x = nn.Dropout(self.dropout, deterministic=key is None)(x, rng=key)
+        x = layers.apply_blocks(
+            self, EncoderBlock, "encoderblock_", x, train, num_blocks=self.num_blocks,
+            stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan, num_heads=self.num_heads,
+            channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
+            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype,
+        )  # fmt: skip
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="encoder_norm")(x)
+
+
+class PositionEmbedding(nn.Module):
+    """Adds a learned vector to each token."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens channels"]) -> Float[Array, "batch tokens channels"]:
+        embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        return x + embedding.astype(x.dtype)
+
+
+class VisionTransformer(nn.Module):
+    """ViT.
+
+    Attributes:
+      num_classes: width of the head; 0 for none, the output is then the pre-logits.
+      patch_size: pixels of a patch's side; must divide the image's height and width.
+      num_blocks, hidden_dim, channels_mlp_dim, num_heads: layers, hidden size D, MLP size and heads of Table 1.
+      dropout: after the position embedding, the attention and both dense layers of an MLP; none inside the attention.
+      stochastic_depth, stochastic_depth_rescale, head_bias_init, dtype, remat, scan: as in `MlpMixer`.
+    """
+
+    num_classes: int
+    patch_size: int
+    num_blocks: int
+    hidden_dim: int
+    channels_mlp_dim: int
+    num_heads: int
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    stochastic_depth_rescale: bool = True
+    head_bias_init: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Maps images in [-1, 1] to float32 logits; `train` needs rngs={"dropout": key} where something is dropped.
+
+        Raises:
+          ValueError: the patch does not divide the image.
+        """
+        layers.patch_grid(images, self.patch_size)
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", dtype=self.dtype, name="embedding")(images)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # tokens row by row
+        cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_dim)).astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden_dim)), x], axis=1)
+        x = Encoder(
+            self.num_blocks, self.num_heads, self.channels_mlp_dim, self.dropout, self.stochastic_depth,
+            self.stochastic_depth_rescale, self.dtype, self.remat, self.scan, name="Transformer",
+        )(x, train)  # fmt: skip
+        x = x[:, 0].astype(jnp.float32)
+        if self.num_classes == 0:
+            return x
+        bias_init = nn.initializers.constant(self.head_bias_init)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+
+    def forward_macs(self, image_size: int) -> int:
+        """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.
+
+        Counts the matrix products alone: the embedding, of each block the four projections, both products of the
+        attention (which grow with the square of the number of tokens) and the MLP, and the head.
+        """
+        patches = (image_size // self.patch_size) ** 2
+        tokens = patches + 1
+        embedding = 3 * self.patch_size**2 * self.hidden_dim * patches
+        projections = 4 * tokens * self.hidden_dim**2
+        attention = 2 * tokens**2 * self.hidden_dim
+        mlp = 2 * tokens * self.hidden_dim * self.channels_mlp_dim
+        head = self.hidden_dim * self.num_classes
+        return embedding + self.num_blocks * (projections + attention + mlp) + head

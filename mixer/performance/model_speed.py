@@ -1,0 +1,237 @@
+"""Images per second and core of a model: the paper's measurement (Section 3), in inference and in training.
+
+The batch size is swept and the best kept. A core is a device of JAX's; the batch lies on all of them, as in training.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixer import config as configuration
+from mixer import models, recipe
+from mixer.errors import UserError
+from mixer.performance import chips, programs, timing
+from mixer.training import sharding
+from mixer.training.step import normalize
+
+MODES = ("inference", "train")
+
+_CLASSES = 1000
+_WORTH = 1.01  # a larger batch counts as better only by so much
+_LARGEST = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+      image_size: pixels.
+      dtype: of activations and matrix products.
+      blocks: timed blocks, of which the median counts.
+      seconds: of a block, about.
+    """
+
+    image_size: int = 224
+    dtype: str = "float32"
+    blocks: int = 5
+    seconds: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of one model in one mode.
+
+    Attributes:
+      model: variant, such as "Mixer-B/16".
+      mode: one of MODES; "train" is the whole step: forward, backward, clipping, Adam.
+      batch_size: on each core.
+      images_per_sec_per_core: the median of the blocks; lowest and highest: of the slowest and the fastest block.
+      compile_seconds: of compiling, not part of the above.
+      parameters: how many, with a head of 1000 classes.
+      gflop_per_image: from the formula: two for each multiply-accumulate of a matrix product, in training six.
+      compiler_gflop_per_image: from XLA's count for the whole program, before it optimises.
+      utilisation: the formula's FLOP/s over the peak, 0 to 1; None where the peak is not known.
+      peak_memory_bytes: on each core, by XLA's plan: arguments, results and temporaries.
+      swept: images/sec/core at every batch size tried.
+    """
+
+    model: str
+    mode: str
+    batch_size: int
+    images_per_sec_per_core: float
+    lowest: float
+    highest: float
+    compile_seconds: float
+    parameters: int
+    gflop_per_image: float
+    compiler_gflop_per_image: float
+    utilisation: float | None
+    peak_memory_bytes: int
+    swept: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+class NoMemoryError(Exception):
+    """The program does not fit in the memory that there is."""
+
+
+def peak(dtype: str) -> tuple[float | None, str]:
+    """The peak of a core in FLOP/s, None if it is not known, and where it is from."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        whole = chips.measured_peak(jnp.dtype(dtype))
+        return whole / jax.device_count(), f"a {dtype} matrix product measured in this run, {whole / 1e9:.0f} GFLOP/s"
+    chip = chips.find(device.device_kind)
+    if chip is None:
+        return None, f"the peak of a {device.device_kind} is not in mixer/performance/chips.py"
+    flops = getattr(chip, dtype)
+    return flops, f"the peak of a {device.device_kind}, {flops / 1e12:.0f} TFLOP/s"
+
+
+def best(
+    variant: str,
+    mode: str,
+    batch_sizes: Iterable[int] | None,
+    settings: Settings,
+    peak_flops: float | None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """Measures a model at each batch size and keeps the fastest; None: doubling it for as long as that helps.
+
+    Raises:
+      UserError: not even the first batch fits, or the model and the image do not.
+    """
+    found: list[Row] = []
+    for batch_size in batch_sizes or _doubling(found):
+        try:
+            row = measure(variant, mode, batch_size, settings, peak_flops)
+        except NoMemoryError as error:
+            tell(f"{variant} {mode} at {batch_size}: {error}")
+            break
+        tell(f"{variant} {mode} at {batch_size}: {row.images_per_sec_per_core:.4g} images/sec/core")
+        found.append(row)
+    if not found:
+        raise UserError(f"{variant}, {mode}, {batch_size} images on a core: more memory is needed than there is")
+    fastest = max(found, key=lambda row: row.images_per_sec_per_core)
+    swept = {row.batch_size: row.images_per_sec_per_core for row in found}
+    return dataclasses.replace(fastest, swept=swept)
+
+
+def _doubling(found: list[Row]) -> Iterator[int]:
+    """Powers of two, until two in a row did not help."""
+    batch_size = 1 if jax.devices()[0].platform == "cpu" else 16
+    while batch_size <= _LARGEST:
+        yield batch_size
+        rates = [row.images_per_sec_per_core for row in found]
+        if len(rates) > 2 and max(rates[-2:]) < _WORTH * max(rates[:-2]):
+            return
+        batch_size *= 2
+
+
+def measure(
+    variant: str, mode: str, batch_size: int, settings: Settings, peak_flops: float | None, **widths: int
+) -> Row:
+    """Measures a model at one batch size; `widths` replace the variant's.
+
+    Raises:
+      NoMemoryError: it does not fit.
+      UserError: the model's patches do not divide the image.
+    """
+    config = recipe.base()
+    config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
+    config.input.image_size, config.batch_size = settings.image_size, batch_size * jax.device_count()
+    config = configuration.checked(config)
+    mesh = sharding.make_mesh()
+    built = programs.build(config, mesh, num_classes=_CLASSES)
+    try:
+        return _measured(built, mode, batch_size, settings, peak_flops, mesh, variant)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise NoMemoryError("out of memory") from None
+
+
+def _measured(
+    built: programs.Programs, mode: str, batch_size: int, settings: Settings, peak_flops: float | None, mesh: Any,
+    variant: str,
+) -> Row:  # fmt: skip
+    if mode == "train":
+        step, carried = built.train_step, built.state
+    else:
+        step = jax.jit(lambda params, batch: built.model.apply({"params": params}, normalize(batch["image"])))
+        carried = built.state.params
+    lowered = step.lower(carried, built.batch)
+    since = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - since
+    memory = compiled.memory_analysis()
+    needed = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )  # fmt: skip
+    _check_host_memory(needed)
+
+    batch = _random_batch(built.batch)
+    if mode == "train":
+        held = [built.init()]  # the step gives the state before it away
+
+        def call() -> Any:
+            held[0], metrics = compiled(held[0], batch)
+            return metrics
+    else:
+        place = jax.tree.map(lambda array: array.sharding, carried)
+        params = jax.jit(lambda: built.init().params, out_shardings=place)()
+
+        def call() -> Any:
+            return compiled(params, batch)
+
+    timed = timing.timed(call, blocks=settings.blocks, seconds=settings.seconds)
+    macs = built.model.forward_macs(settings.image_size)
+    flops = (6 if mode == "train" else 2) * macs
+    rate = batch_size / timed.median
+    return Row(
+        model=models.full_name(variant),
+        mode=mode,
+        batch_size=batch_size,
+        images_per_sec_per_core=rate,
+        lowest=batch_size / timed.most,
+        highest=batch_size / timed.least,
+        compile_seconds=compile_seconds,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),
+        gflop_per_image=flops / 1e9,
+        compiler_gflop_per_image=lowered.cost_analysis()["flops"] / (batch_size * mesh.size) / 1e9,
+        utilisation=None if peak_flops is None else rate * flops / peak_flops,
+        peak_memory_bytes=needed,
+    )
+
+
+def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """A batch of noise, all labels in range and all weights one, as it lies in training."""
+    rng = np.random.default_rng(0)
+    values = {
+        "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
+        "labels": rng.integers(0, _CLASSES, shapes["labels"].shape, np.int32),
+        "weight": np.ones(shapes["weight"].shape, np.float32),
+        "status": np.zeros(shapes["status"].shape, np.int32),
+    }
+    return {name: jax.device_put(value, shapes[name].sharding) for name, value in values.items()}
+
+
+def _check_host_memory(needed: int) -> None:
+    """On a CPU a program that does not fit would take the machine down rather than fail."""
+    if jax.devices()[0].platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed * jax.device_count() > free:
+        raise NoMemoryError(f"it needs {needed / 2**30:.1f} GiB on each of {jax.device_count()} device(s), and "
+                            f"{free / 2**30:.1f} GiB are free")  # fmt: skip
