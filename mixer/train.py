@@ -64,7 +64,8 @@ def train(
     # ------------------------------------------------------------------------------------------------ mesh and input
     mesh = sharding.make_mesh()
     stop.agree(mesh)
-    rows = _host_rows(config, mesh)
+    rows = sharding.host_rows(mesh, config.batch_size)
+    sharding.check_parts(config, mesh)
     train_source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
     eval_source = sources.open_source(config.input, config.input.eval_split, workdir / "cache")
     num_classes = len(train_source.class_names)
@@ -213,20 +214,6 @@ def _make_workdir(workdir: epath.PathLike) -> epath.Path:
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
     return path
-
-
-def _host_rows(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> slice:
-    """This host's rows of the batch, after checking that devices, accumulation and mixup divide it."""
-    rows = sharding.host_rows(mesh, config.batch_size)
-    group = config.mixup.group if config.mixup.p else 1
-    per_part, left = divmod(config.batch_size, mesh.size * config.accumulate_steps)
-    if left or per_part % group:
-        raise UserError(
-            f"config.batch_size={config.batch_size} over {mesh.size} devices and accumulate_steps="
-            f"{config.accumulate_steps} must be a multiple of {mesh.size * config.accumulate_steps * group}"
-            + (f", since mixup.group={group} rows stay together" if group > 1 else "")
-        )
-    return rows
 
 
 def _describe(

@@ -1,6 +1,7 @@
 """A config's real programs, and what they take, without data or parameters: for the benchmark and for pre-flight."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,3 +79,26 @@ def build(
             model, config.loss, mesh, keep_logits=max_labels > 1, num_statuses=len(statuses.STATUSES)
         ),
     )  # fmt: skip
+
+
+def bytes_by_kind(built: Programs) -> dict[str, int]:
+    """Bytes on each core of what a training step is given, as the mesh divides it."""
+    state = built.state
+    kinds = {
+        "parameters": state.params,
+        "optimizer state": state.opt_state,
+        "moving average": state.ema_params,
+        "batch": built.batch,
+    }
+    return {name: _bytes(tree, on_a_core=True) for name, tree in kinds.items() if jax.tree.leaves(tree)}
+
+
+def whole_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, each counted once."""
+    return _bytes(tree, on_a_core=False)
+
+
+def _bytes(tree: Any, on_a_core: bool) -> int:
+    leaves = jax.tree.leaves(tree)
+    shapes = [leaf.sharding.shard_shape(leaf.shape) if on_a_core else leaf.shape for leaf in leaves]
+    return sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in zip(leaves, shapes, strict=True))

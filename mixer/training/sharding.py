@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -62,6 +63,22 @@ def host_rows(mesh: Mesh, batch_size: int) -> slice:
     per_device = batch_size // mesh.size
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
+
+
+def check_parts(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Checks that devices, accumulation and the groups of mixup divide the batch of a run's config.
+
+    Raises:
+      UserError: they do not.
+    """
+    group = config.mixup.group if config.mixup.p else 1
+    per_part, left = divmod(config.batch_size, mesh.size * config.accumulate_steps)
+    if left or per_part % group:
+        raise UserError(
+            f"config.batch_size={config.batch_size} over {mesh.size} devices and accumulate_steps="
+            f"{config.accumulate_steps} must be a multiple of {mesh.size * config.accumulate_steps * group}"
+            + (f", since mixup.group={group} rows stay together" if group > 1 else "")
+        )
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

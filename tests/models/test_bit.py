@@ -231,10 +231,11 @@ def test_gradients_are_finite_and_reach_every_parameter(dtype):
 def test_a_fresh_model_predicts_its_head_bias_and_without_a_head_gives_the_mean_over_pixels():
     model = BiT(5, (1,), 1, head_bias_init=-6.9)
     np.testing.assert_allclose(jax.jit(model.init_with_output)(jax.random.key(0), IMAGES)[0], -6.9)
-    headless = models.create("BiT-R50x2", 0)
+    headless = models.create("BiT-R50x2", 0, dtype=jnp.bfloat16)
     shapes = jax.eval_shape(headless.init, jax.random.key(0), IMAGES)
     assert "head" not in shapes["params"]
-    assert jax.eval_shape(headless.apply, shapes, IMAGES).shape == (2, 4096)
+    output = jax.eval_shape(headless.apply, shapes, IMAGES)
+    assert (output.shape, output.dtype) == ((2, 4096), jnp.float32)
 
 
 def test_depths_are_those_of_their_names():

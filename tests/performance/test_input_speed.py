@@ -111,7 +111,7 @@ def test_a_measurement(photos, tmp_path, few_kept):
 
 
 def slow_fetch(monkeypatch):
-    """One thread at a time: if they slept side by side, batches would come in bursts longer than a block."""
+    """One thread at a time, or batches would come in bursts as long as a block."""
     opened, lock = sources.open_source, threading.Lock()
 
     def open_source(*arguments):
@@ -119,7 +119,7 @@ def slow_fetch(monkeypatch):
 
         def fetch(numbers):
             with lock:
-                time.sleep(0.2)
+                time.sleep(0.1)
             return source.fetch(numbers)
 
         return dataclasses.replace(source, fetch=fetch)
@@ -147,7 +147,7 @@ def slow_copy(monkeypatch):
     to_devices = sharding.to_devices
 
     def slow(*arguments):
-        time.sleep(0.3)
+        time.sleep(0.2)
         return to_devices(*arguments)
 
     monkeypatch.setattr(sharding, "to_devices", slow)
@@ -156,7 +156,7 @@ def slow_copy(monkeypatch):
 @pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_flip, "augment"), (slow_copy, "copy")])
 def test_what_is_slow_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
-    found = input_speed.measure(make_config(photos), tmp_path, **SHORT)
+    found = input_speed.measure(make_config(photos), tmp_path, seconds=0.5, blocks=1)
     costs = found.core_microseconds()
     assert max(costs, key=costs.get) == stage
     assert costs[stage] > 0.5 * sum(costs.values())

@@ -1,0 +1,136 @@
+"""TPU slices that are not there, and a config's real programs compiled for them (libtpu needs no TPU for it)."""
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from mixer.errors import UserError, first_line
+from mixer.performance import hlo, programs
+from mixer.training import sharding
+
+# What `topology` takes, and how JAX calls these devices: the key of `chips.CHIPS`.
+KINDS = {
+    "v2": "TPU v2", "v3": "TPU v3", "v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite",
+}  # fmt: skip
+
+
+# So that libtpu does not look for a machine's TPU, wait for it, and complain; its real TPU's values, if any, stand.
+_WITHOUT_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v3-8",
+}  # fmt: skip
+
+
+def topology(spec: str) -> Mesh:
+    """The mesh of a slice such as v3:8x8, or v4:4x4x4.
+
+    Raises:
+      UserError: there is no such slice, or libtpu is missing.
+    """
+    kind, _, shape = spec.partition(":")
+    if kind not in KINDS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+        raise UserError(
+            f"--topology={spec}: expected one of {', '.join(KINDS)}, a colon and the chips along each side, such as "
+            "v3:8x8 (128 cores), v4:4x4x4 or v5e:4x8"
+        )
+    for name, value in _WITHOUT_A_TPU.items():
+        os.environ.setdefault(name, value)
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=spec)
+    except Exception as error:  # jaxlib and libtpu raise whatever they like
+        reason = first_line(error)
+        if "TPU support not installed" in reason:
+            reason = "libtpu is missing: pip install 'mixer[preflight]', in an environment of its own"
+        raise UserError(f"--topology={spec}: {reason}") from None
+    return sharding.make_mesh(list(described.devices))
+
+
+def hosts(mesh: Mesh) -> int:
+    """How many hosts, and so processes, the slice has."""
+    return len({device.process_index for device in mesh.devices.flat})
+
+
+class DoesNotFitError(Exception):
+    """The compiler needs more memory than the chip has; `needed` bytes, or None where it does not say."""
+
+    def __init__(self, needed: float | None):
+        super().__init__("does not fit")
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program, all for one core.
+
+    Attributes:
+      arguments: bytes, with the padding of the chip's tiles; of these `aliased` hold results afterwards.
+      results: bytes that are not aliased.
+      temporaries: bytes: activations, gradients, what is on its way.
+      code: bytes of the program.
+      flops: of one run.
+      estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast.
+      collectives: bytes by kind.
+      compile_seconds: on this machine.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+    code: int
+    flops: float
+    estimated_seconds: float | None
+    collectives: Mapping[str, int]
+    compile_seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes that have to fit."""
+        return self.arguments + self.results + self.temporaries + self.code
+
+
+def compile_train(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int) -> Compiled:
+    """Compiles a checked config's training step.
+
+    Raises:
+      DoesNotFitError: it needs more memory than a core has.
+    """
+    built = programs.build(config, mesh, num_classes=num_classes, max_labels=max_labels)
+    return _compiled(built.train_step, built.state, built.batch)
+
+
+def compile_eval(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int) -> Compiled:
+    """Compiles a checked config's evaluation step; see `compile_train`."""
+    built = programs.build(config, mesh, num_classes=num_classes, max_labels=max_labels)
+    return _compiled(built.eval_step, built.state.params, built.batch)
+
+
+def _compiled(step: Any, *arguments: Any) -> Compiled:
+    lowered = step.lower(*arguments)
+    since = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        raise DoesNotFitError(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else None) from None
+    seconds = time.perf_counter() - since
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=cost["flops"],
+        estimated_seconds=cost.get("optimal_seconds"),
+        collectives=hlo.collectives(compiled.as_text()),
+        compile_seconds=seconds,
+    )
