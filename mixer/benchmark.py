@@ -104,7 +104,8 @@ def _models() -> None:
     given = flags.FLAGS
     if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
         raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
-    variants, batch_sizes, settings = _variants(given.models), _batch_sizes(given.batch_sizes), _settings()
+    settings, batch_sizes = _settings(), _batch_sizes(given.batch_sizes)
+    variants = _variants(given.models, settings.image_size)
     peak, source = model_speed.peak(settings.dtype)
     rows = []
     for variant in variants:
@@ -158,14 +159,16 @@ def _settings() -> model_speed.Settings:
     return model_speed.Settings(given.image_size, dtype, given.blocks, given.block_seconds)
 
 
-def _variants(names: Sequence[str]) -> list[str]:
+def _variants(names: Sequence[str], size: int) -> list[str]:
     """The variants of short names; all are checked before anything is measured."""
     variants = [models.variant(name.strip()) for name in names]
     for variant in variants:
         try:
-            models.create(variant, 0)
+            patch_size = getattr(models.create(variant, 0), "patch_size", 1)
         except ValueError as error:
             raise UserError(f"--models: {error}") from None
+        if size % patch_size:
+            raise UserError(f"--image_size={size} is not a multiple of the patch size of {variant}")
     return variants
 
 

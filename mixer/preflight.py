@@ -113,8 +113,8 @@ def report(found: dict[str, Any]) -> str:
         lines += [
             f"time      {found['seconds_per_step'] * 1e3:.3g} ms a step, {found['images_per_sec_per_core']:,.0f} "
             "images/s/core: the compiler's estimate, optimistic",
-            f"recipe    {found['total_steps']:,} steps: {found['core_days']:,.3g} core-days by that estimate, evaluation "
-            "not included" + (f"; the paper's {found['paper_core_days']:g} on v3" if found["paper_core_days"] else ""),
+            f"recipe    {found['total_steps']:,} steps: {found['core_days']:,.3g} core-days by that estimate, without "
+            "evaluation" + (f"; the paper's {found['paper_core_days']:g} on v3" if found["paper_core_days"] else ""),
             f"input     {found['input_images_per_sec_per_host']:,.0f} images/s for each host to make at that rate",
         ]
     lines.append(f"checkpoint  {gib(found['checkpoint_bytes'])}")

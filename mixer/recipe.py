@@ -42,8 +42,9 @@ def base() -> ConfigDict:
     config.resize = "extend"  # its token mixing to a multiple of its image size (Appendix C); or interpolate, to any
 
     config.model = ConfigDict()
-    config.model.variant = "B/16"  # Ti, S, B, L or H, and the patch size in pixels
-    # These replace the variant's when set.
+    # Ti, S, B, L or H, and the patch size in pixels; or what Mixer is compared with, such as ViT-B/16 or BiT-R50x1.
+    config.model.variant = "B/16"
+    # These replace the variant's when set, where the model has them.
     config.model.num_blocks = placeholder(int)
     config.model.hidden_dim = placeholder(int)
     config.model.tokens_mlp_dim = placeholder(int)

@@ -256,7 +256,11 @@ def base_with(**fields):
         ({"accumulate_steps": 3}, "config.batch_size=4096 is not divisible by accumulate_steps=3"),
         ({"total_steps": 5}, "exactly one of total_steps, total_examples, total_epochs must be set, not 2"),
         ({"log_steps": None}, "exactly one of log_steps, log_examples, log_epochs must be set, not 0"),
-        ({"model__variant": "B"}, "config.model.variant: model variant 'B': expected one of Ti, S, B, L, H, a slash"),
+        ({"model__variant": "B"}, "config.model.variant: model variant 'B': expected one of Ti, S, B, L, H (Mixer)"),
+        (
+            {"model__variant": "ViT-B/16", "model__tokens_mlp_dim": 4},
+            "config.model: model variant 'ViT-B/16' has no tokens_mlp_dim, which was set to 4",
+        ),
         (
             {"input__image_size": 225},
             "config.input.image_size=225 is not a multiple of the patch size of config.model.variant='B/16'; "

@@ -144,6 +144,18 @@ def test_a_profile_is_traced_on_demand(data_dir, tmp_path):
     assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
 
 
+VIT = {"model.variant": "ViT-Ti/8", "model.hidden_dim": 48, "model.tokens_mlp_dim": None}
+
+
+def test_a_vit_is_trained_by_the_same_loop(data_dir, tmp_path):
+    train.train(tiny(data_dir, **VIT, **DROPPING, sharding="fully_sharded"), tmp_path)
+    params = load_params(tmp_path)[1]
+    assert params["Transformer"]["encoderblock_1"]["MlpBlock_3"]["Dense_0"]["kernel"].shape == (48, 32)
+    losses = [row["train/loss"] for row in read_metrics(tmp_path)]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+
+
 FEWSHOT = {"fewshot.dataset": "fractals/4x20x16", "fewshot.test_split": "validation", "fewshot.shots": "1,5"}
 
 

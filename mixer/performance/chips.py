@@ -62,7 +62,7 @@ def find(device_kind: str) -> Chip | None:
     return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), None)
 
 
-def measured_peak(dtype: jnp.dtype, products: int = 8, attempts: int = 5) -> float:
+def measured_peak(dtype: jnp.dtype, products: int = 2, attempts: int = 5) -> float:
     """FLOP/s of a square matrix product on the first device, the best of some attempts: for devices in no table."""
     matrix = jnp.full((_PRODUCT, _PRODUCT), 1 / _PRODUCT, dtype)
 

@@ -85,10 +85,10 @@ class Fitting:
         return found
 
     def largest(self, compiled: slices.Compiled) -> dict[str, Any] | None:
-        """The largest batch on a core that should fit: memory taken as a straight line through two, checked by a third.
+        """The largest batch on a core that should fit: memory as a straight line through two, checked by a third.
 
-        XLA fits more by recomputing activations; `extra_work` is how much more FLOPs an image then takes than it does in
-        the batch as it is. None where even twice the batch is too much.
+        XLA fits more by recomputing activations; `extra_work` is the share of FLOPs that an image then takes beyond
+        those in the batch as it is. None where even twice the batch is too much.
 
         Args:
           compiled: the training step as it is.

@@ -161,15 +161,19 @@ def measure(
         raise NoMemoryError("out of memory") from None
 
 
+def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
+    """The jitted function that a mode measures, from (carried, batch), and the shapes of what it carries."""
+    if mode == "train":
+        return built.train_step, built.state
+    forward = jax.jit(lambda params, batch: built.model.apply({"params": params}, normalize(batch["image"])))
+    return forward, built.state.params
+
+
 def _measured(
     built: programs.Programs, mode: str, batch_size: int, settings: Settings, peak_flops: float | None, mesh: Any,
     variant: str,
 ) -> Row:  # fmt: skip
-    if mode == "train":
-        step, carried = built.train_step, built.state
-    else:
-        step = jax.jit(lambda params, batch: built.model.apply({"params": params}, normalize(batch["image"])))
-        carried = built.state.params
+    step, carried = step_of(built, mode)
     lowered = step.lower(carried, built.batch)
     since = time.perf_counter()
     compiled = lowered.compile()

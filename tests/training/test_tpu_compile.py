@@ -1,70 +1,74 @@
-"""The real step of a paper config, compiled for a TPU v3 slice that is not there (`make test-all` has the libtpu)."""
+"""Real steps of paper configs, compiled by `mixer.preflight` for TPU slices that are not there (`make test-all`)."""
 
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra preflight (libtpu)"),
 ]
 
-# In a process of its own: libtpu takes a lock for as long as its process lives.
-COMPILE = """
-import json, re, sys
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from configs import b16_i21k
-from mixer import models
-from mixer.training import optimizer, sharding
-from mixer.training.step import init_state, make_train_step
 
-mesh = sharding.make_mesh(list(topologies.get_topology_desc(platform="tpu", topology_name="v3:2x2").devices))
-config = b16_i21k.get_config()
-config.batch_size, config.sharding = 64 * mesh.size, sys.argv[1]
-model = models.create(num_classes=21843, **config.model)
-schedule = optimizer.make_schedule(config.optimizer, 10_000, 1_000_000)
-tx = optimizer.make_optimizer(config.optimizer, schedule)
-state = jax.eval_shape(lambda: init_state(model, tx, config, 7))
-place = sharding.state_sharding(state, mesh, config.sharding)
-rows = lambda kind, *shape: jax.ShapeDtypeStruct((config.batch_size, *shape), kind)
-batch = {"image": rows(jnp.uint8, 224, 224, 3), "labels": rows(jnp.int32, 1),
-         "weight": rows(jnp.float32), "status": rows(jnp.int32)}
-step = jax.jit(make_train_step(model, tx, schedule, config), in_shardings=(place, sharding.batch_sharding(mesh)),
-               out_shardings=(place, sharding.replicated(mesh)), donate_argnums=0)
-compiled = step.lower(state, batch).compile()
-memory = compiled.memory_analysis()
-operations = re.findall(r"= \\S+ ([a-z]+-[a-z-]+?)(?:-start)?\\(", compiled.as_text())
-print("result", json.dumps({
-    "flops": compiled.cost_analysis()["flops"], "temporaries": memory.temp_size_in_bytes,
-    "arguments": memory.argument_size_in_bytes,
-    "collectives": sorted({name for name in operations if re.match("all|collective-p|reduce-s", name)}),
-}))
-"""
-
-
-def compiled(sharding: str) -> dict:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+def preflight(*arguments, status=0):
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, sharding], env=env, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("result "))[7:])
+        [sys.executable, "-m", "mixer.preflight", "--json", *arguments],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr[-2000:]
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+B16 = ("--config=configs/b16_i21k.py", "--topology=v3:2x2", "--config.batch_size=512", "--nolargest")
 
 
 def test_b16_i21k_compiles_for_v3_data_parallel():
-    result = compiled("data_parallel")
-    # 6 x 12.6 GMAC an image, and the 21,843-way head; 64 images a core.
-    assert result["flops"] == pytest.approx(64 * 6 * (12_602e6 + 768 * 20_843), rel=0.03)
-    assert result["temporaries"] < 2.2e9
-    assert result["arguments"] == pytest.approx(3 * 4 * 75.9e6 + 64 * 224 * 224 * 3, rel=0.02)  # parameters and moments
-    assert result["collectives"] == ["all-reduce"]  # the gradients' and the metrics', none for mixup
+    found = preflight(*B16)
+    assert (found["cores"], found["hosts"], found["fits"]) == (8, 1, True)
+    # 6 x 12.6 GMAC an image, and the 21,843-way head.
+    work = 6 * (12_602e6 + 768 * 20_843) / 1e9
+    assert found["gflop_per_image"] == pytest.approx(work, rel=1e-3)
+    assert found["compiler_gflop_per_image"] == pytest.approx(work, rel=0.03)
+    assert found["memory_by_kind"]["temporaries (activations, gradients)"] < 2.2e9
+    assert found["memory_by_kind"]["parameters"] + found["memory_by_kind"]["optimizer state"] == pytest.approx(
+        3 * 4 * 75.9e6, rel=0.01
+    )
+    assert set(found["collectives"]) == {"all-reduce"}  # the gradients' and the metrics', none for mixup
+    # Gradients of bfloat16 layers travel in bfloat16, those of the head and of the normalisations in float32.
+    assert 2 * 75.9e6 < found["collectives"]["all-reduce"] < 4 * 75.9e6
+    assert found["paper_core_days"] == 150
 
 
 def test_b16_i21k_fully_sharded_holds_an_eighth_of_the_state():
-    result = compiled("fully_sharded")
-    assert result["arguments"] < 0.2 * (3 * 4 * 75.9e6) + 64 * 224 * 224 * 3
+    found = preflight(*B16, "--config.sharding=fully_sharded")
+    assert found["memory_by_kind"]["parameters"] < 0.2 * 4 * 75.9e6
+    assert found["collectives"]["all-gather"] > 75.9e6
+
+
+def test_what_does_not_fit_is_told_with_what_would():
+    found = preflight(
+        "--config=configs/l16_jft.py", "--topology=v2:2x2", "--config.batch_size=4096", "--config.model.num_blocks=4",
+        "--config.model.dtype=float32", status=1,
+    )  # fmt: skip
+    assert not found["fits"]
+    assert any(remedy["fits"] for remedy in found["remedies"])
+    assert {remedy["change"] for remedy in found["remedies"]} >= {
+        "--config.model.remat=True", "--config.sharding=fully_sharded", "--config.accumulate_steps=2"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", ["v2:2x2", "v3:4x4", "v4:2x2x2", "v5e:4x4", "v5p:2x2x2", "v6e:2x4"])
+def test_every_generation_compiles(topology):
+    found = preflight(
+        "--config=configs/s32_jft.py", f"--topology={topology}", "--config.model.num_blocks=1", "--nolargest"
+    )
+    assert found["fits"]
+    assert found["seconds_per_step"] > 0

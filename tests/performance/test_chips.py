@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mixer.performance import chips, slices
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera", "gib"),
+    [
+        ("TPU v3", 61.5, 16),
+        ("TPU v5 lite", 197, 16),
+        ("TPU v5p", 459, 95),
+        ("TPU v5", 459, 95),
+        ("TPU v6 lite", 918, 32),
+    ],
+)
+def test_chips_by_the_name_that_jax_gives_them(kind, tera, gib):
+    chip = chips.find(kind)
+    assert (chip.bfloat16 / 1e12, chip.memory / 2**30) == pytest.approx((tera, gib))
+
+
+def test_of_names_that_begin_alike_the_longer_stands_first():
+    names = list(chips.CHIPS)
+    for i, name in enumerate(names):
+        assert not any(name.startswith(earlier) for earlier in names[:i]), name
+    assert chips.find("NVIDIA A100-SXM4-80GB").memory == 80e9
+    assert chips.find("NVIDIA H200").bfloat16 == 989e12
+    assert chips.find("cpu") is None
+
+
+def test_every_topology_has_a_chip():
+    assert set(slices.KINDS.values()) <= chips.CHIPS.keys()
+
+
+def test_a_measured_peak_is_that_of_a_product():
+    found = chips.measured_peak(jnp.dtype("float32"), products=1, attempts=2)
+    assert 1e9 < found < 1e13  # any machine that runs these tests: between an old laptop's core and a large server
+    assert jax.devices()[0].platform == "cpu"

@@ -1,0 +1,36 @@
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from mixer.performance import timing
+
+
+def test_a_call_of_known_length():
+    calls = []
+
+    def call():
+        calls.append(time.perf_counter())
+        time.sleep(0.02)
+        return jnp.zeros(3)
+
+    found = timing.timed(call, blocks=3, seconds=0.1)
+    assert 0.02 <= found.least <= found.median <= found.most
+    assert found.least < 0.03
+    assert 2 + 3 * 3 <= len(calls) <= 2 + 3 * 5  # a first one, one to count by, and three blocks of about five
+
+
+def test_what_is_still_under_way_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(timing.jax, "block_until_ready", waited.append)
+    numbers = iter(range(100))
+    timing.timed(lambda: next(numbers), blocks=2, seconds=0.0)  # one call a block
+    assert [number for number in waited if number is not None] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_the_median_is_of_the_blocks(monkeypatch, blocks):
+    clock = iter([0, 1] + [moment for i in range(blocks) for moment in (0, 10.0 * (i + 1))])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    found = timing.timed(lambda: jnp.zeros(()), blocks=blocks, seconds=1)
+    assert found == (10 * (blocks + 1) / 2, 10, 10 * blocks)

@@ -1,0 +1,97 @@
+"""The command as a user runs it, where TensorFlow is not installed too."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def without_tensorflow(tmp_path):
+    """An environment in which importing TensorFlow, or what needs it, fails."""
+    for name in ("tensorflow", "tensorflow_datasets", "clu"):
+        (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError('not installed')\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def run(*arguments, devices=2, **env):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **env}
+    command = [sys.executable, "-m", "mixer.benchmark", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+QUICK = ("--image_size=32", "--batch_sizes=2,1", "--blocks=2", "--block_seconds=0.01")
+
+
+def test_models_are_measured_without_tensorflow(without_tensorflow):
+    done = run("--models=ti16,vit_ti16", "--modes=inference", "--json", *QUICK, **without_tensorflow)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["device"].items() >= {"kind": "cpu", "cores": 2, "platform": "cpu"}.items()
+    assert found["device"]["host_processors"] == len(os.sched_getaffinity(0))
+    assert [row["model"] for row in found["rows"]] == ["Mixer-Ti/16", "ViT-Ti/16"]
+    for row in found["rows"]:
+        assert row["mode"] == "inference"
+        assert set(row["swept"]) == {"1", "2"}
+        assert row["images_per_sec_per_core"] == max(row["swept"].values()) == row["swept"][str(row["batch_size"])]
+        assert row["lowest"] <= row["images_per_sec_per_core"] <= row["highest"]
+        assert 0 < row["utilisation"] < 1.5  # of a product that was measured on a machine that may be busy
+    assert "Mixer-Ti/16 inference at 2:" not in done.stderr  # variants are told as they are given
+    assert "Ti/16 inference at 2:" in done.stderr
+
+
+def test_the_table_says_on_what_it_was_measured():
+    done = run("--models=ti16", "--modes=train", *QUICK, devices=1)
+    assert done.returncode == 0, done.stderr
+    first, _, *table = done.stdout.splitlines()
+    assert first.startswith("1 x cpu with jax")
+    assert f"all of this machine's {len(os.sched_getaffinity(0))} processors" in first
+    assert "GFLOP/s" in first
+    (row,) = [line.split() for line in table if line.startswith("Mixer-Ti/16")]
+    assert (row[1], row[2] in ("1", "2")) == ("train", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--models=b17x"],
+            "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H (Mixer)",
+        ),
+        (["--models=b16", "--image_size=100"], "error: --image_size=100 is not a multiple of the patch size of B/16"),
+        (["--modes=sleep"], "error: --modes=sleep: expected inference or train"),
+        (["--batch_sizes=8,none"], "error: --batch_sizes=8,none: expected auto, or numbers above 0, such as 8,16"),
+        (["--batch_sizes=0"], "error: --batch_sizes=0: expected auto, or numbers above 0"),
+        (["b16"], "error: unexpected argument 'b16'"),
+        (["--input"], "error: --config is missing"),
+        (["--config=configs/b16_i1k.py"], "error: --config is for --input"),
+        (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, said):
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(said)
+
+
+def test_the_input_of_a_run(tmp_path):
+    from mixer.data import datasets
+
+    datasets.prepare_embedded("fractals/4x20x16", str(tmp_path))
+    done = run(
+        "--input", "--json", "--config=configs/quickstart.py", "--config.input.dataset=fractals/4x20x16",
+        f"--config.input.data_dir={tmp_path}", "--config.batch_size=16", "--blocks=1", "--block_seconds=0.05",
+        "--accelerator_rate=1000000",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["accelerator_rate"] == 1e6
+    assert found["host_cores_needed"] >= 1
