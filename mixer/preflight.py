@@ -66,6 +66,9 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None, num_exampl
 
 def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
     """TPU-v3 core-days of the paper's pre-training of this model on this data for these epochs, if it has them."""
+    changed = [config.model[width] for width in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")]
+    if any(changed):
+        return None
     data = DATA.get(config.input.dataset, (0, 0, 0, ""))[3]
     for row in paper.ROWS:
         same = (row.variant, row.pretraining, row.epochs) == (config.model.variant, data, config.total_epochs)
@@ -86,22 +89,24 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"memory on each core, of {gib(found['memory'])}",
     ]
-    lines += [f"  {name:34}{gib(size):>10}" for name, size in found["memory_by_kind"].items()]
+    lines += [f"  {name:38}{gib(size):>10}" for name, size in found["memory_by_kind"].items()]
     if not found["fits"]:
-        needed = "" if found["needed"] is None else f": {gib(found['needed'])} are needed"
+        needed = "" if found["needed"] is None else f": {gib(found['needed'])} and more are needed"
         lines.append(f"  does NOT fit{needed}")
         for remedy in found["remedies"]:
             total = "" if remedy["total"] is None else f", {gib(remedy['total'])}"
             lines.append(f"  with {remedy['change']:48}{'fits' if remedy['fits'] else 'does not fit'}{total}")
         return "\n".join(lines)
-    lines.append(f"  {'all, in training':34}{gib(found['total']):>10}  fits")
-    lines.append(f"  {'all, in evaluation':34}{gib(found['evaluation_total']):>10}  fits")
+    lines.append(f"  {'all, in training':38}{gib(found['total']):>10}  fits")
+    lines.append(f"  {'all, in evaluation':38}{gib(found['evaluation_total']):>10}  fits")
     if largest := found["largest"]:
         again = largest["extra_work"]
         recomputed = f", {again:.1%} more work where XLA recomputes" if again > _RECOMPUTED else ""
         lines.append(
-            f"  largest batch {largest['per_core']:>11} images {gib(largest['total']):>10}  compiled{recomputed}"
+            f"  {'largest batch':38}{gib(largest['total']):>10}  {largest['per_core']} images a core{recomputed}"
         )
+    else:
+        lines.append("  largest batch: not looked for, or less than twice this one")
     by_kind = ", ".join(f"{kind} {size / 2**20:,.0f} MiB" for kind, size in found["collectives"].items()) or "none"
     lines += [
         "",

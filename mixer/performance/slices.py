@@ -59,7 +59,7 @@ def hosts(mesh: Mesh) -> int:
 
 
 class DoesNotFitError(Exception):
-    """The compiler needs more memory than the chip has; `needed` bytes, or None where it does not say."""
+    """The compiler needs more memory than the chip has; at least `needed` bytes, or None where it does not say."""
 
     def __init__(self, needed: float | None):
         super().__init__("does not fit")
@@ -120,7 +120,7 @@ def _compiled(step: Any, *arguments: Any) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
         raise DoesNotFitError(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else None) from None
     seconds = time.perf_counter() - since
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
