@@ -106,7 +106,7 @@ def report(found: dict[str, Any]) -> str:
             f"  {'largest batch':38}{gib(largest['total']):>10}  {largest['per_core']} images a core{recomputed}"
         )
     else:
-        lines.append("  largest batch: not looked for, or less than twice this one")
+        lines.append("  largest batch: not looked for, or little larger than this one")
     by_kind = ", ".join(f"{kind} {size / 2**20:,.0f} MiB" for kind, size in found["collectives"].items()) or "none"
     lines += [
         "",

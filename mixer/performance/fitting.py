@@ -21,7 +21,8 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"model.remat": True, "sharding": "fully_sharded", "accumulate_steps": 4},
 )
 
-_ATTEMPTS, _STEP_BACK = 3, 0.9  # at the largest batch, and how much smaller the next is
+_ENOUGH = 64  # images on a core: of smaller batches, what does not grow with the batch hides what does
+_ATTEMPTS, _STEP_BACK = 4, 0.8  # at the largest batch, and how much smaller the next is
 
 
 class Fitting:
@@ -96,17 +97,19 @@ class Fitting:
         group = self.config.mixup.group if self.config.mixup.p else 1
         unit = group * self.config.accumulate_steps
         per_core = self.config.batch_size // self.mesh.size
-        last = self.train(batch_size=2 * self.config.batch_size)
+        larger = max(2 * per_core, _ENOUGH // unit * unit)
+        last = self.train(batch_size=larger * self.mesh.size)
         if last is None:
             return None
-        guess = per_core + (self.memory - compiled.total) / (last.total - compiled.total) * per_core
+        slope = (last.total - compiled.total) / (larger - per_core)
+        guess = per_core + (self.memory - compiled.total) / slope
         for _ in range(_ATTEMPTS):
             images = int(guess) // unit * unit
-            if images <= 2 * per_core:
+            if images <= larger:
                 break
             if checked := self.train(batch_size=images * self.mesh.size):
                 extra = checked.flops / images / (compiled.flops / per_core) - 1
                 return {"per_core": images, "total": checked.total, "extra_work": extra}
             guess *= _STEP_BACK
-        extra = last.flops / 2 / compiled.flops - 1
-        return {"per_core": 2 * per_core, "total": last.total, "extra_work": extra}
+        extra = last.flops / larger / (compiled.flops / per_core) - 1
+        return {"per_core": larger, "total": last.total, "extra_work": extra}

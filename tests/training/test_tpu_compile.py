@@ -50,7 +50,8 @@ def test_b16_i21k_compiles_for_v3_data_parallel():
 def test_b16_i21k_fully_sharded_holds_an_eighth_of_the_state():
     found = preflight(*B16, "--config.sharding=fully_sharded")
     assert found["memory_by_kind"]["parameters"] < 0.2 * 4 * 75.9e6
-    assert found["collectives"]["all-gather"] > 75.9e6
+    # Parameters are gathered in bfloat16; on v3 XLA makes all-reduces of gatherings.
+    assert sum(found["collectives"].values()) > 2 * 2 * 75.9e6
 
 
 def test_what_does_not_fit_is_told_with_what_would():
