@@ -1,10 +1,12 @@
 """Images per second and core, as the paper counts them: `python -m mixer.benchmark --models b16,vit_b16,bit_r50x1`.
 
 --models ... --modes inference,train    models, on whatever device JAX has; needs no TensorFlow
+--topology v3:2x2                       the compiler's estimate instead, for a TPU slice that is not there
 --input --config configs/b16_i21k.py    the input pipeline alone, stage by stage
 --scaling patches                       time and FLOPs against the number of patches, and a picture of it
 """
 
+import functools
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ from ml_collections import config_flags
 
 from mixer import command_line, models
 from mixer.errors import UserError, quiet_libraries
-from mixer.performance import model_speed, scaling
+from mixer.performance import chips, model_speed, scaling, slices
 
 DTYPES = ("float32", "bfloat16")
 
@@ -77,6 +79,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", None, DTYPES, "Of activations and products; by default bfloat16, on a CPU float32.")
     flags.DEFINE_integer("blocks", 5, "Timed blocks, of which the median counts.", 1)
     flags.DEFINE_float("block_seconds", 1.0, "Length of a block, about; at least one call.", 0.0)
+    flags.DEFINE_string("topology", None, "The compiler's estimate for a TPU slice that is not there, such as v3:2x2.")
     flags.DEFINE_bool("json", False, "Print one line of JSON.")
     flags.DEFINE_bool("input", False, "Measure the input pipeline of --config instead of models.")
     flags.DEFINE_float("accelerator_rate", None, "With --input: images/s that have to be fed by this host.", 0.0)
@@ -90,6 +93,10 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; this command takes --flags only")
+    if given.topology and (given.input or given.scaling):
+        raise UserError("--topology is for models; neither --input nor --scaling can be estimated")
+    if given.topology:
+        jax.config.update("jax_platforms", "cpu")
     if given.input:
         _input()
     elif given["config"].present:
@@ -106,12 +113,14 @@ def _models() -> None:
         raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
     settings, batch_sizes = _settings(), _batch_sizes(given.batch_sizes)
     variants = _variants(given.models, settings.image_size)
-    peak, source = model_speed.peak(settings.dtype)
-    rows = []
-    for variant in variants:
-        for mode in given.modes:
-            rows.append(model_speed.best(variant, mode, batch_sizes, settings, peak, _tell))
-    found = device()
+    if given.topology:
+        found, one, peak, source = _estimating(given.topology, settings)
+    else:
+        found, (peak, source) = device(), model_speed.peak(settings.dtype)
+        one = functools.partial(model_speed.measure, settings=settings, peak_flops=peak)
+    smallest = 1 if found["platform"] == "cpu" else 16
+    cases = [(variant, mode) for variant in variants for mode in given.modes]
+    rows = [model_speed.best(*case, batch_sizes, one, smallest, _tell) for case in cases]
     if given.json:
         print(json.dumps({
             "device": found, "dtype": settings.dtype, "image_size": settings.image_size, "peak_flops_per_core": peak,
@@ -120,6 +129,21 @@ def _models() -> None:
         return
     print(f"{described(found)}; {settings.dtype}, {settings.image_size} px; MFU against {source}\n")
     print(table(rows))
+
+
+def _estimating(topology: str, settings: model_speed.Settings) -> tuple[dict[str, Any], Any, float, str]:
+    """What is measured on a machine that is there, of a TPU slice that is not."""
+    mesh = slices.topology(topology)
+    kind = mesh.devices.flat[0].device_kind
+    peak = getattr(chips.CHIPS[slices.KINDS[topology.partition(":")[0]]], settings.dtype)
+    found = {"kind": kind, "platform": "tpu", "cores": mesh.size, "host_processors": None, "jax": jax.__version__}
+    one = functools.partial(model_speed.estimate, settings=settings, peak_flops=peak, mesh=mesh)
+    return (
+        found,
+        one,
+        peak,
+        f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}",
+    )
 
 
 def _scaling() -> None:
@@ -155,7 +179,8 @@ def _input() -> None:
 
 def _settings() -> model_speed.Settings:
     given = flags.FLAGS
-    dtype = given.dtype or ("float32" if jax.devices()[0].platform == "cpu" else "bfloat16")
+    on_cpu = not given.topology and jax.devices()[0].platform == "cpu"
+    dtype = given.dtype or ("float32" if on_cpu else "bfloat16")
     return model_speed.Settings(given.image_size, dtype, given.blocks, given.block_seconds)
 
 

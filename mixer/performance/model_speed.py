@@ -3,15 +3,17 @@
 The batch size is swept and the best kept. A core is a device of JAX's; the batch lies on all of them, as in training.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mixer import config as configuration
 from mixer import models, recipe
@@ -102,19 +104,27 @@ def best(
     variant: str,
     mode: str,
     batch_sizes: Iterable[int] | None,
-    settings: Settings,
-    peak_flops: float | None,
+    one: Callable[[str, str, int], Row],
+    smallest: int = 1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Row:
-    """Measures a model at each batch size and keeps the fastest; None: doubling it for as long as that helps.
+    """Takes a model's row at each batch size and keeps the fastest.
+
+    Args:
+      variant: of the model.
+      mode: one of MODES.
+      batch_sizes: on each core; None doubles it for as long as that helps.
+      one: from these three to the row: `measure` or `estimate`, with the rest of their arguments given.
+      smallest: where doubling begins.
+      tell: called with a line for each.
 
     Raises:
       UserError: not even the first batch fits, or the model and the image do not.
     """
     found: list[Row] = []
-    for batch_size in batch_sizes or _doubling(found):
+    for batch_size in batch_sizes or _doubling(found, smallest):
         try:
-            row = measure(variant, mode, batch_size, settings, peak_flops)
+            row = one(variant, mode, batch_size)
         except NoMemoryError as error:
             tell(f"{variant} {mode} at {batch_size}: {error}")
             break
@@ -127,9 +137,8 @@ def best(
     return dataclasses.replace(fastest, swept=swept)
 
 
-def _doubling(found: list[Row]) -> Iterator[int]:
-    """Powers of two, until two in a row did not help."""
-    batch_size = 1 if jax.devices()[0].platform == "cpu" else 16
+def _doubling(found: list[Row], batch_size: int) -> Iterator[int]:
+    """Each twice the one before, until two in a row did not help."""
     while batch_size <= _LARGEST:
         yield batch_size
         rates = [row.images_per_sec_per_core for row in found]
@@ -139,26 +148,74 @@ def _doubling(found: list[Row]) -> Iterator[int]:
 
 
 def measure(
-    variant: str, mode: str, batch_size: int, settings: Settings, peak_flops: float | None, **widths: int
+    variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, **widths: int
 ) -> Row:
-    """Measures a model at one batch size; `widths` replace the variant's.
+    """Measures a model on JAX's devices; `widths` replace the variant's.
 
     Raises:
       NoMemoryError: it does not fit.
       UserError: the model's patches do not divide the image.
     """
-    config = recipe.base()
-    config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
-    config.input.image_size, config.batch_size = settings.image_size, batch_size * jax.device_count()
-    config = configuration.checked(config)
-    mesh = sharding.make_mesh()
-    built = programs.build(config, mesh, num_classes=_CLASSES)
+    with _out_of_memory():
+        program = _compile(variant, mode, batch_size, settings, sharding.make_mesh(), widths)
+        _check_host_memory(program.needed)
+        timed = timing.timed(_runs(program, mode), blocks=settings.blocks, seconds=settings.seconds)
+    return _row(program, variant, mode, batch_size, settings, timed, peak_flops)
+
+
+def estimate(variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float, mesh: Mesh) -> Row:
+    """What the compiler's cost model says for devices that need not be there (`slices.topology`): it is optimistic.
+
+    Raises:
+      NoMemoryError: it does not fit.
+      UserError: the model's patches do not divide the image.
+    """
+    with _out_of_memory():
+        program = _compile(variant, mode, batch_size, settings, mesh, {})
+    seconds = program.compiled.cost_analysis()["optimal_seconds"]
+    timed = timing.Timing(seconds, seconds, seconds)
+    return _row(program, variant, mode, batch_size, settings, timed, peak_flops)
+
+
+@contextlib.contextmanager
+def _out_of_memory() -> Iterator[None]:
     try:
-        return _measured(built, mode, batch_size, settings, peak_flops, mesh, variant)
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise NoMemoryError("out of memory") from None
+
+
+class _Program(NamedTuple):
+    """A compiled program, and what it was made of."""
+
+    built: programs.Programs
+    carried: Any
+    lowered: Any
+    compiled: Any
+    compile_seconds: float
+
+    @property
+    def needed(self) -> int:
+        """Bytes on each core."""
+        memory = self.compiled.memory_analysis()
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def _compile(
+    variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, widths: dict[str, int]
+) -> _Program:
+    config = recipe.base()
+    config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
+    config.input.image_size, config.batch_size = settings.image_size, batch_size * mesh.size
+    built = programs.build(configuration.checked(config), mesh, num_classes=_CLASSES)
+    step, carried = step_of(built, mode)
+    lowered = step.lower(carried, built.batch)
+    since = time.perf_counter()
+    compiled = lowered.compile()
+    return _Program(built, carried, lowered, compiled, time.perf_counter() - since)
 
 
 def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
@@ -169,40 +226,30 @@ def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
     return forward, built.state.params
 
 
-def _measured(
-    built: programs.Programs, mode: str, batch_size: int, settings: Settings, peak_flops: float | None, mesh: Any,
-    variant: str,
-) -> Row:  # fmt: skip
-    step, carried = step_of(built, mode)
-    lowered = step.lower(carried, built.batch)
-    since = time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - since
-    memory = compiled.memory_analysis()
-    needed = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )  # fmt: skip
-    _check_host_memory(needed)
-
-    batch = _random_batch(built.batch)
+def _runs(program: _Program, mode: str) -> Callable[[], Any]:
+    """Makes what the program needs, on the devices; each call of the function returned runs it once."""
+    built, batch = program.built, _random_batch(program.built.batch)
     if mode == "train":
         held = [built.init()]  # the step gives the state before it away
 
         def call() -> Any:
-            held[0], metrics = compiled(held[0], batch)
+            held[0], metrics = program.compiled(held[0], batch)
             return metrics
-    else:
-        place = jax.tree.map(lambda array: array.sharding, carried)
-        params = jax.jit(lambda: built.init().params, out_shardings=place)()
 
-        def call() -> Any:
-            return compiled(params, batch)
+        return call
+    place = jax.tree.map(lambda array: array.sharding, program.carried)
+    params = jax.jit(lambda: built.init().params, out_shardings=place)()
+    return lambda: program.compiled(params, batch)
 
-    timed = timing.timed(call, blocks=settings.blocks, seconds=settings.seconds)
-    macs = built.model.forward_macs(settings.image_size)
-    flops = (6 if mode == "train" else 2) * macs
+
+def _row(
+    program: _Program, variant: str, mode: str, batch_size: int, settings: Settings, timed: timing.Timing,
+    peak_flops: float | None,
+) -> Row:  # fmt: skip
+    built = program.built
+    flops = (6 if mode == "train" else 2) * built.model.forward_macs(settings.image_size)
     rate = batch_size / timed.median
+    images = built.batch["image"].shape[0]
     return Row(
         model=models.full_name(variant),
         mode=mode,
@@ -210,12 +257,12 @@ def _measured(
         images_per_sec_per_core=rate,
         lowest=batch_size / timed.most,
         highest=batch_size / timed.least,
-        compile_seconds=compile_seconds,
+        compile_seconds=program.compile_seconds,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),
         gflop_per_image=flops / 1e9,
-        compiler_gflop_per_image=lowered.cost_analysis()["flops"] / (batch_size * mesh.size) / 1e9,
+        compiler_gflop_per_image=program.lowered.cost_analysis()["flops"] / images / 1e9,
         utilisation=None if peak_flops is None else rate * flops / peak_flops,
-        peak_memory_bytes=needed,
+        peak_memory_bytes=program.needed,
     )
 
 

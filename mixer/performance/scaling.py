@@ -73,7 +73,9 @@ def measure(
         at_size = dataclasses.replace(settings, image_size=grid * _PATCH)
         for name, (variant, options) in _CURVES.items():  # one after the other, so that the machine's moods hit all
             try:
-                row = model_speed.measure(variant, "inference", _BATCH, at_size, None, **options(grid))
+                row = model_speed.measure(
+                    variant, "inference", _BATCH, settings=at_size, peak_flops=None, **options(grid)
+                )
             except model_speed.NoMemoryError as error:
                 raise UserError(f"{name} at {grid}x{grid} patches: {error}") from None
             tell(f"{name}, {grid}x{grid} patches: {1e3 / row.images_per_sec_per_core:.4g} ms an image")

@@ -38,7 +38,7 @@ def test_a_row_follows_from_its_seconds(monkeypatch, mode):
         return timing.Timing(0.5, 0.4, 0.8)
 
     monkeypatch.setattr(timing, "timed", timed)
-    row = model_speed.measure("Ti/8", mode, 4, SETTINGS, peak_flops=1e9)
+    row = model_speed.measure("Ti/8", mode, 4, settings=SETTINGS, peak_flops=1e9)
     assert (row.images_per_sec_per_core, row.lowest, row.highest) == (8, 5, 10)
     times = {"inference": 2, "train": 6}[mode]
     assert row.gflop_per_image == pytest.approx(times * row_macs() / 1e9)
@@ -59,7 +59,7 @@ def row_macs():
 def fake(rates):
     """A `measure` that knows the rate of each batch size, and of others that they do not fit."""
 
-    def measure(variant, mode, batch_size, settings, peak_flops):
+    def measure(variant, mode, batch_size):
         if batch_size not in rates:
             raise model_speed.NoMemoryError("out of memory")
         return dataclasses.replace(ROW, batch_size=batch_size, images_per_sec_per_core=rates[batch_size])
@@ -78,40 +78,37 @@ ROW = model_speed.Row("Mixer-Ti/8", "train", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0,
         ({1: 5, 2: 8}, 2, [1, 2]),  # memory is
     ],
 )
-def test_the_batch_is_doubled_for_as_long_as_that_helps(monkeypatch, rates, batch_size, swept):
-    monkeypatch.setattr(model_speed, "measure", fake(rates))
-    row = model_speed.best("Ti/8", "train", None, SETTINGS, None)
+def test_the_batch_is_doubled_for_as_long_as_that_helps(rates, batch_size, swept):
+    row = model_speed.best("Ti/8", "train", None, fake(rates))
     assert (row.batch_size, list(row.swept)) == (batch_size, swept)
 
 
-def test_given_batch_sizes_are_all_measured_and_the_best_kept(monkeypatch):
-    monkeypatch.setattr(model_speed, "measure", fake({3: 9, 5: 2, 7: 4}))
-    row = model_speed.best("Ti/8", "train", [3, 5, 7], SETTINGS, None)
+def test_given_batch_sizes_are_all_measured_and_the_best_kept():
+    row = model_speed.best("Ti/8", "train", [3, 5, 7], fake({3: 9, 5: 2, 7: 4}))
     assert (row.batch_size, row.swept) == (3, {3: 9, 5: 2, 7: 4})
 
 
-def test_a_batch_that_does_not_fit_at_all_is_an_error(monkeypatch):
-    monkeypatch.setattr(model_speed, "measure", fake({}))
+def test_a_batch_that_does_not_fit_at_all_is_an_error():
     with pytest.raises(UserError, match="Ti/8, train, 64 images on a core: more memory is needed"):
-        model_speed.best("Ti/8", "train", [64], SETTINGS, None)
+        model_speed.best("Ti/8", "train", [64], fake({}))
 
 
 def test_what_the_devices_memory_refuses_is_told_from_other_failures(monkeypatch):
     def fail(message):
-        def measured(*arguments):
+        def compile_(*arguments):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(model_speed, "_measured", measured)
+        monkeypatch.setattr(model_speed, "_compile", compile_)
 
     fail("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes")
     with pytest.raises(model_speed.NoMemoryError):
-        model_speed.measure("Ti/8", "train", 4, SETTINGS, None)
+        model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)
     fail("INTERNAL: something else")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        model_speed.measure("Ti/8", "train", 4, SETTINGS, None)
+        model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)
 
 
 def test_a_program_larger_than_the_hosts_memory_is_not_run(monkeypatch):
     monkeypatch.setattr(model_speed.os, "sysconf", lambda name: 10)  # a hundred bytes are free
     with pytest.raises(model_speed.NoMemoryError, match=r"it needs .* and 0\.0 GiB are free"):
-        model_speed.measure("Ti/8", "train", 4, SETTINGS, None)
+        model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)

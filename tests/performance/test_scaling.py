@@ -18,7 +18,7 @@ ROW = model_speed.Row("", "inference", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None,
 def curves(monkeypatch):
     """Curves of models that take a nanosecond for each FLOP, half to double in other blocks."""
 
-    def measure(variant, mode, batch_size, settings, peak_flops, **widths):
+    def measure(variant, mode, batch_size, *, settings, peak_flops, **widths):
         from mixer import models
 
         gflop = 2 * models.create(variant, 1000, **widths).forward_macs(settings.image_size) / 1e9
