@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev quickstart test test-all test-timm chaos lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-timm chaos lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 install: $(VENV)/installed  ## what the quickstart needs, into .venv
 install-dev: $(VENV)/installed-dev  ## and what tests and checks need
+
+install-preflight: $(VENV)-preflight/installed  ## what mixer.preflight needs, into .venv-preflight
 
 quickstart: install  ## pre-train a small Mixer and fine-tune it, within five minutes on two cores
 	$(BIN)/python -m scripts.quickstart

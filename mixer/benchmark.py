@@ -159,7 +159,7 @@ def _scaling() -> None:
 
 
 def _input() -> None:
-    from mixer.performance import input_speed  # it needs TensorFlow, which the rest does without
+    from mixer.data import input_speed  # it needs TensorFlow, which the rest does without
 
     given = flags.FLAGS
     config, name = command_line.from_flags()

@@ -78,7 +78,7 @@ def train_image(
       config: `config.input`.
     """
     target = [config.image_size, config.image_size]
-    image = _decode(data, encoding, size, window)
+    image = decode(data, encoding, size, window)
     whole = config.crop == "random"
     image = _resize_for_crop(image, size, config) if whole else _resize(image, target, "bilinear")
     if config.crop == "pad":
@@ -102,7 +102,7 @@ def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml
     eval_crop="resize_small" first brings the shorter side to `eval_resize` pixels, averaging areas as the published
     code does; "resize_square" both sides, bilinearly.
     """
-    image = _decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
+    image = decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
     image = _resize_for_crop(image, size, config)
     top, left = tf.unstack((tf.shape(image)[:2] - config.image_size) // 2)
     return tf.slice(image, [top, left, 0], [config.image_size, config.image_size, 3])
@@ -118,7 +118,7 @@ def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.C
     return _resize(image, resized, "area")
 
 
-def _decode(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+def decode(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """The window's pixels, uint8 [height, width, 3]. Of a JPEG only the blocks that it touches are decoded."""
 
     def cropped(image: tf.Tensor) -> tf.Tensor:
@@ -137,7 +137,7 @@ def _decode(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Te
 def decodes(data: bytes, encoding: int, size: tuple[int, int]) -> bool:
     """Whether an image decodes to the end; run outside the graph, where a failure is an answer and not the end."""
     try:
-        _decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size]))
+        decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size]))
     except tf.errors.InvalidArgumentError:
         return False
     return True

@@ -7,6 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parameters import random_params, shapes_of
 
 from mixer import models
 from mixer.models.mlp_mixer import MixerBlock
@@ -24,16 +25,6 @@ PARAMETERS = {
 MILLION_MACS = {  # at 224 pixels with 1000 classes
     "S/32": 1_002, "S/16": 3_777, "B/32": 3_238, "B/16": 12_602, "L/32": 11_253, "L/16": 44_548, "H/14": 120_990,
 }  # fmt: skip
-
-
-def shapes_of(model, size=224):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
-
-
-def random_params(model, size, seed=0):
-    """Parameters without zeros or ones: the head starts at zero and would hide the rest."""
-    shapes, rng = shapes_of(model, size), np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
 
 
 @pytest.mark.parametrize("variant", PARAMETERS)

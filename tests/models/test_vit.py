@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parameters import random_params, shapes_of
 
 from mixer import models
 
@@ -19,16 +20,6 @@ PUBLISHED = {
     "L/16": (304_326_632, 61.6),
     "H/14": (632_045_800, 167.4),
 }
-
-
-def shapes_of(model, size=224):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
-
-
-def random_params(model, size, seed=0):
-    """Parameters without zeros or ones: the head starts at zero and would hide the rest."""
-    shapes, rng = shapes_of(model, size), np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)

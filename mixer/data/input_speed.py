@@ -81,7 +81,10 @@ class InputSpeed:
         return {name: cost - less for name, (less, cost) in zip(self.stages, itertools.pairwise(costs), strict=True)}
 
     def cores_needed(self, rate: float) -> int:
-        """How many host cores such as these make `rate` images/s, which the accelerators beside them take."""
+        """How many host cores such as these make `rate` images/s, which the accelerators beside them take.
+
+        In proportion: not to be trusted far beyond the rate of `read`, most of which is one thread of Python.
+        """
         if not 0 < rate < math.inf:
             raise ValueError(f"rate is {rate}; it must be a finite number above 0, in images/s")
         return math.ceil(rate * self.host_cores / self.whole.median)
@@ -207,7 +210,7 @@ def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:
     arguments = [kept[name] for name in ("data", "encoding", "size", "window")]
 
     def decode(number: tf.Tensor) -> tf.Tensor:
-        return augment._decode(*(each[number % len(kept["data"])] for each in arguments))
+        return augment.decode(*(each[number % len(kept["data"])] for each in arguments))
 
     return pipeline.on_all_cores(tf.data.Dataset.range(numbers.start, numbers.stop), decode)
 

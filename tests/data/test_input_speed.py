@@ -13,10 +13,9 @@ from PIL import Image
 
 from mixer import config as configuration
 from mixer import recipe
-from mixer.data import augment, order, pipeline, sources
+from mixer.data import augment, input_speed, order, pipeline, sources
+from mixer.data.input_speed import InputSpeed, Rate
 from mixer.errors import UserError
-from mixer.performance import input_speed
-from mixer.performance.input_speed import InputSpeed, Rate
 from mixer.training import sharding
 
 BATCH = 16
