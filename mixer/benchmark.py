@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,24 +93,20 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; this command takes --flags only")
-    if given.topology and (given.input or given.scaling):
-        raise UserError("--topology is for models; neither --input nor --scaling can be estimated")
-    if given.topology:
-        jax.config.update("jax_platforms", "cpu")
-    if given.input:
-        _input()
-    elif given["config"].present:
-        raise UserError("--config is for --input; models are given by --models")
-    elif given.scaling:
-        _scaling()
-    else:
-        _models()
+    what = "--input" if given.input else "--scaling" if given.scaling else "models"
+    run, wanted = _MEASURES[what]
+    others = {name for _, names in _MEASURES.values() for name in names} - wanted
+    if out_of_place := sorted(name for name in others if given[name].present):
+        raise UserError(f"--{out_of_place[0]} has nothing to do with measuring {what.lstrip('-')}")
+    run()
 
 
 def _models() -> None:
     given = flags.FLAGS
     if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
         raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
+    if given.topology:
+        jax.config.update("jax_platforms", "cpu")  # of a TPU that is there nothing is wanted
     settings, batch_sizes = _settings(), _batch_sizes(given.batch_sizes)
     variants = _variants(given.models, settings.image_size)
     if given.topology:
@@ -131,31 +127,30 @@ def _models() -> None:
     print(table(rows))
 
 
-def _estimating(topology: str, settings: model_speed.Settings) -> tuple[dict[str, Any], Any, float, str]:
+def _estimating(topology: str, settings: model_speed.Settings) -> tuple[dict[str, Any], Any, float | None, str]:
     """What is measured on a machine that is there, of a TPU slice that is not."""
     mesh = slices.topology(topology)
     kind = mesh.devices.flat[0].device_kind
     peak = getattr(chips.CHIPS[slices.KINDS[topology.partition(":")[0]]], settings.dtype)
     found = {"kind": kind, "platform": "tpu", "cores": mesh.size, "host_processors": None, "jax": jax.__version__}
     one = functools.partial(model_speed.estimate, settings=settings, peak_flops=peak, mesh=mesh)
-    return (
-        found,
-        one,
-        peak,
-        f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}",
-    )
+    source = f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}"
+    return found, one, peak, source
 
 
 def _scaling() -> None:
     given = flags.FLAGS
-    settings = _settings()
+    settings, path = _settings(), epath.Path(given.output)
+    if not path.parent.is_dir():
+        raise UserError(f"--output={given.output}: there is no folder {path.parent}")
+    scaling.check_drawing()
     curves = scaling.measure(settings, _tell)
     if given.json:
         print(json.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
     else:
         print(f"{described(device())}; {settings.dtype}\n\n{scaling.table(curves)}")
-    scaling.draw(curves, epath.Path(given.output))
-    _tell(f"the picture is {given.output}")
+    scaling.draw(curves, path)
+    _tell(f"the picture is {path}")
 
 
 def _input() -> None:
@@ -175,6 +170,15 @@ def _input() -> None:
         print("\nfor the host cores that an accelerator needs, give the rate it takes: --accelerator_rate IMAGES/S")
     else:
         print(f"\nan accelerator that takes {given.accelerator_rate:,.0f} images/s needs {needed} such host cores")
+
+
+# What is measured, by which function, and the flags that it heeds.
+_TIMED = {"blocks", "block_seconds", "json"}
+_MEASURES: dict[str, tuple[Callable[[], None], set[str]]] = {
+    "models": (_models, _TIMED | {"models", "modes", "batch_sizes", "image_size", "dtype", "topology"}),
+    "--input": (_input, _TIMED | {"config", "accelerator_rate"}),
+    "--scaling": (_scaling, _TIMED | {"dtype", "output"}),
+}
 
 
 def _settings() -> model_speed.Settings:

@@ -70,7 +70,11 @@ def test_the_table_says_on_what_it_was_measured():
         (["--batch_sizes=0"], "error: --batch_sizes=0: expected auto, or numbers above 0"),
         (["b16"], "error: unexpected argument 'b16'"),
         (["--input"], "error: --config is missing"),
-        (["--config=configs/b16_i1k.py"], "error: --config is for --input"),
+        (["--config=configs/b16_i1k.py"], "error: --config has nothing to do with measuring models"),
+        (["--scaling=patches", "--models=b16"], "error: --models has nothing to do with measuring scaling"),
+        (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
+        (["--input", "--topology=v3:2x2"], "error: --topology has nothing to do with measuring input"),
+        (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, a colon"),
         (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
     ],
 )

@@ -163,7 +163,9 @@ def measure(
     return _row(program, variant, mode, batch_size, settings, timed, peak_flops)
 
 
-def estimate(variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float, mesh: Mesh) -> Row:
+def estimate(
+    variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, mesh: Mesh
+) -> Row:
     """What the compiler's cost model says for devices that need not be there (`slices.topology`): it is optimistic.
 
     Raises:

@@ -6,6 +6,7 @@ and ViT.
 """
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,16 +106,20 @@ def table(curves: Sequence[Curve]) -> str:
     return "\n".join([*lines, "exponent: of the number of patches, between the last two lines"])
 
 
-def draw(curves: Sequence[Curve], path: epath.Path) -> None:
-    """Draws FLOPs and times against the number of patches into a PNG.
+def check_drawing() -> None:
+    """Checks that there is something to draw with, before minutes are spent on measuring.
 
     Raises:
-      UserError: matplotlib is missing.
+      UserError: there is not.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--scaling draws with matplotlib, which is missing: pip install 'mixer[quickstart]'") from None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--scaling draws with matplotlib, which is missing: pip install 'mixer[quickstart]'")
+
+
+def draw(curves: Sequence[Curve], path: epath.Path) -> None:
+    """Draws FLOPs and times against the number of patches into a PNG."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, unit, values in (
