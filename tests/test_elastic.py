@@ -30,6 +30,7 @@ def undisturbed(data_dir, tmp_path_factory):
     return losses(folder)
 
 
+@pytest.mark.slow  # two and a half minutes
 def test_a_run_moves_from_8_devices_to_4_to_2_to_1(undisturbed, data_dir, tmp_path, monkeypatch):
     """With its layout changed on the way; the batches stay the same, so the losses do, to rounding."""
     for devices, kind, until in (

@@ -59,7 +59,8 @@ def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
     assert found["collectives"]["all-gather"] >= 0.9 * 4 * parameters()
 
 
-def test_what_does_not_fit_is_compiled_with_each_remedy(monkeypatch):
+@pytest.mark.slow  # five programs
+def test_what_does_not_fit_is_compiled_with_each_remedy():
     """Of a core that has a little less than the config needs, fully sharded is enough; the text says what was tried."""
     mesh = sharding.make_mesh()
     whole = preflight.examine(small(), mesh, KNOWN, 2**30, largest=False)["total"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from mixer.data.images import STATUSES
+from mixer.statuses import STATUSES
 from mixer.training.evaluation import evaluate, make_eval_step, mean_average_precision
 
 BATCH = 16
