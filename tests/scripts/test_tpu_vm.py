@@ -428,10 +428,12 @@ def test_second_run_follows_and_third_starts_again(cloud: Cloud) -> None:
         cloud.words("run", "--type=v3-32"), env=cloud.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         said = process.stdout.readline()  # it follows
         (here / "worker0" / "exits").write_text("3")  # while worker 1 goes on
-        rest, errors = process.communicate(timeout=60)
-    second = subprocess.CompletedProcess(process.args, process.returncode, said + rest, errors)
+        said += process.stdout.read()
+        errors = process.stderr.read()
+    second = subprocess.CompletedProcess(process.args, process.returncode, said, errors)
     assert "the training exited with status 3" in only_error(second)
     assert second.stdout.startswith(LOG)
     remains = int((here / "worker1" / "mixer" / "pid").read_text())
