@@ -29,6 +29,7 @@ def command_line(monkeypatch):
     def parse(*arguments):
         values = flags.FlagValues()
         argv = ["train", *arguments]
+        sys.modules.pop("config_config", None)  # a config file would be run in the module of the one before
         monkeypatch.setattr(flags, "FLAGS", values)
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "", flag_values=values)
