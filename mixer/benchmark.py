@@ -8,7 +8,6 @@
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,14 +31,9 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "platform": first.platform,
         "cores": jax.device_count(),
-        "host_processors": processors(),
+        "host_processors": chips.host_processors(),
         "jax": jax.__version__,
     }
-
-
-def processors() -> int:
-    """How many of the host's processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def described(found: dict[str, Any]) -> str:

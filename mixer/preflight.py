@@ -22,8 +22,8 @@ from ml_collections import config_flags
 from mixer import command_line, models, paper
 from mixer import config as configuration
 from mixer.errors import UserError, quiet_libraries
-from mixer.performance import chips, fitting, programs, slices
-from mixer.training import sharding
+from mixer.performance import chips, fitting, slices
+from mixer.training import programs, sharding
 
 # Datasets by name: classes, training examples, the most labels on an example, and how the paper calls it.
 DATA = {
@@ -50,6 +50,8 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None, num_exampl
         classes, examples, labels, _ = DATA[config.input.dataset]
         if share := re.fullmatch(r"\w+\[:(\d+)%\]", config.input.train_split):
             examples = examples * int(share[1]) // 100
+        elif "[" in config.input.train_split and not num_examples:
+            raise UserError(f"config.input.train_split={config.input.train_split!r}: give its --num_examples")
     elif num_classes and num_examples:
         classes, examples, labels = num_classes, num_examples, 1
     else:
@@ -149,21 +151,27 @@ def examine(
     """
     sharding.check_parts(config, mesh)
     classes, labels = known["num_classes"], known["max_labels"]
-    built = programs.build(config, mesh, num_classes=classes, max_labels=labels)
+    built = programs.build(config, mesh, num_classes=classes)
+    given = {
+        "parameters": built.state.params,
+        "optimizer state": built.state.opt_state,
+        "moving average": built.state.ema_params,
+        "batch": programs.batch_shapes(config, mesh, labels),
+    }
     found: dict[str, Any] = {
         "model": models.full_name(config.model.variant),
         "image_size": config.input.image_size,
         "dtype": config.model.dtype,
         "sharding": config.sharding,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
         **known,
         "cores": mesh.size,
         "hosts": slices.hosts(mesh),
         "device_kind": mesh.devices.flat[0].device_kind,
         "batch_size": config.batch_size,
         "memory": memory,
-        "memory_by_kind": programs.bytes_by_kind(built),
-        "checkpoint_bytes": programs.whole_bytes(built.state),
+        "memory_by_kind": {name: slices.bytes_on_a_core(tree) for name, tree in given.items() if jax.tree.leaves(tree)},
+        "checkpoint_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(built.shapes)),
         "jax": jax.__version__,
     }
     fit = fitting.Fitting(config, mesh, classes, labels, memory, tell)

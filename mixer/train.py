@@ -18,11 +18,10 @@ from mixer import command_line, distributed, models, preemption, statuses
 from mixer import config as configuration
 from mixer.data import contact_sheet, pipeline, sources
 from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
-from mixer.training import evaluation, sharding
-from mixer.training import optimizer as optimizers
+from mixer.training import evaluation, programs, sharding
 from mixer.training.checkpoint import Checkpoints, has_checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
-from mixer.training.step import Metrics, TrainState, init_state, jit_train_step, prepare
+from mixer.training.step import Metrics, TrainState, prepare
 from mixer.transfer import load
 from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
@@ -68,7 +67,6 @@ def train(
     sharding.check_parts(config, mesh)
     train_source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
     eval_source = sources.open_source(config.input, config.input.eval_split, workdir / "cache")
-    num_classes = len(train_source.class_names)
 
     def every(name: str) -> int:
         return configuration.steps(config, name, train_source.num_examples)
@@ -76,33 +74,28 @@ def train(
     total_steps = every("total")
     changes = configuration.check_same(config, workdir, allow_config_change)
 
-    # ------------------------------------------------------------------------------------------- model and optimizer
-    model = models.create(num_classes=num_classes, **config.model)
-    schedule = optimizers.make_schedule(config.optimizer, every("warmup"), total_steps)
-    tx = optimizers.make_optimizer(config.optimizer, schedule)
-
-    def init() -> TrainState:
-        return init_state(model, tx, config, len(statuses.STATUSES))
-
-    shapes = jax.eval_shape(init)
-    shardings = sharding.state_sharding(shapes, mesh, config.sharding)
-    _describe(console, config, model, mesh, shapes, train_source, eval_source, total_steps)
+    # ----------------------------------------------------------------------------- model, optimizer and compiled steps
+    built = programs.build(
+        config, mesh, num_classes=len(train_source.class_names), multi_label=eval_source.multi_label,
+        warmup_steps=every("warmup"), total_steps=total_steps,
+    )  # fmt: skip
+    _describe(console, config, mesh, built, train_source, eval_source, total_steps)
     few_shot = None
     if config.fewshot.dataset:
         few_shot = FewShot(
-            config.fewshot, config.input, model, mesh, batch_size=config.batch_size, cache_dir=workdir / "cache"
+            config.fewshot, config.input, built.model, mesh, batch_size=config.batch_size, cache_dir=workdir / "cache"
         )
 
     # ------------------------------------------------------------------------------------------------- state, restored
     checkpoints = Checkpoints(workdir, **config.checkpoint)
     try:
-        state = checkpoints.restore(shapes, shardings)
+        state = checkpoints.restore(built.shapes, built.shardings)
         if state is not None:
             console.keep(f"continuing from step {int(state.step)}" + "".join(f"; {change}" for change in changes))
         else:
-            state = jax.jit(init, out_shardings=shardings)()
+            state = built.init()
             if weights is not None:
-                state = load.initial_params(state, weights, train_source.class_names, shardings)
+                state = load.initial_params(state, weights, train_source.class_names, built.shardings)
                 console.keep(f"starting from {config.init_from}")
         configuration.save(config, train_source.class_names, workdir)
         first_step = int(state.step)
@@ -111,12 +104,7 @@ def train(
         checkpoints.close()
         raise
 
-    # -------------------------------------------------------------------------------------------------- compiled steps
-    train_step = jit_train_step(model, tx, schedule, config, shardings, mesh)
-    eval_step = evaluation.make_eval_step(
-        model, config.loss, mesh, keep_logits=eval_source.multi_label, num_statuses=len(statuses.STATUSES)
-    )
-
+    # ------------------------------------------------------------------------------------------------------ evaluation
     def evaluate(state: TrainState) -> dict[str, float]:
         """Evaluates; raises preemption.AbandonedError where the run was asked to stop."""
         named = {"val": state.params} | ({"val_ema": state.ema_params} if config.ema_decay else {})
@@ -124,7 +112,7 @@ def train(
         for name, params in named.items():
             batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
             found = evaluation.evaluate(
-                eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, statuses.STATUSES
+                built.eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, statuses.STATUSES
             )
             metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
         _refuse_bad_images(metrics, "val/bad_images/", eval_source.num_examples, config)
@@ -150,7 +138,7 @@ def train(
         for step in range(first_step + 1, total_steps + 1):
             with progress.waiting():
                 batch = next(feed)
-            state, metrics = train_step(state, batch)
+            state, metrics = built.train_step(state, batch)
             if step == first_step + 1:
                 with progress.pause():  # compiling
                     jax.block_until_ready(metrics)
@@ -219,16 +207,15 @@ def _make_workdir(workdir: epath.PathLike) -> epath.Path:
 def _describe(
     console: Console,
     config: ml_collections.ConfigDict,
-    model: models.Model,
     mesh: jax.sharding.Mesh,
-    shapes: TrainState,
+    built: programs.Programs,
     source: sources.Source,
     eval_source: sources.Source,
     total_steps: int,
 ) -> None:
     """Says what is about to run: model, cost, devices and data."""
-    macs = model.forward_macs(config.input.image_size)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    macs = built.model.forward_macs(config.input.image_size)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params))
     device = mesh.devices.flat[0]
     console.keep(
         f"{models.full_name(config.model.variant)} at {config.input.image_size} px: {parameters:,} parameters, "

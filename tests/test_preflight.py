@@ -1,5 +1,6 @@
 """Pre-flight on a mesh of this machine's devices; for slices that are not there see training/test_tpu_compile.py."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -116,6 +117,11 @@ def test_known_data_needs_no_words():
     config = recipe.base()
     config.input.dataset = "mine"
     assert preflight.facts(config, 3, 50) == {"num_classes": 3, "num_examples": 50, "max_labels": 1}
+    config.input.dataset, config.input.train_split = "imagenet2012", "train[5%:]"
+    with pytest.raises(UserError, match=r"train_split='train\[5%:\]': give its --num_examples"):
+        preflight.facts(config, None, None)
+    assert preflight.facts(config, None, 9)["num_examples"] == 9
+    config.input.dataset = "mine"
     with pytest.raises(UserError, match="'mine' is not known here: give --num_classes and --num_examples"):
         preflight.facts(config, 3, None)
 
@@ -165,10 +171,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments, said):
     assert line.startswith(said)
 
 
-def test_without_libtpu_it_says_where_to_get_it(monkeypatch):
-    def missing(**arguments):
-        raise NotImplementedError("JAX TPU support not installed; cannot generate TPU topology. See ...")
-
-    monkeypatch.setattr(slices.topologies, "get_topology_desc", missing)
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_libtpu_it_says_where_to_get_it():
     with pytest.raises(UserError, match=r"v3:2x2: libtpu is missing: pip install 'mixer\[preflight\]'"):
         slices.topology("v3:2x2")

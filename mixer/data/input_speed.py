@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import itertools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import tensorflow as tf
 from etils import epath
 
 from mixer.data import augment, pipeline, sources
+from mixer.performance import chips
 from mixer.training import sharding
 
 _ALONE = "decoding alone"
@@ -141,7 +141,7 @@ def measure(
     rates = {name: [count * batches / elapsed for batches, elapsed in timed] for name, timed in found.items()}
     summary = {name: Rate(statistics.median(each), min(each), max(each)) for name, each in rates.items()}
     return InputSpeed(
-        host_cores=_host_cores(),
+        host_cores=chips.host_processors(),
         devices=jax.local_device_count(),
         device_kind=jax.local_devices()[0].device_kind,
         batch_rows=count,
@@ -149,11 +149,6 @@ def measure(
         stages={name: rate for name, rate in summary.items() if name != _ALONE},
         decoding_alone=summary[_ALONE],
     )
-
-
-def _host_cores() -> int:
-    """The processors that this process may run on, which are as many as TensorFlow's threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # What a stage makes of the examples, one by one; config is `config.input`.

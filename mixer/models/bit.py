@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mixer.models import layers
+
 # Depth -> units of each block (Table 1 of ResNet, arXiv 1512.03385); with a width factor it makes a variant: R50x1.
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -102,10 +104,7 @@ class BiT(nn.Module):
             x = Unit(features, stride, self.dtype, name=name)(x)
         x = _norm_relu(x, "pre_head_norm", self.dtype)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        if self.num_classes == 0:
-            return x
-        bias_init = nn.initializers.constant(self.head_bias_init)
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+        return layers.head(x, self.num_classes, self.head_bias_init)
 
     def _units(self) -> list[tuple[str, int, int]]:
         """Name, output channels and stride of each unit; every block but the first halves the image."""

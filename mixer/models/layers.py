@@ -1,4 +1,4 @@
-"""What Mixer and ViT are both made of: the MLP, stochastic depth, and a stack of blocks."""
+"""What the models share: the patches, the MLP, stochastic depth and stack of blocks of Mixer and ViT, and the head."""
 
 from functools import partial
 from typing import Any
@@ -100,8 +100,10 @@ def apply_blocks(
     return x
 
 
-def patch_grid(images: Float[Array, "batch height width 3"], patch_size: int) -> tuple[int, int]:
-    """How many patches an image has from top to bottom, and from left to right.
+def patch_tokens(
+    images: Float[Array, "batch height width 3"], patch_size: int, hidden_dim: int, dtype: DTypeLike, name: str
+) -> Float[Array, "batch tokens channels"]:
+    """Projects each patch to a token, row by row; to be called in the compact method of the model.
 
     Raises:
       ValueError: the patch does not divide the image.
@@ -112,7 +114,17 @@ def patch_grid(images: Float[Array, "batch height width 3"], patch_size: int) ->
             f"image size {height}x{width} is not a multiple of the patch size {patch_size}; the nearest that "
             f"is: {_nearest(height, patch_size)}x{_nearest(width, patch_size)}"
         )
-    return height // patch_size, width // patch_size
+    patch = (patch_size, patch_size)
+    x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name=name)(images)
+    return x.reshape(x.shape[0], -1, hidden_dim)
+
+
+def head(x: Float[Array, "batch channels"], num_classes: int, bias: float) -> Float[Array, "batch outputs"]:
+    """Float32 logits that begin as `bias`; x itself without classes. To be called in a model's compact method."""
+    if num_classes == 0:
+        return x
+    bias_init = nn.initializers.constant(bias)
+    return nn.Dense(num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
 
 
 def _nearest(size: int, patch_size: int) -> int:

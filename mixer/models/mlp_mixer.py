@@ -124,10 +124,7 @@ class MlpMixer(nn.Module):
         Raises:
           ValueError: the patch does not divide the image.
         """
-        layers.patch_grid(images, self.patch_size)
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", dtype=self.dtype, name="stem")(images)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])  # tokens row by row
+        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="stem")
 
         x = layers.apply_blocks(
             self, MixerBlock, "MixerBlock_", x, train, num_blocks=self.num_blocks,
@@ -138,10 +135,7 @@ class MlpMixer(nn.Module):
 
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
-        if self.num_classes == 0:
-            return x
-        bias_init = nn.initializers.constant(self.head_bias_init)
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+        return layers.head(x, self.num_classes, self.head_bias_init)
 
     def forward_macs(self, image_size: int) -> int:
         """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.

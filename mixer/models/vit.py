@@ -140,10 +140,7 @@ class VisionTransformer(nn.Module):
         Raises:
           ValueError: the patch does not divide the image.
         """
-        layers.patch_grid(images, self.patch_size)
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", dtype=self.dtype, name="embedding")(images)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])  # tokens row by row
+        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="embedding")
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_dim)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden_dim)), x], axis=1)
         x = Encoder(
@@ -151,10 +148,7 @@ class VisionTransformer(nn.Module):
             self.stochastic_depth_rescale, self.dtype, self.remat, self.scan, name="Transformer",
         )(x, train)  # fmt: skip
         x = x[:, 0].astype(jnp.float32)
-        if self.num_classes == 0:
-            return x
-        bias_init = nn.initializers.constant(self.head_bias_init)
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+        return layers.head(x, self.num_classes, self.head_bias_init)
 
     def forward_macs(self, image_size: int) -> int:
         """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.

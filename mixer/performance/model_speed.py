@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from mixer import config as configuration
 from mixer import models, recipe
 from mixer.errors import UserError
-from mixer.performance import chips, programs, timing
-from mixer.training import sharding
+from mixer.performance import chips, timing
+from mixer.training import programs, sharding
 from mixer.training.step import normalize
 
 MODES = ("inference", "train")
@@ -194,6 +194,7 @@ class _Program(NamedTuple):
 
     built: programs.Programs
     carried: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
     lowered: Any
     compiled: Any
     compile_seconds: float
@@ -210,7 +211,7 @@ class _Program(NamedTuple):
         """Of one run on all cores, before XLA optimises; afterwards where it does not count before, for topologies."""
         if counted := self.lowered.cost_analysis():
             return counted["flops"]
-        return self.compiled.cost_analysis()["flops"] * self.built.batch["image"].sharding.mesh.size
+        return self.compiled.cost_analysis()["flops"] * self.batch["image"].sharding.mesh.size
 
 
 def _compile(
@@ -221,10 +222,11 @@ def _compile(
     config.input.image_size, config.batch_size = settings.image_size, batch_size * mesh.size
     built = programs.build(configuration.checked(config), mesh, num_classes=_CLASSES)
     step, carried = step_of(built, mode)
-    lowered = step.lower(carried, built.batch)
+    batch = programs.batch_shapes(config, mesh, max_labels=1)
+    lowered = step.lower(carried, batch)
     since = time.perf_counter()
     compiled = lowered.compile()
-    return _Program(built, carried, lowered, compiled, time.perf_counter() - since)
+    return _Program(built, carried, batch, lowered, compiled, time.perf_counter() - since)
 
 
 def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
@@ -237,7 +239,7 @@ def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
 
 def _runs(program: _Program, mode: str) -> Callable[[], Any]:
     """Makes what the program needs, on the devices; each call of the function returned runs it once."""
-    built, batch = program.built, _random_batch(program.built.batch)
+    built, batch = program.built, _random_batch(program.batch)
     if mode == "train":
         held = [built.init()]  # the step gives the state before it away
 
@@ -246,8 +248,7 @@ def _runs(program: _Program, mode: str) -> Callable[[], Any]:
             return metrics
 
         return call
-    place = jax.tree.map(lambda array: array.sharding, program.carried)
-    params = jax.jit(lambda: built.init().params, out_shardings=place)()
+    params = jax.jit(lambda: built.init().params, out_shardings=built.shardings.params)()
     return lambda: program.compiled(params, batch)
 
 
@@ -266,9 +267,9 @@ def _row(
         lowest=batch_size / timed.most,
         highest=batch_size / timed.least,
         compile_seconds=program.compile_seconds,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(built.state.params)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
         gflop_per_image=flops / 1e9,
-        compiler_gflop_per_image=program.flops / built.batch["image"].shape[0] / 1e9,
+        compiler_gflop_per_image=program.flops / program.batch["image"].shape[0] / 1e9,
         utilisation=None if peak_flops is None else rate * flops / peak_flops,
         peak_memory_bytes=program.needed,
     )

@@ -1,6 +1,7 @@
 """TPU slices that are not there, and a config's real programs compiled for them (libtpu needs no TPU for it)."""
 
 import dataclasses
+import math
 import os
 import re
 import time
@@ -13,8 +14,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from mixer.errors import UserError, first_line
-from mixer.performance import hlo, programs
-from mixer.training import sharding
+from mixer.performance import hlo
+from mixer.training import programs, sharding
 
 # What `topology` takes, and how JAX calls these devices: the key of `chips.CHIPS`.
 KINDS = {
@@ -102,14 +103,14 @@ def compile_train(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: in
     Raises:
       DoesNotFitError: it needs more memory than a core has.
     """
-    built = programs.build(config, mesh, num_classes=num_classes, max_labels=max_labels)
-    return _compiled(built.train_step, built.state, built.batch)
+    built = programs.build(config, mesh, num_classes=num_classes)
+    return _compiled(built.train_step, built.state, programs.batch_shapes(config, mesh, max_labels))
 
 
 def compile_eval(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int) -> Compiled:
     """Compiles a checked config's evaluation step; see `compile_train`."""
-    built = programs.build(config, mesh, num_classes=num_classes, max_labels=max_labels)
-    return _compiled(built.eval_step, built.state.params, built.batch)
+    built = programs.build(config, mesh, num_classes=num_classes, multi_label=max_labels > 1)
+    return _compiled(built.eval_step, built.state.params, programs.batch_shapes(config, mesh, max_labels))
 
 
 def _compiled(step: Any, *arguments: Any) -> Compiled:
@@ -134,3 +135,9 @@ def _compiled(step: Any, *arguments: Any) -> Compiled:
         collectives=hlo.collectives(compiled.as_text()),
         compile_seconds=seconds,
     )
+
+
+def bytes_on_a_core(tree: Any) -> int:
+    """Bytes that the arrays of a tree, given by shapes with shardings, take on one core."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

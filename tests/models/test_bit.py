@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameters import shapes_of
 
 from mixer import models
 from mixer.models.bit import UNITS, BiT, StandardisedConv
@@ -24,10 +25,6 @@ PARAMETERS = {
 GMAC = {  # of timm's benchmark-infer-amp-nchw-pt113-cu117-rtx3090.csv: image size, GMAC
     "R50x1": (448, 16.62), "R152x2": (224, 46.95), "R50x3": (448, 145.70),
 }  # fmt: skip
-
-
-def shapes_of(model, size=224):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
 
 
 def parameters_by_hand(units, width, num_classes):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from float64 import mlp, norm, patch_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parameters import random_params, shapes_of
@@ -67,22 +68,7 @@ def numpy_mixer(params, images, patch, num_blocks):
     """The paper's Eq. 1 and Figure 1 in float64, patches cut by hand."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
-    def norm(x, q):
-        mean = x.mean(-1, keepdims=True)
-        return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
-
-    def mlp(x, q):
-        h = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
-        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-        return h @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
-
-    rows, columns = images.shape[1] // patch, images.shape[2] // patch
-    tokens = [
-        images[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch].reshape(len(images), -1)
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    x = np.stack(tokens, 1) @ p["stem"]["kernel"].reshape(patch * patch * 3, -1) + p["stem"]["bias"]
+    x = patch_tokens(images, patch, p["stem"])
     for i in range(num_blocks):
         q = p[f"MixerBlock_{i}"]
         x = x + np.swapaxes(mlp(np.swapaxes(norm(x, q["LayerNorm_0"]), 1, 2), q["token_mixing"]), 1, 2)

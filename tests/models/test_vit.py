@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from float64 import mlp, norm, patch_tokens
 from parameters import random_params, shapes_of
 
 from mixer import models
@@ -72,15 +73,6 @@ def numpy_vit(params, images, patch, num_blocks, num_heads):
     """Eq. 1 to 4 of the paper in float64, patches cut by hand and heads taken one by one."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
-    def norm(x, q):
-        mean = x.mean(-1, keepdims=True)
-        return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
-
-    def mlp(x, q):
-        h = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
-        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-        return h @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
-
     def attention(x, q):
         y = np.broadcast_to(q["out"]["bias"], x.shape)
         for head in range(num_heads):
@@ -92,13 +84,7 @@ def numpy_vit(params, images, patch, num_blocks, num_heads):
             y = y + weights / weights.sum(-1, keepdims=True) @ value @ q["out"]["kernel"][head]
         return y
 
-    rows, columns = images.shape[1] // patch, images.shape[2] // patch
-    tokens = [
-        images[:, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch].reshape(len(images), -1)
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    x = np.stack(tokens, 1) @ p["embedding"]["kernel"].reshape(patch * patch * 3, -1) + p["embedding"]["bias"]
+    x = patch_tokens(images, patch, p["embedding"])
     x = np.concatenate([np.broadcast_to(p["cls"], (len(images), 1, x.shape[2])), x], axis=1)
     encoder = p["Transformer"]
     x = x + encoder["posembed_input"]["pos_embedding"]

@@ -9,8 +9,8 @@ import pytest
 from mixer import config as configuration
 from mixer import recipe
 from mixer.errors import UserError
-from mixer.performance import model_speed, programs, timing
-from mixer.training import sharding
+from mixer.performance import model_speed, timing
+from mixer.training import programs, sharding
 
 SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
 
@@ -22,9 +22,13 @@ def test_the_formula_and_the_compiler_agree_within_3_percent(variant, mode):
     config = recipe.base()
     config.model.update({"variant": variant, "dtype": "float32"})
     config.batch_size = 32 * jax.device_count()
-    built = programs.build(configuration.checked(config), sharding.make_mesh(), num_classes=1000)
+    mesh = sharding.make_mesh()
+    built = programs.build(configuration.checked(config), mesh, num_classes=1000)
     step, carried = model_speed.step_of(built, mode)
-    flops = step.lower(carried, built.batch).cost_analysis()["flops"] / config.batch_size
+    flops = (
+        step.lower(carried, programs.batch_shapes(config, mesh, max_labels=1)).cost_analysis()["flops"]
+        / config.batch_size
+    )
     times = {"inference": 2, "train": 6}[mode]
     assert times * built.model.forward_macs(224) == pytest.approx(flops, rel=0.03)
 
