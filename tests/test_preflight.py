@@ -12,7 +12,7 @@ import pytest
 from mixer import config as configuration
 from mixer import preflight, recipe
 from mixer.errors import UserError
-from mixer.performance import fitting, slices
+from mixer.performance import compiling, fitting, slices
 from mixer.training import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -85,9 +85,9 @@ def fake(slope, fixed, recomputes_from, limit):
         images = config.batch_size // mesh.size
         needed = min(fixed + slope * images, limit if images >= recomputes_from else 1e30)
         if images > 600:
-            raise slices.DoesNotFitError(None)
+            raise compiling.DoesNotFitError(None)
         work = 1.1 if images >= recomputes_from else 1.0
-        return slices.Compiled(fixed, 0, int(needed) - fixed, 0, work * images, None, {}, 0.0)
+        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, None, None, {}, 0.0)
 
     return compile_train
 

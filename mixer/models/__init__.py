@@ -37,14 +37,14 @@ def create(variant: str, num_classes: int, **options: Any) -> Any:
     family, arguments = _parsed(variant)
     given = {key: value for key, value in options.items() if value is not None}
     known = {field.name for field in dataclasses.fields(family)}
-    if unknown := [key for key, value in given.items() if key not in known and value != _OFF.get(key)]:
+    if unknown := [key for key, value in given.items() if key not in known and value != _DEFAULTS.get(key)]:
         raise ValueError(f"model variant {variant!r} has no {unknown[0]}, which was set to {given[unknown[0]]!r}")
     given = {key: value for key, value in given.items() if key in known}
     return family(num_classes=num_classes, **{**arguments, **given})
 
 
-# Values of options that ask for nothing, so that a model without the option may be given them.
-_OFF = {"dropout": 0.0, "stochastic_depth": 0.0, "stochastic_depth_rescale": True, "remat": False, "scan": False}
+# An option at Mixer's default asks for nothing, so that a model without it may be given it.
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(MlpMixer)}
 
 
 def _parsed(variant: str) -> tuple[Any, dict[str, Any]]:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from mixer import config as configuration
 from mixer.errors import UserError
-from mixer.performance import slices
+from mixer.performance import compiling, slices
 from mixer.training import sharding
 
 # What may make a program fit, each tried by itself, then together.
@@ -42,7 +42,7 @@ class Fitting:
         self._data = (num_classes, max_labels)
         self.needed: float | None = None  # bytes that the last program that did not fit would take, if XLA said
 
-    def train(self, **changes: Any) -> slices.Compiled | None:
+    def train(self, **changes: Any) -> compiling.Compiled | None:
         """The training step of the config with some settings changed; None if it does not fit."""
         config = ml_collections.ConfigDict(self.config)
         config.update_from_flattened_dict(changes)
@@ -51,7 +51,7 @@ class Fitting:
         named = ", ".join(f"{name}={value}" for name, value in changes.items()) or "as it is"
         try:
             compiled = slices.compile_train(config, self.mesh, *self._data)
-        except slices.DoesNotFitError as error:
+        except compiling.DoesNotFitError as error:
             self.needed = error.needed
             self.tell(f"compiled the training step, {named}: does not fit")
             return None
@@ -62,7 +62,7 @@ class Fitting:
         )
         return compiled if fits else None
 
-    def evaluate(self) -> slices.Compiled:
+    def evaluate(self) -> compiling.Compiled:
         """The evaluation step, which needs less than training does."""
         compiled = slices.compile_eval(self.config, self.mesh, *self._data)
         self.tell(f"compiled the evaluation step: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s")
@@ -85,7 +85,7 @@ class Fitting:
             found.append({"change": named, "fits": compiled is not None, "total": self.needed})
         return found
 
-    def largest(self, compiled: slices.Compiled) -> dict[str, Any] | None:
+    def largest(self, compiled: compiling.Compiled) -> dict[str, Any] | None:
         """The largest batch on a core that should fit: memory as a straight line through two, checked by a third.
 
         XLA fits more by recomputing activations; `extra_work` is the share of FLOPs that an image then takes beyond
@@ -102,7 +102,7 @@ class Fitting:
         if last is None:
             return None
         slope = (last.total - compiled.total) / (larger - per_core)
-        guess = per_core + (self.memory - compiled.total) / slope
+        guess = per_core + (self.memory - compiled.total) / slope if slope > 0 else 0
         for _ in range(_ATTEMPTS):
             images = int(guess) // unit * unit
             if images <= larger:

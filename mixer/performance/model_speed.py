@@ -3,10 +3,8 @@
 The batch size is swept and the best kept. A core is a device of JAX's; the batch lies on all of them, as in training.
 """
 
-import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from jax.sharding import Mesh
 from mixer import config as configuration
 from mixer import models, recipe
 from mixer.errors import UserError
-from mixer.performance import chips, timing
+from mixer.performance import chips, compiling, timing
 from mixer.training import programs, sharding
 from mixer.training.step import normalize
 
@@ -58,9 +56,9 @@ class Row:
       compile_seconds: of compiling, not part of the above.
       parameters: how many, with a head of 1000 classes.
       gflop_per_image: from the formula: two for each multiply-accumulate of a matrix product, in training six.
-      compiler_gflop_per_image: from XLA's count for the whole program, before it optimises.
+      compiler_gflop_per_image: from XLA's count for the whole program, before it optimises (behind, for topologies).
       utilisation: the formula's FLOP/s over the peak, 0 to 1; None where the peak is not known.
-      peak_memory_bytes: on each core, by XLA's plan: arguments, results and temporaries.
+      peak_memory_bytes: on each core, by XLA's plan: arguments, results, temporaries and code.
       swept: images/sec/core at every batch size tried.
     """
 
@@ -81,10 +79,6 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dataclasses.asdict(self)
-
-
-class NoMemoryError(Exception):
-    """The program does not fit in the memory that there is."""
 
 
 def peak(dtype: str) -> tuple[float | None, str]:
@@ -125,7 +119,7 @@ def best(
     for batch_size in batch_sizes or _doubling(found, smallest):
         try:
             row = one(variant, mode, batch_size)
-        except NoMemoryError as error:
+        except compiling.DoesNotFitError as error:
             tell(f"{variant} {mode} at {batch_size}: {error}")
             break
         tell(f"{variant} {mode} at {batch_size}: {row.images_per_sec_per_core:.4g} images/sec/core")
@@ -153,14 +147,15 @@ def measure(
     """Measures a model on JAX's devices; `widths` replace the variant's.
 
     Raises:
-      NoMemoryError: it does not fit.
+      compiling.DoesNotFitError: it does not fit.
       UserError: the model's patches do not divide the image.
     """
-    with _out_of_memory():
-        program = _compile(variant, mode, batch_size, settings, sharding.make_mesh(), widths)
-        _check_host_memory(program.needed)
-        timed = timing.timed(_runs(program, mode), blocks=settings.blocks, seconds=settings.seconds)
-    return _row(program, variant, mode, batch_size, settings, timed, peak_flops)
+    case = _case(variant, mode, batch_size, settings, sharding.make_mesh(), widths)
+    with compiling.out_of_memory():
+        compiled = compiling.compile_step(case.step, case.carried, case.batch)
+        _check_host_memory(compiled.total)
+        timed = timing.timed(_runs(case, compiled), blocks=settings.blocks, seconds=settings.seconds)
+    return _row(case, compiled, settings, timed, peak_flops)
 
 
 def estimate(
@@ -169,64 +164,35 @@ def estimate(
     """What the compiler's cost model says for devices that need not be there (`slices.topology`): it is optimistic.
 
     Raises:
-      NoMemoryError: it does not fit.
+      compiling.DoesNotFitError: it does not fit.
       UserError: the model's patches do not divide the image.
     """
-    with _out_of_memory():
-        program = _compile(variant, mode, batch_size, settings, mesh, {})
-    seconds = program.compiled.cost_analysis()["optimal_seconds"]
-    timed = timing.Timing(seconds, seconds, seconds)
-    return _row(program, variant, mode, batch_size, settings, timed, peak_flops)
+    case = _case(variant, mode, batch_size, settings, mesh, {})
+    compiled = compiling.compile_step(case.step, case.carried, case.batch)
+    seconds = compiled.estimated_seconds
+    assert seconds is not None, "the TPU compiler always says"
+    return _row(case, compiled, settings, timing.Timing(seconds, seconds, seconds), peak_flops)
 
 
-@contextlib.contextmanager
-def _out_of_memory() -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise NoMemoryError("out of memory") from None
+class _Case(NamedTuple):
+    """What is to be measured: the step from (carried, batch), these by their shapes and shardings."""
 
-
-class _Program(NamedTuple):
-    """A compiled program, and what it was made of."""
-
+    variant: str
+    mode: str
+    batch_size: int
     built: programs.Programs
+    step: Any
     carried: Any
     batch: dict[str, jax.ShapeDtypeStruct]
-    lowered: Any
-    compiled: Any
-    compile_seconds: float
-
-    @property
-    def needed(self) -> int:
-        """Bytes on each core."""
-        memory = self.compiled.memory_analysis()
-        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-
-    @property
-    def flops(self) -> float:
-        """Of one run on all cores, before XLA optimises; afterwards where it does not count before, for topologies."""
-        if counted := self.lowered.cost_analysis():
-            return counted["flops"]
-        return self.compiled.cost_analysis()["flops"] * self.batch["image"].sharding.mesh.size
 
 
-def _compile(
-    variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, widths: dict[str, int]
-) -> _Program:
+def _case(variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, widths: dict[str, int]) -> _Case:
     config = recipe.base()
     config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
     config.input.image_size, config.batch_size = settings.image_size, batch_size * mesh.size
     built = programs.build(configuration.checked(config), mesh, num_classes=_CLASSES)
     step, carried = step_of(built, mode)
-    batch = programs.batch_shapes(config, mesh, max_labels=1)
-    lowered = step.lower(carried, batch)
-    since = time.perf_counter()
-    compiled = lowered.compile()
-    return _Program(built, carried, batch, lowered, compiled, time.perf_counter() - since)
+    return _Case(variant, mode, batch_size, built, step, carried, programs.batch_shapes(config, mesh, max_labels=1))
 
 
 def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
@@ -237,41 +203,39 @@ def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
     return forward, built.state.params
 
 
-def _runs(program: _Program, mode: str) -> Callable[[], Any]:
+def _runs(case: _Case, compiled: compiling.Compiled) -> Callable[[], Any]:
     """Makes what the program needs, on the devices; each call of the function returned runs it once."""
-    built, batch = program.built, _random_batch(program.batch)
-    if mode == "train":
+    built, batch = case.built, _random_batch(case.batch)
+    if case.mode == "train":
         held = [built.init()]  # the step gives the state before it away
 
         def call() -> Any:
-            held[0], metrics = program.compiled(held[0], batch)
+            held[0], metrics = compiled.run(held[0], batch)
             return metrics
 
         return call
     params = jax.jit(lambda: built.init().params, out_shardings=built.shardings.params)()
-    return lambda: program.compiled(params, batch)
+    return lambda: compiled.run(params, batch)
 
 
 def _row(
-    program: _Program, variant: str, mode: str, batch_size: int, settings: Settings, timed: timing.Timing,
-    peak_flops: float | None,
-) -> Row:  # fmt: skip
-    built = program.built
-    flops = (6 if mode == "train" else 2) * built.model.forward_macs(settings.image_size)
-    rate = batch_size / timed.median
+    case: _Case, compiled: compiling.Compiled, settings: Settings, timed: timing.Timing, peak_flops: float | None
+) -> Row:
+    flops = (6 if case.mode == "train" else 2) * case.built.model.forward_macs(settings.image_size)
+    rate = case.batch_size / timed.median
     return Row(
-        model=models.full_name(variant),
-        mode=mode,
-        batch_size=batch_size,
+        model=models.full_name(case.variant),
+        mode=case.mode,
+        batch_size=case.batch_size,
         images_per_sec_per_core=rate,
-        lowest=batch_size / timed.most,
-        highest=batch_size / timed.least,
-        compile_seconds=program.compile_seconds,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
+        lowest=case.batch_size / timed.most,
+        highest=case.batch_size / timed.least,
+        compile_seconds=compiled.compile_seconds,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(case.built.shapes.params)),
         gflop_per_image=flops / 1e9,
-        compiler_gflop_per_image=program.flops / program.batch["image"].shape[0] / 1e9,
+        compiler_gflop_per_image=(compiled.flops_asked or compiled.flops) / case.batch_size / 1e9,
         utilisation=None if peak_flops is None else rate * flops / peak_flops,
-        peak_memory_bytes=program.needed,
+        peak_memory_bytes=compiled.total,
     )
 
 
@@ -293,5 +257,5 @@ def _check_host_memory(needed: int) -> None:
         return
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed * jax.device_count() > free:
-        raise NoMemoryError(f"it needs {needed / 2**30:.1f} GiB on each of {jax.device_count()} device(s), and "
-                            f"{free / 2**30:.1f} GiB are free")  # fmt: skip
+        words = f"it needs {needed / 2**30:.1f} GiB on each of {jax.device_count()} device(s), and "
+        raise compiling.DoesNotFitError(needed, f"{words}{free / 2**30:.1f} GiB are free")

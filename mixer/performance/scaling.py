@@ -15,7 +15,7 @@ from etils import epath
 
 from mixer.errors import UserError
 from mixer.models import MIXER_VARIANTS
-from mixer.performance import model_speed
+from mixer.performance import compiling, model_speed
 
 _PATCH = 16
 _GRIDS = (7, 14, 20, 28, 40, 56)  # patches of a side; 14 is the paper's 224 pixels
@@ -78,7 +78,7 @@ def measure(
                 row = model_speed.measure(
                     variant, "inference", _BATCH, settings=at_size, peak_flops=None, **options(grid)
                 )
-            except model_speed.NoMemoryError as error:
+            except compiling.DoesNotFitError as error:
                 raise UserError(f"{name} at {grid}x{grid} patches: {error}") from None
             tell(f"{name}, {grid}x{grid} patches: {1e3 / row.images_per_sec_per_core:.4g} ms an image")
             rows[name].append(row)

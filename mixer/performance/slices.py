@@ -1,11 +1,8 @@
 """TPU slices that are not there, and a config's real programs compiled for them (libtpu needs no TPU for it)."""
 
-import dataclasses
 import math
 import os
 import re
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from mixer.errors import UserError, first_line
-from mixer.performance import hlo
+from mixer.performance import compiling
 from mixer.training import programs, sharding
 
 # What `topology` takes, and how JAX calls these devices: the key of `chips.CHIPS`.
@@ -59,82 +56,24 @@ def hosts(mesh: Mesh) -> int:
     return len({device.process_index for device in mesh.devices.flat})
 
 
-class DoesNotFitError(Exception):
-    """The compiler needs more memory than the chip has; at least `needed` bytes, or None where it does not say."""
-
-    def __init__(self, needed: float | None):
-        super().__init__("does not fit")
-        self.needed = needed
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of a program, all for one core.
-
-    Attributes:
-      arguments: bytes, with the padding of the chip's tiles; of these `aliased` hold results afterwards.
-      results: bytes that are not aliased.
-      temporaries: bytes: activations, gradients, what is on its way.
-      code: bytes of the program.
-      flops: of one run.
-      estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast.
-      collectives: bytes by kind.
-      compile_seconds: on this machine.
-    """
-
-    arguments: int
-    results: int
-    temporaries: int
-    code: int
-    flops: float
-    estimated_seconds: float | None
-    collectives: Mapping[str, int]
-    compile_seconds: float
-
-    @property
-    def total(self) -> int:
-        """Bytes that have to fit."""
-        return self.arguments + self.results + self.temporaries + self.code
-
-
-def compile_train(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int) -> Compiled:
+def compile_train(
+    config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
+) -> compiling.Compiled:
     """Compiles a checked config's training step.
 
     Raises:
       DoesNotFitError: it needs more memory than a core has.
     """
     built = programs.build(config, mesh, num_classes=num_classes)
-    return _compiled(built.train_step, built.state, programs.batch_shapes(config, mesh, max_labels))
+    return compiling.compile_step(built.train_step, built.state, programs.batch_shapes(config, mesh, max_labels))
 
 
-def compile_eval(config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int) -> Compiled:
+def compile_eval(
+    config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
+) -> compiling.Compiled:
     """Compiles a checked config's evaluation step; see `compile_train`."""
     built = programs.build(config, mesh, num_classes=num_classes, multi_label=max_labels > 1)
-    return _compiled(built.eval_step, built.state.params, programs.batch_shapes(config, mesh, max_labels))
-
-
-def _compiled(step: Any, *arguments: Any) -> Compiled:
-    lowered = step.lower(*arguments)
-    since = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
-        raise DoesNotFitError(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else None) from None
-    seconds = time.perf_counter() - since
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        flops=cost["flops"],
-        estimated_seconds=cost.get("optimal_seconds"),
-        collectives=hlo.collectives(compiled.as_text()),
-        compile_seconds=seconds,
-    )
+    return compiling.compile_step(built.eval_step, built.state.params, programs.batch_shapes(config, mesh, max_labels))
 
 
 def bytes_on_a_core(tree: Any) -> int:

@@ -9,7 +9,7 @@ import pytest
 from mixer import config as configuration
 from mixer import recipe
 from mixer.errors import UserError
-from mixer.performance import model_speed, timing
+from mixer.performance import compiling, model_speed, timing
 from mixer.training import programs, sharding
 
 SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
@@ -65,7 +65,7 @@ def fake(rates):
 
     def measure(variant, mode, batch_size):
         if batch_size not in rates:
-            raise model_speed.NoMemoryError("out of memory")
+            raise compiling.DoesNotFitError(None)
         return dataclasses.replace(ROW, batch_size=batch_size, images_per_sec_per_core=rates[batch_size])
 
     return measure
@@ -99,13 +99,13 @@ def test_a_batch_that_does_not_fit_at_all_is_an_error():
 
 def test_what_the_devices_memory_refuses_is_told_from_other_failures(monkeypatch):
     def fail(message):
-        def compile_(*arguments):
+        def runs(*arguments):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(model_speed, "_compile", compile_)
+        monkeypatch.setattr(model_speed, "_runs", runs)
 
     fail("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes")
-    with pytest.raises(model_speed.NoMemoryError):
+    with pytest.raises(compiling.DoesNotFitError):
         model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)
     fail("INTERNAL: something else")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
@@ -114,5 +114,5 @@ def test_what_the_devices_memory_refuses_is_told_from_other_failures(monkeypatch
 
 def test_a_program_larger_than_the_hosts_memory_is_not_run(monkeypatch):
     monkeypatch.setattr(model_speed.os, "sysconf", lambda name: 10)  # a hundred bytes are free
-    with pytest.raises(model_speed.NoMemoryError, match=r"it needs .* and 0\.0 GiB are free"):
+    with pytest.raises(compiling.DoesNotFitError, match=r"it needs .* and 0\.0 GiB are free"):
         model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)

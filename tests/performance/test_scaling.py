@@ -8,7 +8,7 @@ from etils import epath
 from PIL import Image
 
 from mixer.errors import UserError
-from mixer.performance import model_speed, scaling
+from mixer.performance import compiling, model_speed, scaling
 
 SETTINGS = model_speed.Settings(blocks=1, seconds=0.0)
 ROW = model_speed.Row("", "inference", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
@@ -62,7 +62,7 @@ def test_the_table_and_the_picture(curves, tmp_path):
 
 def test_a_size_that_does_not_fit_is_named(monkeypatch):
     def measure(*arguments, **widths):
-        raise model_speed.NoMemoryError("it needs more")
+        raise compiling.DoesNotFitError(None, "it needs more")
 
     monkeypatch.setattr(model_speed, "measure", measure)
     with pytest.raises(UserError, match="Mixer-S/16, D_S fixed at 7x7 patches: it needs more"):
