@@ -1,16 +1,23 @@
 """From an encoded image to uint8 pixels of the model's size, in training and in evaluation.
 
-Chance enters as numbers drawn beforehand (`order.uniform`): every function here is a pure function of image and draws.
+TensorFlow decodes, since it can decode a part of a JPEG; what training does to the pixels then is NumPy and OpenCV,
+several times as fast as small operations in a graph. Chance enters as numbers drawn beforehand (`order.uniform`): every
+function here is a pure function of image and draws.
 """
 
 import math
 
+import cv2
 import ml_collections
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Float32, UInt8
 
 from mixer.data import images
 from mixer.data.randaugment import randaugment
+
+cv2.setNumThreads(0)  # the threads of `tf.data` are on every core already
+cv2.ipp.setUseIPP(False)  # which would give other bytes on processors of another make
 
 CROPS = ("inception", "random", "pad", "resize")
 EVAL_CROPS = ("resize_small", "resize_square")
@@ -63,37 +70,47 @@ def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.Co
     return np.where(fits.any(axis=1, keepdims=True), windows, whole)
 
 
-def train_image(
-    data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, draws: tf.Tensor,
-    config: ml_collections.ConfigDict,
-) -> tf.Tensor:  # fmt: skip
-    """Decodes, crops, flips and augments one image: uint8 [image_size, image_size, 3].
+def train_pixels(
+    data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, config: ml_collections.ConfigDict
+) -> tf.Tensor:
+    """Decodes what training takes its image from: uint8 [height, width, 3].
 
     Args:
       data: string [], the image's bytes.
       encoding: int32 [], one of `images.RAW`, `JPEG` and `PNG`.
       size: int32 [2], its height and width.
       window: int32 [4], from `crop_windows`.
-      draws: float32 [num_draws].
       config: `config.input`.
     """
-    target = [config.image_size, config.image_size]
-    image = decode(data, encoding, size, window)
-    whole = config.crop == "random"
-    image = _resize_for_crop(image, size, config) if whole else _resize(image, target, "bilinear")
+    pixels = decode(data, encoding, size, window)
+    return _resize_for_crop(pixels, size, config) if config.crop == "random" else pixels
+
+
+def train_image(
+    pixels: UInt8[np.ndarray, "height width 3"], draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Brings what `train_pixels` made to config.image_size, flips and augments it.
+
+    Args:
+      pixels: at least 1 x 1 px.
+      draws: [num_draws], uniform in [0, 1).
+      config: `config.input`.
+    """
+    size = config.image_size
+    image = pixels
+    if config.crop != "random" and image.shape[:2] != (size, size):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)  # as TensorFlow's, within a level
     if config.crop == "pad":
-        margin = math.ceil(config.image_size / 8)  # 4 pixels for CIFAR's 32
-        image = tf.pad(image, [[margin, margin], [margin, margin], [0, 0]], "REFLECT")
+        margin = math.ceil(size / 8)  # 4 pixels for CIFAR's 32
+        image = cv2.copyMakeBorder(image, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
     if config.crop in ("random", "pad"):
-        places = tf.shape(image)[:2] - config.image_size + 1
-        corner = tf.cast(draws[_CORNER] * tf.cast(places, tf.float32), tf.int32)
-        image = tf.slice(image, [corner[0], corner[1], 0], [*target, 3])
-    if config.flip:
-        image = tf.cond(draws[_FLIP] < 0.5, lambda: image, lambda: tf.reverse(image, [1]))
+        top, left = (draws[_CORNER] * (np.array(image.shape[:2]) - size + 1)).astype(int)
+        image = image[top : top + size, left : left + size]
+    if config.flip and draws[_FLIP] >= 0.5:
+        image = cv2.flip(image, 1)
     if config.randaugment.layers:
-        layers = tf.reshape(draws[_RANDAUGMENT:], [config.randaugment.layers, 4])
-        image = randaugment(image, layers, config.randaugment.magnitude)
-    return tf.ensure_shape(image, [*target, 3])
+        image = randaugment(image, draws[_RANDAUGMENT:].reshape(-1, 4), config.randaugment.magnitude)
+    return np.ascontiguousarray(image)
 
 
 def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:

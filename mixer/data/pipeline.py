@@ -77,8 +77,13 @@ def train_examples(
 def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
     """The rows of `train_batches` one by one, from those of `train_examples`."""
 
+    def augmented(pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return augment.train_image(pixels, draws, config)
+
     def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = augment.train_image(item["data"], item["encoding"], item["size"], item["window"], item["draws"], config)
+        pixels = augment.train_pixels(item["data"], item["encoding"], item["size"], item["window"], config)
+        image = tf.numpy_function(augmented, [pixels, item["draws"]], tf.uint8)
+        image.set_shape([config.image_size, config.image_size, 3])
         return _finished(item, image)
 
     return on_all_cores(examples, finish)

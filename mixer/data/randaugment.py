@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) for `tf.data`, as the Mixer paper pre-trains with it (section 3, Table 4).
+"""RandAugment (arXiv 1909.13719) as the Mixer paper pre-trains with it (section 3, Table 4), in NumPy and OpenCV.
 
 A pure function of an image and of uniform numbers that the caller draws. Operations and magnitudes are those
 of the published code: the AutoAugment file of EfficientNet for TPUs, which big_vision keeps in `pp/archive`.
@@ -8,205 +8,191 @@ Magnitude 0 is not the identity. AutoContrast, Equalize and Invert have no stren
 everything, Posterize keeps one bit and the enhancements blend with a factor of 0.1; the others then leave the
 image alone.
 
-Written for the host's cores, which decode and crop beside it: half a millisecond of one core for two layers
-at 224 px. `tf.where`, `tf.gather` and arithmetic that broadcasts over the three channels cost several times a
-pass over the bytes; hence masks that are multiplied, `tf.gather_nd`, and images seen as [height, width * 3].
+OpenCV's functions let go of Python's lock, so that the threads of `tf.data` run side by side. It rounds where the
+published code truncates; hence the halves that are taken away.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
-import tensorflow as tf
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+Image = UInt8[np.ndarray, "height width 3"]
 
 FILL = 128  # gray level where a geometric operation or Cutout leaves no image
 PUBLISHED_SIZE = 224  # px, the image size for which the next two are published
 TRANSLATE = 100  # px at level 1
 CUTOUT = 40  # px at level 1, half the side of the square
 # As `tf.image.rgb_to_grayscale`, which goes through [0, 1] and back with a scale of 255.5, then truncates.
-LUMA = [weight * 255.5 / 255 for weight in (0.2989, 0.5870, 0.1140)]
+LUMA = np.array([[0.2989, 0.5870, 0.1140]], np.float32) * np.float32(255.5 / 255)
+
+_VALUES = np.arange(256)
+_DOWN = -0.499  # truncates what is rounded next; a thousandth less than a half, or whole numbers might fall
 
 
-def _rows(image: tf.Tensor) -> tf.Tensor:
-    """[height, width, 3] as [height, width * 3]."""
-    return tf.reshape(image, [tf.shape(image)[0], tf.shape(image)[1] * 3])
+def _replace(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The image with a new value for each of 0..255, clipped and truncated."""
+    return cv2.LUT(image, np.clip(values, 0, 255).astype(np.uint8))
 
 
-def _per_channel(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """[3] repeated along a row: [width * 3]."""
-    return tf.tile(values, [tf.shape(image)[1]])
+def _blend(degenerate: np.ndarray | float, values: np.ndarray, level: float) -> np.ndarray:
+    """From the degenerate image (factor 0) through the image (factor 1) and beyond."""
+    return degenerate + _factor(level) * (values - degenerate)
 
 
-def _to_bytes(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Float32 clipped and, as published, truncated to uint8 in the shape of `image`."""
-    return tf.reshape(tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8), tf.shape(image))
+def _factor(level: float) -> float:
+    return level * 1.8 + 0.1
 
 
-def _gray(image: tf.Tensor) -> tf.Tensor:
-    """The luma, truncated, in each channel: int32 [height * width, 3]. A matmul beats strided channels."""
-    weights = tf.constant([[weight] * 3 for weight in LUMA])
-    return tf.cast(tf.matmul(tf.reshape(tf.cast(image, tf.float32), [-1, 3]), weights), tf.int32)
+def _blend_images(degenerate: Image, image: Image, level: float) -> Image:
+    """`_blend`, truncated."""
+    return cv2.addWeighted(image, _factor(level), degenerate, 1 - _factor(level), _DOWN)
 
 
-def _blend(degenerate: tf.Tensor, values: tf.Tensor, level: float) -> tf.Tensor:
-    """From the degenerate image (factor 0) through the image (factor 1) and beyond; all float32."""
-    factor = level * 1.8 + 0.1
-    return degenerate + factor * (values - degenerate)
+def _gray(image: Image) -> UInt8[np.ndarray, "height width"]:
+    """The luma, truncated."""
+    return cv2.transform(image.astype(np.float32), LUMA).astype(np.uint8)
 
 
-def autocontrast(image: tf.Tensor) -> tf.Tensor:
+def autocontrast(image: Image) -> Image:
     """Stretches each channel to 0..255; a constant channel stays as it is."""
-    pixels = tf.reshape(image, [-1, 3])
-    low = tf.cast(tf.reduce_min(pixels, 0), tf.float32)
-    high = tf.cast(tf.reduce_max(pixels, 0), tf.float32)
-    scale = tf.where(high > low, 255.0 / (high - low), 1.0)
-    offset = tf.where(high > low, -low * scale, 0.0)
-    rows = tf.cast(_rows(image), tf.float32)
-    return _to_bytes(rows * _per_channel(scale, image) + _per_channel(offset, image), image)
+    matrix = np.zeros((3, 4), np.float32)  # of which OpenCV takes the last column for the offsets
+    for channel, values in enumerate(cv2.split(image)):
+        low, high, _, _ = cv2.minMaxLoc(values)
+        scale = 255 / (high - low) if high > low else 1.0
+        matrix[channel, [channel, 3]] = scale, _DOWN - (low * scale if high > low else 0.0)
+    return cv2.transform(image, matrix)
 
 
-def equalize(image: tf.Tensor) -> tf.Tensor:
+def equalize(image: Image) -> Image:
     """Equalizes each channel's histogram in PIL's integer arithmetic; a nearly constant channel stays."""
-    bins = tf.cast(_rows(image), tf.int32) + _per_channel(tf.constant([0, 256, 512]), image)
-    histogram = tf.math.bincount(tf.reshape(bins, [-1]), minlength=768, maxlength=768)
-    below = tf.cumsum(tf.reshape(histogram, [3, 256]), axis=1, exclusive=True)
+    return cv2.merge([_equalize_channel(channel) for channel in cv2.split(image)])
+
+
+def _equalize_channel(channel: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    histogram = np.ravel(cv2.calcHist([channel], [0], None, [256], [0, 256])).astype(np.int64)
+    below = np.cumsum(histogram) - histogram
     # PIL counts all pixels but those of the brightest value that occurs.
-    count = tf.reduce_max(tf.where(below < tf.size(image) // 3, below, 0), axis=1, keepdims=True)
-    step = count // 255
-    table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
-    table = tf.cast(tf.where(step == 0, tf.range(256), table), tf.uint8)
-    return tf.reshape(tf.gather_nd(tf.reshape(table, [-1]), bins[..., None]), tf.shape(image))
+    step = below[np.flatnonzero(histogram)[-1]] // 255
+    return _replace(channel, (below + step // 2) // step) if step else channel
 
 
-def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+def posterize(image: Image, bits: int) -> Image:
     """Keeps the highest `bits` bits.
 
     The published shift is undefined for 0 bits (magnitudes below 2.5), where TensorFlow's CPU kernel leaves
     one: so it is here. More than 8 (magnitudes above 22) are all of them.
     """
     dropped = 8 - min(max(bits, 1), 8)
-    return tf.bitwise.bitwise_and(image, tf.constant(0xFF >> dropped << dropped, tf.uint8))
+    return image & np.uint8(0xFF >> dropped << dropped)
 
 
-def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+def solarize(image: Image, threshold: int) -> Image:
     """Inverts the pixels that are not below the threshold.
 
     The published code compares uint8 with int(level * 256), which wraps around (big_vision issue 110):
     magnitudes 10 and 20 have threshold 0 and invert everything, 15 has 128. Without the wrap all three would
     do nothing. The paper's models must have been trained with it, so it stays.
     """
-    bright = tf.cast(image >= threshold % 256, tf.uint8)
-    return tf.bitwise.bitwise_xor(image, bright * 255)
+    return image ^ (image >= threshold % 256) * np.uint8(255)
 
 
-def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+def solarize_add(image: Image, addition: int) -> Image:
     """Brightens the pixels below 128, up to 255."""
-    dark = tf.cast(image < 128, tf.uint8)
-    return image + dark * tf.minimum(255 - image, min(addition, 255))
+    return cv2.add(image, (image < 128) * np.uint8(min(addition, 255)))
 
 
-def color(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Blends with the gray image."""
-    pixels = tf.cast(tf.reshape(image, [-1, 3]), tf.float32)
-    return _to_bytes(_blend(tf.cast(_gray(image), tf.float32), pixels, level), image)
+def brightness(image: Image, level: float) -> Image:
+    """Blends with black."""
+    return _replace(image, _blend(0.0, _VALUES, level))
 
 
-def contrast(image: tf.Tensor, level: float) -> tf.Tensor:
+def contrast(image: Image, level: float) -> Image:
     """Blends with the mean, truncated, of the gray image, as PIL and big_vision do.
 
     EfficientNet's code, and big_vision's until 2024, took the number of pixels over 256 for the mean by
     mistake: 196 for every image of 224 x 224. The paper's models were probably trained with that; here it
     is repaired.
     """
-    mean = tf.reduce_sum(_gray(image)) // tf.size(image)
-    return _to_bytes(_blend(tf.cast(mean, tf.float32), tf.cast(image, tf.float32), level), image)
+    return _replace(image, _blend(math.floor(cv2.mean(_gray(image))[0]), _VALUES, level))
 
 
-def brightness(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Blends with black."""
-    return _to_bytes(_blend(tf.constant(0.0), tf.cast(image, tf.float32), level), image)
+def color(image: Image, level: float) -> Image:
+    """Blends with the gray image."""
+    return _blend_images(cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB), image, level)
 
 
-def sharpness(image: tf.Tensor, level: float) -> tf.Tensor:
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def sharpness(image: Image, level: float) -> Image:
     """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; border pixels stay.
 
     The published convolution is truncated too, but rounding in float32 may leave a smooth area one too low.
-    Here the sum is of whole numbers and its quotient exact.
+    Here thirteenths are rounded from the middle of their thirteen, so that the quotient is exact.
     """
-    rows = _rows(image)
-    values = tf.cast(rows, tf.float32)
-    columns = values[:-2] + values[1:-1] + values[2:]
-    centre = values[1:-1, 3:-3]
-    total = columns[:, :-6] + columns[:, 3:-3] + columns[:, 6:] + 4.0 * centre
-    inner = _blend(tf.floor(total / 13.0), centre, level)
-    inner = tf.cast(tf.clip_by_value(inner, 0.0, 255.0), tf.uint8)
-    # `[1:][-1:]` is the last row, but nothing where the first is also the last; `[3:][-3:]` likewise.
-    middle = tf.concat([rows[1:-1, :3], inner, rows[1:-1, 3:][:, -3:]], axis=1)
-    return tf.reshape(tf.concat([rows[:1], middle, rows[1:][-1:]], axis=0), tf.shape(image))
+    smooth = cv2.filter2D(image, -1, _SMOOTH, delta=-0.5 + 0.5 / 13)
+    out = image.copy()
+    inner = np.s_[1:-1, 1:-1]
+    if image[inner].size:
+        out[inner] = _blend_images(smooth, image, level)[inner]
+    return out
 
 
-def warp(image: tf.Tensor, x_from: list[tf.Tensor | float], y_from: list[tf.Tensor | float]) -> tf.Tensor:
-    """Nearest-neighbour affine warp: out(x, y) is in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
+_NUDGE = 2.0**-15  # px; OpenCV takes the even one of two pixels that are as near
 
-    What `ImageProjectiveTransformV3` does, but for ties in rounding, in a quarter of its time: coordinates
-    come from a matmul, and whole pixels are gathered instead of channels.
+
+def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, float, float]) -> Image:
+    """Affine warp: out(x, y) is in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
+
+    Of pixels that are as near it is the later one, as published.
     """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    xs = tf.range(tf.cast(width, tf.float32))
-    ys = tf.range(tf.cast(height, tf.float32))
-    basis = tf.stack([ys, tf.ones_like(ys)], axis=1)
-
-    def rounded(row: list[tf.Tensor | float], size: tf.Tensor) -> tf.Tensor:
-        """Coordinates int32 [height, width] in the framed image; all that lies outside falls on the frame."""
-        x_scale, y_scale, offset = row
-        coordinates = tf.matmul(basis, tf.stack([tf.zeros_like(xs) + y_scale, x_scale * xs + (offset + 1.5)]))
-        return tf.cast(tf.clip_by_value(coordinates, 0.0, tf.cast(size, tf.float32) + 1.0), tf.int32)
-
-    framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=FILL)
-    source = rounded(y_from, height) * (width + 2) + rounded(x_from, width)
-    return tf.gather_nd(tf.reshape(framed, [-1, 3]), source[..., None])
+    matrix = np.array([x_from, y_from]) + np.array([0, 0, _NUDGE])
+    return cv2.warpAffine(
+        image, matrix, image.shape[1::-1], flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=(FILL, FILL, FILL),
+    )  # fmt: skip
 
 
-def rotate(image: tf.Tensor, radians: tf.Tensor) -> tf.Tensor:
+def rotate(image: Image, radians: float) -> Image:
     """Turns the image about its centre, counterclockwise for positive angles."""
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    y_last, x_last = tf.unstack(tf.cast(tf.shape(image)[:2] - 1, tf.float32))
-    x_offset = (x_last - (cos * x_last - sin * y_last)) / 2.0
-    y_offset = (y_last - (sin * x_last + cos * y_last)) / 2.0
-    return warp(image, [cos, -sin, x_offset], [sin, cos, y_offset])
+    cos, sin = math.cos(radians), math.sin(radians)
+    y_last, x_last = image.shape[0] - 1, image.shape[1] - 1
+    x_offset = (x_last - (cos * x_last - sin * y_last)) / 2
+    y_offset = (y_last - (sin * x_last + cos * y_last)) / 2
+    return warp(image, (cos, -sin, x_offset), (sin, cos, y_offset))
 
 
-def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
+def translate(image: Image, pixels: float, axis: int) -> Image:
     """out(i) is in(i + pixels) along the axis, `FILL` outside; in px of a 224 px image, rounded."""
-    shape, rows = tf.shape(image), _rows(image)
-    side = tf.cast(tf.reduce_min(shape[:2]), tf.float32)
-    shift = tf.cast(tf.floor(pixels * (side / PUBLISHED_SIZE) + 0.5), tf.int32)
-    shift = tf.clip_by_value(shift, -shape[axis], shape[axis]) * tf.constant([[1, 0], [0, 3]][axis])
-    begin = tf.maximum(shift, 0)
-    kept = tf.slice(rows, begin, tf.shape(rows) - tf.abs(shift))
-    moved = tf.pad(kept, tf.stack([tf.maximum(-shift, 0), begin], axis=1), constant_values=FILL)
-    return tf.reshape(moved, shape)
+    shift = math.floor(pixels * min(image.shape[:2]) / PUBLISHED_SIZE + 0.5)
+    out = np.full_like(image, FILL)
+    to, source = np.moveaxis(out, axis, 0), np.moveaxis(image, axis, 0)
+    kept = max(len(source) - abs(shift), 0)
+    to[max(-shift, 0) :][:kept] = source[max(shift, 0) :][:kept]
+    return out
 
 
-def cutout(image: tf.Tensor, pad: int, centre: tf.Tensor) -> tf.Tensor:
+def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
     """Fills a square of side 2 * pad (px of a 224 px image) about centre [y, x] in [0, 1); borders cut it."""
-    shape = tf.shape(image)[:2]
-    middle = tf.cast(centre * tf.cast(shape, tf.float32), tf.int32)
-    half = pad * tf.reduce_min(shape) // PUBLISHED_SIZE
-    top, left = tf.unstack(tf.maximum(middle - half, 0))
-    bottom, right = tf.unstack(tf.minimum(middle + half, shape))
-    square = tf.fill([bottom - top, right - left, 3], tf.constant(FILL, tf.uint8))
-    band = tf.concat([image[top:bottom, :left], square, image[top:bottom, right:]], axis=1)
-    return tf.concat([image[:top], band, image[bottom:]], axis=0)
+    shape = np.array(image.shape[:2])
+    middle = (centre * shape).astype(int)
+    half = pad * min(shape) // PUBLISHED_SIZE
+    (top, left), (bottom, right) = np.maximum(middle - half, 0), middle + half
+    out = image.copy()
+    out[top:bottom, left:right] = FILL
+    return out
 
 
-# Takes an image, a level, a random sign (float32 1 or -1) and a random place (float32 [y, x] in [0, 1)).
-Operation = Callable[[tf.Tensor, float, tf.Tensor, tf.Tensor], tf.Tensor]
+# Takes an image, a level, a random sign (1 or -1) and a random place ([y, x] in [0, 1)).
+Operation = Callable[[np.ndarray, float, float, np.ndarray], np.ndarray]
 
 OPERATIONS: dict[str, Operation] = {  # in the published order
     "AutoContrast": lambda image, level, sign, place: autocontrast(image),
     "Equalize": lambda image, level, sign, place: equalize(image),
-    "Invert": lambda image, level, sign, place: 255 - image,
+    "Invert": lambda image, level, sign, place: cv2.bitwise_not(image),
     "Rotate": lambda image, level, sign, place: rotate(image, sign * math.radians(level * 30)),
     "Posterize": lambda image, level, sign, place: posterize(image, int(level * 4)),
     "Solarize": lambda image, level, sign, place: solarize(image, int(level * 256)),
@@ -214,48 +200,29 @@ OPERATIONS: dict[str, Operation] = {  # in the published order
     "Contrast": lambda image, level, sign, place: contrast(image, level),
     "Brightness": lambda image, level, sign, place: brightness(image, level),
     "Sharpness": lambda image, level, sign, place: sharpness(image, level),
-    "ShearX": lambda image, level, sign, place: warp(image, [1.0, sign * (level * 0.3), 0.0], [0.0, 1.0, 0.0]),
-    "ShearY": lambda image, level, sign, place: warp(image, [1.0, 0.0, 0.0], [sign * (level * 0.3), 1.0, 0.0]),
-    "TranslateX": lambda image, level, sign, place: translate(image, sign * (level * TRANSLATE), axis=1),
-    "TranslateY": lambda image, level, sign, place: translate(image, sign * (level * TRANSLATE), axis=0),
+    "ShearX": lambda image, level, sign, place: warp(image, (1.0, sign * level * 0.3, 0.0), (0.0, 1.0, 0.0)),
+    "ShearY": lambda image, level, sign, place: warp(image, (1.0, 0.0, 0.0), (sign * level * 0.3, 1.0, 0.0)),
+    "TranslateX": lambda image, level, sign, place: translate(image, sign * level * TRANSLATE, axis=1),
+    "TranslateY": lambda image, level, sign, place: translate(image, sign * level * TRANSLATE, axis=0),
     "Cutout": lambda image, level, sign, place: cutout(image, int(level * CUTOUT), place),
     "SolarizeAdd": lambda image, level, sign, place: solarize_add(image, int(level * 110)),
 }
+_IN_ORDER = tuple(OPERATIONS.values())
 
 
-def _operate(operation: Operation, level: float, image: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """The operation with the sign and the place that a row of `draws` gives."""
-    return operation(image, level, tf.where(row[1] < 0.5, -1.0, 1.0), row[2:])
-
-
-def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tensor:
+def randaugment(
+    image: UInt8[np.ndarray, "height width 3"], draws: Float32[np.ndarray, "layers 4"], magnitude: float
+) -> UInt8[np.ndarray, "height width 3"]:
     """Applies one operation for each row of `draws`, picked uniformly among the sixteen.
 
     Args:
-      image: uint8 [height, width, 3], at least 1 x 1 px; the size may be unknown until the graph runs.
-      draws: float32 [layers, 4], uniform in [0, 1): the operation, the sign of a geometric one (negative
-        below 0.5), and the centre of Cutout as y and x. The graph must know the number of layers.
+      image: at least 1 x 1 px.
+      draws: uniform in [0, 1): the operation, the sign of a geometric one (negative below 0.5), and the centre of
+        Cutout as y and x.
       magnitude: at least 0; the paper has 10, 15 or 20. Translate and Cutout, published in pixels, scale with
         the image's shorter side and are as published at 224 px.
-
-    Returns:
-      uint8 [height, width, 3].
     """
-    if magnitude < 0:
-        raise ValueError(f"magnitude is {magnitude}; it must be at least 0")
-    if image.shape.rank != 3 or image.dtype != tf.uint8:
-        raise ValueError(f"image is {image.dtype.name} {image.shape}; it must be uint8 [height, width, 3]")
-    if draws.shape.rank != 2 or draws.shape[0] is None or draws.shape[1] != 4:
-        raise ValueError(f"draws is {draws.shape}; it must be [layers, 4] with a known number of layers")
-    shape = image.shape
-    signature = [tf.TensorSpec(shape, tf.uint8), tf.TensorSpec([4], tf.float32)]
-    branches = []
-    for operation in OPERATIONS.values():
-        branch = functools.partial(_operate, operation, magnitude / 10)
-        branches.append(tf.function(branch, signature, autograph=False).get_concrete_function())
-    for row in tf.unstack(draws):
-        choice = tf.cast(row[0] * len(branches), tf.int32)
-        # `tf.switch_case` would inline every branch into one graph, whose dead nodes cost 0.1 ms a layer.
-        (image,) = tf.raw_ops.StatelessCase(branch_index=choice, input=[image, row], Tout=[tf.uint8], branches=branches)
-        image.set_shape(shape)
+    for choice, sign, *place in draws:
+        operation = _IN_ORDER[int(choice * len(_IN_ORDER))]
+        image = operation(image, magnitude / 10, -1.0 if sign < 0.5 else 1.0, np.array(place))
     return image

@@ -128,8 +128,9 @@ def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
             image = images.inspect(files[number].image, 10**6)
             size = np.array([[image.height, image.width]], np.int32)
             window = augment.crop_windows(size, draws[row : row + 1], config)
-            of = (image.data, np.int32(image.encoding), size[0], window[0], draws[row])
-            expected = augment.train_image(*map(tf.constant, of), config)
+            of = (image.data, np.int32(image.encoding), size[0], window[0])
+            pixels = augment.train_pixels(*map(tf.constant, of), config).numpy()
+            expected = augment.train_image(pixels, draws[row], config)
             np.testing.assert_array_equal(batch["image"][row], expected)
 
 
