@@ -14,6 +14,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mixer import startup
 from mixer.config import checked, flat, nearest, one_unit_each
 from mixer.errors import UserError, first_line
 
@@ -27,6 +28,7 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> NoReturn:
     """Runs a command and exits: with status 1 and one line where the user has something to mend."""
+    startup.keep_freed_memory()
     define_flags()
     try:
         app.run(main, flags_parser=parse_flags)

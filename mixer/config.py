@@ -24,7 +24,7 @@ CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outp
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint")
 
 # Fields that take one of a few names.
-_CHOICES = {
+CHOICES = {
     "loss": ("sigmoid_xent", "softmax_xent"),
     "resize": ("extend", "interpolate"),
     "sharding": ("data_parallel", "fully_sharded"),
@@ -107,7 +107,7 @@ def checked(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.{unknown[0]}: no such setting{nearest(unknown[0], list(known))}")
     if fields["init_from"] == "":
         raise UserError("config.init_from is empty: give a run's folder or a file of weights, or leave it out")
-    for path, allowed in _CHOICES.items():
+    for path, allowed in CHOICES.items():
         if fields[path] not in allowed:
             raise UserError(f"config.{path}={fields[path]!r}: expected one of {', '.join(allowed)}")
     for path, (low, high) in _BOUNDS.items():

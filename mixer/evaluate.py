@@ -13,22 +13,26 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from etils import epy
 
 from mixer import command_line, models, recipe, statuses, tasks
-from mixer.data import augment, pipeline, sources
+from mixer import config as configuration
 from mixer.errors import UserError, quiet_libraries
 from mixer.training import evaluation, sharding
 from mixer.transfer import resolution
 from mixer.transfer import weights as transfer_weights
-from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import Weights
+
+with epy.lazy_imports():  # they bring TensorFlow, for which neither --help nor an error in the command line waits
+    from mixer.data import pipeline, sources
+    from mixer.transfer import fewshot_evaluator
 
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
 
 
 def evaluate(
     weights: Weights, config: ml_collections.ConfigDict, split: str, *, loss: str, batch_size: int
-) -> tuple[evaluation.Evaluation, sources.Source]:
+) -> tuple[evaluation.Evaluation, "sources.Source"]:
     """Evaluates a model on a split, on all devices, in float32.
 
     Args:
@@ -63,7 +67,7 @@ def few_shot(
     """
     mesh, cache = sharding.make_mesh(), transfer_weights.cache_folder()
     with jax.default_matmul_precision("float32"):
-        ask = FewShot(settings, config, weights.model(), mesh, batch_size=batch_size, cache_dir=cache)
+        ask = fewshot_evaluator.FewShot(settings, config, weights.model(), mesh, batch_size=batch_size, cache_dir=cache)
         return ask(jax.device_put(weights.params, sharding.replicated(mesh)))
 
 
@@ -113,7 +117,8 @@ def define_flags() -> None:
     flags.DEFINE_string("split", None, "In TFDS' notation; the task's test split if not given.")
     flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
     flags.DEFINE_enum("resize", "extend", resolution.METHODS, "How to reach image_size; interpolate goes to any.")
-    flags.DEFINE_enum("eval_crop", None, augment.EVAL_CROPS, "The paper's two protocols; the run's if not given.")
+    crops = list(configuration.CHOICES["input.eval_crop"])
+    flags.DEFINE_enum("eval_crop", None, crops, "The paper's two protocols; the run's if not given.")
     flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
     flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
     flags.DEFINE_multi_integer("shots", None, "Few-shot: images of each class; the task's if not given.")

@@ -18,15 +18,17 @@ import ml_collections
 import numpy as np
 import tqdm
 from absl import flags
-from etils import epath
+from etils import epath, epy
 
 from mixer import class_names, command_line, recipe, statuses
-from mixer.data import pipeline, sources
 from mixer.errors import UserError, quiet_libraries
 from mixer.training import sharding
 from mixer.training.step import normalize
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
+
+with epy.lazy_imports():  # they bring TensorFlow, for which neither --help nor an error in the command line waits
+    from mixer.data import pipeline, sources
 
 _MANY = 100  # images, above which a progress bar is worth a line
 

@@ -11,20 +11,22 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import flags
-from etils import epath
+from etils import epath, epy
 from ml_collections import config_flags
 
-from mixer import command_line, distributed, models, preemption, statuses
+from mixer import command_line, distributed, models, preemption, startup, statuses
 from mixer import config as configuration
-from mixer.data import contact_sheet, pipeline, sources
 from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
 from mixer.training import evaluation, programs, sharding
 from mixer.training.checkpoint import Checkpoints, has_checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
 from mixer.training.step import Metrics, TrainState, prepare
 from mixer.transfer import load
-from mixer.transfer.fewshot_evaluator import FewShot
 from mixer.transfer.weights import read as read_weights
+
+with epy.lazy_imports():  # they bring TensorFlow, for which neither --help nor an error in the command line waits
+    from mixer.data import contact_sheet, pipeline, sources
+    from mixer.transfer import fewshot_evaluator
 
 _FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
 
@@ -82,7 +84,7 @@ def train(
     _describe(console, config, mesh, built, train_source, eval_source, total_steps)
     few_shot = None
     if config.fewshot.dataset:
-        few_shot = FewShot(
+        few_shot = fewshot_evaluator.FewShot(
             config.fewshot, config.input, built.model, mesh, batch_size=config.batch_size, cache_dir=workdir / "cache"
         )
 
@@ -139,10 +141,10 @@ def train(
             with progress.waiting():
                 batch = next(feed)
             state, metrics = built.train_step(state, batch)
-            if step == first_step + 1:
-                with progress.pause():  # compiling
-                    jax.block_until_ready(metrics)
+            if step == first_step + 1:  # it was compiled
+                jax.block_until_ready(metrics)
                 stop.work_begins()
+                progress = Progress(step, total_steps, config.batch_size)
             jax.block_until_ready(behind)
             behind = metrics
             if traced and step == traced.start:
@@ -209,8 +211,8 @@ def _describe(
     config: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
     built: programs.Programs,
-    source: sources.Source,
-    eval_source: sources.Source,
+    source: "sources.Source",
+    eval_source: "sources.Source",
     total_steps: int,
 ) -> None:
     """Says what is about to run: model, cost, devices and data."""
@@ -314,6 +316,7 @@ def main(argv: list[str]) -> None:
         distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, name = command_line.from_flags()
     workdir = flags.FLAGS.workdir or f"runs/{name}"
+    startup.keep_compiled(epath.Path(workdir) / "compiled")
     if flags.FLAGS.inspect:
         print(f"the first batch is in {write_inspection(config, workdir)}")
         return

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from mixer import config as configuration
+from mixer import startup
 from mixer.errors import UserError, quiet_libraries
 from mixer.train import train
 from mixer.training.metrics import Console, format_seconds, read_metrics
@@ -30,9 +31,9 @@ _EXPECTED_SECONDS = 12.0  # of a fine-tuning run, until the first was measured
 def main() -> None:
     """Runs the stages that are not done yet, and prints what came out."""
     quiet_libraries()
+    startup.keep_freed_memory()
     # The fine-tuning runs are one program: compiled once, then read from here.
-    jax.config.update("jax_compilation_cache_dir", str((FOLDER / "compiled").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    startup.keep_compiled(FOLDER / "compiled")
     started = time.monotonic()
     runs = [(start, seed) for seed in SEEDS for start in STARTS]
     stages = 1 + len(runs)

@@ -28,7 +28,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from mixer import command_line, paper, tasks
+from mixer import command_line, paper, startup, tasks
 from mixer.errors import UserError, quiet_libraries
 from mixer.sweep import Outcome, Sweep
 from mixer.transfer.weights import PUBLISHED
@@ -180,8 +180,7 @@ def main(argv: list[str]) -> None:
     row = _paper_row(config, given.pretraining)
     workdir = epath.Path(given.workdir)
     # Runs that are the same program compile once: evaluations, and a run and its continuation.
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    startup.keep_compiled(workdir / "compiled")
     rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
     sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
     made_by = {

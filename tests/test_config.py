@@ -375,6 +375,6 @@ def test_the_names_to_choose_from_are_those_that_the_code_knows():
         "model.dtype": ("bfloat16", "float32"),
         "checkpoint.on_error": ("stop", "continue"),
     }
-    assert {path: set(names) for path, names in configuration._CHOICES.items()} == {
+    assert {path: set(names) for path, names in configuration.CHOICES.items()} == {
         path: set(names) for path, names in known.items()
     }

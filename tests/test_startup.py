@@ -1,0 +1,69 @@
+"""Memory that a step frees is there for the next, and what was compiled is there for the next process."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run(code: str, **environment: str) -> list[str]:
+    """Runs Python code in a process of its own; returns the lines it prints."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**kept, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+FAULTS = """
+import resource
+from mixer import startup
+import jax, jax.numpy as jnp
+if {keep}:
+    startup.keep_freed_memory()
+step = jax.jit(lambda x: jnp.tanh(x @ x.T))
+x = jnp.ones((4096, 256))  # of which the step makes 64 MiB or more
+for _ in range(4):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_steps_leave_each_other_their_memory():
+    (without,), (kept,) = run(FAULTS.format(keep=False)), run(FAULTS.format(keep=True))
+    assert int(without) > 4000  # pages in each step
+    assert int(kept) < 400
+
+
+COMPILED = """
+from mixer import startup
+import jax, jax.numpy as jnp
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
+startup.keep_compiled({folder!r})
+jax.jit(lambda x: jnp.sin(x) * 3)(jnp.ones(5)).block_until_ready()
+print(len(hits))
+"""
+
+
+def test_what_was_compiled_is_not_compiled_again(tmp_path):
+    folder = tmp_path / "compiled"
+    (first,), (second,) = (run(COMPILED.format(folder=str(folder))) for _ in range(2))
+    assert int(first) == 0
+    assert int(second) > 0
+    assert list(folder.iterdir())
+
+
+def test_the_folder_of_jax_s_own_variable_is_kept_to(tmp_path):
+    run(COMPILED.format(folder=str(tmp_path / "compiled")), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
+    assert not (tmp_path / "compiled").exists()
