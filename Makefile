@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-timm chaos lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,8 +51,18 @@ SEED ?= 0
 chaos: install-dev  ## kill, damage and starve the real command at random, TRIALS=100 times, within an hour on two cores
 	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED)
 
+bench: $(VENV)-timm/installed  ## Mixer beside timm's on this CPU; and the input, with PHOTOS=DIR of class folders
+	$(VENV)-timm/bin/python -m scripts.against_timm
+ifdef PHOTOS
+	$(VENV)-timm/bin/python -m mixer.benchmark --input $(PHOTOS_INPUT) --config.input.randaugment.layers=0
+	$(VENV)-timm/bin/python -m mixer.benchmark --input $(PHOTOS_INPUT)
+endif
+
+PHOTOS_INPUT = --config configs/b16_i21k.py --blocks 3 --block_seconds 1.5 --config.batch_size=256 \
+  --config.input.dataset=folder --config.input.data_dir=$(PHOTOS) --config.input.train_split=train
+
 test-timm: $(VENV)-timm/installed  ## models exchanged with PyTorch's timm, in both directions
-	$(VENV)-timm/bin/python -m pytest tests/transfer/test_timm_model.py
+	$(VENV)-timm/bin/python -m pytest tests/transfer/test_timm_model.py tests/scripts/test_against_timm.py
 
 # torchvision has no build for CPUs; --no-deps leaves torch as it is, and the last line brings what timm needs besides.
 $(VENV)-timm/installed: pyproject.toml constraints.txt

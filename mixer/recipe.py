@@ -86,6 +86,7 @@ def base() -> ConfigDict:
     config.input.crop_area = (0.05, 1.0)  # of the image, for inception
     config.input.crop_aspect = (0.75, 4 / 3)
     config.input.flip = True
+    config.input.scaled_decoding = False  # JPEGs at 1/2, 1/4 or 1/8 where a crop has pixels to spare; not the paper's
     config.input.randaugment = ConfigDict({"layers": 0, "magnitude": 10.0})  # Table 4; 0 layers for none
     config.input.eval_crop = "resize_small"  # or resize_square: then the central image_size pixels (Section 3)
     config.input.eval_resize = placeholder(int)  # pixels before the crop; 8/7 of image_size (256 for 224) if not set

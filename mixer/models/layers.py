@@ -119,12 +119,43 @@ def patch_tokens(
     return x.reshape(x.shape[0], -1, hidden_dim)
 
 
-def head(x: Float[Array, "batch channels"], num_classes: int, bias: float) -> Float[Array, "batch outputs"]:
-    """Float32 logits that begin as `bias`; x itself without classes. To be called in a model's compact method."""
+def head(
+    x: Float[Array, "batch channels"], num_classes: int, bias: float, dtype: DTypeLike
+) -> Float[Array, "batch outputs"]:
+    """Float32 logits that begin as `bias`; x itself without classes. To be called in a model's compact method.
+
+    With dtype bfloat16 the product and its gradients round what they multiply, and add it up in float32: what a TPU
+    does with float32 by itself, and a GPU in a fraction of the time.
+    """
     if num_classes == 0:
         return x
-    bias_init = nn.initializers.constant(bias)
-    return nn.Dense(num_classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="head")(x)
+    rounded = jnp.dtype(dtype) == jnp.bfloat16
+    return nn.Dense(
+        num_classes, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(bias), name="head",
+        dot_general=_rounded_dot if rounded else jax.lax.dot_general,
+    )(x)  # fmt: skip
+
+
+def _rounded_dot(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
+    """The product of two matrices in the form that nn.Dense asks for it."""
+    return _rounded_product(x, kernel)
+
+
+@jax.custom_vjp
+def _rounded_product(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _product_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rounded_product(x, y), (x, y)
+
+
+def _product_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, y = operands
+    return _rounded_product(gradient, y.T), _rounded_product(x.T, gradient)
+
+
+_rounded_product.defvjp(_product_forward, _product_backward)
 
 
 def _nearest(size: int, patch_size: int) -> int:

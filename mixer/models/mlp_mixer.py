@@ -135,7 +135,7 @@ class MlpMixer(nn.Module):
 
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
-        return layers.head(x, self.num_classes, self.head_bias_init)
+        return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def forward_macs(self, image_size: int) -> int:
         """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.

@@ -148,7 +148,7 @@ class VisionTransformer(nn.Module):
             self.stochastic_depth_rescale, self.dtype, self.remat, self.scan, name="Transformer",
         )(x, train)  # fmt: skip
         x = x[:, 0].astype(jnp.float32)
-        return layers.head(x, self.num_classes, self.head_bias_init)
+        return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def forward_macs(self, image_size: int) -> int:
         """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.

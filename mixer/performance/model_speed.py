@@ -158,6 +158,12 @@ def measure(
     return _row(case, compiled, settings, timed, peak_flops)
 
 
+def ready(variant: str, mode: str, batch_size: int, settings: Settings) -> Callable[[], Any]:
+    """Compiles a model and makes what it needs: a function of which each call runs it once and returns arrays."""
+    case = _case(variant, mode, batch_size, settings, sharding.make_mesh(), {})
+    return _runs(case, compiling.compile_step(case.step, case.carried, case.batch))
+
+
 def estimate(
     variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, mesh: Mesh
 ) -> Row:

@@ -65,7 +65,7 @@ def normalize(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "bat
 
 
 def mixup(
-    images: Float[Array, "batch height width 3"],
+    images: UInt8[Array, "batch height width 3"],
     targets: Float[Array, "batch classes"],
     weight: Float[Array, " batch"],
     key: Key[Array, ""],
@@ -76,7 +76,7 @@ def mixup(
 
     One lambda ~ Beta(p, p) a batch, never below 1/2. The neighbour is the previous example within groups of `group`
     rows, the first one's being the last: a pair never crosses a device, so mixing costs no communication and no device
-    count changes it. A neighbour that could not be read leaves the example as it is.
+    count changes it. A neighbour that could not be read leaves the example as it is. Returns images in [-1, 1].
     """
     lam = jax.random.beta(key, p, p)
     lam = jnp.maximum(lam, 1 - lam)
@@ -87,7 +87,7 @@ def mixup(
     lam = jnp.where(neighbour(weight) > 0, lam, 1.0)  # [batch]
     lam_images, lam_targets = lam[:, None, None, None], lam[:, None]
     return (
-        lam_images * images + (1 - lam_images) * neighbour(images),
+        lam_images * normalize(images) + (1 - lam_images) * normalize(neighbour(images)),
         lam_targets * targets + (1 - lam_targets) * neighbour(targets),
     )
 
@@ -96,11 +96,10 @@ def prepare(
     batch: Batch, num_classes: int, key: Key[Array, ""], config: ml_collections.ConfigDict
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """What the model sees of a training batch: images in [-1, 1] and targets, mixed if the config says so."""
-    images = normalize(batch["image"])
-    targets = losses.targets(batch["labels"], num_classes)
+    images, targets = batch["image"], losses.targets(batch["labels"], num_classes)
     if config.mixup.p:
-        images, targets = mixup(images, targets, batch["weight"], key, config.mixup.p, config.mixup.group)
-    return images, targets
+        return mixup(images, targets, batch["weight"], key, config.mixup.p, config.mixup.group)
+    return normalize(images), targets
 
 
 def make_train_step(

@@ -229,6 +229,23 @@ def test_a_part_of_a_jpeg_is_what_the_whole_has_there():
                 np.testing.assert_array_equal(found[inner], whole[top : top + 8, left : left + 8][inner])
 
 
+@pytest.mark.parametrize(("window", "ratio"), [
+    ((0, 0, 160, 200), 8), ((8, 16, 96, 120), 4), ((3, 5, 39, 40), 2), ((3, 5, 31, 90), 1), ((129, 0, 31, 200), 1),
+])  # fmt: skip
+def test_scaled_decoding_averages_what_a_crop_has_to_spare(window, ratio):
+    smooth, config = photo(160, 200), input_config(flip=False, scaled_decoding=True, image_size=16)
+    data = encode(smooth, "JPEG", quality=98, subsampling=0)
+    top, left, height, width = window
+    pixels = augment.train_pixels(*map(tf.constant, (data, images.JPEG, [160, 200], list(window))), config).numpy()
+    assert pixels.shape == (height // ratio, width // ratio, 3)
+    found = train(data, images.JPEG, (160, 200), window, draws_of(config, 1)[0], config)
+    exact = bilinear(averaged(smooth[top : top + height, left : left + width], *pixels.shape[:2]), 16, 16)
+    assert np.abs(found - exact).mean() < 4  # the scaled window begins at a whole pixel of its own
+    config.scaled_decoding = False
+    whole = train(data, images.JPEG, (160, 200), window, draws_of(config, 1)[0], config)
+    assert (found != whole).any() == (ratio > 1)
+
+
 @pytest.mark.parametrize("encoding", [images.PNG, images.JPEG])
 def test_a_grey_file_has_three_equal_channels(encoding):
     config = input_config(image_size=30)

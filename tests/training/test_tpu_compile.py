@@ -2,12 +2,18 @@
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+from mixer import command_line
+from mixer.config import checked
+from mixer.performance import slices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -45,6 +51,21 @@ def test_b16_i21k_compiles_for_v3_data_parallel():
     # Gradients of bfloat16 layers travel in bfloat16, those of the head and of the normalisations in float32.
     assert 2 * 75.9e6 < found["collectives"]["all-reduce"] < 4 * 75.9e6
     assert found["paper_core_days"] == 150
+
+
+def test_the_bfloat16_step_multiplies_no_float32_and_moves_no_activations():
+    """In the compiled program of two blocks; but for the images on their way into the stem, and its gradient."""
+    config = command_line.run_file(str(ROOT / "configs/b16_i21k.py"))
+    config.batch_size, config.model.num_blocks = 512, 2
+    text = slices.compile_train(checked(config), slices.topology("v3:2x2"), 21_843, 1).run.as_text()
+    defined = dict(re.findall(r"%?([\w.\-]+) = (\w+\[[\d,]*\])", text))
+    products = re.findall(r" convolution\(([^)]*)\)", text)
+    operands = [defined[operand.split("%")[-1]] for product in products for operand in product.split(", ")]
+    assert len(products) >= 2 * 12 + 3
+    assert {operand.split("[")[0] for operand in operands} == {"bf16"}
+    moved = re.findall(r" = \w+\[([\d,]+)\][^ ]* (?:copy|transpose)\(.*op_name=\"([^\"]*)\"", text)
+    large = {name for shape, name in moved if math.prod(map(int, shape.split(","))) >= 64 * 196 * 768}
+    assert all("stem" in name or "MixerBlock_0/LayerNorm_0/add_any" in name for name in large), large
 
 
 def test_b16_i21k_fully_sharded_holds_an_eighth_of_the_state():
