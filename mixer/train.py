@@ -138,13 +138,12 @@ def train(
         if owed and not log.has(first_step, "val/count"):
             log.write(first_step, evaluate(state))  # it was abandoned when the run was asked to stop
         for step in range(first_step + 1, total_steps + 1):
-            with progress.waiting():
-                batch = next(feed)
-            state, metrics = built.train_step(state, batch)
+            state, metrics = built.train_step(state, next(feed))
             if step == first_step + 1:  # it was compiled
                 jax.block_until_ready(metrics)
                 stop.work_begins()
-                progress = Progress(step, total_steps, config.batch_size)
+                progress.restart(step)
+            progress.dispatched(metrics)
             jax.block_until_ready(behind)
             behind = metrics
             if traced and step == traced.start:

@@ -120,7 +120,7 @@ def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_ask
     assert (config.input.image_size, config.input.crop, config.total_steps) == (16, "resize", 12)
     assert len((tmp_path / "run" / configuration.CLASSES_FILE).read_text().splitlines()) == 4
     last = next(line for line in done.stdout.splitlines() if line.startswith("step 12/12"))
-    for word in ("loss", "lr", "grad norm", "images/s/core", "input wait", "left"):
+    for word in ("loss", "lr", "grad norm", "images/s/core", "devices wait", "left"):
         assert word in last
     # The count of a Mixer with these widths, added up by hand: stem, two blocks, the last norm, the head.
     block = 2 * 2 * 16 + (4 * 8 + 8 + 8 * 4 + 4) + (16 * 32 + 32 + 32 * 16 + 16)

@@ -1,5 +1,6 @@
 """What a run says: TensorBoard and JSON lines for machines, one line at a time for the person who watches."""
 
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -118,7 +119,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     return rows
 
 
-_TIMED = ("images_per_sec_per_core", "input_wait_share", "seconds_left")
+_TIMED = ("images_per_sec_per_core", "device_wait_share", "seconds_left")
 
 
 def deterministic(row: dict[str, float]) -> dict[str, float]:
@@ -127,40 +128,53 @@ def deterministic(row: dict[str, float]) -> dict[str, float]:
 
 
 class Progress:
-    """Measures the speed of the loop, without its pauses, and how long it waits for input."""
+    """Measures the speed of the loop, without its pauses, and how long the devices wait for it.
+
+    A thread notes when each step is done. From then until the next is dispatched the devices had nothing to do: there
+    was no batch yet, or a checkpoint or metrics were on their way.
+    """
 
     def __init__(self, step: int, total_steps: int, batch_size: int):
         self._total_steps, self._batch_size = total_steps, batch_size
-        self._start(step)
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._free: concurrent.futures.Future[float] | None = None  # when the devices are done with the newest step
+        self.restart(step)
 
-    def _start(self, step: int) -> None:
+    def restart(self, step: int) -> None:
+        """Measures from here: this many steps are behind us."""
         self._step, self._since, self._paused, self._waited = step, time.monotonic(), 0.0, 0.0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent inside (evaluation, compiling) does not count."""
+        """Time spent inside (evaluation) does not count."""
         start = time.monotonic()
         yield
         self._paused += time.monotonic() - start
+        self._free = self._watcher.submit(_when_done, None)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent inside counts as waiting for input."""
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
+    def dispatched(self, results: Any) -> None:
+        """To be called as soon as a step is in the hands of the devices, with arrays that it will make."""
+        if self._free is not None and self._free.done():
+            self._waited += time.monotonic() - max(self._free.result(), self._since)
+        self._free = self._watcher.submit(_when_done, results)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Returns images/sec/core, the share of time spent waiting and seconds left; measures anew from here."""
+        """Returns images/sec/core, the share of time devices waited and seconds left; measures anew from here."""
         seconds = max(time.monotonic() - self._since - self._paused, 1e-9)
         steps = step - self._step
         measured = {
             "images_per_sec_per_core": steps * self._batch_size / seconds / jax.device_count(),
-            "input_wait_share": self._waited / seconds,
+            "device_wait_share": self._waited / seconds,
             "seconds_left": (self._total_steps - step) * seconds / max(steps, 1),
         }
-        self._start(step)
+        self.restart(step)
         return measured
+
+
+def _when_done(results: Any) -> float:
+    """Waits for arrays; returns the time."""
+    jax.block_until_ready(results)
+    return time.monotonic()
 
 
 class Console:
@@ -178,7 +192,7 @@ class Console:
             f"step {step}/{total_steps}  loss {scalars['loss']:.4f}  "
             f"lr {scalars['learning_rate']:.2e}  grad norm {scalars['grad_norm']:.3f}  "
             f"{scalars['images_per_sec_per_core']:.0f} images/s/core  "
-            f"input wait {scalars['input_wait_share']:.1%}  "
+            f"devices wait {scalars['device_wait_share']:.1%}  "
             f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left"
         )
         if self._live:

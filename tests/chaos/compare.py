@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from mixer.training.metrics import read_metrics
 
-_TIMED = ("images_per_sec_per_core", "input_wait_share", "seconds_left")
+_TIMED = ("images_per_sec_per_core", "device_wait_share", "seconds_left")
 _SHOWN = 3  # differences of one kind that are listed
 
 _reading = threading.Lock()  # two trials may end at once

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -176,32 +177,64 @@ def clock(monkeypatch):
     return clock
 
 
-def test_speed_leaves_out_pauses_and_tells_waiting(clock):
+class Step:
+    """What a step makes, done when the test says so."""
+
+    def __init__(self, done: bool = False):
+        self.event = threading.Event()
+        if done:
+            self.event.set()
+
+    def block_until_ready(self):
+        self.event.wait()
+
+
+def dispatch(progress, step):
+    """Dispatches the step, and sees to it that the thread has noted those that are done."""
+    progress.dispatched(step)
+    if step.event.is_set():
+        progress._free.result()
+
+
+def test_devices_wait_from_a_step_s_end_to_the_next_one_s_dispatch(clock):
     progress = Progress(step=100, total_steps=1100, batch_size=64)
-    clock.forward(6)
-    with progress.waiting():
-        clock.forward(4)
-    with progress.pause():
-        clock.forward(1000)
+    dispatch(progress, Step(done=True))
+    clock.forward(4)
+    dispatch(progress, busy := Step())
+    clock.forward(5)
+    dispatch(progress, last := Step())  # the one before is not done
+    clock.forward(1)
     assert progress.measure(150) == pytest.approx(
-        {
-            "images_per_sec_per_core": 50 * 64 / 10 / 8,
-            "input_wait_share": 0.4,
-            "seconds_left": 950 * 10 / 50,
-        }
+        {"images_per_sec_per_core": 50 * 64 / 10 / 8, "device_wait_share": 0.4, "seconds_left": 950 * 10 / 50}
+    )
+    for step in (busy, last):
+        step.event.set()
+
+
+def test_a_pause_counts_neither_as_time_nor_as_waiting(clock):
+    progress = Progress(step=0, total_steps=40, batch_size=8)
+    dispatch(progress, Step(done=True))
+    with progress.pause():
+        clock.forward(7)
+    progress._free.result()
+    clock.forward(2)
+    dispatch(progress, Step(done=True))
+    clock.forward(8)
+    assert progress.measure(10) == pytest.approx(
+        {"images_per_sec_per_core": 1.0, "device_wait_share": 0.2, "seconds_left": 30.0}
     )
 
 
 def test_each_measurement_starts_anew(clock):
     progress = Progress(step=0, total_steps=40, batch_size=8)
-    with progress.waiting():
-        clock.forward(5)
-    with progress.pause():
-        clock.forward(7)
+    dispatch(progress, Step(done=True))
+    clock.forward(5)
     progress.measure(10)
-    clock.forward(20)
+    clock.forward(5)
+    dispatch(progress, Step(done=True))  # half of its wait was in the measurement before
+    clock.forward(15)
     assert progress.measure(20) == pytest.approx(
-        {"images_per_sec_per_core": 0.5, "input_wait_share": 0.0, "seconds_left": 40.0}
+        {"images_per_sec_per_core": 0.5, "device_wait_share": 0.25, "seconds_left": 40.0}
     )
 
 
@@ -216,9 +249,9 @@ def test_measuring_at_once_or_at_the_end_is_defined(clock):
 
 SCALARS = {
     "loss": 1.23456, "learning_rate": 1e-3, "grad_norm": 0.5,
-    "images_per_sec_per_core": 1234.4, "input_wait_share": 0.015, "seconds_left": 3661.0,
+    "images_per_sec_per_core": 1234.4, "device_wait_share": 0.015, "seconds_left": 3661.0,
 }  # fmt: skip
-LINE = "step 5/10  loss 1.2346  lr 1.00e-03  grad norm 0.500  1234 images/s/core  input wait 1.5%  1h01m left"
+LINE = "step 5/10  loss 1.2346  lr 1.00e-03  grad norm 0.500  1234 images/s/core  devices wait 1.5%  1h01m left"
 
 
 def test_console_in_a_file_writes_line_after_line(capsys):
