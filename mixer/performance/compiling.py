@@ -44,7 +44,8 @@ class Compiled:
       code: bytes of the program.
       flops: of one run; what XLA recomputes to save memory counts again.
       flops_asked: of what was asked for, before XLA optimises; None for devices that are not there.
-      estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast.
+      estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast. None
+        where the compiler has no estimate.
       collectives: bytes by kind.
       compile_seconds: on this machine.
     """
@@ -79,6 +80,7 @@ def compile_step(step: Any, *arguments: Any) -> Compiled:
     seconds = time.perf_counter() - since
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     asked = lowered.cost_analysis()
+    estimated = cost.get("optimal_seconds", 0.0)  # below zero where the compiler has none, as for v4 and v5e
     cores = len(jax.tree.leaves(arguments)[0].sharding.device_set)
     return Compiled(
         run=compiled,
@@ -88,7 +90,7 @@ def compile_step(step: Any, *arguments: Any) -> Compiled:
         code=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
         flops_asked=asked["flops"] / cores if asked else None,
-        estimated_seconds=cost.get("optimal_seconds"),
+        estimated_seconds=estimated if estimated > 0 else None,
         collectives=hlo.collectives(compiled.as_text()),
         compile_seconds=seconds,
     )
