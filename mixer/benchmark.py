@@ -153,8 +153,9 @@ def _input() -> None:
     given = flags.FLAGS
     config, name = command_line.from_flags()
     found = input_speed.measure(
-        config, epath.Path("runs") / name / "cache", seconds=given.block_seconds, blocks=given.blocks
-    )
+        config, epath.Path("runs") / name / "cache", chips.host_processors(),
+        seconds=given.block_seconds, blocks=given.blocks,
+    )  # fmt: skip
     needed = found.cores_needed(given.accelerator_rate) if given.accelerator_rate else None
     if given.json:
         print(json.dumps({**found.as_dict(), "accelerator_rate": given.accelerator_rate, "host_cores_needed": needed}))

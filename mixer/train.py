@@ -180,6 +180,7 @@ def train(
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {total_steps}")
     finally:  # a save in the background is brought to its end, whatever ended the loop
+        progress.close()
         log.close()
         checkpoints.close()
 

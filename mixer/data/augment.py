@@ -1,8 +1,8 @@
 """From an encoded image to uint8 pixels of the model's size, in training and in evaluation.
 
 TensorFlow decodes, since it can decode a part of a JPEG; what training does to the pixels then is NumPy and OpenCV,
-several times as fast as small operations in a graph. Chance enters as numbers drawn beforehand (`order.uniform`): every
-function here is a pure function of image and draws.
+two to three times as fast as operations in TensorFlow's graph (docs/performance.md). Chance enters as numbers drawn
+beforehand (`order.uniform`): every function here is a pure function of image and draws.
 """
 
 import functools

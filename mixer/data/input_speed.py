@@ -24,7 +24,6 @@ import tensorflow as tf
 from etils import epath
 
 from mixer.data import augment, pipeline, sources
-from mixer.performance import chips
 from mixer.training import sharding
 
 _ALONE = "decoding alone"
@@ -113,8 +112,9 @@ class InputSpeed:
 
 
 def measure(
-    config: ml_collections.ConfigDict, cache_dir: epath.PathLike, *, seconds: float = 2.0, blocks: int = 5
-) -> InputSpeed:
+    config: ml_collections.ConfigDict, cache_dir: epath.PathLike, host_cores: int, *, seconds: float = 2.0,
+    blocks: int = 5,
+) -> InputSpeed:  # fmt: skip
     """Measures the training input of a run on this host, in somewhat more than 12 * seconds * blocks.
 
     The stages take turns, block by block, as the speed of machines drifts; none runs while another is timed.
@@ -122,6 +122,7 @@ def measure(
     Args:
       config: of the run, checked.
       cache_dir: keeps what has to be made for the dataset.
+      host_cores: that this process may run on.
       seconds: of a block at least, which is whole batches; it warms up for as long.
       blocks: of each stage.
 
@@ -141,7 +142,7 @@ def measure(
     rates = {name: [count * batches / elapsed for batches, elapsed in timed] for name, timed in found.items()}
     summary = {name: Rate(statistics.median(each), min(each), max(each)) for name, each in rates.items()}
     return InputSpeed(
-        host_cores=chips.host_processors(),
+        host_cores=host_cores,
         devices=jax.local_device_count(),
         device_kind=jax.local_devices()[0].device_kind,
         batch_rows=count,

@@ -151,9 +151,9 @@ def measure(
       UserError: the model's patches do not divide the image.
     """
     case = _case(variant, mode, batch_size, settings, sharding.make_mesh(), widths)
+    compiled = compiling.compile_step(case.step, case.carried, case.batch)
+    _check_host_memory(compiled.total)
     with compiling.out_of_memory():
-        compiled = compiling.compile_step(case.step, case.carried, case.batch)
-        _check_host_memory(compiled.total)
         timed = timing.timed(_runs(case, compiled), blocks=settings.blocks, seconds=settings.seconds)
     return _row(case, compiled, settings, timed, peak_flops)
 

@@ -150,7 +150,11 @@ class Progress:
         start = time.monotonic()
         yield
         self._paused += time.monotonic() - start
-        self._free = self._watcher.submit(_when_done, None)
+        self._free = self._watcher.submit(_when_done, None)  # what came before has been waited for: free from here
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._watcher.shutdown(wait=False)
 
     def dispatched(self, results: Any) -> None:
         """To be called as soon as a step is in the hands of the devices, with arrays that it will make."""
