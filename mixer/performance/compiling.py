@@ -43,7 +43,6 @@ class Compiled:
       temporaries: bytes: activations, gradients, what is on its way.
       code: bytes of the program.
       flops: of one run; what XLA recomputes to save memory counts again.
-      flops_asked: of what was asked for, before XLA optimises; None for devices that are not there.
       estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast. None
         where the compiler has no estimate.
       collectives: bytes by kind.
@@ -56,7 +55,6 @@ class Compiled:
     temporaries: int
     code: int
     flops: float
-    flops_asked: float | None
     estimated_seconds: float | None
     collectives: Mapping[str, int]
     compile_seconds: float
@@ -79,9 +77,7 @@ def compile_step(step: Any, *arguments: Any) -> Compiled:
         compiled = lowered.compile()
     seconds = time.perf_counter() - since
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    asked = lowered.cost_analysis()
-    estimated = cost.get("optimal_seconds", 0.0)  # below zero where the compiler has none, as for v4 and v5e
-    cores = len(jax.tree.leaves(arguments)[0].sharding.device_set)
+    estimated = cost.get("optimal_seconds", 0.0)  # below zero where the compiler has none, as for v4, v5e and v6e
     return Compiled(
         run=compiled,
         arguments=memory.argument_size_in_bytes,
@@ -89,7 +85,6 @@ def compile_step(step: Any, *arguments: Any) -> Compiled:
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
-        flops_asked=asked["flops"] / cores if asked else None,
         estimated_seconds=estimated if estimated > 0 else None,
         collectives=hlo.collectives(compiled.as_text()),
         compile_seconds=seconds,

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mixer import config as configuration
-from mixer import recipe
+from mixer import models
 from mixer.errors import UserError
 from mixer.performance import compiling, model_speed, timing
-from mixer.training import programs, sharding
 
 SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
 
@@ -18,19 +16,9 @@ SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
 @pytest.mark.parametrize("variant", ["S/16", "B/16", "ViT-B/16", "BiT-R50x1"])
 @pytest.mark.parametrize("mode", model_speed.MODES)
 def test_the_formula_and_the_compiler_agree_within_3_percent(variant, mode):
-    """On the whole program, at 32 images a core; lowered, so that nothing runs."""
-    config = recipe.base()
-    config.model.update({"variant": variant, "dtype": "float32"})
-    config.batch_size = 32 * jax.device_count()
-    mesh = sharding.make_mesh()
-    built = programs.build(configuration.checked(config), mesh, num_classes=1000)
-    step, carried = model_speed.step_of(built, mode)
-    flops = (
-        step.lower(carried, programs.batch_shapes(config, mesh, max_labels=1)).cost_analysis()["flops"]
-        / config.batch_size
-    )
-    times = {"inference": 2, "train": 6}[mode]
-    assert times * built.model.forward_macs(224) == pytest.approx(flops, rel=0.03)
+    macs = models.create(variant, num_classes=1000).forward_macs(224)
+    flops = model_speed.xla_flops(variant, mode, model_speed.Settings())
+    assert {"inference": 2, "train": 6}[mode] * macs == pytest.approx(flops, rel=0.03)
 
 
 @pytest.mark.parametrize("mode", model_speed.MODES)
@@ -46,6 +34,7 @@ def test_a_row_follows_from_its_seconds(monkeypatch, mode):
     assert (row.images_per_sec_per_core, row.lowest, row.highest) == (8, 5, 10)
     times = {"inference": 2, "train": 6}[mode]
     assert row.gflop_per_image == pytest.approx(times * row_macs() / 1e9)
+    assert row.compiler_gflop_per_image == model_speed.xla_flops("Ti/8", mode, SETTINGS) / 1e9
     assert row.utilisation == pytest.approx(8 * times * row_macs() / 1e9)
     assert row.parameters == 4 * (2 * 16 * 64 + 64 + 16 + 2 * 128 * 512 + 512 + 128 + 4 * 128) + (
         3 * 64 * 128 + 128 + 2 * 128 + 128 * 1000 + 1000
