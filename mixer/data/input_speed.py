@@ -152,7 +152,7 @@ def measure(
     )
 
 
-# What a stage makes of the examples, one by one; config is `config.input`.
+# What a stage makes of the examples, group by group; config is `config.input`.
 _MADE: dict[str, Callable[[tf.data.Dataset, ml_collections.ConfigDict], tf.data.Dataset]] = {
     "read": lambda examples, config: examples,
     "decode and crop": lambda examples, config: pipeline.train_images(examples, _unaugmented(config)),
@@ -176,29 +176,34 @@ def _feeds(
     of_run = {"seed": config.seed, "batch_size": config.batch_size, "rows": rows}
     count = len(range(config.batch_size)[rows])
 
-    def one_a_step(dataset: Callable[[range, bool], tf.data.Dataset]) -> Feed:
-        """TensorFlow drops all rows of a step but the last, so that none but their making takes time."""
-        return lambda steps: pipeline.batches_of(lambda *which: dataset(*which).shard(count, count - 1), 1, steps)
-
     def made(stage: str) -> Feed:
         def dataset(steps: range, verify: bool) -> tf.data.Dataset:
             examples = pipeline.train_examples(source, config.input, **of_run, steps=steps, verify=verify)
-            return _MADE[stage](examples, config.input)
+            return _last(_MADE[stage](examples, config.input), count // pipeline.group_size(examples))
 
-        return one_a_step(dataset)
+        return lambda steps: pipeline.batches_of(dataset, steps)
+
+    def decoded(steps: range, verify: bool) -> tf.data.Dataset:
+        return _last(_decoded(kept, range(steps.start * count, steps.stop * count)), count)
 
     def batches(steps: range) -> Iterator[pipeline.Batch]:
         return pipeline.train_batches(source, config.input, **of_run, steps=steps)
 
     steps = range(math.ceil(_KEPT / count))
     examples = pipeline.train_examples(source, config.input, **of_run, steps=steps, verify=True)
-    kept = jax.tree.map(tf.constant, next(pipeline.batches_of(lambda *_: examples, count * len(steps), steps)))
+    all_of_them = pipeline.batched(examples, count * len(steps))
+    kept = jax.tree.map(tf.constant, next(pipeline.batches_of(lambda *_: all_of_them, steps)))
     return {
         **{stage: made(stage) for stage in _MADE},
         "batch": batches,
         "copy": lambda steps: map(jax.block_until_ready, sharding.device_batches(batches(steps), mesh)),
-        _ALONE: one_a_step(lambda steps, verify: _decoded(kept, range(steps.start * count, steps.stop * count))),
+        _ALONE: lambda steps: pipeline.batches_of(decoded, steps),
     }
+
+
+def _last(dataset: tf.data.Dataset, of: int) -> tf.data.Dataset:
+    """One element of so many: TensorFlow drops the others, so that none but their making takes time."""
+    return dataset.shard(of, of - 1)
 
 
 def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:

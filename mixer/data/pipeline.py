@@ -9,6 +9,7 @@ A batch is a dict of NumPy arrays, of which a host gets its share of the rows:
     status  int32   [rows], an index into `statuses.STATUSES`
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 64  # examples read together
+_GROUP = 8  # images that one call of Python augments: of a call for each, TensorFlow would take a tenth of all time
 _PREFETCH = 2  # batches
 
 
@@ -49,18 +51,18 @@ def train_batches(
         examples = train_examples(
             source, config, seed=seed, batch_size=batch_size, rows=rows, steps=steps, verify=verify
         )
-        return train_images(examples, config)
+        return batched(train_images(examples, config), len(range(batch_size)[rows]))
 
-    return batches_of(dataset, len(range(batch_size)[rows]), steps)
+    return batches_of(dataset, steps)
 
 
 def train_examples(
     source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range,
     verify: bool = False,
 ) -> tf.data.Dataset:  # fmt: skip
-    """The rows of `train_batches` one by one, read and examined but not decoded; `verify`: each is tried first."""
+    """The rows of `train_batches` in groups, read and examined but not decoded; `verify`: each is tried first."""
     row_numbers = np.arange(batch_size)[rows]
-    chunk = math.gcd(len(row_numbers), _CHUNK)
+    chunk, group = (math.gcd(len(row_numbers), most) for most in (_CHUNK, _GROUP))
     chunks = len(row_numbers) // chunk
 
     def numbers_at(positions: np.ndarray) -> np.ndarray:
@@ -69,24 +71,45 @@ def train_examples(
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, part = number // chunks, number % chunks
         positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
-        return _load(source, config, positions, numbers_at, seed, verify)
+        items = _load(source, config, positions, numbers_at, seed, verify)
+        return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
     return on_all_cores(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load).unbatch()
 
 
 def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
-    """The rows of `train_batches` one by one, from those of `train_examples`."""
+    """The rows of `train_batches` in groups, from those of `train_examples`."""
 
-    def augmented(pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        return augment.train_image(pixels, draws, config)
+    @functools.partial(tf.function, autograph=False)  # traced once for all of a group
+    def decoded(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        return augment.train_pixels(data, encoding, size, window, config)
 
-    def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        pixels = augment.train_pixels(item["data"], item["encoding"], item["size"], item["window"], config)
-        image = tf.numpy_function(augmented, [pixels, item["draws"]], tf.uint8)
-        image.set_shape([config.image_size, config.image_size, 3])
-        return _finished(item, image)
+    def augmented(draws: np.ndarray, *pixels: np.ndarray) -> np.ndarray:
+        return np.stack([augment.train_image(*of, config) for of in zip(pixels, draws, strict=True)])
+
+    def finish(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        encoded = (tf.unstack(group[name]) for name in ("data", "encoding", "size", "window"))
+        pixels = [decoded(*of) for of in zip(*encoded, strict=True)]
+        image = tf.numpy_function(augmented, [group["draws"], *pixels], tf.uint8)
+        image.set_shape([len(pixels), config.image_size, config.image_size, 3])
+        return _finished(group, image)
 
     return on_all_cores(examples, finish)
+
+
+def batched(groups: tf.data.Dataset, rows: int) -> tf.data.Dataset:
+    """Puts groups together to `rows` of their rows each time."""
+
+    def joined(items: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {name: tf.reshape(item, [rows, *item.shape[2:]]) for name, item in items.items()}
+
+    batches = groups.batch(rows // group_size(groups), drop_remainder=True)
+    return batches.map(tf.autograph.experimental.do_not_convert(joined))
+
+
+def group_size(groups: tf.data.Dataset) -> int:
+    """How many rows each group has."""
+    return groups.element_spec["status"].shape[0]
 
 
 def eval_batches(
@@ -125,9 +148,10 @@ def eval_batches(
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        return on_all_cores(on_all_cores(ds, load).unbatch(), finish)
+        images = on_all_cores(on_all_cores(ds, load).unbatch(), finish)
+        return images.batch(len(row_numbers), drop_remainder=True)
 
-    return batches_of(dataset, len(row_numbers), steps)
+    return batches_of(dataset, steps)
 
 
 def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
@@ -135,15 +159,15 @@ def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.D
     return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], rows: int, steps: range) -> Iterator[Batch]:
-    """Batches the dataset, and gets past an image that decodes neither here nor as its header promised.
+def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) -> Iterator[Batch]:
+    """Yields the dataset's batches, and gets past an image that decodes neither here nor as its header promised.
 
     TensorFlow ends a dataset at the first error. As every batch is a function of its step, the one step is made again
     with each image tried before it is passed on, and the dataset is opened again behind it.
     """
     verify = False
     while steps:
-        batches = dataset(steps[:1] if verify else steps, verify).batch(rows, drop_remainder=True).prefetch(_PREFETCH)
+        batches = dataset(steps[:1] if verify else steps, verify).prefetch(_PREFETCH)
         try:
             for batch in batches.as_numpy_iterator():
                 yield batch

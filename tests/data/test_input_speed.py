@@ -66,7 +66,7 @@ def test_stages_make_what_training_gets(photos, settings, tmp_path, few_kept):
     expected = list(pipeline.train_batches(source, config.input, **arguments))
     plain = make_config(photos, **{**settings, "layers": 0, "flip": False}).input
     cropped = list(pipeline.train_batches(source, plain, **arguments))
-    last = [{key: rows[-1:] for key, rows in batch.items()} for batch in expected]
+    last = [{key: rows[-8:] for key, rows in batch.items()} for batch in expected]  # a group
     found = {name: list(feed(steps)) for name, feed in feeds.items()}
     assert list(found) == [*STAGES, "decoding alone"]
     assert {len(batches) for batches in found.values()} == {len(steps)}
@@ -76,7 +76,7 @@ def test_stages_make_what_training_gets(photos, settings, tmp_path, few_kept):
         jax.tree.map(np.testing.assert_array_equal, found["augment"][step], last[step])
         jax.tree.map(np.testing.assert_array_equal, found["batch"][step], expected[step])
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found["copy"][step]), expected[step])
-        np.testing.assert_array_equal(found["decode and crop"][step]["image"], cropped[step]["image"][-1:])
+        np.testing.assert_array_equal(found["decode and crop"][step]["image"], cropped[step]["image"][-8:])
     assert config.to_dict() == make_config(photos, **settings).to_dict()  # the stage without it left it alone
 
 
@@ -91,8 +91,8 @@ def test_decoding_alone_has_the_windows_of_training(photos, tmp_path, few_kept):
     windows = augment.crop_windows(sizes, draws, config.input)
     for file, (top, left, height, width), found in zip(files, windows, feeds["decoding alone"](range(3)), strict=True):
         whole = tf.io.decode_jpeg(file, channels=3).numpy()
-        assert found.shape == (1, height, width, 3)
-        np.testing.assert_array_equal(found[0], whole[top : top + height, left : left + width])
+        assert found.shape == (height, width, 3)
+        np.testing.assert_array_equal(found, whole[top : top + height, left : left + width])
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
