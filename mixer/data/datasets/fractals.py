@@ -16,13 +16,18 @@ area, instances by scaling the six parameters by 0.8 to 1.2, flips, and random 3
 Every image is a function of (seed, category, instance, size) alone, whatever else is drawn before or with it.
 """
 
-import io
+import collections
+import itertools
+import os
 import re
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any, ClassVar, NamedTuple
 
+import cv2
+import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from jaxtyping import UInt8
 
 from mixer.data.datasets import base
 from mixer.data.datasets.iterated_functions import draw
@@ -30,6 +35,7 @@ from mixer.data.datasets.iterated_functions import draw
 VALIDATION_SHARE = 0.1  # of each category's instances, but at least one
 _NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
 _MAX_SIZE = 1024
+_TOGETHER = 256  # instances that a thread draws before it hands them over
 
 Example = tuple[str, dict[str, Any]]
 
@@ -110,8 +116,27 @@ class Fractals(base.Builder):
 
     def _generate_examples(self, instances: range) -> Iterator[Example]:
         shape = self._shape
-        for category in range(shape.categories):
-            for instance, image in zip(instances, draw(shape.seed, category, instances, shape.size), strict=True):
-                buffer = io.BytesIO()
-                Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-                yield f"{category}/{instance}", {"image": buffer.getvalue(), "label": category}
+
+        def drawn(category: int, part: range) -> list[Example]:
+            images = draw(shape.seed, category, part, shape.size)
+            return [
+                (f"{category}/{instance}", {"image": _png(image), "label": category})
+                for instance, image in zip(part, images, strict=True)
+            ]
+
+        parts = (
+            (category, instances[first : first + _TOGETHER])
+            for category in range(shape.categories)
+            for first in range(0, len(instances), _TOGETHER)
+        )
+        threads = os.cpu_count() or 1
+        with futures.ThreadPoolExecutor(threads) as pool:  # NumPy and OpenCV let others run meanwhile
+            ahead = collections.deque(pool.submit(drawn, *part) for part in itertools.islice(parts, 2 * threads))
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(pool.submit(drawn, *part) for part in itertools.islice(parts, 1))
+
+
+def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Encodes an RGB image in half of Pillow's time."""
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

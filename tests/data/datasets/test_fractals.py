@@ -1,3 +1,4 @@
+import io
 import random
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mixer.data.datasets import fractals
 from mixer.data.datasets import iterated_functions as ifs
@@ -137,6 +139,18 @@ def test_dataset_reads_back(tmp_path):
     assert found == expected
     validation = [e["image"].tobytes() for e in builder.as_dataset(split="validation").as_numpy_iterator()]
     assert set(validation) == {draw(c, (9, 10), size=16)[0].tobytes() for c in range(3)}
+
+
+def test_threads_hand_over_every_image_once_and_in_order(tmp_path, monkeypatch):
+    """In more parts than are drawn ahead, the last of each category a short one."""
+    monkeypatch.setattr(fractals, "_TOGETHER", 2)
+    examples = list(fractals.Fractals(config="3x9x16", data_dir=tmp_path)._generate_examples(range(7)))
+    assert [key for key, _ in examples] == [f"{category}/{instance}" for category in range(3) for instance in range(7)]
+    for category in range(3):
+        found = [example for key, example in examples if key.startswith(f"{category}/")]
+        assert {example["label"] for example in found} == {category}
+        pixels = [np.array(Image.open(io.BytesIO(example["image"]))) for example in found]
+        np.testing.assert_array_equal(pixels, draw(category, (0, 7), size=16))
 
 
 @pytest.mark.parametrize(
