@@ -16,6 +16,8 @@ from typing import Any
 
 from mixer import startup
 
+startup.keep_freed_memory()  # before torch has threads; it helps both
+
 # torchvision, of which timm takes transforms, has no build for CPUs. This stands for its operators, which none uses.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
@@ -70,7 +72,6 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    startup.keep_freed_memory()
     torch.set_num_threads(chips.host_processors())
     peak, source = model_speed.peak("float32")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}

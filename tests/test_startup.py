@@ -67,3 +67,29 @@ def test_what_was_compiled_is_not_compiled_again(tmp_path):
 def test_the_folder_of_jax_s_own_variable_is_kept_to(tmp_path):
     run(COMPILED.format(folder=str(tmp_path / "compiled")), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert not (tmp_path / "compiled").exists()
+
+
+RESTART = """
+import jax
+from mixer import startup
+from mixer.training import sharding
+from mixer.training.checkpoint import Checkpoints
+from tests.training.test_checkpoint import make_state, placed
+
+startup.keep_compiled({folder!r} + "/compiled")
+state, shapes, shardings = placed(make_state(3), sharding.make_mesh(), "data_parallel")
+checkpoints = Checkpoints({folder!r}, 1, 0, 0)
+asked = []
+jax.monitoring.register_event_listener(lambda event, **_: asked.append(event))
+restored = checkpoints.restore(shapes, shardings)
+print(restored is not None, *(sum(event.endswith(kind) for event in asked) for kind in ("cache_hits", "cache_misses")))
+if restored is None:
+    checkpoints.save(state, {{}})
+checkpoints.close()
+"""
+
+
+def test_restoring_compiles_what_saving_has_compiled_already(tmp_path):
+    (first,), (second,) = (run(RESTART.format(folder=str(tmp_path))) for _ in range(2))
+    assert first == "False 0 0"
+    assert second == "True 1 0"  # the checksums

@@ -224,7 +224,7 @@ def _runs(case: _Case, compiled: compiling.Compiled) -> Callable[[], Any]:
             return metrics
 
         return call
-    params = jax.jit(lambda: built.init().params, out_shardings=built.shardings.params)()
+    params = built.init().params
     return lambda: compiled.run(params, batch)
 
 

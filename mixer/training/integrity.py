@@ -146,7 +146,9 @@ def checksums(fields: dict[str, Any]) -> dict[str, Any]:
 def _compare(saved: dict[str, Any]) -> None:
     """Raises ValueError if what was read is not what was written."""
     expected = saved[CHECKSUMS]
-    found = jax.jit(checksums)({name: saved[name] for name in expected})
+    # Laid out as in saving, so that it is the same program, compiled already.
+    lie = next(getattr(values, "sharding", None) for values in expected.values())
+    found = jax.jit(checksums, out_shardings=lie)({name: saved[name] for name in expected})
     for name, values in expected.items():
         if not np.array_equal(values, found[name]):
             raise ValueError(f"{name} is not what was written, its checksum differs")
