@@ -87,7 +87,7 @@ def fake(slope, fixed, recomputes_from, limit):
         if images > 600:
             raise compiling.DoesNotFitError(None)
         work = 1.1 if images >= recomputes_from else 1.0
-        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, None, None, {}, 0.0)
+        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, None, {}, 0.0)
 
     return compile_train
 
