@@ -86,7 +86,7 @@ class Checkpoints:
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
         saved = {
             **_fields(state),
-            integrity.CHECKSUMS: jax.jit(integrity.checksums, out_shardings=state.step.sharding)(_fields(state)),
+            integrity.CHECKSUMS: integrity.computed(_fields(state), state.step.sharding),
         }
         self._saving, self._problem = int(state.step), ""
         try:

@@ -143,12 +143,16 @@ def checksums(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: jnp.stack([checksum(array) for array in jax.tree.leaves(tree)]) for name, tree in fields.items()}
 
 
+def computed(fields: dict[str, Any], lies: jax.sharding.Sharding | None) -> dict[str, Any]:
+    """The checksums, laid out so: in saving and in restoring the same program, which is compiled once."""
+    return jax.jit(checksums, out_shardings=lies)(fields)
+
+
 def _compare(saved: dict[str, Any]) -> None:
     """Raises ValueError if what was read is not what was written."""
     expected = saved[CHECKSUMS]
-    # Laid out as in saving, so that it is the same program, compiled already.
-    lie = next(getattr(values, "sharding", None) for values in expected.values())
-    found = jax.jit(checksums, out_shardings=lie)({name: saved[name] for name in expected})
+    lies = next(getattr(values, "sharding", None) for values in expected.values())  # of NumPy's there is none
+    found = computed({name: saved[name] for name in expected}, lies)
     for name, values in expected.items():
         if not np.array_equal(values, found[name]):
             raise ValueError(f"{name} is not what was written, its checksum differs")

@@ -94,5 +94,7 @@ def test_every_generation_compiles(topology):
         "--config=configs/s32_jft.py", f"--topology={topology}", "--config.model.num_blocks=1", "--nolargest"
     )
     assert found["fits"]
-    assert found["seconds_per_step"] is None or found["seconds_per_step"] > 0
-    assert found["seconds_per_step"] or topology[:2] in ("v4", "v5", "v6")
+    if topology.startswith(("v4", "v5e", "v6e")):  # of which libtpu 0.0.52 has no estimate
+        assert found["seconds_per_step"] is None
+    else:
+        assert found["seconds_per_step"] > 0
