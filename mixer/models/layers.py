@@ -27,11 +27,35 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch rows width"], key: Key[Array, ""] | None) -> Array:
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        dense = partial(
+            nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init, dot_general=_dense_dot
+        )
         y = dense(self.mlp_dim)(x)
         y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
         y = dense(x.shape[-1])(y)
         return nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
+
+
+def _dense_dot(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
+    """The product of `nn.Dense` in the form that it asks for it."""
+    return _dense_product(x, kernel)
+
+
+@jax.custom_jvp
+def _dense_product(x: Float[Array, "*batch k"], kernel: Float[Array, "k n"]) -> Float[Array, "*batch n"]:
+    """x @ kernel, whose gradient for the kernel is multiplied as it is fastest on a CPU (docs/performance.md)."""
+    return jnp.matmul(x, kernel)
+
+
+@_dense_product.defjvp
+def _dense_product_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    # Nothing is computed here, but JAX takes it backwards: the gradient is g.T @ x, to be transposed only when it is
+    # there. Without a barrier XLA makes that x.T @ g again, and transposes the hidden layer or multiplies slowly.
+    dkernel = jax.lax.platform_dependent(
+        dkernel, cpu=lambda d: jax.lax.optimization_barrier(d.T).T, default=lambda d: d
+    )  # fmt: skip
+    return _dense_product(x, kernel), _dense_product(dx, kernel) + _dense_product(x, dkernel)
 
 
 def drop_path(
