@@ -103,7 +103,11 @@ def prepare(
 
 
 def make_train_step(
-    model: Model, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ml_collections.ConfigDict
+    model: Model,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step.
 
@@ -113,10 +117,16 @@ def make_train_step(
 
     With accumulate_steps = a > 1 the batch is taken in a parts, whose gradients add up to those of the whole; each
     device's rows are split in a, so no row moves.
+
+    On a mesh the head's parameters are gathered before they are used: by itself XLA gathers the gradient of the logits
+    instead where the head is split along its channels.
     """
     loss_fn = losses.LOSSES[config.loss]
 
     def part_loss(params: Any, part: Batch, mixup_key: Array, dropout_key: Array, total_weight: Array) -> Array:
+        if mesh is not None:
+            head = jax.lax.with_sharding_constraint(params["head"], sharding.replicated(mesh))
+            params = {**params, "head": head}
         images, targets = prepare(part, model.num_classes, mixup_key, config)
         logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_key})
         return jnp.sum(loss_fn(logits, targets) * part["weight"]) / total_weight
@@ -184,7 +194,7 @@ def jit_train_step(
 ) -> Any:
     """The step as it runs on a mesh: the state, which lies as `shardings` say, is given away for the next."""
     return jax.jit(
-        make_train_step(model, tx, schedule, config),
+        make_train_step(model, tx, schedule, config, mesh),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
