@@ -1,7 +1,8 @@
 """Every test sees eight virtual CPU devices, no rank promotion, and TensorFlow without its start-up chatter.
 
-What one test has compiled is there for all, and for the commands that they start: half of their time was compiling the
-same small programs. pytest-xdist's workers inherit the folder from the process that started them.
+Half of their time was compiling the same small programs. What one test has compiled is therefore there for all, and
+pytest-xdist's workers inherit the folder from the process that started them; and LLVM does not optimise (a third of the
+time of tests/training and tests/models). Commands whose bits are compared with a test's own run are compiled so too.
 """
 
 import atexit
@@ -15,16 +16,20 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import pathlib
+import signal
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Begun in the background by a script, the tests would hand down to the commands they interrupt that it be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no reason to fail, and a failure should be the same when it is looked into.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)

@@ -21,7 +21,7 @@ from mixer.training.metrics import Console, read_metrics
 
 
 def start(arguments):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ
     return subprocess.Popen(
         arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
@@ -206,7 +206,7 @@ def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, 
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             joined = ["--distributed", f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2"]
-        env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
         return [
             subprocess.Popen(
                 command(data_dir, tmp_path, *joined, f"--process_id={number}", **changes),

@@ -66,7 +66,7 @@ def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) ->
 
 
 def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
     return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -85,7 +85,7 @@ def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
     process = subprocess.Popen(
         command(data_dir, killed, **DROPPING),
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -201,7 +201,7 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     joined = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     processes = [
         subprocess.Popen(
             command(data_dir, tmp_path / "two", *joined, f"--process_id={i}", **changes),
