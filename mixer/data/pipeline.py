@@ -23,12 +23,14 @@ from mixer import statuses
 from mixer.data import augment, images, order
 from mixer.data.sources import Source
 from mixer.errors import UserError
+from mixer.performance import chips
 
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 64  # examples read together
+_READERS = 8  # chunks at a time, at most: reading is mostly Python, of which one thread runs at a time
 _GROUP = 8  # images that one call of Python augments: of a call for each, TensorFlow would take a tenth of all time
 _PREFETCH = 2  # batches
 
@@ -74,7 +76,7 @@ def train_examples(
         items = _load(source, config, positions, numbers_at, seed, verify)
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
-    return on_all_cores(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load).unbatch()
+    return on_all_cores(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, _READERS).unbatch()
 
 
 def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
@@ -148,15 +150,16 @@ def eval_batches(
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        images = on_all_cores(on_all_cores(ds, load).unbatch(), finish)
+        images = on_all_cores(on_all_cores(ds, load, _READERS).unbatch(), finish)
         return images.batch(len(row_numbers), drop_remainder=True)
 
     return batches_of(dataset, steps)
 
 
-def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-    """Maps in order; without AutoGraph, which has nothing to do here and says so wherever it can."""
-    return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=tf.data.AUTOTUNE)
+def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any], most: int | None = None) -> tf.data.Dataset:
+    """Maps in order, on `most` cores if given; without AutoGraph, which has nothing to do and says so where it can."""
+    calls = min(chips.host_processors(), most or chips.host_processors())
+    return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=calls)
 
 
 def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) -> Iterator[Batch]:
@@ -165,9 +168,13 @@ def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) 
     TensorFlow ends a dataset at the first error. As every batch is a function of its step, the one step is made again
     with each image tried before it is passed on, and the dataset is opened again behind it.
     """
+    options = tf.data.Options()
+    # The thread that would tune the pipeline misses the dataset's end when it looks a moment too early, and is waited
+    # for while it sleeps on, up to a minute. What it gains is nothing (docs/performance.md).
+    options.autotune.enabled = False
     verify = False
     while steps:
-        batches = dataset(steps[:1] if verify else steps, verify).prefetch(_PREFETCH)
+        batches = dataset(steps[:1] if verify else steps, verify).prefetch(_PREFETCH).with_options(options)
         try:
             for batch in batches.as_numpy_iterator():
                 yield batch

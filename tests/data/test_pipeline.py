@@ -1,6 +1,7 @@
 """The batch at a step is the same bytes however it is come by; a bad image costs its own slot and nothing else."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -327,6 +328,22 @@ def test_other_errors_arrive_as_they_are():
     batches = pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(3))
     with pytest.raises(tf.errors.InvalidArgumentError, match="a mistake in the program"):
         next(iter(batches))
+
+
+def test_a_dataset_ends_at_once():
+    """TensorFlow's tuning made two ends of five wait, for up to as long as the dataset had been read."""
+    source, waited = source_of(examples_of(9)), []
+    for _ in range(8):
+        batches = pipeline.train_batches(
+            source, input_config(), seed=5, batch_size=BATCH, rows=slice(0, BATCH), steps=range(10**6)
+        )
+        since = time.monotonic()
+        while time.monotonic() < since + 0.5:
+            next(batches)
+        since = time.monotonic()
+        batches.close()
+        waited.append(time.monotonic() - since)
+    assert sorted(waited)[-2] < 0.1  # a busy machine may hold up one
 
 
 def test_autograph_has_nothing_to_say(caplog):
