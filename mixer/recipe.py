@@ -55,7 +55,7 @@ def base() -> ConfigDict:
     config.model.head_bias_init = 0.0
     config.model.dtype = "bfloat16"  # or float32: of activations and matrix products
     config.model.remat = False  # recompute activations in the backward pass: less memory, a third more work
-    config.model.scan = False  # compile one block and loop over it
+    config.model.scan = False  # compile one block and loop over it; without remat it takes several times the memory
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # or momentum, muon
