@@ -343,7 +343,7 @@ def test_a_dataset_ends_at_once():
         since = time.monotonic()
         batches.close()
         waited.append(time.monotonic() - since)
-    assert sorted(waited)[-2] < 0.1  # a busy machine may hold up one
+    assert sorted(waited)[-2] < 0.2  # a busy machine may hold up one
 
 
 def test_autograph_has_nothing_to_say(caplog):
