@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, models
+from mixer import command_line, host, models
 from mixer.errors import UserError, quiet_libraries
 from mixer.performance import chips, model_speed, scaling, slices
 
@@ -31,7 +31,7 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "platform": first.platform,
         "cores": jax.device_count(),
-        "host_processors": chips.host_processors(),
+        "host_processors": host.processors(),
         "jax": jax.__version__,
     }
 
@@ -153,7 +153,7 @@ def _input() -> None:
     given = flags.FLAGS
     config, name = command_line.from_flags()
     found = input_speed.measure(
-        config, epath.Path("runs") / name / "cache", chips.host_processors(),
+        config, epath.Path("runs") / name / "cache", host.processors(),
         seconds=given.block_seconds, blocks=given.blocks,
     )  # fmt: skip
     needed = found.cores_needed(given.accelerator_rate) if given.accelerator_rate else None

@@ -25,8 +25,8 @@ import jax  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 
-from mixer import models  # noqa: E402
-from mixer.performance import chips, model_speed  # noqa: E402
+from mixer import host, models  # noqa: E402
+from mixer.performance import model_speed  # noqa: E402
 
 MODELS = {"s16": ("S/16", "mixer_s16_224"), "b16": ("B/16", "mixer_b16_224")}
 
@@ -72,10 +72,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    torch.set_num_threads(chips.host_processors())
+    torch.set_num_threads(host.processors())
     peak, source = model_speed.peak("float32")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}
-    print(f"{chips.host_processors()} processors; {', '.join(map(' '.join, versions.items()))}; {source}\n")
+    print(f"{host.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {source}\n")
     row = "{:<6}{:<11}{:>6}{:>24}{:>24}{:>22}{:>10}".format
     print(row("model", "mode", "batch", "here, images/s", "timm, images/s", "ratio", "here, MFU"))
     for model in given.models:

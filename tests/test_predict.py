@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import flags
 from etils import epath
 from PIL import Image
+from test_train import environment
 
 from mixer import config as configuration
 from mixer import models, predict, recipe
@@ -107,9 +108,10 @@ def sigmoid(logits):
 
 
 def run(*arguments, cwd, devices=8):
-    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "mixer.predict", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def check_top(top, probabilities, names):

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train import DROPPING, ROOT, command, data_dir, deterministic, run, tiny  # noqa: F401
+from test_train import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
 from mixer import preemption, train
 from mixer.data import pipeline
@@ -21,10 +21,7 @@ from mixer.training.metrics import Console, read_metrics
 
 
 def start(arguments):
-    env = os.environ
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
 
 
 def wait_for(process, beginning):
@@ -206,11 +203,10 @@ def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, 
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             joined = ["--distributed", f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2"]
-        env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
         return [
             subprocess.Popen(
                 command(data_dir, tmp_path, *joined, f"--process_id={number}", **changes),
-                cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+                cwd=ROOT, env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
             )
             for number in range(2)
         ]  # fmt: skip

@@ -65,9 +65,15 @@ def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) ->
             *arguments]  # fmt: skip
 
 
+def environment(devices: int) -> dict[str, str]:
+    """The tests' own, for a process that sees so many devices."""
+    return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
+
+
 def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -85,7 +91,6 @@ def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
     process = subprocess.Popen(
         command(data_dir, killed, **DROPPING),
         cwd=ROOT,
-        env=os.environ,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -201,11 +206,10 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     joined = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
-    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     processes = [
         subprocess.Popen(
             command(data_dir, tmp_path / "two", *joined, f"--process_id={i}", **changes),
-            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT, env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(2)
     ]  # fmt: skip

@@ -213,7 +213,7 @@ def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:
     def decode(number: tf.Tensor) -> tf.Tensor:
         return augment.decode(*(each[number % len(kept["data"])] for each in arguments))
 
-    return pipeline.on_all_cores(tf.data.Dataset.range(numbers.start, numbers.stop), decode)
+    return pipeline.mapped(tf.data.Dataset.range(numbers.start, numbers.stop), decode)
 
 
 def _timed(feed: Iterator[Any], seconds: float) -> tuple[int, float]:

@@ -19,18 +19,18 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from mixer import statuses
+from mixer import host, statuses
 from mixer.data import augment, images, order
 from mixer.data.sources import Source
 from mixer.errors import UserError
-from mixer.performance import chips
 
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 64  # examples read together
-_READERS = 8  # chunks at a time, at most: reading is mostly Python, of which one thread runs at a time
+_CORES = host.processors()
+_READERS = min(8, _CORES)  # chunks at a time: reading is mostly Python, of which one thread runs at a time
 _GROUP = 8  # images that one call of Python augments: of a call for each, TensorFlow would take a tenth of all time
 _PREFETCH = 2  # batches
 
@@ -76,7 +76,7 @@ def train_examples(
         items = _load(source, config, positions, numbers_at, seed, verify)
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
-    return on_all_cores(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, _READERS).unbatch()
+    return mapped(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, _READERS).unbatch()
 
 
 def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
@@ -96,7 +96,7 @@ def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -
         image.set_shape([len(pixels), config.image_size, config.image_size, 3])
         return _finished(group, image)
 
-    return on_all_cores(examples, finish)
+    return mapped(examples, finish)
 
 
 def batched(groups: tf.data.Dataset, rows: int) -> tf.data.Dataset:
@@ -150,15 +150,14 @@ def eval_batches(
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        images = on_all_cores(on_all_cores(ds, load, _READERS).unbatch(), finish)
+        images = mapped(mapped(ds, load, _READERS).unbatch(), finish)
         return images.batch(len(row_numbers), drop_remainder=True)
 
     return batches_of(dataset, steps)
 
 
-def on_all_cores(ds: tf.data.Dataset, function: Callable[..., Any], most: int | None = None) -> tf.data.Dataset:
-    """Maps in order, on `most` cores if given; without AutoGraph, which has nothing to do and says so where it can."""
-    calls = min(chips.host_processors(), most or chips.host_processors())
+def mapped(ds: tf.data.Dataset, function: Callable[..., Any], calls: int = _CORES) -> tf.data.Dataset:
+    """Maps in order, so many calls at a time; without AutoGraph, which has nothing to do and says so where it can."""
     return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=calls)
 
 

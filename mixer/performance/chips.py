@@ -1,7 +1,6 @@
 """What a chip can do at most: the peak that utilisation is measured against, and the memory that programs fit in."""
 
 import dataclasses
-import os
 import time
 
 import jax
@@ -61,11 +60,6 @@ CHIPS = {
 def find(device_kind: str) -> Chip | None:
     """The chip of this name, if the table has it."""
     return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), None)
-
-
-def host_processors() -> int:
-    """How many of the host's processors this process may use: JAX on a CPU and TensorFlow take so many threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measured_peak(dtype: jnp.dtype, products: int = 2, attempts: int = 5) -> float:

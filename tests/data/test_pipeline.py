@@ -331,7 +331,7 @@ def test_other_errors_arrive_as_they_are():
 
 
 def test_a_dataset_ends_at_once():
-    """TensorFlow's tuning made two ends of five wait, for up to as long as the dataset had been read."""
+    """TensorFlow's tuning made about one end in three wait, for up to as long as the dataset had been read."""
     source, waited = source_of(examples_of(9)), []
     for _ in range(8):
         batches = pipeline.train_batches(

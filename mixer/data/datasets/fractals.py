@@ -18,7 +18,6 @@ Every image is a function of (seed, category, instance, size) alone, whatever el
 
 import collections
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from concurrent import futures
@@ -29,6 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
+from mixer import host
 from mixer.data.datasets import base
 from mixer.data.datasets.iterated_functions import draw
 
@@ -129,7 +129,7 @@ class Fractals(base.Builder):
             for category in range(shape.categories)
             for first in range(0, len(instances), _TOGETHER)
         )
-        threads = os.cpu_count() or 1
+        threads = host.processors()
         with futures.ThreadPoolExecutor(threads) as pool:  # NumPy and OpenCV let others run meanwhile
             ahead = collections.deque(pool.submit(drawn, *part) for part in itertools.islice(parts, 2 * threads))
             while ahead:
