@@ -8,7 +8,7 @@ The data: scripts/prepare.py imagenet21k, from the released archive.
 
 from ml_collections import ConfigDict
 
-from mixer import recipe
+from mixer.config import recipe
 
 
 def get_config() -> ConfigDict:

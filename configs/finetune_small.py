@@ -8,7 +8,7 @@ The recipe is that of configs/finetune.py but for the batch and the number of st
 
 from ml_collections import ConfigDict
 
-from mixer import recipe, tasks
+from mixer.config import recipe, tasks
 
 
 def get_config(arguments: str = "task=cifar10") -> ConfigDict:

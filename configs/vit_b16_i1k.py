@@ -8,7 +8,7 @@ are not told; these are Mixer's, so that the two differ in the model alone. L/16
 
 from ml_collections import ConfigDict
 
-from mixer import recipe
+from mixer.config import recipe
 
 
 def get_config() -> ConfigDict:

@@ -17,9 +17,11 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, host, models
-from mixer.errors import UserError, quiet_libraries
-from mixer.performance import chips, model_speed, scaling, slices
+from mixer import models
+from mixer.config import command_line
+from mixer.performance import chips, model_speed, scaling, tpu_topology
+from mixer.runtime import cpu
+from mixer.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 
@@ -31,7 +33,7 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "platform": first.platform,
         "cores": jax.device_count(),
-        "host_processors": host.processors(),
+        "host_processors": cpu.processors(),
         "jax": jax.__version__,
     }
 
@@ -83,10 +85,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    quiet_libraries()
     given = flags.FLAGS
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; this command takes --flags only")
     what = "--input" if given.input else "--scaling" if given.scaling else "models"
     run, wanted = _MEASURES[what]
     others = {name for _, names in _MEASURES.values() for name in names} - wanted
@@ -123,9 +122,9 @@ def _models() -> None:
 
 def _estimating(topology: str, settings: model_speed.Settings) -> tuple[dict[str, Any], Any, float | None, str]:
     """What is measured on a machine that is there, of a TPU slice that is not."""
-    mesh = slices.topology(topology)
+    mesh = tpu_topology.mesh_of(topology)
     kind = mesh.devices.flat[0].device_kind
-    peak = getattr(chips.CHIPS[slices.KINDS[topology.partition(":")[0]]], settings.dtype)
+    peak = getattr(chips.CHIPS[tpu_topology.KINDS[topology.partition(":")[0]]], settings.dtype)
     found = {"kind": kind, "platform": "tpu", "cores": mesh.size, "host_processors": None, "jax": jax.__version__}
     one = functools.partial(model_speed.estimate, settings=settings, peak_flops=peak, mesh=mesh)
     source = f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}"
@@ -148,12 +147,12 @@ def _scaling() -> None:
 
 
 def _input() -> None:
-    from mixer.data import input_speed  # it needs TensorFlow, which the rest does without
+    from mixer.performance import input_speed  # it needs TensorFlow, which the rest does without
 
     given = flags.FLAGS
     config, name = command_line.from_flags()
     found = input_speed.measure(
-        config, epath.Path("runs") / name / "cache", host.processors(),
+        config, epath.Path("runs") / name / "cache", cpu.processors(),
         seconds=given.block_seconds, blocks=given.blocks,
     )  # fmt: skip
     needed = found.cores_needed(given.accelerator_rate) if given.accelerator_rate else None

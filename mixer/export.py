@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from mixer import command_line
-from mixer.errors import UserError, first_line, quiet_libraries
+from mixer.config import command_line
+from mixer.runtime.errors import UserError, first_line
 from mixer.training.metrics import read_metrics
 from mixer.transfer import model_card, npz, stablehlo, timm
 from mixer.transfer import weights as transfer_weights
@@ -84,7 +84,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    quiet_libraries()
     given = flags.FLAGS
     checkpoint = command_line.checkpoint()
     if not given.to:
@@ -109,4 +108,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags)
+    command_line.run(main, define_flags, takes_arguments=True)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,17 @@ import tqdm
 from absl import flags
 from etils import epath, epy
 
-from mixer import class_names, command_line, recipe, statuses
-from mixer.errors import UserError, quiet_libraries
-from mixer.training import sharding
+from mixer.config import command_line, recipe
+from mixer.data import class_names, folder, image_status
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training.step import normalize
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
 with epy.lazy_imports():  # they bring TensorFlow, for which neither --help nor an error in the command line waits
-    from mixer.data import pipeline, sources
+    from mixer.data import folder, sources
+    from mixer.evaluation import evaluator
 
 _MANY = 100  # images, above which a progress bar is worth a line
 
@@ -48,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int) -> Iterator[list[Prediction]]:
-    """Yields the predictions of one batch of images after the other, in order; computes on all devices.
+    """Yields the predictions of one batch of images after another, in order. All devices compute.
 
     Args:
       weights: of a model with a head.
@@ -56,35 +58,42 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
       top: how many classes to name, at most as many as there are.
       batch_size: the most images at a time; rounded up to a multiple of the number of devices.
     """
-    model, mesh = weights.model(), sharding.make_mesh()
+    model, mesh = weights.model(), devices.make_mesh()
+    batch_size = -(-min(batch_size, len(paths)) // mesh.size) * mesh.size
+    config = input_config(weights)
+    context = evaluator.Context(model, None, "", config, mesh, batch_size, transfer_weights.cache_folder())
+    params = jax.device_put(weights.params, devices.replicated(mesh))
+    step = _make_step(weights, mesh, top)
+
+    def fetch(numbers: np.ndarray) -> list[sources.Example]:
+        return [sources.Example(folder.file_bytes(paths[n]), ()) for n in numbers]
+
+    source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch)
+    batches = evaluator.split_batches(source, config, context)
+    for start, batch in zip(range(0, len(paths), batch_size), batches, strict=True):
+        probabilities, classes = jax.device_get(step(params, batch["image"]))
+        statuses = jax.device_get(batch["status"])
+        found = []
+        for row, path in enumerate(paths[start : start + batch_size]):  # the last batch has more rows than images
+            error = _reason(path, int(statuses[row]))
+            top_of = [] if error else list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
+            found.append(Prediction(path, top_of, error))
+        yield found
+
+
+def _make_step(weights: Weights, mesh: jax.sharding.Mesh, top: int) -> Callable[[Any, jax.Array], Any]:
+    """Makes the jitted function from (params, images) to the `top` probabilities and their class numbers."""
+    model = weights.model()
     link = jax.nn.sigmoid if weights.config is not None and weights.config.loss == "sigmoid_xent" else jax.nn.softmax
 
     def likeliest(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Left to themselves, TPUs and GPUs round the factors of float32 products to fewer bits.
+        # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
         with jax.default_matmul_precision("float32"):
             logits: Any = model.apply({"params": params}, normalize(pixels))
         probabilities, classes = jax.lax.top_k(link(logits), top)
         return probabilities, classes
 
-    step = jax.jit(likeliest, out_shardings=sharding.replicated(mesh))
-    params = jax.device_put(weights.params, sharding.replicated(mesh))
-
-    def fetch(numbers: np.ndarray) -> list[sources.Example]:
-        return [sources.Example(sources.file_bytes(paths[n]), ()) for n in numbers]
-
-    source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch)
-    batch_size = -(-min(batch_size, len(paths)) // mesh.size) * mesh.size
-    rows = sharding.host_rows(mesh, batch_size)
-    batches = pipeline.eval_batches(source, input_config(weights), batch_size=batch_size, rows=rows)
-    for start, batch in zip(range(0, len(paths), batch_size), batches, strict=True):
-        pixels = sharding.to_devices({"image": batch["image"]}, mesh)["image"]
-        probabilities, classes = jax.device_get(step(params, pixels))
-        found = []
-        for row, path in enumerate(paths[start : start + batch_size]):  # the last batch has more rows than images
-            error = _reason(path, int(batch["status"][row]))
-            top_of = [] if error else list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
-            found.append(Prediction(path, top_of, error))
-        yield found
+    return jax.jit(likeliest, out_shardings=devices.replicated(mesh))
 
 
 def input_config(weights: Weights) -> ml_collections.ConfigDict:
@@ -99,14 +108,14 @@ def input_config(weights: Weights) -> ml_collections.ConfigDict:
 
 def _reason(path: str, status: int) -> str:
     """Why an image cannot be used; empty if it can."""
-    if status == statuses.OK:
+    if status == image_status.OK:
         return ""
-    if status == statuses.BAD_RECORD:
+    if status == image_status.BAD_RECORD:
         try:
             return "unreadable" if epath.Path(path).exists() else "missing"
         except Exception:  # each file system has exceptions of its own
             return "unreadable"
-    return statuses.STATUSES[status].replace("_", " ")
+    return image_status.STATUSES[status].replace("_", " ")
 
 
 def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
@@ -130,7 +139,7 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
         raise UserError("no images given: name image files or folders of them, such as cat.jpg holiday/")
     if not found:
         folders = " and ".join(folder.path for folder in empty)
-        raise UserError(f"there are no images in {folders}; looked for {', '.join(sources.IMAGE_SUFFIXES)}")
+        raise UserError(f"there are no images in {folders}; looked for {', '.join(folder.IMAGE_SUFFIXES)}")
     return found, empty
 
 
@@ -138,7 +147,7 @@ def _images_below(folder: epath.Path) -> list[str]:
     found = []
     for root, folders, files in folder.walk():
         folders[:] = [name for name in folders if name[0] != "."]  # walk does not enter what is taken out
-        names = (name for name in files if name[0] != "." and name.lower().endswith(sources.IMAGE_SUFFIXES))
+        names = (name for name in files if name[0] != "." and name.lower().endswith(folder.IMAGE_SUFFIXES))
         found += [os.fspath(root / name) for name in names]
     return sorted(found)
 
@@ -179,7 +188,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    quiet_libraries()
     given = flags.FLAGS
     checkpoint = command_line.checkpoint()
     for name, value in (("top", given.top), ("batch_size", given.batch_size)):
@@ -238,4 +246,4 @@ def json_line(prediction: Prediction, names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags)
+    command_line.run(main, define_flags, takes_arguments=True)

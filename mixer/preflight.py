@@ -19,11 +19,11 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from mixer import command_line, models, paper
-from mixer import config as configuration
-from mixer.errors import UserError, quiet_libraries
-from mixer.performance import chips, fitting, slices
-from mixer.training import programs, sharding
+from mixer import models
+from mixer.config import command_line, durations, paper
+from mixer.performance import chips, memory_fit, tpu_topology
+from mixer.runtime.errors import UserError
+from mixer.training import setup, sharding
 
 # Datasets by name: classes, training examples, the most labels on an example, and how the paper calls it.
 DATA = {
@@ -149,14 +149,14 @@ def examine(
     Raises:
       UserError: the batch does not divide.
     """
-    sharding.check_parts(config, mesh)
+    sharding.check_divides(config, mesh)
     classes, labels = known["num_classes"], known["max_labels"]
-    built = programs.build(config, mesh, num_classes=classes)
+    built = setup.build(config, mesh, num_classes=classes)
     given = {
         "parameters": built.state.params,
         "optimizer state": built.state.opt_state,
         "moving average": built.state.ema_params,
-        "batch": programs.batch_shapes(config, mesh, labels),
+        "batch": setup.batch_shapes(config, mesh, labels),
     }
     found: dict[str, Any] = {
         "model": models.full_name(config.model.variant),
@@ -166,15 +166,17 @@ def examine(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
         **known,
         "cores": mesh.size,
-        "hosts": slices.hosts(mesh),
+        "hosts": tpu_topology.hosts(mesh),
         "device_kind": mesh.devices.flat[0].device_kind,
         "batch_size": config.batch_size,
         "memory": memory,
-        "memory_by_kind": {name: slices.bytes_on_a_core(tree) for name, tree in given.items() if jax.tree.leaves(tree)},
+        "memory_by_kind": {
+            name: tpu_topology.bytes_on_a_core(tree) for name, tree in given.items() if jax.tree.leaves(tree)
+        },
         "checkpoint_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(built.shapes)),
         "jax": jax.__version__,
     }
-    fit = fitting.Fitting(config, mesh, classes, labels, memory, tell)
+    fit = memory_fit.Fitting(config, mesh, classes, labels, memory, tell)
     train = fit.train()
     found["fits"] = train is not None
     if train is None:
@@ -182,7 +184,7 @@ def examine(
     evaluation = fit.evaluate()
     macs = built.model.forward_macs(config.input.image_size)
     per_core = config.batch_size / mesh.size
-    total_steps = configuration.steps(config, "total", known["num_examples"])
+    total_steps = durations.steps(config, "total", known["num_examples"])
     found |= {
         "memory_by_kind": {
             **found["memory_by_kind"], "temporaries (activations, gradients)": train.temporaries, "code": train.code
@@ -217,17 +219,14 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; exits with status 1 where the config does not fit."""
-    quiet_libraries()
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     given = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")  # of a TPU that is there nothing is wanted
     if not given.topology:
         raise UserError("--topology is missing: the slice to compile for, such as v3:8x8 or v5e:4x8")
     config, _ = command_line.from_flags()
     known = facts(config, given.num_classes, given.num_examples)
-    mesh = slices.topology(given.topology)
-    memory = chips.CHIPS[slices.KINDS[given.topology.partition(":")[0]]].memory
+    mesh = tpu_topology.mesh_of(given.topology)
+    memory = chips.CHIPS[tpu_topology.KINDS[given.topology.partition(":")[0]]].memory
     found = examine(config, mesh, known, memory, given.largest, lambda line: print(line, file=sys.stderr, flush=True))
     found |= {"topology": given.topology, "libtpu": importlib.metadata.version("libtpu")}
     print(json.dumps(found) if given.json else report(found))

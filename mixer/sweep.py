@@ -1,61 +1,54 @@
-"""The paper's fine-tuning protocol for several tasks: the learning rate by a dev split, then a few seeds, tested.
+"""The paper's fine-tuning protocol in one command: learning rate by dev split, then the test split with three seeds.
 
-Every run is an ordinary `mixer.train.train` in a folder of its own. What is done is not done again: a run's result is
-read from its folder.
+    python -m mixer.sweep --config configs/finetune.py:model=b16,size=448 --tasks all --workdir runs/sweep \\
+        --config.init_from=B/16-i21k --config.input.data_dir=DIR [--config.NAME=VALUE] \\
+        [--learning_rates 0.01,0.03] [--seeds 3] [--pretraining i21k]
+
+Each task of mixer/config/tasks.py: a run for every learning rate of its grid, trained on part of the training data and
+evaluated on the rest of it; with the best of them, a run for every seed on all training data, evaluated on the test
+data. Without config.init_from this is a baseline from scratch. The table, with the paper's numbers beside it, is
+printed and kept as results.md and results.json.
+
+Run again, it continues: what is done stays. Runs are in WORKDIR/TASK/lr_RATE and WORKDIR/TASK/lr_RATE_seed_N, each
+with up to three checkpoints; --config.checkpoint.keep_last=1 --config.checkpoint.keep_best=0 leaves one.
 """
 
 import dataclasses
-import statistics
+import importlib.metadata
+import math
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-from ml_collections import ConfigDict
+import jax
+from absl import flags
+from etils import epath, epy
+from ml_collections import ConfigDict, config_flags
 
-from mixer import command_line, tasks
-from mixer import config as configuration
-from mixer.data import sources
-from mixer.errors import DivergedError, UserError
+from mixer.config import checks, command_line, durations, paper, run_folder, tasks
+from mixer.runtime import compilation_cache
+from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.metrics import Console, read_metrics
-from mixer.transfer import load
+from mixer.transfer import init_from, sweep_results
+from mixer.transfer.sweep_results import Outcome
+from mixer.transfer.weights import PUBLISHED
+
+with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
+    from mixer.data import readers
 
 DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came out for a task; accuracies are shares.
-
-    Attributes:
-      grid: accuracy on the dev split by learning rate, None where the run diverged; empty where there was no choice.
-      dev_count: images of the dev split; None where there was no choice.
-      chosen: the learning rate.
-      seeds: accuracy on the test split, one for each seed from 0; None where the run diverged.
-      count: images of the test split; None where all diverged.
-    """
-
-    grid: dict[float, float | None]
-    dev_count: int | None
-    chosen: float
-    seeds: list[float | None]
-    count: int | None
-
-    @property
-    def finite(self) -> list[float]:
-        """The accuracies of the seeds that did not diverge."""
-        return [accuracy for accuracy in self.seeds if accuracy is not None]
-
-    @property
-    def mean(self) -> float | None:
-        """The mean over the seeds that did not diverge; None if all did."""
-        return statistics.mean(self.finite) if self.finite else None
-
-    @property
-    def std(self) -> float | None:
-        """The sample standard deviation over the seeds that did not diverge; None for fewer than two."""
-        return statistics.stdev(self.finite) if len(self.finite) > 1 else None
+# What the sweep itself sets, and what to do instead.
+_SET_HERE = {
+    "optimizer.learning_rate": "give --learning_rates",
+    "seed": "give --seeds, their number",
+    "input.dataset": "give --tasks",
+    "input.train_split": "the rows of mixer/tasks.py say the splits",
+    "input.eval_split": "the rows of mixer/tasks.py say the splits",
+}
 
 
 def choose(grid: dict[float, float | None]) -> float | None:
@@ -77,9 +70,9 @@ class _Run:
         Raises:
           UserError: the folder holds a run of another config.
         """
-        if not (self.folder / configuration.CONFIG_FILE).exists():
+        if not (self.folder / run_folder.CONFIG_FILE).exists():
             return None
-        configuration.check_same(load.with_token_width(self.config, None, self.folder), self.folder)
+        run_folder.check_same(init_from.with_token_width(self.config, None, self.folder), self.folder)
         if (self.folder / DIVERGED_FILE).exists():
             return {}
         rows = [row for row in read_metrics(self.folder) if row["step"] == self.total_steps and "val/count" in row]
@@ -119,7 +112,7 @@ class Sweep:
             for dev in (True, False):
                 data = self._config(name, self._rates[name][0], 0, dev).input
                 for split in (data.eval_split, data.train_split):
-                    source = sources.open_source(data, split, self._workdir / "cache")
+                    source = readers.open_source(data, split, self._workdir / "cache")
                 self._num_examples[name, dev] = source.num_examples
             finals = [run for rate in self._rates[name] for run in self._final_runs(name, rate)]
             for run in (*self._grid_runs(name).values(), *finals):
@@ -161,12 +154,12 @@ class Sweep:
         config.input.train_split = task.sweep_train if dev else task.train
         config.input.eval_split = task.sweep_dev if dev else task.test
         config.optimizer.learning_rate, config.seed = rate, seed
-        return configuration.checked(configuration.one_unit_each(config, self._overrides))
+        return checks.checked(durations.one_unit_each(config, self._overrides))
 
     def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> _Run:
         config = self._config(name, rate, seed, dev)
         title = f"{name}, learning rate {rate}" + ("" if dev else f", seed {seed}")
-        total_steps = configuration.steps(config, "total", self._num_examples[name, dev])
+        total_steps = durations.steps(config, "total", self._num_examples[name, dev])
         return _Run(title, self._workdir / name / label, config, total_steps)
 
     def _grid_runs(self, name: str) -> dict[float, _Run]:
@@ -202,3 +195,92 @@ class Sweep:
         self._seconds += time.monotonic() - before
         self._steps += run.total_steps - (int(rows[-1]["step"]) if rows else 0)
         return result
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def _task_names(names: Sequence[str]) -> list[str]:
+    """The full names of tasks; "all" is the paper's five."""
+    found = []
+    for name in tasks.AVG5 if list(names) == ["all"] else names:
+        try:
+            full, task = tasks.find(name)
+            task.check_trainable()
+        except ValueError as error:
+            raise UserError(f"--tasks: {error}") from None
+        found.append(full)
+    if not found:
+        raise UserError("--tasks: give all, or names joined by commas")
+    return found
+
+
+def _learning_rates(words: Sequence[str]) -> list[float]:
+    try:
+        rates = [float(word) for word in words]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"--learning_rates={','.join(words)}: expected numbers above 0, joined by commas")
+    return rates
+
+
+def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
+    """The paper's results for this model, pre-trained on what --pretraining or the name of the weights says."""
+    named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
+    try:
+        return paper.find(config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop)
+    except ValueError as error:
+        if pretraining:
+            raise UserError(f"--pretraining={pretraining}: {error}") from None
+        return None
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "configs/finetune.py with its arguments, all but task.")
+    flags.DEFINE_list("tasks", ["all"], "Rows of mixer/config/tasks.py, or all: the paper's five.")
+    flags.DEFINE_list(
+        "learning_rates", None, "The grid, in place of the tasks' own; of a single one nothing is chosen."
+    )
+    flags.DEFINE_integer("seeds", 3, "How many final runs.", lower_bound=1)
+    flags.DEFINE_string("pretraining", None, "What the weights come from, for the paper's numbers: i1k, i21k or jft.")
+    flags.DEFINE_string("workdir", "runs/sweep", "The folder of all runs, local or gs://.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    config, _ = command_line.from_flags()
+    spec = config_flags.get_config_filename(given["config"])
+    overrides = dict(config_flags.get_override_values(given["config"]))
+    if wrong := [name for name in _SET_HERE if name in overrides]:
+        raise UserError(f"--config.{wrong[0]} is set by the sweep itself; {_SET_HERE[wrong[0]]}")
+    if "task=" in spec.partition(":")[2]:
+        raise UserError(f"--config {spec}: task is set by the sweep itself; give --tasks")
+    names = _task_names(given.tasks)
+    chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
+    row = _paper_row(config, given.pretraining)
+    workdir = epath.Path(given.workdir)
+    # Runs that are the same program compile once: evaluations, and a run and its continuation.
+    compilation_cache.keep_compiled(workdir / "compiled")
+    rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
+    sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
+    made_by = {
+        "command": shlex.join(["python", "-m", "mixer.sweep", *sys.argv[1:]]),
+        "config": spec,
+        "overrides": overrides,
+        "eval_crop": config.input.eval_crop,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {name: importlib.metadata.version(name) for name in ("mixer", "jax", "flax")},
+    }
+    outcomes: dict[str, Outcome] = {}
+    for name, outcome in sweep.outcomes():
+        outcomes[name] = outcome
+        sweep_results.write(workdir, outcomes, row, made_by)
+    print(f"\n{sweep_results.table(outcomes, row)}\n\n{sweep_results.note(row, config.input.eval_crop)}")
+    print(f"The table and what made it are in {workdir}/results.md and results.json")
+
+
+if __name__ == "__main__":
+    command_line.run(main, define_flags)

@@ -1,34 +1,40 @@
 """Trains a Mixer: `python -m mixer.train --config configs/b16_i21k.py --workdir gs://bucket/b16_i21k`.
 
-Pre-training, fine-tuning, the quickstart and the tests are this one loop under different configs. Run the same command
-again and it continues from the newest checkpoint, to the same bits as if it had never stopped.
+Pre-training, fine-tuning, the quickstart and the tests are this one loop under different configs. The same command
+given again continues from the newest whole checkpoint, and ends at the same bits as a run that was never stopped.
 """
 
 import atexit
+import dataclasses
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from absl import flags
 from etils import epath, epy
 from ml_collections import config_flags
 
-from mixer import command_line, distributed, models, preemption, startup, statuses
-from mixer import config as configuration
-from mixer.errors import DivergedError, UserError, first_line, quiet_libraries
-from mixer.training import evaluation, programs, sharding
+from mixer import models
+from mixer.config import command_line, describe, durations, run_folder
+from mixer.runtime import compilation_cache, devices, distributed, preemption
+from mixer.runtime.errors import UserError, first_line
+from mixer.training import health, setup, sharding
 from mixer.training.checkpoint import Checkpoints, has_checkpoints
 from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
-from mixer.training.step import Metrics, TrainState, prepare
-from mixer.transfer import load
+from mixer.training.step import Metrics, TrainState
+from mixer.transfer import init_from
+from mixer.transfer.weights import Weights
 from mixer.transfer.weights import read as read_weights
 
-with epy.lazy_imports():  # they bring TensorFlow, for which neither --help nor an error in the command line waits
-    from mixer.data import contact_sheet, pipeline, sources
-    from mixer.transfer import fewshot_evaluator
+with epy.lazy_imports():  # they import TensorFlow; --help and an error in the command line do not wait for it
+    from mixer.data import pipeline, readers
+    from mixer.evaluation import evaluator, evaluators
+    from mixer.training import first_batch
 
-_FEWEST_SEEN = 1000  # images; among fewer, a single bad one would be a large share
+if TYPE_CHECKING:
+    from mixer.data.sources import Source
 
 
 def train(
@@ -41,289 +47,266 @@ def train(
     """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
 
     Args:
-      config: from `configuration.checked`.
+      config: from `checks.checked`.
       workdir: the run's folder, local or gs://; made if missing.
-      console: where to say how it goes; standard output if not given.
-      stop: tells when to save and leave; never if not given.
-      allow_config_change: whether a run of another config may be continued with this one.
+      console: where to report progress; standard output if not given.
+      stop: tells when to save and leave; never, if not given.
+      allow_config_change: continue a run that had another config.
 
     Returns:
       The metrics of the last evaluation.
 
     Raises:
       UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
-      PreemptedError: the run was asked to stop; its state is saved.
+      PreemptedError: the run was asked to stop, and its state is saved.
     """
-    stop = stop or preemption.Stop()
-    workdir = _make_workdir(workdir)
-    console = console or Console()
+    stop, console, workdir = stop or preemption.Stop(), console or Console(), run_folder.make(workdir)
     weights = None
     if config.init_from and not has_checkpoints(workdir):
         weights = read_weights(config.init_from).at_image_size(config.input.image_size, config.resize)
-    config = load.with_token_width(config, weights, workdir)
+    config = init_from.with_token_width(config, weights, workdir)
+    run, changes = _prepare(config, workdir, console, stop, allow_config_change)
 
-    # ------------------------------------------------------------------------------------------------ mesh and input
-    mesh = sharding.make_mesh()
-    stop.agree(mesh)
-    rows = sharding.host_rows(mesh, config.batch_size)
-    sharding.check_parts(config, mesh)
-    train_source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
-    eval_source = sources.open_source(config.input, config.input.eval_split, workdir / "cache")
-
-    def every(name: str) -> int:
-        return configuration.steps(config, name, train_source.num_examples)
-
-    total_steps = every("total")
-    changes = configuration.check_same(config, workdir, allow_config_change)
-
-    # ----------------------------------------------------------------------------- model, optimizer and compiled steps
-    built = programs.build(
-        config, mesh, num_classes=len(train_source.class_names), multi_label=eval_source.multi_label,
-        warmup_steps=every("warmup"), total_steps=total_steps,
-    )  # fmt: skip
-    _describe(console, config, mesh, built, train_source, eval_source, total_steps)
-    few_shot = None
-    if config.fewshot.dataset:
-        few_shot = fewshot_evaluator.FewShot(
-            config.fewshot, config.input, built.model, mesh, batch_size=config.batch_size, cache_dir=workdir / "cache"
-        )
-
-    # ------------------------------------------------------------------------------------------------- state, restored
+    # The state: from the newest checkpoint, from given weights, or new.
     checkpoints = Checkpoints(workdir, **config.checkpoint)
     try:
-        state = checkpoints.restore(built.shapes, built.shardings)
+        state = checkpoints.restore(run.built.shapes, run.built.shardings)
         if state is not None:
             console.keep(f"continuing from step {int(state.step)}" + "".join(f"; {change}" for change in changes))
         else:
-            state = built.init()
-            if weights is not None:
-                state = load.initial_params(state, weights, train_source.class_names, built.shardings)
-                console.keep(f"starting from {config.init_from}")
-        configuration.save(config, train_source.class_names, workdir)
-        first_step = int(state.step)
-        log = MetricsLog(workdir, first_step, config.checkpoint.on_error)
-    except (UserError, OSError):  # its threads would complain of an interpreter that ends
+            state = _first_state(run, weights)
+        # The config is written only now: if the weights had not fitted, another attempt could use the same folder.
+        run_folder.save(config, run.source.class_names, workdir)
+        log = MetricsLog(workdir, int(state.step), config.checkpoint.on_error)
+    except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
         checkpoints.close()
         raise
 
-    # ------------------------------------------------------------------------------------------------------ evaluation
-    def evaluate(state: TrainState) -> dict[str, float]:
-        """Evaluates; raises preemption.AbandonedError where the run was asked to stop."""
-        named = {"val": state.params} | ({"val_ema": state.ema_params} if config.ema_decay else {})
-        metrics = {}
-        for name, params in named.items():
-            batches = pipeline.eval_batches(eval_source, config.input, batch_size=config.batch_size, rows=rows)
-            found = evaluation.evaluate(
-                built.eval_step, params, stop.unless_asked(batches), mesh, eval_source.num_examples, statuses.STATUSES
-            )
-            metrics.update({f"{name}/{key}": value for key, value in found.metrics.items()})
-        _refuse_bad_images(metrics, "val/bad_images/", eval_source.num_examples, config)
-        if few_shot:
-            metrics.update(few_shot(state.params, stop.unless_asked))
-        return metrics
+    first_step = int(state.step)
+    _loop(run, state, checkpoints, log)
+    if first_step >= run.steps.total:
+        console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {run.steps.total}")
+    evaluations = [row for row in read_metrics(workdir) if "val/count" in row]
+    return evaluations[-1] if evaluations else {}
 
-    # ------------------------------------------------------------------------------------------------------------ loop
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """The durations of a run in steps."""
+
+    total: int
+    warmup: int
+    log: int
+    checkpoint: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The parts of a run that do not change while it trains."""
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    console: Console
+    stop: preemption.Stop
+    mesh: jax.sharding.Mesh
+    source: "Source"
+    built: setup.Setup
+    evaluators: Sequence["evaluators.Scheduled"]
+    steps: _Steps
+
+
+def _prepare(
+    config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
+    allow_config_change: bool,
+) -> tuple[_Run, list[str]]:  # fmt: skip
+    """Opens the data and builds the step and the evaluators; returns them, and what is new in the config."""
+    mesh = devices.make_mesh()
+    stop.agree(mesh)
+    sharding.check_divides(config, mesh)
+    source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
+    steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
+    changes = run_folder.check_same(config, workdir, allow_config_change)
+    built = setup.build(
+        config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
+    )
+    context = evaluator.Context(
+        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
+    )
+    scheduled = evaluators.build(config, context, source.num_examples, console.keep)
+    run = _Run(config, workdir, console, stop, mesh, source, built, scheduled, steps)
+    _describe(run)
+    return run, changes
+
+
+def _first_state(run: _Run, weights: Weights | None) -> TrainState:
+    state = run.built.init()
+    if weights is None:
+        return state
+    run.console.keep(f"starting from {run.config.init_from}")
+    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
+
+
+def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> None:
+    """Trains from the state's step to the last. Whatever ends it, a save in the background is completed."""
+    config, steps, stop = run.config, run.steps, run.stop
+    first_step = int(state.step)
     batches = pipeline.train_batches(
-        train_source, config.input, seed=config.seed, batch_size=config.batch_size, rows=rows,
-        steps=range(first_step, total_steps),
+        run.source, config.input, seed=config.seed, batch_size=config.batch_size,
+        rows=devices.host_rows(run.mesh, config.batch_size), steps=range(first_step, steps.total),
     )  # fmt: skip
-    feed = sharding.device_batches(batches, mesh)
-    progress = Progress(first_step, total_steps, config.batch_size)
-    traced = range(first_step + 10, min(first_step + 10 + config.profile_steps, total_steps))
-    log_every, eval_every, checkpoint_every = every("log"), every("eval"), every("checkpoint")
-    behind: Metrics = {}  # of the step before: the loop runs no further ahead of the devices than that
+    feed = devices.device_batches(batches, run.mesh)
+    progress = Progress(first_step, steps.total, config.batch_size)
+    profile = _Profile(run, first_step)
+    previous: Metrics = {}
 
     try:
-        owed = first_step and (first_step % eval_every == 0 or first_step == total_steps)
-        if owed and not log.has(first_step, "val/count"):
-            log.write(first_step, evaluate(state))  # it was abandoned when the run was asked to stop
-        for step in range(first_step + 1, total_steps + 1):
-            state, metrics = built.train_step(state, next(feed))
-            if step == first_step + 1:  # it was compiled
+        # Evaluations of this step that the log does not have: those at the start, or of a run that was asked to stop.
+        due = evaluators.due(run.evaluators, first_step, steps.total, config.eval_at_start)
+        if owed := [one for one in due if not log.has(first_step, f"{one.name}/")]:
+            log.write(first_step, _evaluate(run, owed, state, first_step))
+        for step in range(first_step + 1, steps.total + 1):
+            state, metrics = run.built.train_step(state, next(feed))
+            if step == first_step + 1:  # the step was compiled: measure from here
                 jax.block_until_ready(metrics)
                 stop.work_begins()
                 progress.restart(step)
             progress.dispatched(metrics)
-            jax.block_until_ready(behind)
-            behind = metrics
-            if traced and step == traced.start:
-                jax.profiler.start_trace(str(workdir))
-            if traced and step == traced.stop:
-                jax.profiler.stop_trace()
+            # Wait for the step before, not for this one: the devices always have work, and no more than one step waits.
+            jax.block_until_ready(previous)
+            previous = metrics
+            profile.at(step)
 
-            last, leaving = step == total_steps, stop.asked() or step == stop.after
-            logs, evaluates, saves = (last or step % every == 0 for every in (log_every, eval_every, checkpoint_every))
-            if not (logs or evaluates or saves or leaving):
+            last, leaving = step == steps.total, stop.asked() or step == stop.after
+            due = evaluators.due(run.evaluators, step, steps.total, config.eval_at_start)
+            logs, saves = last or step % steps.log == 0, last or step % steps.checkpoint == 0
+            if not (logs or due or saves or leaving):
                 continue
-            values = _check(step, metrics, config)  # what is saved is finite
+            values = health.checked_metrics(step, metrics, config)  # so all that is saved is finite
             checkpoints.check()
             row: dict[str, float] = {}
             if logs:
                 scalars = values | progress.measure(step)
                 row |= {f"train/{name}": value for name, value in scalars.items()}
-                console.show(step, total_steps, scalars)
-            if evaluates:
+                run.console.show(step, steps.total, scalars)
+            if due:
                 try:
                     with progress.pause():
-                        row |= (evaluated := evaluate(state))
-                    console.keep(f"step {step}  " + "  ".join(_readable(evaluated)))
+                        row |= _evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
             if row:
                 log.write(step, row)
-            if last and any("/bad_images/" in name for name in row):
-                console.keep(f"images that could not be used: {_bad_images(row)}")
+            if last and (unusable := health.unusable_images(row)):
+                run.console.keep(f"images that could not be used: {unusable}")
             if saves or leaving:
                 checkpoints.save(state, row)
             if last or leaving:
                 checkpoints.settle()
             if leaving:
-                raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {total_steps}")
-    finally:  # a save in the background is brought to its end, whatever ended the loop
+                raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
+    finally:
         progress.close()
         log.close()
         checkpoints.close()
 
-    if first_step >= total_steps:
-        console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {total_steps}")
-    evaluations = [row for row in read_metrics(workdir) if "val/count" in row]
-    return evaluations[-1] if evaluations else {}
+
+def _evaluate(run: _Run, due: Sequence["evaluators.Scheduled"], state: TrainState, step: int) -> dict[str, float]:
+    """Runs the evaluators that are due at a step, and reports what they found.
+
+    Raises:
+      AbandonedError: the run was asked to stop.
+      UserError: too many images cannot be used.
+    """
+    metrics = evaluators.run(due, state, run.stop.unless_asked)
+    for one in due:
+        health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
+    shown = (
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+    )
+    run.console.keep(f"step {step}  " + "  ".join(shown))
+    return metrics
 
 
-# --------------------------------------------------------------------------------------------------------------- parts
+class _Profile:
+    """Traces config.profile_steps steps, from the tenth after the start, for TensorBoard's profiler."""
+
+    def __init__(self, run: _Run, first_step: int):
+        self._workdir = run.workdir
+        first = first_step + 10
+        self._traced = range(first, min(first + run.config.profile_steps, run.steps.total))
+
+    def at(self, step: int) -> None:
+        """Starts or stops the trace behind a step."""
+        if self._traced and step == self._traced.start:
+            jax.profiler.start_trace(str(self._workdir))
+        if self._traced and step == self._traced.stop:
+            jax.profiler.stop_trace()
 
 
-def _make_workdir(workdir: epath.PathLike) -> epath.Path:
-    path = epath.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            probe = path / ".writable"
-            probe.write_text("")
-            probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
-    return path
-
-
-def _describe(
-    console: Console,
-    config: ml_collections.ConfigDict,
-    mesh: jax.sharding.Mesh,
-    built: programs.Programs,
-    source: "sources.Source",
-    eval_source: "sources.Source",
-    total_steps: int,
-) -> None:
-    """Says what is about to run: model, cost, devices and data."""
-    macs = built.model.forward_macs(config.input.image_size)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params))
-    device = mesh.devices.flat[0]
-    console.keep(
+def _describe(run: _Run) -> None:
+    """Reports what is about to run: model, cost, devices and data."""
+    config, source, macs = run.config, run.source, run.built.model.forward_macs(run.config.input.image_size)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.built.shapes.params))
+    images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
+    run.console.keep(
         f"{models.full_name(config.model.variant)} at {config.input.image_size} px: {parameters:,} parameters, "
         f"{2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
     )
-    console.keep(
-        f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), {config.sharding}, "
-        f"{config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
-        f"{eval_source.num_examples:,} evaluation images, {len(source.class_names):,} classes; "
-        f"{total_steps:,} steps of {config.batch_size}, "
-        f"{total_steps * config.batch_size / source.num_examples:.4g} epochs"
+    run.console.keep(
+        f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
+        f"{config.sharding}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
+        f"{images:,} evaluation images, {len(source.class_names):,} classes; "
+        f"{run.steps.total:,} steps of {config.batch_size}, "
+        f"{run.steps.total * config.batch_size / source.num_examples:.4g} epochs"
     )
-
-
-def _check(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Reads a step's metrics; raises UserError where the run must not go on."""
-    values = jax.device_get(metrics)
-    if values.pop("diverged"):
-        raise DivergedError(
-            f"loss or gradient is not finite at step {values['step'] + 1}, with config.max_nonfinite_steps="
-            f"{config.max_nonfinite_steps}: the run stops, its checkpoints are sound; start from them with "
-            "config.init_from in another --workdir and a lower optimizer.learning_rate"
-        )
-    bad = zip(statuses.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
-    counts = {f"bad_images/{status}": count for status, count in bad if count}
-    if skipped := int(values.pop("nonfinite_steps")):
-        counts["nonfinite_steps"] = skipped
-    del values["step"]
-    _refuse_bad_images(counts, "bad_images/", step * config.batch_size, config)
-    return {name: float(value) for name, value in values.items()} | counts
-
-
-def _refuse_bad_images(metrics: dict[str, float], prefix: str, seen: int, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where too many of the images seen could not be used, by their counts under `prefix`."""
-    bad = {name.removeprefix(prefix): count for name, count in metrics.items() if name.startswith(prefix)}
-    if sum(bad.values()) > config.input.max_bad_share * max(seen, _FEWEST_SEEN):
-        kinds = ", ".join(f"{count} {status}" for status, count in bad.items())
-        raise UserError(
-            f"{sum(bad.values()) / seen:.2%} of {seen:,} images cannot be used ({kinds}), more than "
-            f"config.input.max_bad_share={config.input.max_bad_share:.2%}: mend the data, or raise the share"
-        )
-
-
-def _bad_images(row: dict[str, float]) -> str:
-    """The counts in a line of metrics, such as "in training 3 empty; in the last evaluation 1 truncated"."""
-    said = []
-    for prefix, where in (("train/bad_images/", "in training"), ("val/bad_images/", "in the last evaluation")):
-        counts = [f"{row[name]:g} {name.removeprefix(prefix)}" for name in row if name.startswith(prefix)]
-        said += [f"{where} {', '.join(counts)}"] if counts else []
-    return "; ".join(said)
-
-
-def _readable(metrics: dict[str, float]) -> list[str]:
-    return [f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()]
-
-
-def write_inspection(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
-    """Writes a picture of the first training batch, as the model will see it, with its labels; returns its path."""
-    workdir = _make_workdir(workdir)
-    source = sources.open_source(config.input, config.input.train_split, workdir / "cache")
-    batches = pipeline.train_batches(
-        source, config.input, seed=config.seed, batch_size=config.batch_size,
-        rows=slice(0, config.batch_size), steps=range(1),
-    )  # fmt: skip
-    batch = jax.tree.map(jnp.asarray, next(iter(batches)))
-    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))[0]
-    pictures, targets = jax.device_get(prepare(batch, len(source.class_names), key, config))
-    path = workdir / "inspect.png"
-    contact_sheet.write(path, pictures, targets, source.class_names, [statuses.STATUSES[s] for s in batch["status"]])
-    return path
 
 
 # ------------------------------------------------------------------------------------------------------- command line
 
 
 def define_flags() -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     config_flags.DEFINE_config_file("config", None, "The run's config file; --config.NAME=VALUE changes a value.")
     flags.DEFINE_string("workdir", None, "The run's folder, local or gs://. By default runs/ and the config's name.")
+    flags.DEFINE_bool("print_config", False, "Print every setting of the run, grouped and explained, and exit.")
     flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels, and exit.")
     flags.DEFINE_bool("allow_config_change", False, "Continue the run in --workdir though its config was another.")
-    flags.DEFINE_integer("stop_after", None, "Save behind this step and leave, as if asked to stop.", 1)
+    flags.DEFINE_integer("stop_after", None, "Save after this step and leave, as if asked to stop.", 1)
     flags.DEFINE_bool("distributed", False, "Several hosts: start jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
 
 
+# They are read where the command trains.
+_TRAINING_FLAGS = ("allow_config_change", "stop_after", "distributed", "coordinator", "num_processes", "process_id")
+
+
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    quiet_libraries()
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
+    given = flags.FLAGS
+    if given.print_config:
+        command_line.refuse_unread(("workdir", "inspect", *_TRAINING_FLAGS), "with --print_config")
+    elif given.inspect:
+        command_line.refuse_unread(_TRAINING_FLAGS, "with --inspect")
+    elif not given.distributed:
+        command_line.refuse_unread(("coordinator", "num_processes", "process_id"), "without --distributed")
     atexit.register(preemption.ignore)
-    if flags.FLAGS.distributed:
-        distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    if given.distributed:
+        distributed.start(given.coordinator, given.num_processes, given.process_id)
     config, name = command_line.from_flags()
-    workdir = flags.FLAGS.workdir or f"runs/{name}"
-    startup.keep_compiled(epath.Path(workdir) / "compiled")
-    if flags.FLAGS.inspect:
-        print(f"the first batch is in {write_inspection(config, workdir)}")
+    if given.print_config:
+        print(describe.values(config))
         return
-    stop = preemption.Stop(flags.FLAGS.stop_after)
+    workdir = given.workdir or f"runs/{name}"
+    compilation_cache.keep_compiled(epath.Path(workdir) / "compiled")
+    if given.inspect:
+        print(f"the first batch is in {first_batch.write_picture(config, workdir)}")
+        return
+    stop = preemption.Stop(given.stop_after)
     stop.listen()
     try:
-        train(config, workdir, stop=stop, allow_config_change=flags.FLAGS.allow_config_change)
+        train(config, workdir, stop=stop, allow_config_change=given.allow_config_change)
     except preemption.PreemptedError as preempted:
         print(preempted)
         sys.exit(preemption.EXIT_STATUS)

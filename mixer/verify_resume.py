@@ -18,10 +18,12 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer import command_line, preemption, recipe, train
-from mixer.config import checked
-from mixer.errors import UserError, quiet_libraries
-from mixer.files import write_whole
+from mixer import train
+from mixer.config import command_line, recipe
+from mixer.config.checks import checked
+from mixer.runtime import preemption
+from mixer.runtime.errors import UserError
+from mixer.runtime.files import write_text
 from mixer.training.checkpoint import load_state
 from mixer.training.metrics import deterministic, read_metrics
 
@@ -95,9 +97,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; exits with status 1 where the two runs differ."""
-    quiet_libraries()
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; settings look like --config.NAME=VALUE")
     jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to the runs
     config, name = command_line.from_flags()
     if flags.FLAGS.distributed and flags.FLAGS.process_id is None:
@@ -109,8 +108,8 @@ def main(argv: list[str]) -> None:
         if folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True)
-        write_whole(folder / "config.json", short(config, steps).to_json(indent=2))
-        write_whole(folder / "config.py", _CONFIG.format(folder=str(folder)))
+        write_text(folder / "config.json", short(config, steps).to_json(indent=2))
+        write_text(folder / "config.py", _CONFIG.format(folder=str(folder)))
     straight, interrupted = folder / "straight", folder / "interrupted"
     file = pathlib.Path(folder / "config.py")
     _train(file, straight, expect=0)

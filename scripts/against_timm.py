@@ -14,9 +14,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from mixer import startup
+from mixer.runtime import cpu
 
-startup.keep_freed_memory()  # before torch has threads; it helps both
+cpu.keep_freed_memory()  # before torch has threads; it helps both
 
 # torchvision, of which timm takes transforms, has no build for CPUs. This stands for its operators, which none uses.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
@@ -25,8 +25,9 @@ import jax  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 
-from mixer import host, models  # noqa: E402
+from mixer import models  # noqa: E402
 from mixer.performance import model_speed  # noqa: E402
+from mixer.runtime import cpu  # noqa: E402
 
 MODELS = {"s16": ("S/16", "mixer_s16_224"), "b16": ("B/16", "mixer_b16_224")}
 
@@ -72,10 +73,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    torch.set_num_threads(host.processors())
+    torch.set_num_threads(cpu.processors())
     peak, source = model_speed.peak("float32")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}
-    print(f"{host.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {source}\n")
+    print(f"{cpu.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {source}\n")
     row = "{:<6}{:<11}{:>6}{:>24}{:>24}{:>22}{:>10}".format
     print(row("model", "mode", "batch", "here, images/s", "timm, images/s", "ratio", "here, MFU"))
     for model in given.models:

@@ -27,7 +27,7 @@ from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals, Shape
 from mixer.data.datasets.imagenet21k import Imagenet21k
 from mixer.data.datasets.multilabel import Multilabel
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -15,9 +15,9 @@ import matplotlib
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mixer import config as configuration
-from mixer import startup
-from mixer.errors import UserError, quiet_libraries
+from mixer.config import checks
+from mixer.runtime import compilation_cache, cpu
+from mixer.runtime.errors import UserError, quiet_libraries
 from mixer.train import train
 from mixer.training.metrics import Console, format_seconds, read_metrics
 
@@ -31,9 +31,9 @@ _EXPECTED_SECONDS = 12.0  # of a fine-tuning run, until the first was measured
 def main() -> None:
     """Runs the stages that are not done yet, and prints what came out."""
     quiet_libraries()
-    startup.keep_freed_memory()
+    cpu.keep_freed_memory()
     # The fine-tuning runs are one program: compiled once, then read from here.
-    startup.keep_compiled(FOLDER / "compiled")
+    compilation_cache.keep_compiled(FOLDER / "compiled")
     started = time.monotonic()
     runs = [(start, seed) for seed in SEEDS for start in STARTS]
     stages = 1 + len(runs)
@@ -61,7 +61,7 @@ def main() -> None:
 
 def _run(config: ConfigDict, workdir: pathlib.Path, console: Console) -> None:
     config.input.data_dir = str(FOLDER / "data")
-    train(configuration.checked(config), workdir, console)
+    train(checks.checked(config), workdir, console)
 
 
 def _folder(start: str, seed: int) -> pathlib.Path:

@@ -12,7 +12,7 @@ from PIL import Image
 from test_train import command, run, tiny
 
 from mixer import train
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 
 

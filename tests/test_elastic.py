@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
-from mixer import config as configuration
-from mixer import preemption, train
-from mixer.errors import UserError
-from mixer.training import sharding
+from mixer import train
+from mixer.config import run_folder
+from mixer.runtime import preemption
+from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 
 # Wide enough for some arrays to be split when fully sharded; by groups of two rows even sixteen devices can mix.
@@ -37,7 +37,7 @@ def test_a_run_moves_from_8_devices_to_4_to_2_to_1(undisturbed, data_dir, tmp_pa
         (8, "data_parallel", 3), (4, "fully_sharded", 6), (2, "data_parallel", 8), (8, "fully_sharded", 10),
         (1, "data_parallel", 12),
     ):  # fmt: skip
-        mesh = sharding.make_mesh(jax.devices()[:devices])
+        mesh = devices.make_mesh(jax.devices()[:devices])
         monkeypatch.setattr(sharding, "make_mesh", lambda mesh=mesh: mesh)
         stop = preemption.Stop(after=until) if until < 12 else None
         config = tiny(data_dir, **WIDE, sharding=kind)
@@ -93,19 +93,19 @@ def test_what_is_computed_may_change_when_asked_for(begun, data_dir, capsys):
     train.train(config, begun, allow_config_change=True)
     assert "; seed: 0 before, 1 now" in capsys.readouterr().out
     assert read_metrics(begun)[-1]["step"] == 12
-    assert configuration.load(begun).seed == 1
+    assert run_folder.load_config(begun).seed == 1
 
 
 def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(begun, data_dir, caplog):
     with pytest.raises(UserError, match=r"none of the 1 checkpoints .* can be read"):
         train.train(tiny(data_dir, **{"model.hidden_dim": 32}), begun, allow_config_change=True)
-    assert configuration.load(begun).model.hidden_dim == 16
+    assert run_folder.load_config(begun).model.hidden_dim == 16
     train.train(tiny(data_dir), begun)
     assert read_metrics(begun)[-1]["step"] == 12
 
 
 def test_a_config_that_a_crash_left_unreadable_is_written_anew(begun, data_dir, caplog):
-    (begun / configuration.CONFIG_FILE).write_text('{"seed": 0')
+    (begun / run_folder.CONFIG_FILE).write_text('{"seed": 0')
     train.train(tiny(data_dir), begun)
     assert len([record for record in caplog.records if "config.json is not the config of a run" in record.message]) == 1
-    assert configuration.load(begun).seed == 0
+    assert run_folder.load_config(begun).seed == 0

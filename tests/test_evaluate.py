@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from configs import quickstart
-from mixer import config as configuration
-from mixer import evaluate, models, recipe, tasks
-from mixer.data import datasets, pipeline, sources
-from mixer.errors import UserError
+from mixer import evaluate, models
+from mixer.config import checks, durations, recipe, run_folder, tasks
+from mixer.data import datasets, pipeline, readers
+from mixer.runtime.errors import UserError
 from mixer.train import train
 from mixer.training.metrics import read_metrics
 from mixer.transfer import npz
@@ -48,7 +48,7 @@ def make_run(folder, data_dir, **changes):
     settings = {**TINY, "input.data_dir": str(data_dir), **changes}
     config = quickstart.get_config("fractals")
     config.update_from_flattened_dict(settings)
-    train(configuration.checked(configuration.one_unit_each(config, settings)), folder)
+    train(checks.checked(durations.one_unit_each(config, settings)), folder)
     return folder
 
 
@@ -231,7 +231,7 @@ def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, 
     small, head = weights.model().clone(num_classes=0), weights.params["head"]
     config = recipe.base().input
     config.update({"dataset": DATASET, "data_dir": str(data_dir), "image_size": 32, "eval_resize": 32})
-    source = sources.open_source(config, "validation", tmp_path / "cache")
+    source = readers.open_source(config, "validation", tmp_path / "cache")
     (batch,) = pipeline.eval_batches(source, config, batch_size=16, rows=slice(0, 16))
     images = jnp.asarray(batch["image"] / 127.5 - 1, jnp.float32)
     features = [small.apply({"params": weights.params}, part) for part in parts_of(images, 16)]
@@ -241,7 +241,7 @@ def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, 
 
     larger = {"init_from": str(run), "input.image_size": 32, "input.eval_resize": 32}
     still = make_run(tmp_path / "still", data_dir, **larger, **{"total_steps": 1, "optimizer.learning_rate": 0.0})
-    assert configuration.load(still).model.tokens_mlp_dim == 4 * 8
+    assert run_folder.load_config(still).model.tokens_mlp_dim == 4 * 8
     start = read_metrics(still)[-1]
     assert start["val/loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert start["val/accuracy"] == np.mean(logits.argmax(axis=1) == labels)

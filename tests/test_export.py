@@ -16,10 +16,10 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from mixer import config as configuration
 from mixer import export as export_module
-from mixer import models, recipe
-from mixer.errors import UserError
+from mixer import models
+from mixer.config import checks, durations, recipe, run_folder
+from mixer.runtime.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.step import TrainState
 from mixer.transfer import model_card, npz
@@ -91,7 +91,7 @@ def run(tmp_path_factory):
         )  # fmt: skip
         checkpoints.save(jax.tree.map(jnp.asarray, state), {})
     checkpoints.close()
-    configuration.save(configuration.checked(configuration.one_unit_each(config, settings)), NAMES, folder)
+    run_folder.save(checks.checked(durations.one_unit_each(config, settings)), NAMES, folder)
     (folder / "metrics.jsonl").write_text(
         '{"step": 4, "val/accuracy": 0.4, "val/count": 9999, "val_ema/accuracy": 0.45, "val_ema/count": 9999}\n'
         '{"step": 7, "train/loss": 1.5}\n'

@@ -12,9 +12,9 @@ import pytest
 from flax import traverse_util
 from test_train import data_dir, tiny  # noqa: F401
 
-from mixer import config as configuration
 from mixer import models, train
-from mixer.errors import UserError
+from mixer.config import run_folder
+from mixer.runtime.errors import UserError
 
 WRONG_WEIGHTS = {
     "pickle.npz": "is a pickle or no .npz at all, and pickles are never loaded",
@@ -65,7 +65,7 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_the_folder_as_it_was(dat
         train.train(tiny(data_dir, init_from=str(path), total_steps=1), workdir)
     assert WRONG_WEIGHTS[name] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (workdir / configuration.CONFIG_FILE).exists()
+    assert not (workdir / run_folder.CONFIG_FILE).exists()
 
 
 def test_wrong_weights_in_the_folder_of_another_run_leave_it_as_it_was(data_dir, tmp_path):
@@ -76,7 +76,7 @@ def test_wrong_weights_in_the_folder_of_another_run_leave_it_as_it_was(data_dir,
 
     train.train(tiny(data_dir, total_steps=1), workdir)
     before = files()
-    assert str(workdir / configuration.CONFIG_FILE) in before
+    assert str(workdir / run_folder.CONFIG_FILE) in before
     bad = make_weights(tmp_path / "wider.npz", hidden=24)
     with pytest.raises(UserError) as caught:
         train.train(tiny(data_dir, init_from=bad, total_steps=2, **{"optimizer.learning_rate": 0.5}), workdir)

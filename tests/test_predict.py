@@ -19,10 +19,10 @@ from etils import epath
 from PIL import Image
 from test_train import environment
 
-from mixer import config as configuration
-from mixer import models, predict, recipe
+from mixer import models, predict
+from mixer.config import checks, recipe, run_folder
 from mixer.data import images
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.step import TrainState
 from mixer.transfer import weights as transfer_weights
@@ -57,7 +57,7 @@ def write_run(folder, params, ema_params, **settings):
     checkpoints = Checkpoints(folder, 1, 0, 0)
     checkpoints.save(jax.tree.map(jnp.asarray, state), {})
     checkpoints.close()
-    configuration.save(configuration.checked(config), NAMES, folder)
+    run_folder.save(checks.checked(config), NAMES, folder)
     return folder
 
 

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from mixer import config as configuration
-from mixer import preflight, recipe
-from mixer.errors import UserError
-from mixer.performance import compiling, fitting, slices
-from mixer.training import sharding
+from mixer import preflight
+from mixer.config import checks, recipe
+from mixer.performance import compiling, tpu_topology
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KNOWN = {"num_classes": 10, "num_examples": 50_000, "max_labels": 1}
@@ -26,7 +26,7 @@ def small(**changes):
         "model.tokens_mlp_dim": 32, "model.channels_mlp_dim": 512, "model.dtype": "float32", **changes,
     }  # fmt: skip
     config.update_from_flattened_dict(settings)
-    return configuration.checked(config)
+    return checks.checked(config)
 
 
 def parameters(hidden=256, tokens=16, tokens_mlp=32, channels_mlp=512, classes=10):
@@ -36,7 +36,7 @@ def parameters(hidden=256, tokens=16, tokens_mlp=32, channels_mlp=512, classes=1
 
 def test_what_a_config_takes_follows_from_its_arithmetic():
     told = []
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     found = preflight.examine(small(), mesh, KNOWN, memory=2**30, largest=False, tell=told.append)
     assert found["parameters"] == parameters()
     kinds = found["memory_by_kind"]
@@ -53,7 +53,7 @@ def test_what_a_config_takes_follows_from_its_arithmetic():
 
 
 def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
-    found = preflight.examine(small(sharding="fully_sharded"), sharding.make_mesh(), KNOWN, 2**30, largest=False)
+    found = preflight.examine(small(sharding="fully_sharded"), devices.make_mesh(), KNOWN, 2**30, largest=False)
     kinds = found["memory_by_kind"]
     assert kinds["parameters"] == pytest.approx(4 * parameters() / 8, rel=0.15)  # small arrays are copied
     assert found["checkpoint_bytes"] - 12 * parameters() in range(64)
@@ -63,7 +63,7 @@ def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
 @pytest.mark.slow  # five programs
 def test_what_does_not_fit_is_compiled_with_each_remedy():
     """Of a core that has a little less than the config needs, fully sharded is enough; the text says what was tried."""
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     whole = preflight.examine(small(), mesh, KNOWN, 2**30, largest=False)["total"]
     found = preflight.examine(small(), mesh, KNOWN, 0.8 * whole)
     assert not found["fits"]
@@ -104,7 +104,7 @@ def fake(slope, fixed, recomputes_from, limit):
 )
 def test_the_largest_batch(monkeypatch, recomputes_from, memory, expected):
     monkeypatch.setattr(slices, "compile_train", fake(10, 1000, recomputes_from, memory))
-    fit = fitting.Fitting(small(), sharding.make_mesh(), 10, 1, memory)
+    fit = memory.Fitting(small(), devices.make_mesh(), 10, 1, memory)
     found = fit.largest(fit.train())
     assert (found and (found["per_core"], found["total"], pytest.approx(found["extra_work"]))) == expected
 
@@ -174,4 +174,4 @@ def test_what_is_wrong_is_said_in_one_line(arguments, said):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_it_says_where_to_get_it():
     with pytest.raises(UserError, match=r"v3:2x2: libtpu is missing: pip install 'mixer\[preflight\]'"):
-        slices.topology("v3:2x2")
+        tpu_topology.mesh_of("v3:2x2")

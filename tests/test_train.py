@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from mixer import config as configuration
 from mixer import train
+from mixer.config import checks, durations, run_folder
 from mixer.data import datasets, pipeline
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint import load_params
 from mixer.training.metrics import read_metrics
@@ -55,7 +55,7 @@ def tiny(data_dir: str, **changes) -> configuration.ConfigDict:
     config = quickstart.get_config("fractals")
     settings = {**TINY, "input.data_dir": data_dir, **changes}
     config.update_from_flattened_dict(settings)
-    return configuration.checked(configuration.one_unit_each(config, settings))
+    return checks.checked(durations.one_unit_each(config, settings))
 
 
 def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) -> list[str]:
@@ -121,9 +121,9 @@ def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_ask
     done = run(command(data_dir, tmp_path / "run"), devices=1)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    config = configuration.load(tmp_path / "run")
+    config = run_folder.load_config(tmp_path / "run")
     assert (config.input.image_size, config.input.crop, config.total_steps) == (16, "resize", 12)
-    assert len((tmp_path / "run" / configuration.CLASSES_FILE).read_text().splitlines()) == 4
+    assert len((tmp_path / "run" / run_folder.CLASSES_FILE).read_text().splitlines()) == 4
     last = next(line for line in done.stdout.splitlines() if line.startswith("step 12/12"))
     for word in ("loss", "lr", "grad norm", "images/s/core", "devices wait", "left"):
         assert word in last
@@ -385,7 +385,7 @@ def test_b16_i21k_from_an_archive_in_the_official_layout(tmp_path):
     assert "59,113,010 parameters" in out  # 59,111,472 and a head of two classes
     assert "step 3/3" in out
     assert "val/count 8" in out
-    assert (tmp_path / "run" / configuration.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
+    assert (tmp_path / "run" / run_folder.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
 
 
 @pytest.mark.slow

@@ -1,81 +1,38 @@
 """From an encoded image to uint8 pixels of the model's size, in training and in evaluation.
 
-TensorFlow decodes, since it can decode a part of a JPEG; what training does to the pixels then is NumPy and OpenCV,
-two to three times as fast as operations in TensorFlow's graph (docs/performance.md). Chance enters as numbers drawn
-beforehand (`order.uniform`): every function here is a pure function of image and draws.
+TensorFlow decodes, because it can decode a part of a JPEG. What training then does to the pixels is NumPy and OpenCV,
+two to three times as fast as operations in TensorFlow's graph (docs/lab/input.md). Chance enters as numbers that are
+drawn beforehand (`order.uniform`): every function here is a pure function of image and draws.
 """
 
 import functools
-import math
 
-import cv2
 import ml_collections
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Float32, UInt8
 
-from mixer.data import images
-from mixer.data.randaugment import randaugment
-
-cv2.setNumThreads(0)  # the threads of `tf.data` are on every core already
-cv2.ipp.setUseIPP(False)  # which would give other bytes on processors of another make
-
-CROPS = ("inception", "random", "pad", "resize")
-EVAL_CROPS = ("resize_small", "resize_square")
+from mixer.data import augmentations, crops, images
+from mixer.data.tensorflow import tf
 
 _JPEG_RATIOS = (1, 2, 4, 8)
-_ATTEMPTS = 10  # at a crop window; the share of images for which all fail is below 1e-4 at the paper's 5-100%
-_FLIP, _CORNER, _WINDOW = 0, slice(1, 3), slice(3, 5 + 2 * _ATTEMPTS)
-_RANDAUGMENT = 5 + 2 * _ATTEMPTS
 
 
-def num_draws(config: ml_collections.ConfigDict) -> int:
-    """How many uniform numbers an example's augmentation takes; config is `config.input`."""
-    return _RANDAUGMENT + 4 * config.randaugment.layers
-
-
-def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
-    """The part of each image that training looks at: int32 [n, 4] as (top, left, height, width).
-
-    For crop="inception" a random window of 5-100% of the area and an aspect ratio of 3/4-4/3, drawn as TensorFlow's
-    sample_distorted_bounding_box draws it (GoogLeNet, arXiv 1409.4842; the published Mixer code uses that operation):
-    the aspect ratio first, then the height among those whose window fits. Otherwise the whole image.
+def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.ConfigDict) -> crops.Windows:
+    """Returns the part of each image that training decodes.
 
     Args:
       sizes: int [n, 2], heights and widths in pixels.
-      draws: float32 [n, num_draws].
+      draws: float32 [n, num_draws], see `augmentations.num_draws`.
       config: `config.input`.
     """
-    whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
-    if config.crop != "inception":
-        return whole
-    draws = draws[:, _WINDOW].astype(np.float64)
-    image_height, image_width = sizes[:, :1], sizes[:, 1:]
-    area = (image_height * image_width).astype(np.float64)
-    low, high = config.crop_aspect
-    aspect = low + (high - low) * draws[:, :_ATTEMPTS]  # [n, attempts], as below
-    smallest, largest = (np.sqrt(area * share / aspect) for share in config.crop_area)
-    least = np.rint(smallest)
-    most = np.minimum(np.rint(largest), np.minimum(np.floor((image_width + 0.499) / aspect), image_height))
-    height = least + np.floor(draws[:, _ATTEMPTS : 2 * _ATTEMPTS] * np.maximum(most - least + 1, 1))
-    width = np.rint(height * aspect)
-    share = height * width / area
-    slack = 1.5 / np.minimum(image_height, image_width)  # rounding to pixels may leave the range by so much
-    fits = (height <= image_height) & (width <= image_width) & (height >= 1) & (width >= 1)
-    fits &= (share >= config.crop_area[0] - slack) & (share <= config.crop_area[1] + slack)
-
-    rows = np.arange(len(sizes))
-    first = fits.argmax(axis=1)
-    size = np.stack([height[rows, first], width[rows, first]], axis=1)
-    corner = np.floor(draws[:, 2 * _ATTEMPTS :] * (sizes - size + 1))
-    windows = np.concatenate([corner, size], axis=1).astype(np.int32)
-    return np.where(fits.any(axis=1, keepdims=True), windows, whole)
+    of_crop = draws[:, augmentations.draw_slices(config)["crop"]]
+    return crops.CROPS[config.crop].window(sizes, of_crop, config)
 
 
 def train_pixels(
     data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, config: ml_collections.ConfigDict
 ) -> tf.Tensor:
-    """Decodes what training takes its image from: uint8 [height, width, 3].
+    """Decodes the pixels from which training takes its image: uint8 [height, width, 3].
 
     Args:
       data: string [], the image's bytes.
@@ -84,43 +41,34 @@ def train_pixels(
       window: int32 [4], from `crop_windows`.
       config: `config.input`.
     """
-    if config.crop == "random":
+    if crops.CROPS[config.crop].resized:
         return _resize_for_crop(decode(data, encoding, size, window), size, config)
     return decode(data, encoding, size, window, least=config.image_size if config.scaled_decoding else None)
 
 
 def train_image(
-    pixels: UInt8[np.ndarray, "height width 3"], draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+    pixels: UInt8[np.ndarray, "height width 3"],
+    draws: Float32[np.ndarray, " draws"],
+    config: ml_collections.ConfigDict,
+    augmented: bool = True,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Brings what `train_pixels` made to config.image_size, flips and augments it.
+    """Crops what `train_pixels` decoded to image_size x image_size pixels, and augments it.
 
     Args:
       pixels: at least 1 x 1 px.
       draws: [num_draws], uniform in [0, 1).
       config: `config.input`.
+      augmented: whether to augment, or to crop alone.
     """
-    size = config.image_size
-    image = pixels
-    if config.crop != "random" and image.shape[:2] != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)  # as TensorFlow's, within a level
-    if config.crop == "pad":
-        margin = math.ceil(size / 8)  # 4 pixels for CIFAR's 32
-        image = cv2.copyMakeBorder(image, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
-    if config.crop in ("random", "pad"):
-        top, left = (draws[_CORNER] * (np.array(image.shape[:2]) - size + 1)).astype(int)
-        image = image[top : top + size, left : left + size]
-    if config.flip and draws[_FLIP] >= 0.5:
-        image = cv2.flip(image, 1)
-    if config.randaugment.layers:
-        image = randaugment(image, draws[_RANDAUGMENT:].reshape(-1, 4), config.randaugment.magnitude)
-    return np.ascontiguousarray(image)
+    of_crop = draws[augmentations.draw_slices(config)["crop"]]
+    image = crops.CROPS[config.crop].cut(pixels, of_crop, config)
+    return np.ascontiguousarray(augmentations.augment(image, draws, config) if augmented else image)
 
 
 def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
-    """Decodes one image and crops its centre (Section 3 of the paper): uint8 [image_size, image_size, 3].
+    """Decodes an image, resizes it and takes its centre (Section 3 of the paper): uint8 [image_size, image_size, 3].
 
-    eval_crop="resize_small" first brings the shorter side to `eval_resize` pixels, averaging areas as the published
-    code does; "resize_square" both sides, bilinearly.
+    Arguments are those of `train_pixels`.
     """
     image = decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
     image = _resize_for_crop(image, size, config)
@@ -129,22 +77,22 @@ def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml
 
 
 def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
-    """Brings an image to the size of which evaluation takes the centre, and crop="random" any part."""
-    target = config.eval_resize or round(config.image_size * 8 / 7)
-    if config.eval_crop == "resize_square":
-        return _resize(image, [target, target], "bilinear")
+    """Resizes an image as `crops.EVAL_CROPS` says, before a part of it is taken."""
+    crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
+    if not crop.keeps_aspect:
+        return _resize(image, [target, target], crop.method)
     scale = target / tf.cast(tf.reduce_min(size), tf.float64)
     resized = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32), target)
-    return _resize(image, resized, "area")
+    return _resize(image, resized, crop.method)
 
 
 def decode(
     data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, least: int | None = None
 ) -> tf.Tensor:
-    """The window's pixels, uint8 [height, width, 3]. Of a JPEG only the blocks that it touches are decoded.
+    """Decodes a window of an image: uint8 [height, width, 3]. Of a JPEG, only the blocks that it touches are decoded.
 
-    With `least`, a JPEG is decoded at a half, a quarter or an eighth of its size where both of the window's sides keep
-    so many pixels: each block's cosine transform is cut short, which averages pixels and takes less time.
+    With `least`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides of the window keep at least that many
+    pixels. The decoder then computes fewer terms of each block's cosine transform, which averages pixels and is faster.
     """
 
     def cropped(image: tf.Tensor) -> tf.Tensor:
@@ -171,7 +119,7 @@ def decode(
 
 
 def decodes(data: bytes, encoding: int, size: tuple[int, int]) -> bool:
-    """Whether an image decodes to the end; run outside the graph, where a failure is an answer and not the end."""
+    """Whether an image decodes completely. This runs outside tf.data, where a failure would end the dataset."""
     try:
         decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size]))
     except tf.errors.InvalidArgumentError:

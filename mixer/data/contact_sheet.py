@@ -13,7 +13,7 @@ _MOST = 64  # images shown
 _LINE = 14  # pixels of a line of text
 
 
-def write(
+def write_sheet(
     path: epath.Path,
     pictures: Float[np.ndarray, "batch height width 3"],
     targets: Float[np.ndarray, "batch classes"],

@@ -6,7 +6,7 @@ A batch is a dict of NumPy arrays, of which a host gets its share of the rows:
     image   uint8   [rows, image_size, image_size, 3]
     labels  int32   [rows, max_labels], padded with -1
     weight  float32 [rows], 0 for an image that could not be read and for the padding of the last evaluation batch
-    status  int32   [rows], an index into `statuses.STATUSES`
+    status  int32   [rows], an index into `image_status.STATUSES`
 """
 
 import functools
@@ -17,19 +17,19 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
-from mixer import host, statuses
-from mixer.data import augment, images, order
+from mixer.data import augment, augmentations, image_status, images, order
 from mixer.data.sources import Source
-from mixer.errors import UserError
+from mixer.data.tensorflow import tf
+from mixer.runtime import cpu
+from mixer.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 64  # examples read together
-_CORES = host.processors()
+_CORES = cpu.processors()
 _READERS = min(8, _CORES)  # chunks at a time: reading is mostly Python, of which one thread runs at a time
 _GROUP = 8  # images that one call of Python augments: of a call for each, TensorFlow would take a tenth of all time
 _PREFETCH = 2  # batches
@@ -79,20 +79,22 @@ def train_examples(
     return mapped(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, _READERS).unbatch()
 
 
-def train_images(examples: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
-    """The rows of `train_batches` in groups, from those of `train_examples`."""
+def train_images(
+    examples: tf.data.Dataset, config: ml_collections.ConfigDict, augmented: bool = True
+) -> tf.data.Dataset:
+    """Decodes the groups of `train_examples`, and crops and augments their images; `augmented=False` crops alone."""
 
     @functools.partial(tf.function, autograph=False)  # traced once for all of a group
     def decoded(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         return augment.train_pixels(data, encoding, size, window, config)
 
-    def augmented(draws: np.ndarray, *pixels: np.ndarray) -> np.ndarray:
-        return np.stack([augment.train_image(*of, config) for of in zip(pixels, draws, strict=True)])
+    def finished(draws: np.ndarray, *pixels: np.ndarray) -> np.ndarray:
+        return np.stack([augment.train_image(*of, config, augmented) for of in zip(pixels, draws, strict=True)])
 
     def finish(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         encoded = (tf.unstack(group[name]) for name in ("data", "encoding", "size", "window"))
         pixels = [decoded(*of) for of in zip(*encoded, strict=True)]
-        image = tf.numpy_function(augmented, [group["draws"], *pixels], tf.uint8)
+        image = tf.numpy_function(finished, [group["draws"], *pixels], tf.uint8)
         image.set_shape([len(pixels), config.image_size, config.image_size, 3])
         return _finished(group, image)
 
@@ -197,23 +199,23 @@ def _load(
     verify: bool,
 ) -> dict[str, tf.Tensor]:
     """Reads and examines the records at these positions (-1: padding), and draws what chance gives the positions."""
-    draws_per_example = augment.num_draws(config)
+    draws_per_example = augmentations.num_draws(config)
 
     def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         numbers = numbers_at(positions)
         present = np.flatnonzero(numbers >= 0)
-        found = [images.unusable(statuses.OK)] * len(numbers)
+        found = [images.unusable(image_status.OK)] * len(numbers)
         labels = np.full((len(numbers), source.max_labels), -1, np.int32)
         for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
             image = images.inspect(example.image, config.max_pixels)
             if verify and not augment.decodes(image.data, image.encoding, (image.height, image.width)):
-                image = images.unusable(statuses.UNDECODABLE)
+                image = images.unusable(image_status.UNDECODABLE)
             found[slot] = image
-            if image.status == statuses.OK:
+            if image.status == image_status.OK:
                 labels[slot, : len(example.labels)] = example.labels
         data, encoding, height, width, status = zip(*found, strict=True)
         size = np.stack([height, width], axis=1).astype(np.int32)
-        weight = ((numbers >= 0) & (np.array(status) == statuses.OK)).astype(np.float32)
+        weight = ((numbers >= 0) & (np.array(status) == image_status.OK)).astype(np.float32)
         draws = order.uniform(seed, positions, draws_per_example)
         window = augment.crop_windows(size, draws, config)
         encoded = np.array([*data, None], object)[:-1]  # the None keeps NumPy from making fixed-width strings

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 

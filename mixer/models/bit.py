@@ -7,6 +7,9 @@ standardised weights (arXiv 1903.10520). Padding is that of the published code: 
 max-pool too, where "SAME" would pad strided windows on one side only.
 """
 
+import re
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,16 @@ from mixer.models import layers
 
 # Depth -> units of each block (Table 1 of ResNet, arXiv 1512.03385); with a width factor it makes a variant: R50x1.
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+NAMES = f"BiT-R and one of {', '.join(map(str, UNITS))}, an x and the width factor, such as BiT-R50x1"
+
+
+def parse(name: str) -> dict[str, Any] | None:
+    """Returns the attributes of the variant that is called `name`, such as "BiT-R50x1"; None for any other name."""
+    found = re.fullmatch(r"BiT-R(\d+)x([1-9]\d*)", name)
+    if found is None or int(found[1]) not in UNITS:
+        return None
+    return {"units": UNITS[int(found[1])], "width": int(found[2])}
 
 
 class StandardisedConv(nn.Module):
@@ -115,11 +128,13 @@ class BiT(nn.Module):
         ]
 
     def forward_macs(self, image_size: int) -> int:
-        """Multiply-accumulates of one square image's forward pass; a FLOP count is twice that, a training step's six.
+        """Returns the multiply-accumulates of a square image's forward pass.
 
-        Counts the convolutions and the head alone, and of a convolution the products with pixels: those with padding
-        are left out, as in XLA's cost analysis. Commonly published figures include them (3.6% more for R50x1 at 224
-        pixels), and some the normalisation of activations and weights too.
+        FLOPs are twice that, and six times that for a training step.
+
+        Only the convolutions and the head are counted. Products with padding are left out, as in XLA's cost analysis.
+        Most published figures include them (3.6% more for R50x1 at 224 pixels); some also include the normalisation of
+        activations and weights.
         """
         channels = 64 * self.width
         macs = 3 * channels * _products(image_size, 7, 2)

@@ -2,12 +2,18 @@
 
     image -> patches -> `stem` -> n x MixerBlock -> LayerNorm -> mean over tokens -> `head`
 
-Parameter names and shapes are those of the published checkpoints, whatever the options: rematerialisation, scan over
-layers and the compute dtype change how the function is computed, never what it is made of.
+Parameter names and shapes are those of the published checkpoints. Options such as remat, scan and dtype change how the
+function is computed, never its parameters.
+
+Every module's output can be had without a change to the model:
+
+    _, captured = model.apply({"params": params}, images, capture_intermediates=True, mutable=["intermediates"])
+    captured["intermediates"]["MixerBlock_0"]["token_mixing"]["__call__"][0]  # [batch, channels, tokens]
 """
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from mixer.models import layers
+from mixer.models import layers, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,13 @@ VARIANTS = {
     "H": _variant(32, 1280),
 }
 
+NAMES = f"{', '.join(VARIANTS)}, a slash and the patch size in pixels, such as B/16"
+
+
+def parse(name: str) -> dict[str, Any] | None:
+    """Returns the attributes of the variant that is called `name`, such as "B/16"; None for any other name."""
+    return variants.parse_patched(name, "", VARIANTS)
+
 
 class MixerBlock(nn.Module):
     """Mixes the tokens of each channel, then the channels of each token, each with a skip connection.
@@ -51,6 +64,7 @@ class MixerBlock(nn.Module):
       dropout: probability of dropping a unit after each dense layer.
       stochastic_depth_rescale: divide kept branches by 1 - p, so that the expectation in training equals evaluation.
       dtype: of activations and matrix products; parameters and normalisation statistics stay float32.
+      dot_general: see `layers.MlpBlock`.
     """
 
     tokens_mlp_dim: int
@@ -58,27 +72,28 @@ class MixerBlock(nn.Module):
     dropout: float = 0.0
     stochastic_depth_rescale: bool = True
     dtype: DTypeLike = jnp.float32
+    dot_general: layers.DotGeneral | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch tokens channels"],
         key: Key[Array, ""] | None,
-        drop_path: Float[Array, ""] | None,
+        drop_rate: Float[Array, ""] | None,
     ) -> Float[Array, "batch tokens channels"]:
-        """Applies the block; key is None in evaluation, drop_path (a probability) is None without stochastic depth."""
+        """Applies the block. key is None in evaluation; drop_rate is None without stochastic depth."""
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
-        mlp = partial(layers.MlpBlock, dropout=self.dropout, dtype=self.dtype)
+        mlp = partial(layers.MlpBlock, dropout=self.dropout, dtype=self.dtype, dot_general=self.dot_general)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = jnp.swapaxes(y, 1, 2)
         y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, keys[0])
         y = jnp.swapaxes(y, 1, 2)
-        x = x + layers.drop_path(y, keys[1], drop_path, self.stochastic_depth_rescale)
+        x = x + layers.stochastic_depth(y, keys[1], drop_rate, self.stochastic_depth_rescale)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, keys[2])
-        return x + layers.drop_path(y, keys[3], drop_path, self.stochastic_depth_rescale)
+        return x + layers.stochastic_depth(y, keys[3], drop_rate, self.stochastic_depth_rescale)
 
 
 class MlpMixer(nn.Module):
@@ -96,9 +111,10 @@ class MlpMixer(nn.Module):
       dtype: bfloat16 or float32, of activations and matrix products. Parameters, normalisation statistics, the mean
         over tokens and the logits are float32 in either case.
       remat: recompute each block's activations in the backward pass instead of keeping them.
-      scan: compile one block and loop over it. Faster to compile; the parameters are stacked inside the step, so the
-        parameter tree is that of the plain model. Loss and gradients with either option agree with the plain model's
-        within 1e-5 of their norm in float32 and 4% in bfloat16, where XLA rounds at other places.
+      scan: compile one block and loop over it, which compiles faster. The parameters are stacked inside the step, so
+        the parameter tree is the same. With remat or scan, loss and gradients agree with the plain model's within
+        1e-5 of their norm in float32, and within 4% in bfloat16, because XLA rounds in other places.
+      dot_general: see `layers.MlpBlock`.
     """
 
     num_classes: int
@@ -114,15 +130,16 @@ class MlpMixer(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
+    dot_general: layers.DotGeneral | None = None
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Maps images in [-1, 1] to float32 logits; `train` needs rngs={"dropout": key} where something is dropped.
+        """Maps images in [-1, 1] to float32 logits. With `train`, give rngs={"dropout": key} if anything is dropped.
 
         Raises:
-          ValueError: the patch does not divide the image.
+          ValueError: the patches do not tile the image.
         """
         x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="stem")
 
@@ -130,7 +147,7 @@ class MlpMixer(nn.Module):
             self, MixerBlock, "MixerBlock_", x, train, num_blocks=self.num_blocks,
             stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan,
             tokens_mlp_dim=self.tokens_mlp_dim, channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
-            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype,
+            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype, dot_general=self.dot_general,
         )  # fmt: skip
 
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
@@ -138,10 +155,12 @@ class MlpMixer(nn.Module):
         return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def forward_macs(self, image_size: int) -> int:
-        """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.
+        """Returns the multiply-accumulates of a square image's forward pass.
 
-        Counts the matrix products alone (stem, both MLPs of each block, head); what normalisation, GELU and the skip
-        connections add is below one per cent for the paper's models.
+        FLOPs are twice that, and six times that for a training step.
+
+        Only matrix products are counted: the stem, both MLPs of each block, and the head. Normalisation, GELU and skip
+        connections add less than one per cent in the paper's models.
         """
         tokens = (image_size // self.patch_size) ** 2
         stem = 3 * self.patch_size**2 * self.hidden_dim * tokens

@@ -7,6 +7,7 @@ published checkpoints.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from mixer.models import layers
+from mixer.models import layers, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +36,32 @@ VARIANTS = {
     "H": Variant(32, 1280, 5120, 16),
 }
 
+NAMES = f"ViT-{', ViT-'.join(VARIANTS)}, a slash and the patch size in pixels, such as ViT-B/16"
+
+
+def parse(name: str) -> dict[str, Any] | None:
+    """Returns the attributes of the variant that is called `name`, such as "ViT-B/16"; None for any other name."""
+    return variants.parse_patched(name, "ViT-", VARIANTS)
+
 
 class EncoderBlock(nn.Module):
-    """Self-attention among the tokens, then an MLP on each, with a skip connection each (Eq. 2 and 3)."""
+    """Self-attention among the tokens, then an MLP on each token, each with a skip connection (Eq. 2 and 3)."""
 
     num_heads: int
     channels_mlp_dim: int
     dropout: float = 0.0
     stochastic_depth_rescale: bool = True
     dtype: DTypeLike = jnp.float32
+    dot_general: layers.DotGeneral | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch tokens channels"],
         key: Key[Array, ""] | None,
-        drop_path: Float[Array, ""] | None,
+        drop_rate: Float[Array, ""] | None,
     ) -> Float[Array, "batch tokens channels"]:
-        """Applies the block; key is None in evaluation, drop_path (a probability) is None without stochastic depth."""
+        """Applies the block. key is None in evaluation; drop_rate is None without stochastic depth."""
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="LayerNorm_0")(x)
         y = nn.MultiHeadDotProductAttention(
@@ -60,14 +69,14 @@ class EncoderBlock(nn.Module):
             name="MultiHeadDotProductAttention_1",
         )(y)  # fmt: skip
         y = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[0])
-        x = x + layers.drop_path(y, keys[1], drop_path, self.stochastic_depth_rescale)
+        x = x + layers.stochastic_depth(y, keys[1], drop_rate, self.stochastic_depth_rescale)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="LayerNorm_2")(x)
         y = layers.MlpBlock(
-            self.channels_mlp_dim, self.dropout, self.dtype, kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(1e-6), name="MlpBlock_3",
+            self.channels_mlp_dim, self.dropout, self.dtype, self.dot_general, name="MlpBlock_3",
+            kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6),
         )(y, keys[2])  # fmt: skip
-        return x + layers.drop_path(y, keys[3], drop_path, self.stochastic_depth_rescale)
+        return x + layers.stochastic_depth(y, keys[3], drop_rate, self.stochastic_depth_rescale)
 
 
 class Encoder(nn.Module):
@@ -82,6 +91,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike
     remat: bool
     scan: bool
+    dot_general: layers.DotGeneral | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens channels"], train: bool) -> Float[Array, "batch tokens channels"]:
@@ -92,7 +102,7 @@ class Encoder(nn.Module):
             self, EncoderBlock, "encoderblock_", x, train, num_blocks=self.num_blocks,
             stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan, num_heads=self.num_heads,
             channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
-            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype,
+            stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype, dot_general=self.dot_general,
         )  # fmt: skip
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="encoder_norm")(x)
 
@@ -114,7 +124,7 @@ class VisionTransformer(nn.Module):
       patch_size: pixels of a patch's side; must divide the image's height and width.
       num_blocks, hidden_dim, channels_mlp_dim, num_heads: layers, hidden size D, MLP size and heads of Table 1.
       dropout: after the position embedding, the attention and both dense layers of an MLP; none inside the attention.
-      stochastic_depth, stochastic_depth_rescale, head_bias_init, dtype, remat, scan: as in `MlpMixer`.
+      stochastic_depth, stochastic_depth_rescale, head_bias_init, dtype, remat, scan, dot_general: as in `MlpMixer`.
     """
 
     num_classes: int
@@ -130,31 +140,34 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
+    dot_general: layers.DotGeneral | None = None
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Maps images in [-1, 1] to float32 logits; `train` needs rngs={"dropout": key} where something is dropped.
+        """Maps images in [-1, 1] to float32 logits. With `train`, give rngs={"dropout": key} if anything is dropped.
 
         Raises:
-          ValueError: the patch does not divide the image.
+          ValueError: the patches do not tile the image.
         """
         x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="embedding")
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_dim)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden_dim)), x], axis=1)
         x = Encoder(
             self.num_blocks, self.num_heads, self.channels_mlp_dim, self.dropout, self.stochastic_depth,
-            self.stochastic_depth_rescale, self.dtype, self.remat, self.scan, name="Transformer",
+            self.stochastic_depth_rescale, self.dtype, self.remat, self.scan, self.dot_general, name="Transformer",
         )(x, train)  # fmt: skip
         x = x[:, 0].astype(jnp.float32)
         return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def forward_macs(self, image_size: int) -> int:
-        """Multiply-accumulates of one square image's forward pass; FLOPs are twice that, a training step's six times.
+        """Returns the multiply-accumulates of a square image's forward pass.
 
-        Counts the matrix products alone: the embedding, of each block the four projections, both products of the
-        attention (which grow with the square of the number of tokens) and the MLP, and the head.
+        FLOPs are twice that, and six times that for a training step.
+
+        Only matrix products are counted: the embedding, the head, and of each block the four projections, the MLP and
+        the two products of the attention, which grow with the square of the number of tokens.
         """
         patches = (image_size // self.patch_size) ** 2
         tokens = patches + 1

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mixer import config as configuration
-from mixer import models, recipe
-from mixer.errors import UserError
+from mixer import models
+from mixer.config import checks, recipe
 from mixer.performance import chips, compiling, timing
-from mixer.training import programs, sharding
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
+from mixer.training import setup
 from mixer.training.step import normalize
 
 MODES = ("inference", "train")
@@ -152,7 +153,7 @@ def measure(
       compiling.DoesNotFitError: it does not fit.
       UserError: the model's patches do not divide the image.
     """
-    case = _case(variant, mode, batch_size, settings, sharding.make_mesh(), widths)
+    case = _case(variant, mode, batch_size, settings, devices.make_mesh(), widths)
     compiled = compiling.compile_step(case.step, case.carried, case.batch)
     _check_host_memory(compiled.total)
     with compiling.out_of_memory():
@@ -162,7 +163,7 @@ def measure(
 
 def ready(variant: str, mode: str, batch_size: int, settings: Settings) -> Callable[[], Any]:
     """Compiles a model and makes what it needs: a function of which each call runs it once and returns arrays."""
-    case = _case(variant, mode, batch_size, settings, sharding.make_mesh(), {})
+    case = _case(variant, mode, batch_size, settings, devices.make_mesh(), {})
     return _runs(case, compiling.compile_step(case.step, case.carried, case.batch))
 
 
@@ -190,7 +191,7 @@ class _Case(NamedTuple):
     variant: str
     mode: str
     batch_size: int
-    built: programs.Programs
+    built: setup.Setup
     step: Any
     carried: Any
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -200,12 +201,12 @@ def _case(variant: str, mode: str, batch_size: int, settings: Settings, mesh: Me
     config = recipe.base()
     config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
     config.input.image_size, config.batch_size = settings.image_size, batch_size * mesh.size
-    built = programs.build(configuration.checked(config), mesh, num_classes=_CLASSES)
+    built = setup.build(checks.checked(config), mesh, num_classes=_CLASSES)
     step, carried = step_of(built, mode)
-    return _Case(variant, mode, batch_size, built, step, carried, programs.batch_shapes(config, mesh, max_labels=1))
+    return _Case(variant, mode, batch_size, built, step, carried, setup.batch_shapes(config, mesh, max_labels=1))
 
 
-def step_of(built: programs.Programs, mode: str) -> tuple[Any, Any]:
+def step_of(built: setup.Setup, mode: str) -> tuple[Any, Any]:
     """The jitted function that a mode measures, from (carried, batch), and the shapes of what it carries."""
     if mode == "train":
         return built.train_step, built.state
@@ -253,7 +254,7 @@ def _row(
 @functools.cache
 def xla_flops(variant: str, mode: str, settings: Settings, **widths: int) -> float:
     """What XLA counts for each further image: two images' FLOPs less one's. Nothing is compiled."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = devices.make_mesh(jax.devices()[:1])
     one, two = (
         case.step.lower(case.carried, case.batch).cost_analysis()["flops"]
         for case in (_case(variant, mode, batch_size, settings, mesh, widths) for batch_size in (1, 2))

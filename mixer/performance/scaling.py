@@ -13,9 +13,9 @@ from typing import Any
 
 from etils import epath
 
-from mixer.errors import UserError
 from mixer.models import MIXER_VARIANTS
 from mixer.performance import compiling, model_speed
+from mixer.runtime.errors import UserError
 
 _PATCH = 16
 _GRIDS = (7, 14, 20, 28, 40, 56)  # patches of a side; 14 is the paper's 224 pixels

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.training import integrity
 from mixer.training.step import TrainState
 

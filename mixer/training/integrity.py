@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mixer.errors import UserError, first_line
+from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
 

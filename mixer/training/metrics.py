@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from mixer.errors import UserError, first_line
-from mixer.files import write_whole
+from mixer.runtime.errors import UserError, first_line
+from mixer.runtime.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ class MetricsLog:
         if self._writes:
             from clu import metric_writers  # here, for it imports TensorFlow: who only reads metrics need not wait
 
-            write_whole(self._path, "".join(_line(rows[step]) for step in sorted(rows)))
+            write_text(self._path, "".join(_line(rows[step]) for step in sorted(rows)))
             self._size = self._path.stat().length  # bytes that are known to be written
             self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether the newest line is of this step and holds this scalar."""
-        return self._last["step"] == step and name in self._last
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether the newest line is of this step and has a scalar whose name begins with `prefix`."""
+        return self._last["step"] == step and any(name.startswith(prefix) for name in self._last)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the line of this step, or adds to it; and one point to each curve.
@@ -60,7 +60,7 @@ class MetricsLog:
             return
         if again:
             rows = [row for row in read_metrics(self._path.parent) if row["step"] < step]
-            write_whole(self._path, "".join(map(_line, [*rows, self._last])))
+            write_text(self._path, "".join(map(_line, [*rows, self._last])))
             self._size = self._path.stat().length
         else:
             self._unwritten += _line(self._last)

@@ -7,7 +7,10 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from mixer import class_names, models, paper, recipe
+from mixer import models
+from mixer.config import paper
+from mixer.config.settings import UNITS
+from mixer.data import class_names
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.transfer import stablehlo, timm
 from mixer.transfer.weights import PUBLISHED, Weights
@@ -182,7 +185,7 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
 
 def _duration(config: FrozenConfigDict, name: str) -> str:
     """A duration as the config has it, such as "300 epochs"."""
-    unit = next(unit for unit in recipe.UNITS if config[f"{name}_{unit}"] is not None)
+    unit = next(unit for unit in UNITS if config[f"{name}_{unit}"] is not None)
     amount = config[f"{name}_{unit}"]
     return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
 

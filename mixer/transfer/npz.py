@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from mixer.errors import UserError, first_line
+from mixer.runtime.errors import UserError, first_line
 
 # Where big_vision has the parameters, and where its early versions had them; the optimizer's state may lie beside.
 _PREFIXES = ("params/", "opt/target/")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
-from mixer.errors import UserError
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime.errors import UserError
 from mixer.training.step import normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -11,8 +11,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from mixer import models
-from mixer.errors import UserError, first_line
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime.errors import UserError, first_line
 
 # Module by module, ours and timm's; a block's stand below its own name.
 _MODULES = {"stem": "stem.proj", "pre_head_layer_norm": "norm", "head": "head"}

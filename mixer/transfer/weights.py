@@ -18,10 +18,10 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from mixer import config as configuration
 from mixer import models
-from mixer.errors import UserError, first_line
+from mixer.config import run_folder
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime.errors import UserError, first_line
 from mixer.training.checkpoint import load_params
 from mixer.transfer import npz, resolution, timm
 
@@ -235,11 +235,11 @@ def _read_run(path: epath.Path, source: str, ema: bool) -> Weights:
     if path.parent.name == "checkpoints" and path.name.isdigit():
         step, path = int(path.name), path.parent.parent
     step, params = load_params(path, ema, step)
-    names = path / configuration.CLASSES_FILE
+    names = path / run_folder.CLASSES_FILE
     return Weights(
         params=jax.tree.map(np.asarray, params),
         source=source,
-        config=configuration.load(path),
+        config=run_folder.load_config(path),
         class_names=names.read_text().splitlines() if names.exists() else None,
         step=step,
         workdir=path,

@@ -3,7 +3,7 @@
 import signal
 import time
 
-from mixer.preemption import EXIT_STATUS
+from mixer.runtime.preemption import EXIT_STATUS
 from tests.chaos.phases import MOMENTS, committed, wait_for
 from tests.chaos.runs import Run
 from tests.chaos.trials import Trial

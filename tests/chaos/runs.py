@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import IO, TypeVar
 
 from mixer.data import datasets
-from mixer.errors import quiet_libraries
+from mixer.runtime.errors import quiet_libraries
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

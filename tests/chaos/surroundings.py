@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from mixer.preemption import EXIT_STATUS
+from mixer.runtime.preemption import EXIT_STATUS
 from tests.chaos import compare
 from tests.chaos.phases import committed
 from tests.chaos.runs import Run, UnexpectedError

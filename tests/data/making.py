@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mixer import recipe
+from mixer.config import recipe
 
 CLASSES = ("axolotl", "bulbul", "conch")
 

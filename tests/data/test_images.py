@@ -14,8 +14,8 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from mixer.data import augment, images
+from mixer.data.image_status import STATUSES
 from mixer.data.images import JPEG, OK, PNG, RAW, inspect
-from mixer.statuses import STATUSES
 
 MOST = 10**6  # pixels
 PHOTO = photo(33, 47)

@@ -22,9 +22,9 @@ from making import (
 )
 
 from mixer.data import augment, images, order, pipeline
+from mixer.data.image_status import STATUSES
 from mixer.data.sources import Example, Source, open_source
-from mixer.errors import UserError
-from mixer.statuses import STATUSES
+from mixer.runtime.errors import UserError
 
 BATCH = 24
 KEYS = {"image", "labels", "weight", "status"}

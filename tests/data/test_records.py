@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mixer.data import records
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 FORMATS = ("tfrecord", "array_record")
 SPLITS = ("train", "validation", "train[10%:55%]", "train[5:9]+validation", "validation+train[:3]", "train[-4:]", "all")

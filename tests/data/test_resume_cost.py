@@ -39,7 +39,7 @@ config = recipe.base().input
 config.update(dataset="tiny", data_dir=data_dir, image_size=8)
 rows = slice(0, batch)
 before, start, cpu = counters(), time.perf_counter(), time.process_time()
-source = sources.open_source(config, "train", data_dir)
+source = readers.open_source(config, "train", data_dir)
 opened = time.perf_counter()
 steps = range(step, step + 1)
 first = next(pipeline.train_batches(source, config, seed=seed, batch_size=batch, rows=rows, steps=steps))

@@ -13,7 +13,7 @@ from making import CLASSES, encode, input_config, labelled, photo, pictures, wri
 
 from mixer.data import sources
 from mixer.data.sources import Example, Source, file_bytes, open_source
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 
 def open_pictures(data_dir, split="train", **fields) -> Source:

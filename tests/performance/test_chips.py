@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mixer.performance import chips, slices
+from mixer.performance import chips, tpu_topology
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_of_names_that_begin_alike_the_longer_stands_first():
 
 
 def test_every_topology_has_a_chip():
-    assert set(slices.KINDS.values()) <= chips.CHIPS.keys()
+    assert set(tpu_topology.KINDS.values()) <= chips.CHIPS.keys()
 
 
 def test_a_measured_peak_is_that_of_a_product():

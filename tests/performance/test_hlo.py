@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mixer.performance import hlo
-from mixer.training import sharding
+from mixer.runtime import devices
 
 TEXT = """\
 HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
@@ -49,9 +49,9 @@ def test_a_program_read_by_hand():
 
 
 def compiled(function, spec):
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     out = jax.sharding.NamedSharding(mesh, spec)
-    rows = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=sharding.batch_sharding(mesh))
+    rows = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=devices.batch_sharding(mesh))
     return hlo.collectives(jax.jit(function, out_shardings=out).lower(rows).compile().as_text())
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from mixer import models
-from mixer.errors import UserError
 from mixer.performance import compiling, model_speed, timing
+from mixer.runtime.errors import UserError
 
 SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
 

@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mixer.errors import UserError
 from mixer.performance import compiling, model_speed, scaling
+from mixer.runtime.errors import UserError
 
 SETTINGS = model_speed.Settings(blocks=1, seconds=0.0)
 ROW = model_speed.Row("", "inference", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)

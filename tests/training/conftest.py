@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import models, recipe
+from mixer import models
+from mixer.config import recipe
+from mixer.runtime import devices
 from mixer.training import sharding
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.step import init_state, make_train_step
@@ -56,8 +58,8 @@ def on_mesh(run, mesh, kind="data_parallel"):
     shardings = sharding.state_sharding(jax.eval_shape(lambda: state), mesh, kind)
     step = jax.jit(
         run.step,
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
+        in_shardings=(shardings, devices.batch_sharding(mesh)),
+        out_shardings=(shardings, devices.replicated(mesh)),
     )
     return jax.device_put(state, shardings), shardings, step
 
@@ -73,9 +75,9 @@ def small():
 @pytest.fixture(scope="session")
 def mesh():
     """All eight virtual devices."""
-    return sharding.make_mesh()
+    return devices.make_mesh()
 
 
 @pytest.fixture(scope="session")
 def one_device():
-    return sharding.make_mesh(jax.devices()[:1])
+    return devices.make_mesh(jax.devices()[:1])

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import recipe
-from mixer.errors import UserError
+from mixer.config import recipe
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training import integrity, sharding
 from mixer.training.checkpoint import Checkpoints, load_params
 from mixer.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
@@ -40,7 +41,7 @@ def save_steps(folder, steps, keep=(2, 0, 0), ema=True):
     """A run's checkpoints: (keep_last, keep_every, keep_best); steps maps step to accuracy, None for none."""
     checkpoints = Checkpoints(folder, *keep)
     for step, accuracy in steps.items():
-        state = placed(make_state(step, ema), sharding.make_mesh(), "data_parallel")[0]
+        state = placed(make_state(step, ema), devices.make_mesh(), "data_parallel")[0]
         checkpoints.save(state, {} if accuracy is None else {"val/accuracy": accuracy, "val/loss": 1.0})
     checkpoints.close()
 

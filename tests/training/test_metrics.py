@@ -15,7 +15,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.training import metrics
 from mixer.training.metrics import METRICS_FILE, Console, MetricsLog, Progress, format_seconds, read_metrics
 

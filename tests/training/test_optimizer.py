@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import models, recipe
+from mixer import models
+from mixer.config import recipe
 from mixer.training.optimizer import DECAYS, OPTIMIZERS, kernels, make_optimizer, make_schedule
 
 PEAK = 1e-3

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixer.runtime import devices
 from mixer.training import sharding
 from mixer.training.step import init_state, mixup, normalize, split_batch
 
@@ -260,7 +261,7 @@ def test_gradients_of_four_parts_are_those_of_the_whole(small, one_device, mesh,
     whole, whole_metrics = step(whole, batch)
     parts_mesh = mesh if devices == 8 else one_device
     parts, _, step = small.on_mesh(small.make_run(**settings, accumulate_steps=4), parts_mesh)
-    batch = sharding.to_devices(batch, parts_mesh)
+    batch = devices.to_devices(batch, parts_mesh)
     compiled = step.lower(parts, batch).compile()
     parts, parts_metrics = compiled(parts, batch)
     assert relative_difference(gradient_of(jax.device_get(parts)), gradient_of(jax.device_get(whole))) < 1e-5
@@ -277,7 +278,7 @@ def losses_on_one_device(small, one_device):
 def five_losses(small, mesh, kind):
     """With everything that draws at random, and rows that cannot be read."""
     state, _, step = small.on_mesh(small.make_run(**ALL_CHANCE), mesh, kind)
-    batches = [sharding.to_devices(small.make_batch(16, seed, weight=unreadable_rows(16)), mesh) for seed in range(5)]
+    batches = [devices.to_devices(small.make_batch(16, seed, weight=unreadable_rows(16)), mesh) for seed in range(5)]
     compiled = step.lower(state, batches[0]).compile()
     found = []
     for batch in batches:

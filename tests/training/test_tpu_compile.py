@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from mixer import command_line
-from mixer.config import checked
-from mixer.performance import slices
+from mixer.config import command_line
+from mixer.config.checks import checked
+from mixer.performance import tpu_topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_the_bfloat16_step_multiplies_no_float32_and_moves_no_activations():
     """In the compiled program of two blocks; but for what goes into the stem and comes from it, and its gradient."""
     config = command_line.run_file(str(ROOT / "configs/b16_i21k.py"))
     config.batch_size, config.model.num_blocks = 512, 2
-    text = slices.compile_train(checked(config), slices.topology("v3:2x2"), 21_843, 1).run.as_text()
+    text = tpu_topology.compile_train(checked(config), tpu_topology.mesh_of("v3:2x2"), 21_843, 1).run.as_text()
     defined = dict(re.findall(r"%?([\w.\-]+) = (\w+\[[\d,]*\])", text))
     products = re.findall(r" convolution\(([^)]*)\)", text)
     operands = [defined[operand.split("%")[-1]] for product in products for operand in product.split(", ")]

@@ -9,7 +9,7 @@ import threading
 import pytest
 from mixers import make_model, make_params, same
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.transfer import npz, weights
 from mixer.transfer.weights import read
 

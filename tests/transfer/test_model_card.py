@@ -7,7 +7,8 @@ import pytest
 from mixers import make_model, make_params
 from ml_collections import FrozenConfigDict
 
-from mixer import models, recipe
+from mixer import models
+from mixer.config import recipe
 from mixer.transfer import model_card
 from mixer.transfer.weights import PUBLISHED, Weights
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixers import flat, make_model, make_params, same
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.transfer import npz
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mixers import flat, logits, make_model, make_params, nested, same
 
 from mixer import models
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.transfer import resolution
 from mixer.transfer.weights import Weights
 

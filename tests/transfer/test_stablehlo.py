@@ -8,7 +8,7 @@ import pytest
 from jax import export
 from mixers import make_model, make_params
 
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.transfer import stablehlo
 
 

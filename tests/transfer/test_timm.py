@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mixers import flat, make_model, make_params, same
 
 from mixer import models
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 from mixer.transfer import timm
 
 

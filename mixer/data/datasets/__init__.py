@@ -17,7 +17,7 @@ from mixer.data import records
 from mixer.data.datasets import base
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 EMBEDDED: dict[str, type[base.Builder]] = {"digits": Digits, "fractals": Fractals}
 

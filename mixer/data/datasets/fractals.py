@@ -28,9 +28,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from mixer import host
 from mixer.data.datasets import base
 from mixer.data.datasets.iterated_functions import draw
+from mixer.runtime import cpu
 
 VALIDATION_SHARE = 0.1  # of each category's instances, but at least one
 _NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
@@ -129,7 +129,7 @@ class Fractals(base.Builder):
             for category in range(shape.categories)
             for first in range(0, len(instances), _TOGETHER)
         )
-        threads = host.processors()
+        threads = cpu.processors()
         with futures.ThreadPoolExecutor(threads) as pool:  # NumPy and OpenCV let others run meanwhile
             ahead = collections.deque(pool.submit(drawn, *part) for part in itertools.islice(parts, 2 * threads))
             while ahead:

@@ -4,7 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mixer.data import datasets, records
-from mixer.errors import UserError
+from mixer.runtime.errors import UserError
 
 
 def test_is_embedded():

@@ -1,0 +1,110 @@
+"""Checks a whole config: the value of every setting, and what settings say of each other."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from mixer import models
+from mixer.config import durations
+from mixer.config.schema import Setting
+from mixer.config.settings import EVALUATOR, SETTINGS
+from mixer.models import layers
+from mixer.runtime.errors import UserError
+
+_EVALUATORS = "evaluators."
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """Returns the config locked, if nothing is wrong with it.
+
+    Raises:
+      UserError: a setting is missing or unknown, has a value that is not allowed or that the run would not read, or
+        does not go together with another.
+    """
+    fields = flat(config)
+    settings = _settings_of(fields)
+    if config.init_from == "":
+        raise UserError("config.init_from is empty: give a run's folder or a file of weights, or leave it out")
+    for name, setting in settings.items():
+        setting.check(name, fields[name])
+    durations.check_one_unit_each(config)
+    _check_read(fields, settings)
+    _check_model(config)
+    _check_input(fields)
+    if config.batch_size % config.accumulate_steps:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is not divisible by accumulate_steps={config.accumulate_steps}"
+        )
+    return config.lock()
+
+
+def _settings_of(fields: Mapping[str, Any]) -> dict[str, Setting]:
+    """Returns the declared setting of every field of a config.
+
+    Raises:
+      UserError: a setting is missing or unknown.
+    """
+    names = sorted({name.split(".")[1] for name in fields if name.startswith(_EVALUATORS)})
+    known = SETTINGS | {f"{_EVALUATORS}{name}.{key}": of for name in names for key, of in EVALUATOR.items()}
+    if missing := sorted(known.keys() - fields.keys()):
+        start = "recipe.evaluator_settings()" if missing[0].startswith(_EVALUATORS) else "mixer.recipe.base()"
+        raise UserError(f"config.{missing[0]} is missing: let the config file start from {start}")
+    if unknown := sorted(fields.keys() - known.keys()):
+        raise UserError(f"config.{unknown[0]}: no such setting{nearest(unknown[0], list(known))}")
+    return known
+
+
+def _check_read(fields: Mapping[str, Any], settings: Mapping[str, Setting]) -> None:
+    """Refuses a setting that was changed and that the run would not read."""
+    for name, setting in settings.items():
+        group = f"{name.rpartition('.')[0]}." if name.startswith(_EVALUATORS) else ""
+        needs = [need._replace(setting=group + need.setting) for need in setting.needs]
+        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        if needs and fields[name] != default and not any(need.holds(fields) for need in needs):
+            now = ", ".join(f"{need.setting}={fields[need.setting]!r}" for need in needs)
+            raise UserError(
+                f"config.{name}={fields[name]!r} would not be read: it needs {' or '.join(map(str, needs))}, and this "
+                f"config has {now}; leave it at {setting.default!r}"
+            )
+
+
+def _check_model(config: ConfigDict) -> None:
+    try:
+        model = models.create(num_classes=0, **config.model)
+    except ValueError as error:
+        raise UserError(f"config.{'model.variant' if 'expected' in str(error) else 'model'}: {error}") from None
+    size, patch_size = config.input.image_size, getattr(model, "patch_size", 1)
+    try:
+        layers.check_patches(size, size, patch_size)
+    except ValueError:
+        raise UserError(
+            f"config.input.image_size={size} is not a multiple of the patch size of "
+            f"config.model.variant={config.model.variant!r}; the nearest that is: "
+            f"{layers.nearest_multiple(size, patch_size)}"
+        ) from None
+
+
+def _check_input(fields: Mapping[str, Any]) -> None:
+    size = fields["input.image_size"]
+    for name, value in fields.items():
+        if name.endswith(".eval_resize") and value and value < size:
+            raise UserError(f"config.{name}={value} is smaller than input.image_size={size}, which is cropped from it")
+
+
+def flat(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns all fields by their dotted names; sequences as lists, which is how JSON has them."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | FrozenConfigDict):
+            fields.update(flat(value, f"{prefix}{key}."))
+        else:
+            fields[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
+def nearest(name: str, known: list[str], prefix: str = "config.") -> str:
+    """Returns a hint at the known name that is most like an unknown one; empty if none is."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return f"; the nearest is {prefix}{found[0]}" if found else ""

@@ -1,0 +1,171 @@
+"""From a command line to a config; and what is wrong with it, in one line, when there is something wrong."""
+
+import errno
+import functools
+import operator
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from mixer.config.checks import checked, flat, nearest
+from mixer.config.durations import one_unit_each
+from mixer.runtime import cpu
+from mixer.runtime.errors import UserError, first_line, quiet_libraries
+
+_MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
+
+# What a full disk, a folder that is read-only, or a lost permission or device says: the user's to mend, wherever it is.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def run(
+    main: Callable[[list[str]], None], define_flags: Callable[[], None], *, takes_arguments: bool = False
+) -> NoReturn:
+    """Runs a command and exits; with status 1 and one line if the user has something to mend.
+
+    Args:
+      main: gets the command line without its flags.
+      define_flags: defines them.
+      takes_arguments: whether anything but flags is allowed.
+    """
+
+    def quiet_main(argv: list[str]) -> None:
+        quiet_libraries()
+        if len(argv) > 1 and not takes_arguments:
+            raise UserError(
+                f"unexpected argument {argv[1]!r}; flags look like --NAME=VALUE, settings of a run like "
+                "--config.NAME=VALUE"
+            )
+        main(argv)
+
+    cpu.keep_freed_memory()
+    define_flags()
+    try:
+        app.run(quiet_main, flags_parser=parse_flags)
+    except UserError as error:
+        problem = f"error: {error}"
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        problem = f"error: {error}"
+    sys.exit(problem)  # here, where the error and all that its traceback holds are gone
+
+
+def refuse_unread(names: Iterable[str], why: str) -> None:
+    """Checks that none of these flags was given, since the command would not read them.
+
+    Raises:
+      UserError: one was; `why` ends the sentence, as in "without --fewshot".
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} would not be read {why}; leave it out")
+
+
+def define_checkpoint_flags() -> None:
+    """The flags of every command that takes a trained model."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
+    )
+    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
+
+
+def checkpoint() -> str:
+    """The value of --checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not flags.FLAGS.checkpoint:
+        raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
+    return flags.FLAGS.checkpoint
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses a command line with --config FILE[:ARGUMENTS] and any --config.NAME=VALUE; returns the arguments left.
+
+    Raises:
+      UserError: a file, name or value that is not right; names the nearest right one.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # whatever a config file raises is among them
+        raise UserError(_explanation(argv, error)) from None
+
+
+def from_flags() -> tuple[ConfigDict, str]:
+    """Returns the checked config that the flags give, and its file's name without ending.
+
+    Raises:
+      UserError: there is no config, or a value is not allowed.
+    """
+    flag = flags.FLAGS["config"]
+    if not flag.present:
+        raise UserError(_MISSING)
+    spec = config_flags.get_config_filename(flag)
+    if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
+        run_file(spec)
+    config = one_unit_each(flag.value, config_flags.get_override_values(flag))
+    return checked(config), pathlib.Path(spec.split(":")[0]).stem
+
+
+def _explanation(argv: list[str], error: Exception) -> str:
+    """Says what is wrong with a command line that could not be parsed."""
+    line = "\n".join(argv)
+    given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
+    overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
+    if overrides and not given:
+        return _MISSING
+    if isinstance(error, flags.UnrecognizedFlagError):
+        modules = flags.FLAGS.flags_by_module_dict().items()
+        known = [flag.name for module, defined in modules for flag in defined if not module.startswith("absl.")]
+        return f"--{error.flagname}: no such flag{nearest(error.flagname, known, '--')}"
+    if not given:
+        return first_line(error)
+    try:
+        config = run_file(given[-1])
+    except UserError as problem:
+        return str(problem)
+    known = list(flat(config))
+    for name in overrides:
+        if any(path.startswith(f"{name}.") for path in known):
+            return f"config.{name} is a group of settings; give each by itself, such as --config.{name}.NAME=VALUE"
+        if name not in known:
+            return f"--config.{name}: no such setting{nearest(name, known, '--config.')}"
+    if wrong := re.match(r"(?s)flag --config\.([^=]+)=(.*)", str(error).removesuffix(f": {error.__context__}")):
+        *groups, name = wrong[1].split(".")
+        kind = functools.reduce(operator.getitem, groups, config).get_type(name)
+        return f"config.{wrong[1]}={wrong[2]!r}: expected {_EXPECTED.get(kind, kind.__name__)}"
+    return first_line(error)
+
+
+def run_file(spec: str) -> ConfigDict:
+    """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
+    path, *argument = spec.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config {spec}: no such file")
+    try:
+        scope = runpy.run_path(path)
+        if "get_config" not in scope:
+            raise UserError(f"--config {spec}: the file has no function get_config")
+        config = scope["get_config"](*argument)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"--config {spec}: {where}{type(error).__name__}: {first_line(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
+    return config

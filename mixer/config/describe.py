@@ -1,0 +1,88 @@
+"""Settings in words: the table in docs/configuration.md, and the values of one run.
+
+`python -m mixer.config.describe` prints the table; `make docs` writes it.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mixer.config.checks import flat
+from mixer.config.schema import Setting
+from mixer.config.settings import EVALUATOR, SETTINGS
+
+_GROUPS = {
+    "": "The run",
+    "model": "Model",
+    "optimizer": "Optimizer",
+    "mixup": "Mixup",
+    "input": "Input",
+    "fewshot": "The evaluator `fewshot`",
+    "checkpoint": "Checkpoints",
+    "evaluators": "More evaluators",
+}
+
+_INTRODUCTION = """# Configuration
+
+Every setting of a run. This page is written from `mixer/config/settings.py` by `make docs`.
+
+A config file returns `recipe.base()`, which holds these defaults, with some values changed. On the command line
+`--config.NAME=VALUE` changes a value. `python -m mixer.train --config FILE --print_config` prints all values of a run.
+
+A duration has three units, of which one is set; setting one on the command line unsets the others. A setting that a run
+would not read must keep its default; the column "needs" says when it is read.
+"""
+
+
+def table() -> str:
+    """Returns docs/configuration.md."""
+    lines = [_INTRODUCTION]
+    for group, settings in _grouped(SETTINGS | {f"evaluators.NAME.{name}": of for name, of in EVALUATOR.items()}):
+        lines += [f"## {_GROUPS[group]}", ""]
+        lines += ["| setting | default | unit | allowed | meaning | needs | read by |", "|---|---|---|---|---|---|---|"]
+        for name, of in settings:
+            needs = " or ".join(f"`{need}`" for need in of.needs)
+            cells = (f"`{name}`", f"`{_text(of.default)}`", of.unit, of.allowed(), of.meaning, needs, f"`{of.read_by}`")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def values(config: ConfigDict) -> str:
+    """Returns every setting of a run with its value and meaning, in groups. A star marks values that were changed."""
+    fields = flat(config)
+    lines = []
+    for group, names in _grouped({name: _setting(name) for name in fields}):
+        lines.append(f"# {_GROUPS[group].replace('`', '')}")
+        for name, of in names:
+            default = list(of.default) if isinstance(of.default, tuple) else of.default
+            mark = " " if fields[name] == default else "*"
+            unit = f" [{of.unit}]" if of.unit else ""
+            lines.append(f"{mark} {name + ' = ' + _text(fields[name]):50} # {of.meaning}{unit}")
+        lines.append("")
+    return "\n".join([*lines, "* not the default"])
+
+
+def _setting(name: str) -> Setting:
+    return SETTINGS[name] if name in SETTINGS else EVALUATOR[name.split(".", 2)[2]]
+
+
+def _grouped(settings: Mapping[str, Setting]) -> Iterator[tuple[str, list[tuple[str, Setting]]]]:
+    """Yields each group and its settings, in the order of `_GROUPS`."""
+
+    def group(item: tuple[str, Setting]) -> int:
+        first = item[0].partition(".")[0] if "." in item[0] else ""
+        return list(_GROUPS).index(first)
+
+    for number, items in groupby(sorted(settings.items(), key=group), key=group):
+        yield list(_GROUPS)[number], list(items)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{part:.6g}" for part in value) if isinstance(value, tuple | list) else str(value)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,104 @@
+"""What a run's folder says of the run: its config and the names of its classes."""
+
+import json
+import logging
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from mixer.config import recipe
+from mixer.config.checks import flat
+from mixer.config.settings import UNITS
+from mixer.runtime.errors import UserError, first_line
+from mixer.runtime.files import write_text
+
+_log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outputs
+
+# Settings that may change when a run is continued, because they do not change what is computed: where data lies, how
+# arrays are laid out, what is evaluated and when, what is written.
+_HARMLESS = (
+    *(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in UNITS),
+    "eval_at_start", "evaluators.", "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share",
+    "sharding", "max_nonfinite_steps",
+)  # fmt: skip
+
+
+def make(workdir: epath.PathLike) -> epath.Path:
+    """Makes a run's folder.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    path = epath.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            probe = path / ".writable"
+            probe.write_text("")
+            probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
+    return path
+
+
+def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
+    """Writes the config and the names of the classes."""
+    if jax.process_index() == 0:
+        write_text(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
+        write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
+
+
+def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
+    """Reads the config of a run.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = epath.Path(workdir) / CONFIG_FILE
+    try:
+        return FrozenConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
+
+
+def load_class_names(workdir: epath.PathLike) -> list[str] | None:
+    """Reads the names of a run's classes; None if the folder has none."""
+    path = epath.Path(workdir) / CLASSES_FILE
+    return path.read_text().splitlines() if path.exists() else None
+
+
+def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool = False) -> list[str]:
+    """Compares the config with that of the run in the folder, if there is one.
+
+    Settings that did not exist when the run began count as their defaults.
+
+    Returns:
+      Each difference, such as "seed: 0 before, 1 now".
+
+    Raises:
+      UserError: a difference changes what is computed, and that is not allowed.
+    """
+    if not (epath.Path(workdir) / CONFIG_FILE).exists():
+        return []
+    try:
+        before = {**flat(recipe.base()), **flat(load_config(workdir))}
+    except UserError as error:
+        _log.warning("%s: it is written anew, without a comparison.", error)
+        return []
+    now = flat(ConfigDict(json.loads(config.to_json())))
+    changed = {
+        key: f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+        for key in sorted({**before, **now})
+        if before.get(key) != now.get(key)
+    }
+    if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another --workdir, or "
+            "--allow_config_change to continue it with this one"
+        )
+    return list(changed.values())

@@ -1,0 +1,123 @@
+"""Accuracy and loss of a classifier: the jitted evaluation step, and metrics from its sums. Needs no TensorFlow."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from mixer.data import image_status
+from mixer.models import Model
+from mixer.runtime import devices
+from mixer.training import losses
+from mixer.training.step import Batch, normalize
+
+Sums = dict[str, jax.Array]
+EvalStep = Callable[[Any, Batch], tuple[Sums, jax.Array | None]]
+
+
+@functools.cache  # evaluators of one model share a program
+def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> EvalStep:
+    """Makes the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
+
+    An image without a label counts for the loss but not for the accuracy. ImageNet ReaL has such images.
+    """
+
+    def eval_step(params: Any, batch: Batch) -> tuple[Sums, jax.Array | None]:
+        logits: Any = model.apply({"params": params}, normalize(batch["image"]))
+        weight, labels = batch["weight"], batch["labels"]
+        example_loss = losses.LOSSES[loss](logits, losses.targets(labels, model.num_classes))
+        correct = weight * jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
+        statuses = jnp.arange(len(image_status.STATUSES))
+        sums = {
+            "count": jnp.sum(weight),
+            "loss": jnp.sum(example_loss * weight),
+            "labelled": jnp.sum(weight * jnp.any(labels >= 0, axis=1)),
+            "correct": jnp.sum(correct),
+            "statuses": jnp.sum(batch["status"][:, None] == statuses[None], axis=0),
+        }
+        if labels.shape[1] == 1:
+            zeros, label = jnp.zeros(model.num_classes), labels[:, 0]  # label -1 would be the last class
+            sums["class_count"] = zeros.at[label].add(jnp.where(label >= 0, weight, 0.0))
+            sums["class_correct"] = zeros.at[label].add(correct)
+        return sums, logits if keep_logits else None
+
+    return jax.jit(eval_step, out_shardings=devices.replicated(mesh))
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+      metrics: loss; accuracy (of multi-label data: how often the first guess is among the labels);
+        mean_per_class_accuracy, over the classes that occur, for single-label data; mean_average_precision, where
+        logits were kept; count of images; labelled, the number of images with a label, if it is less than count;
+        unreadable, the number of unusable images, and their number by kind in bad_images/KIND.
+      class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
+    """
+
+    metrics: dict[str, float]
+    class_accuracy: np.ndarray | None
+
+
+def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]], num_examples: int) -> Evaluation:
+    """Computes the metrics of a whole split.
+
+    Args:
+      sums: of `make_eval_step`, added up over all batches.
+      kept: logits, labels and weight of each batch; empty where logits were not kept.
+      num_examples: in the split.
+
+    Raises:
+      RuntimeError: not every example was met exactly once.
+    """
+    count, labelled = (round(float(sums[name])) for name in ("count", "labelled"))
+    bad = {name: int(n) for name, n in zip(image_status.STATUSES[1:], sums["statuses"][1:], strict=True) if n}
+    unreadable = sum(bad.values())
+    if count + unreadable != num_examples:
+        raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
+    metrics: dict[str, float] = {
+        "loss": float(sums["loss"]) / max(count, 1),
+        "accuracy": float(sums["correct"]) / max(labelled, 1),
+    }
+    class_accuracy = None
+    if "class_count" in sums:
+        class_count = sums["class_count"].astype(np.float64)
+        nowhere = np.full_like(class_count, np.nan)
+        class_accuracy = np.divide(sums["class_correct"], class_count, out=nowhere, where=class_count > 0)
+        metrics["mean_per_class_accuracy"] = float(np.nanmean(class_accuracy)) if labelled else 0.0
+    if kept:
+        scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
+        metrics["mean_average_precision"] = mean_average_precision(scores[weight > 0], labels[weight > 0])
+    metrics["count"] = count
+    if labelled != count:
+        metrics["labelled"] = labelled
+    by_kind = {f"bad_images/{name}": number for name, number in bad.items()}
+    return Evaluation({**metrics, "unreadable": unreadable, **by_kind}, class_accuracy)
+
+
+def mean_average_precision(
+    scores: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples max_labels"]
+) -> float:
+    """Computes the mean of the average precision over the classes that have an example.
+
+    The average precision of a class is the mean, over its examples, of the precision at the example's score. Equal
+    scores count as one threshold.
+    """
+    present = np.zeros(scores.shape, bool)
+    example, slot = np.nonzero(labels >= 0)
+    present[example, labels[example, slot]] = True
+    precisions = []
+    for class_scores, positive in zip(scores.T, present.T, strict=True):
+        if not positive.any():
+            continue
+        order = np.argsort(-class_scores, kind="stable")
+        found = np.cumsum(positive[order])
+        # In a run of equal scores, the last place stands for all of them.
+        last = np.searchsorted(-class_scores[order], -class_scores[order], side="right") - 1
+        precisions.append(np.mean((found[last] / (last + 1))[positive[order]]))
+    return float(np.mean(precisions)) if precisions else 0.0

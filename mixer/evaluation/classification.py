@@ -1,0 +1,99 @@
+"""Evaluates a classifier on a split: every example once, on all devices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mixer.data import readers
+from mixer.evaluation import accuracy, evaluator
+from mixer.evaluation.evaluator import Context, Through
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
+
+
+class Classification:
+    """An evaluator: loss, accuracy and related metrics on one split (see `accuracy.Evaluation`).
+
+    Attributes:
+      source: the split.
+    """
+
+    def __init__(self, settings: ml_collections.ConfigDict, context: Context):
+        """Opens the split.
+
+        Args:
+          settings: as `config.evaluators.NAME`.
+          context: the model and where it is computed.
+
+        Raises:
+          MissingDataError: the dataset is not there.
+          UserError: the data cannot be used, or its classes are not the model's.
+        """
+        self._config, self._context = input_of(settings, context.input), context
+        self.source = readers.open_source(self._config, settings.split, context.cache_dir)
+        check_classes(context, self.source.class_names)
+        keep_logits = self.source.multi_label
+        self._step = accuracy.make_eval_step(context.model, context.loss, context.mesh, keep_logits)
+
+    @property
+    def num_examples(self) -> int:
+        """Images in the split."""
+        return self.source.num_examples
+
+    def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
+        """Returns the metrics of these parameters."""
+        return self.evaluate(params, through).metrics
+
+    def evaluate(self, params: Any, through: Through = iter) -> accuracy.Evaluation:
+        """Returns the metrics of these parameters, and the accuracy of each class.
+
+        Logits that are kept, as for multi-label data, take four bytes of host memory for each example and class.
+
+        Raises:
+          RuntimeError: not every example was met exactly once.
+        """
+        totals: accuracy.Sums = {}
+        kept = []
+        for batch in evaluator.split_batches(self.source, self._config, self._context, through):
+            sums, logits = self._step(params, batch)
+            totals = jax.tree.map(jnp.add, totals, sums) if totals else sums
+            if logits is not None:
+                kept.append(devices.to_host(self._context.mesh, logits, batch["labels"], batch["weight"]))
+        return accuracy.evaluation_of(jax.device_get(totals), kept, self.source.num_examples)
+
+
+def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config.input` as an evaluator reads it: its own values where it has them.
+
+    Label settings belong to a dataset, so those of `config.input` count for its own dataset alone.
+    """
+    found = ml_collections.ConfigDict(config)
+    if settings.dataset is not None:
+        found.update({name: settings[name] for name in ("dataset", "label_key", "max_labels")})
+    for name in ("data_dir", "eval_crop", "eval_resize"):
+        if settings[name] is not None:
+            found[name] = settings[name]
+    return found
+
+
+def check_classes(context: Context, class_names: Sequence[str]) -> None:
+    """Checks that the classes of the data are those of the model.
+
+    Raises:
+      UserError: they are not.
+    """
+    source, num_classes = context.source, context.model.num_classes
+    if num_classes != len(class_names):
+        raise UserError(
+            f"{source} tells {num_classes:,} classes apart, the data has {len(class_names):,}: fine-tune it "
+            "first (configs/finetune.py), or ask what its features are worth with --fewshot"
+        )
+    for number, (theirs, ours) in enumerate(zip(context.class_names or class_names, class_names, strict=True)):
+        if theirs != ours:
+            raise UserError(
+                f"the classes of {source} are not those of the data: class {number} is {theirs!r} there and "
+                f"{ours!r} here"
+            )

@@ -1,0 +1,64 @@
+"""What an evaluator is, and what all of them are built from."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from mixer.data import pipeline
+from mixer.data.sources import Source
+from mixer.models import Model
+from mixer.runtime import devices
+
+Through = Callable[[Iterable[Any]], Iterable[Any]]
+"""Passes batches on. It may end an evaluation by raising: this is how a run that is asked to stop abandons it."""
+
+
+class Evaluator(Protocol):
+    """Computes metrics of any parameters of one model."""
+
+    @property
+    def num_examples(self) -> int:
+        """Images on which the metrics are measured."""
+
+    def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
+        """Returns metrics by name. `params` may lie anywhere on the mesh."""
+
+
+class Context(NamedTuple):
+    """What an evaluator is built for.
+
+    Attributes:
+      model: the model whose parameters are evaluated.
+      class_names: of the model's outputs, where they are known.
+      loss: a key of `losses.LOSSES`.
+      input: `config.input` of the run; its values are used where an evaluator's settings have none.
+      mesh: where the model is computed.
+      batch_size: images at a time, over all devices.
+      cache_dir: keeps what has to be made for a dataset, such as an index.
+      source: what messages call the model.
+    """
+
+    model: Model
+    class_names: Sequence[str] | None
+    loss: str
+    input: ml_collections.ConfigDict
+    mesh: Mesh
+    batch_size: int
+    cache_dir: epath.PathLike
+    source: str = "the model"
+
+
+def split_batches(
+    source: Source, config: ml_collections.ConfigDict, context: Context, through: Through = iter,
+    records: np.ndarray | None = None,
+) -> Iterator[dict[str, jax.Array]]:  # fmt: skip
+    """Yields every example of a split once, in batches that lie on the mesh; see `pipeline.eval_batches`."""
+    rows = devices.host_rows(context.mesh, context.batch_size)
+    batches = pipeline.eval_batches(source, config, batch_size=context.batch_size, rows=rows, records=records)
+    for batch in through(batches):
+        yield devices.to_devices(batch, context.mesh)

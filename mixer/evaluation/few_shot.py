@@ -1,0 +1,134 @@
+"""Few-shot linear accuracy: what a model's frozen features are worth on a dataset (Section 3 of the paper)."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mixer.data import readers
+from mixer.data.sources import Source
+from mixer.evaluation import evaluator, few_shot_regression
+from mixer.evaluation.evaluator import Context, Through
+from mixer.runtime import devices
+from mixer.runtime.errors import MissingDataError, UserError
+from mixer.training.step import normalize
+
+_CHUNK = 1024  # records that are read together for their labels
+
+
+class FewShot:
+    """An evaluator: a linear classifier is fitted to the features of a few images of each class, and tested.
+
+    The features are the pre-logits: the mean over tokens after the last LayerNorm. Images of both splits are prepared
+    as in evaluation. Which images are chosen is decided once; features are computed at every call. Images that cannot
+    be read are left out, so a class may have fewer shots.
+    """
+
+    def __init__(self, settings: ml_collections.ConfigDict, context: Context):
+        """Opens both splits, and reads the labels of the training split to choose from it.
+
+        Args:
+          settings: as `config.evaluators.NAME`.
+          context: the model and where it is computed.
+
+        Raises:
+          MissingDataError: the dataset is not there.
+          UserError: the data cannot be used, an example has several labels, or a class has too few examples.
+        """
+        self._settings, self._config, self._context = settings, input_of(settings, context.input), context
+        try:
+            self._train = readers.open_source(self._config, settings.train_split, context.cache_dir)
+            self._test = readers.open_source(self._config, settings.split, context.cache_dir)
+            if self._train.multi_label:
+                raise UserError(f"{self._config.dataset} has several labels an example, this evaluation is for one")
+            labels = _labels(self._train)
+            self._chosen = {
+                (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
+                for shots in settings.shots
+                for seed in range(settings.seeds)
+            }
+        except UserError as error:
+            kind = MissingDataError if isinstance(error, MissingDataError) else UserError
+            raise kind(f"few-shot evaluation: {_in_its_own_names(str(error))}") from None
+        self._needed = np.unique(np.concatenate(list(self._chosen.values())))
+        headless = context.model.clone(num_classes=0)
+
+        def features(params: Any, images: jax.Array) -> Any:
+            return headless.apply({"params": params}, normalize(images))
+
+        self._features = jax.jit(features)
+
+    @property
+    def num_examples(self) -> int:
+        """Images in the test split."""
+        return self._test.num_examples
+
+    def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
+        """Returns the accuracy for each number of shots, as DATASET_5shot: the mean over seeds.
+
+        With more than one seed, DATASET_5shot_std is the standard deviation over seeds (n - 1 in the denominator). If
+        there are images that cannot be read, DATASET_unreadable is their number.
+
+        Raises:
+          UserError: no image of a split can be read.
+        """
+        settings, classes = self._settings, len(self._train.class_names)
+        few, few_labels, readable = self._run(params, self._train, self._needed, through)
+        test, test_labels, test_readable = self._run(params, self._test, np.arange(self._test.num_examples), through)
+        test, test_labels = test[test_readable], test_labels[test_readable]
+
+        name = self._config.dataset.replace("/", "_")
+        metrics: dict[str, float] = {}
+        for shots in settings.shots:
+            accuracies = []
+            for seed in range(settings.seeds):
+                rows = np.searchsorted(self._needed, self._chosen[shots, seed])
+                rows = rows[readable[rows]]
+                if not (len(rows) and len(test)):
+                    raise UserError(f"few-shot evaluation: no image of {self._config.dataset} can be read")
+                classifier = few_shot_regression.regress(few[rows], few_labels[rows], classes, settings.l2)
+                accuracies.append(few_shot_regression.accuracy(classifier, test, test_labels))
+            metrics[f"{name}_{shots}shot"] = float(np.mean(accuracies))
+            if settings.seeds > 1:
+                metrics[f"{name}_{shots}shot_std"] = float(np.std(accuracies, ddof=1))
+        if unreadable := int(np.sum(~readable) + np.sum(~test_readable)):
+            metrics[f"{name}_unreadable"] = unreadable
+        return metrics
+
+    def _run(self, params: Any, source: Source, records: np.ndarray, through: Through) -> tuple[np.ndarray, ...]:
+        """Returns of these records: features, float32 [records, width]; labels, int32 [records]; which are readable."""
+        found = []
+        for batch in evaluator.split_batches(source, self._config, self._context, through, records):
+            features = self._features(params, batch["image"])
+            found.append(devices.to_host(self._context.mesh, features, batch["labels"], batch["weight"]))
+        features, labels, weight = (np.concatenate(part)[: len(records)] for part in zip(*found, strict=True))
+        return features, labels[:, 0], weight > 0
+
+
+def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config.input` as few-shot evaluation reads it: with its own dataset and crop."""
+    found = ml_collections.ConfigDict(config)
+    found.dataset = settings.dataset or config.dataset
+    found.data_dir = settings.data_dir or config.data_dir
+    found.label_key, found.max_labels = settings.label_key, 1
+    found.eval_crop, found.eval_resize = settings.eval_crop, settings.eval_resize
+    return found
+
+
+def _labels(source: Source) -> np.ndarray:
+    """Reads the class number of every example, int64 [examples]; -1 if its record is damaged or has no label."""
+    labels = np.full(source.num_examples, -1)
+    for start in range(0, source.num_examples, _CHUNK):
+        numbers = np.arange(start, min(start + _CHUNK, source.num_examples))
+        for number, example in zip(numbers, source.fetch(numbers), strict=True):
+            if example.image is not None and len(example.labels):
+                labels[number] = example.labels[0]
+    return labels
+
+
+def _in_its_own_names(message: str) -> str:
+    """Replaces the names of config.input's settings in a message by those of this evaluator's own settings."""
+    for name in ("dataset", "data_dir"):
+        message = message.replace(f"config.input.{name}", f"config.fewshot.{name}")
+    return message

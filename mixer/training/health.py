@@ -1,0 +1,73 @@
+"""What ends a run that must not go on: a loss that is not finite, or too many unusable images."""
+
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+
+from mixer.data import image_status
+from mixer.runtime.errors import DivergedError, UserError
+from mixer.training.step import Metrics
+
+_FEWEST_SEEN = 1000  # images; among fewer, a single unusable image would be a large share
+
+
+def checked_metrics(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Reads the metrics of a step from the devices, and checks that the run may go on.
+
+    Args:
+      step: how many steps were taken.
+      metrics: of the last of them.
+      config: of the run.
+
+    Returns:
+      Metrics by name; counts of unusable images and of skipped steps only where they are not zero.
+
+    Raises:
+      DivergedError: loss or gradient is no longer finite.
+      UserError: too many images cannot be used.
+    """
+    values = jax.device_get(metrics)
+    if values.pop("diverged"):
+        raise DivergedError(
+            f"loss or gradient is not finite at step {values['step'] + 1}, with config.max_nonfinite_steps="
+            f"{config.max_nonfinite_steps}: the run stops, its checkpoints are sound; start from them with "
+            "config.init_from in another --workdir and a lower optimizer.learning_rate"
+        )
+    bad = zip(image_status.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
+    counts = {f"bad_images/{status}": count for status, count in bad if count}
+    if skipped := int(values.pop("nonfinite_steps")):
+        counts["nonfinite_steps"] = skipped
+    del values["step"]
+    check_images(counts, "bad_images/", step * config.batch_size, config)
+    return {name: float(value) for name, value in values.items()} | counts
+
+
+def check_images(metrics: Mapping[str, float], prefix: str, seen: int, config: ml_collections.ConfigDict) -> None:
+    """Checks the share of images that cannot be used.
+
+    Args:
+      metrics: the counts of unusable images have names that begin with `prefix`.
+      prefix: followed by the kind of damage.
+      seen: number of images.
+      config: of the run.
+
+    Raises:
+      UserError: it is larger than config.input.max_bad_share.
+    """
+    bad = {name.removeprefix(prefix): count for name, count in metrics.items() if name.startswith(prefix)}
+    if sum(bad.values()) > config.input.max_bad_share * max(seen, _FEWEST_SEEN):
+        kinds = ", ".join(f"{count} {status}" for status, count in bad.items())
+        raise UserError(
+            f"{sum(bad.values()) / seen:.2%} of {seen:,} images cannot be used ({kinds}), more than "
+            f"config.input.max_bad_share={config.input.max_bad_share:.2%}: mend the data, or raise the share"
+        )
+
+
+def unusable_images(row: Mapping[str, float]) -> str:
+    """Returns the counts in a line of metrics, such as "in training 3 empty; in the last evaluation 1 truncated"."""
+    said = []
+    for prefix, where in (("train/bad_images/", "in training"), ("val/bad_images/", "in the last evaluation")):
+        counts = [f"{row[name]:g} {name.removeprefix(prefix)}" for name in row if name.startswith(prefix)]
+        said += [f"{where} {', '.join(counts)}"] if counts else []
+    return "; ".join(said)

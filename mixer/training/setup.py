@@ -1,0 +1,93 @@
+"""Builds what a config trains: the model, its state, and the jitted step on a mesh.
+
+There is one way to a training step, `build`. Training, the benchmark, pre-flight and the tests all use it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from mixer import models
+from mixer.runtime import cpu, devices
+from mixer.training import optimizer as optimizers
+from mixer.training import sharding
+from mixer.training.step import TrainState, TrainStep, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A config's model and jitted functions. Building it computes and allocates nothing.
+
+    Attributes:
+      model: the model.
+      shapes: of the state.
+      shardings: how the state lies on the mesh.
+      init: makes the state on the mesh.
+      train_step: from (state, batch) to (next state, metrics). The state is donated: it cannot be used again.
+    """
+
+    model: models.Model
+    shapes: TrainState
+    shardings: TrainState
+    init: Callable[[], TrainState]
+    train_step: Any
+
+    @property
+    def state(self) -> TrainState:
+        """The state's shapes with their shardings, for lowering."""
+        return jax.tree.map(_with_sharding, self.shapes, self.shardings)
+
+
+def build(
+    config: ml_collections.ConfigDict, mesh: Mesh, *, num_classes: int, warmup_steps: int = 1, total_steps: int = 2
+) -> Setup:
+    """Builds the setup of a checked config.
+
+    Args:
+      config: of the whole run.
+      mesh: of devices, which may be those of a TPU topology that is not there.
+      num_classes: width of the head.
+      warmup_steps, total_steps: of the learning-rate schedule; a step costs the same whatever they are.
+    """
+    model = cpu.suited(models.create(num_classes=num_classes, **config.model), mesh)
+    schedule = optimizers.make_schedule(config.optimizer, warmup_steps, total_steps)
+    tx = optimizers.make_optimizer(config.optimizer, schedule)
+
+    def init() -> TrainState:
+        return init_state(model, tx, config)
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_sharding(shapes, mesh, config.sharding)
+    return Setup(
+        model=model,
+        shapes=shapes,
+        shardings=shardings,
+        init=jax.jit(init, out_shardings=shardings, compiler_options=cpu.init_options(mesh)),
+        train_step=jax.jit(
+            TrainStep(model, tx, schedule, config, mesh),
+            in_shardings=(shardings, devices.batch_sharding(mesh)),
+            out_shardings=(shardings, devices.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def batch_shapes(config: ml_collections.ConfigDict, mesh: Mesh, max_labels: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch (see `data/pipeline.py`), with their shardings."""
+    rows, size = config.batch_size, config.input.image_size
+    shapes = {
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((rows, max_labels), jnp.int32),
+        "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
+        "status": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    return {name: _with_sharding(shape, devices.batch_sharding(mesh)) for name, shape in shapes.items()}
+
+
+def _with_sharding(array: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -1,0 +1,70 @@
+"""config.init_from: weights as the start of a run, fitted to its model and laid over its devices."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+
+from mixer.config import run_folder
+from mixer.runtime.errors import UserError
+from mixer.training.step import TrainState
+from mixer.transfer.weights import Weights, mismatches
+
+
+def with_token_width(
+    config: ml_collections.ConfigDict, weights: Weights | None, workdir: epath.PathLike
+) -> ml_collections.ConfigDict:
+    """Returns the config with model.tokens_mlp_dim set to that of the weights, if it is not set.
+
+    Weights that were extended to a larger image are wider than their variant.
+
+    Args:
+      config: of the run.
+      weights: those of config.init_from, at the run's image size. None once the run has begun: the weights may be gone
+        then, and the run's folder holds the width.
+      workdir: the run's folder.
+    """
+    if not config.init_from or config.model.tokens_mlp_dim is not None:
+        return config
+    config = ml_collections.ConfigDict(config)
+    before = weights.model() if weights else run_folder.load_config(workdir).model
+    config.model.tokens_mlp_dim = before.tokens_mlp_dim
+    return config.lock()
+
+
+def initial_params(
+    state: TrainState, weights: Weights, class_names: Sequence[str], shardings: TrainState
+) -> TrainState:
+    """Puts the weights into a new state. The head stays new if the classes differ.
+
+    Raises:
+      UserError: anything but the head does not fit.
+    """
+    same_classes = weights.class_names is None or weights.class_names == list(class_names)
+    params = fitted(weights, state.params, keep_head=same_classes)
+    # Each gets a copy: the step donates its state, and one buffer cannot be donated twice.
+    place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
+    ema_params = None if state.ema_params is None else place(params)
+    return state.replace(params=place(params), ema_params=ema_params)
+
+
+def fitted(weights: Weights, params: Any, keep_head: bool = True) -> Any:
+    """Returns the weights' parameters, with the head of `params` if the shapes differ or `keep_head` is False.
+
+    Raises:
+      UserError: another array is missing, unexpected or of another shape; lists all of them.
+    """
+    loaded, head = weights.params, params.get("head")
+    if head and not (keep_head and jax.tree.map(jnp.shape, loaded.get("head")) == jax.tree.map(jnp.shape, head)):
+        loaded = {**loaded, "head": head}
+    if wrong := mismatches(loaded, params):
+        ours = dataclasses.replace(weights, params=params)
+        raise UserError(
+            f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}, the model is "
+            f"{ours.described()}: {'; '.join(wrong)}"
+        )
+    return loaded

@@ -1,0 +1,164 @@
+"""Weights as the start of a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mixers import make_model, make_state, write_run
+from mixers import make_params as random_params
+
+from mixer import models
+from mixer.config import checks, recipe
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
+from mixer.training import sharding
+from mixer.transfer.init_from import fitted, initial_params, with_token_width
+from mixer.transfer.weights import Weights
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def make_params(classes, seed, pixels=8, **widths):
+    """Random parameters of a small Mixer."""
+    return random_params(make_model(classes, **{"num_blocks": 1, **widths}), pixels, seed)
+
+
+def make_weights(params, class_names=None):
+    return Weights(params, "runs/b16", class_names=class_names)
+
+
+def on_devices(params, ema=False):
+    """A fresh state of these parameters on all devices, and its shardings."""
+    state = make_state(params, params if ema else None)
+    shardings = sharding.state_sharding(jax.eval_shape(lambda: state), devices.make_mesh(), "data_parallel")
+    return jax.device_put(state, shardings), shardings
+
+
+def same(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours", "keeps_head"),
+    [
+        (NAMES, NAMES, True),
+        (None, NAMES, True),  # a file does not name its classes: their number must do
+        (NAMES, NAMES[:3], False),
+        (None, NAMES[:3], False),
+        (NAMES, ["ant", "bee", "cat", "dog", "fly"], False),  # as many classes, others
+        (NAMES, NAMES[::-1], False),  # the same classes in another order
+    ],
+)
+def test_a_run_starts_from_weights_and_keeps_the_head_of_the_same_classes(theirs, ours, keeps_head, ema):
+    before = make_params(5, seed=1)
+    fresh, shardings = on_devices(make_params(len(ours), seed=2), ema)
+    state = initial_params(fresh, make_weights(before, theirs), ours, shardings)
+    expected = before if keeps_head else {**before, "head": fresh.params["head"]}
+    assert same(state.params, expected)
+    assert (state.ema_params is None) if not ema else same(state.ema_params, expected)
+    assert int(state.step) == 0
+    assert same(state.opt_state, fresh.opt_state)
+    for leaf, place in zip(jax.tree.leaves(state.params), jax.tree.leaves(shardings.params), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_a_model_without_head_is_given_one():
+    before, (fresh, shardings) = make_params(0, seed=1), on_devices(make_params(5, seed=2))
+    state = initial_params(fresh, make_weights(before), NAMES, shardings)
+    assert same(state.params, {**before, "head": fresh.params["head"]})
+
+
+def test_the_state_can_be_donated():
+    """The step gives its buffers away: parameters and their average must not share one."""
+    fresh, shardings = on_devices(make_params(3, seed=2), ema=True)
+    state = initial_params(fresh, make_weights(make_params(5, seed=1)), NAMES[:3], shardings)
+    jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state))
+
+
+def make_config(**settings):
+    config = recipe.base()
+    config.model.variant, config.input.image_size = "Ti/4", 8
+    config.update_from_flattened_dict(settings)
+    return checks.checked(config)
+
+
+def test_the_width_of_token_mixing_is_that_of_the_weights_where_it_is_left_open(tmp_path):
+    weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20))
+    found = with_token_width(make_config(init_from="runs/b16"), weights, tmp_path)
+    assert found.model.tokens_mlp_dim == 20
+    assert found.is_locked
+
+
+@pytest.mark.parametrize("settings", [{}, {"init_from": "runs/b16", "model.tokens_mlp_dim": 7}])
+def test_a_width_that_is_given_and_a_run_from_scratch_are_left_alone(tmp_path, settings):
+    config = make_config(**settings)
+    weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20)) if settings else None
+    assert with_token_width(config, weights, tmp_path) == config
+
+
+def test_a_run_that_has_begun_knows_its_width_without_the_weights(tmp_path):
+    folder = write_run(tmp_path / "run", [make_state(make_params(5, seed=1, num_blocks=2))], NAMES)
+    found = with_token_width(make_config(init_from="deleted.npz"), None, folder)
+    assert found.model.tokens_mlp_dim == 12
+
+
+def test_every_mismatch_is_named_in_one_line():
+    loaded = make_params(5, seed=1, num_blocks=3, tokens_mlp_dim=6)
+    params = make_params(3, seed=2, pixels=16)
+    with pytest.raises(UserError) as caught:
+        fitted(make_weights(loaded), params)
+    start, listed = str(caught.value).split("pixels: ")
+    assert start == (
+        "config.init_from='runs/b16' does not fit this model: it is Mixer-3x16/4 for images of 8 pixels, the model is "
+        "Mixer-1x16/4 for images of 16 "
+    )
+    block = "MixerBlock_0/token_mixing"
+    assert sorted(listed.split("; ")) == [
+        f"{block}/Dense_0/bias: (6,) there, (12,) here",
+        f"{block}/Dense_0/kernel: (4, 6) there, (16, 12) here",
+        f"{block}/Dense_1/bias: (4,) there, (16,) here",
+        f"{block}/Dense_1/kernel: (6, 4) there, (12, 16) here",
+        "MixerBlock_1..2: not in this model",
+    ]
+
+
+def shapes_of(variant, classes):
+    """Parameters at 224 pixels that take no memory."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(models.create(variant, classes).init, jax.random.key(0), image)["params"]
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+
+
+def test_weights_of_another_variant_are_told_by_its_name_and_briefly():
+    with pytest.raises(UserError) as caught:
+        fitted(make_weights(shapes_of("L/16", 1000)), shapes_of("B/16", 10))
+    line = str(caught.value)
+    assert line.startswith(
+        "config.init_from='runs/b16' does not fit this model: it is Mixer-L/16 for images of 224 pixels, the model is "
+        "Mixer-B/16 for images of 224 pixels: MixerBlock_12..23: not in this model; "
+    )
+    assert "MixerBlock_0..11/token_mixing/Dense_0/kernel: (196, 512) there, (196, 384) here" in line
+    assert len(line.split("; ")) == 1 + 11 + 4  # the blocks, what differs in each of the others, and outside them
+    assert "; head/" not in line
+
+
+def test_missing_parameters_are_named_and_a_missing_head_is_not():
+    params = make_params(5, seed=1)
+    loaded = {key: value for key, value in params.items() if key not in ("stem", "head")}
+    with pytest.raises(
+        UserError, match=r"is not a Mixer's parameters: stem/bias: missing there; stem/kernel: missing \w+$"
+    ):
+        fitted(make_weights(loaded), params)
+
+
+def test_a_head_that_the_model_has_no_place_for_is_named():
+    with_head, without = make_params(5, seed=1), make_params(0, seed=1)
+    with pytest.raises(UserError, match="head/bias: not in this model; head/kernel: not in this model"):
+        fitted(make_weights(with_head), without)
+
+
+def test_nothing_is_taken_from_the_fresh_model_when_all_fits():
+    loaded, params = make_params(5, seed=1), make_params(5, seed=2)
+    assert same(fitted(make_weights(loaded), params), loaded)
+    assert same(fitted(make_weights(jax.tree.map(jnp.asarray, loaded)), params), loaded)
