@@ -62,7 +62,7 @@ def test_the_table_says_on_what_it_was_measured():
     [
         (
             ["--models=b17x"],
-            "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H (Mixer)",
+            "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H, a slash and the patch size",
         ),
         (["--models=b16", "--image_size=100"], "error: --image_size=100 is not a multiple of the patch size of B/16"),
         (["--modes=sleep"], "error: --modes=sleep: expected inference or train"),

@@ -11,7 +11,7 @@ import pytest
 
 from mixer import preflight
 from mixer.config import checks, recipe
-from mixer.performance import compiling, tpu_topology
+from mixer.performance import compiling, memory_fit, tpu_topology
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 
@@ -103,8 +103,8 @@ def fake(slope, fixed, recomputes_from, limit):
     ],
 )
 def test_the_largest_batch(monkeypatch, recomputes_from, memory, expected):
-    monkeypatch.setattr(slices, "compile_train", fake(10, 1000, recomputes_from, memory))
-    fit = memory.Fitting(small(), devices.make_mesh(), 10, 1, memory)
+    monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, recomputes_from, memory))
+    fit = memory_fit.Fitting(small(), devices.make_mesh(), 10, 1, memory)
     found = fit.largest(fit.train())
     assert (found and (found["per_core"], found["total"], pytest.approx(found["extra_work"]))) == expected
 

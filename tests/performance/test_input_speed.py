@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mixer.config import checks, recipe
-from mixer.data import augment, order, pipeline, readers, sources
+from mixer.data import augment, augmentations, order, pipeline, readers
 from mixer.performance import input_speed
 from mixer.performance.input_speed import InputSpeed, Rate
 from mixer.runtime import devices
@@ -87,7 +87,7 @@ def test_decoding_alone_has_the_windows_of_training(photos, tmp_path, few_kept):
     positions = np.array([15, 31, 15])
     files = [example.image for example in source.fetch(order.record_numbers(positions, source.num_examples, 0))]
     sizes = np.array([tf.io.decode_jpeg(file).shape[:2] for file in files])
-    draws = order.uniform(0, positions, augment.num_draws(config.input))
+    draws = order.uniform(0, positions, augmentations.num_draws(config.input))
     windows = augment.crop_windows(sizes, draws, config.input)
     for file, (top, left, height, width), found in zip(files, windows, feeds["decoding alone"](range(3)), strict=True):
         whole = tf.io.decode_jpeg(file, channels=3).numpy()
@@ -123,20 +123,18 @@ def slow_fetch(monkeypatch):
 
         return dataclasses.replace(source, fetch=fetch)
 
-    monkeypatch.setattr(sources, "open_source", open_source)
+    monkeypatch.setattr(readers, "open_source", open_source)
 
 
-def slow_flip(monkeypatch):
-    train_image, lock = augment.train_image, threading.Lock()
+def slow_augmentation(monkeypatch):
+    augment, lock = augmentations.augment, threading.Lock()
 
     def slow(*arguments):
-        config = arguments[-1]
-        if config.flip:
-            with lock:
-                time.sleep(0.01)
-        return train_image(*arguments)
+        with lock:
+            time.sleep(0.01)
+        return augment(*arguments)
 
-    monkeypatch.setattr(augment, "train_image", slow)
+    monkeypatch.setattr(augmentations, "augment", slow)
 
 
 def slow_copy(monkeypatch):
@@ -146,10 +144,10 @@ def slow_copy(monkeypatch):
         time.sleep(0.2)
         return to_devices(*arguments)
 
-    monkeypatch.setattr(sharding, "to_devices", slow)
+    monkeypatch.setattr(devices, "to_devices", slow)
 
 
-@pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_flip, "augment"), (slow_copy, "copy")])
+@pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_augmentation, "augment"), (slow_copy, "copy")])
 def test_what_is_slow_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
     found = input_speed.measure(make_config(photos), tmp_path, 2, seconds=0.5, blocks=1)
