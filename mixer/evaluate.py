@@ -8,37 +8,33 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
-from etils import epy
 
 from mixer import models
 from mixer.config import command_line, recipe, tasks
 from mixer.config.settings import SETTINGS
 from mixer.data import crops
+from mixer.evaluation import few_shot as few_shot_evaluator
+from mixer.evaluation.accuracy import Evaluation
+from mixer.evaluation.classification import Classification
+from mixer.evaluation.evaluator import Context
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.transfer import resolution
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
-with epy.lazy_imports():  # they import TensorFlow; --help and an error in the command line do not wait for it
-    from mixer.evaluation import classification, evaluator
-    from mixer.evaluation import few_shot as few_shot_evaluator
-
-if TYPE_CHECKING:
-    from mixer.evaluation.accuracy import Evaluation
-
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
 
 
 def evaluate(
     weights: Weights, config: ml_collections.ConfigDict, split: str, *, loss: str, batch_size: int
-) -> tuple["Evaluation", Sequence[str]]:
+) -> tuple[Evaluation, Sequence[str]]:
     """Evaluates a model on a split, on all devices, in float32; returns the result and the names of the classes.
 
     Args:
@@ -52,7 +48,7 @@ def evaluate(
       UserError: the data is not there, or its classes are not the model's.
     """
     context = _context(weights, config, loss, batch_size)
-    of_split = classification.Classification(recipe.evaluator_settings("classification", split=split), context)
+    of_split = Classification(recipe.evaluator_settings("classification", split=split), context)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
         return of_split.evaluate(_on_devices(weights, context)), of_split.source.class_names
@@ -78,14 +74,14 @@ def few_shot(
     return {f"fewshot/{name}": value for name, value in found.items()}
 
 
-def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> "evaluator.Context":
-    return evaluator.Context(
+def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> Context:
+    return Context(
         weights.model(), weights.class_names, loss, config, devices.make_mesh(), batch_size,
         transfer_weights.cache_folder(), weights.source,
     )  # fmt: skip
 
 
-def _on_devices(weights: Weights, context: "evaluator.Context") -> Any:
+def _on_devices(weights: Weights, context: Context) -> Any:
     return jax.device_put(weights.params, devices.replicated(context.mesh))
 
 
@@ -221,7 +217,7 @@ def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
     return lines
 
 
-def by_class(found: "Evaluation", class_names: Any) -> list[str]:
+def by_class(found: Evaluation, class_names: Any) -> list[str]:
     """Returns lines with the most and the least accurate classes; none for multi-label data."""
     if found.class_accuracy is None:
         return []

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from mixer import models
 from mixer.config import command_line, describe, durations, run_folder
+from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import compilation_cache, devices, distributed, preemption
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import health, setup, sharding
@@ -30,7 +31,6 @@ from mixer.transfer.weights import read as read_weights
 
 with epy.lazy_imports():  # they import TensorFlow; --help and an error in the command line do not wait for it
     from mixer.data import pipeline, readers
-    from mixer.evaluation import evaluator, evaluators
     from mixer.training import first_batch
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class _Run:
     mesh: jax.sharding.Mesh
     source: "Source"
     built: setup.Setup
-    evaluators: Sequence["evaluators.Scheduled"]
+    evaluators: Sequence[evaluators.Scheduled]
     steps: _Steps
 
 
@@ -210,7 +210,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
         checkpoints.close()
 
 
-def _evaluate(run: _Run, due: Sequence["evaluators.Scheduled"], state: TrainState, step: int) -> dict[str, float]:
+def _evaluate(run: _Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:
     """Runs the evaluators that are due at a step, and reports what they found.
 
     Raises:

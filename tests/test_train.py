@@ -12,6 +12,7 @@ import tarfile
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import quickstart
@@ -51,7 +52,7 @@ def data_dir(tmp_path_factory) -> str:
     return folder
 
 
-def tiny(data_dir: str, **changes) -> configuration.ConfigDict:
+def tiny(data_dir: str, **changes) -> ConfigDict:
     config = quickstart.get_config("fractals")
     settings = {**TINY, "input.data_dir": data_dir, **changes}
     config.update_from_flattened_dict(settings)

@@ -29,7 +29,8 @@ def checked(config: ConfigDict) -> ConfigDict:
         raise UserError("config.init_from is empty: give a run's folder or a file of weights, or leave it out")
     for name, setting in settings.items():
         setting.check(name, fields[name])
-    durations.check_one_unit_each(config)
+    durations.check_units(config)
+    _check_evaluator_names(config)
     _check_read(fields, settings)
     _check_model(config)
     _check_input(fields)
@@ -63,10 +64,18 @@ def _check_read(fields: Mapping[str, Any], settings: Mapping[str, Setting]) -> N
         needs = [need._replace(setting=group + need.setting) for need in setting.needs]
         default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
         if needs and fields[name] != default and not any(need.holds(fields) for need in needs):
-            now = ", ".join(f"{need.setting}={fields[need.setting]!r}" for need in needs)
+            wanted = " or ".join(f"{need}, which is {fields[need.setting]!r} here" for need in needs)
             raise UserError(
-                f"config.{name}={fields[name]!r} would not be read: it needs {' or '.join(map(str, needs))}, and this "
-                f"config has {now}; leave it at {setting.default!r}"
+                f"config.{name}={fields[name]!r} would not be read: it needs {wanted}; leave it at {setting.default!r}"
+            )
+
+
+def _check_evaluator_names(config: ConfigDict) -> None:
+    for name in config.evaluators:
+        if name in ("train", "val", "fewshot") or name.endswith("_ema") or "/" in name:
+            raise UserError(
+                f"config.evaluators.{name}: train, val, fewshot, names with a slash and names that end in _ema stand "
+                "for other metrics; give it another name"
             )
 
 

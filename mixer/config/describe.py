@@ -43,7 +43,7 @@ def table() -> str:
         lines += [f"## {_GROUPS[group]}", ""]
         lines += ["| setting | default | unit | allowed | meaning | needs | read by |", "|---|---|---|---|---|---|---|"]
         for name, of in settings:
-            needs = " or ".join(f"`{need}`" for need in of.needs)
+            needs = " or ".join(map(str, of.needs))
             cells = (f"`{name}`", f"`{_text(of.default)}`", of.unit, of.allowed(), of.meaning, needs, f"`{of.read_by}`")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

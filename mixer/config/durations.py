@@ -34,8 +34,8 @@ def one_unit_each(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def check_one_unit_each(config: ConfigDict) -> None:
-    """Checks that each duration is set in exactly one unit.
+def check_units(config: ConfigDict) -> None:
+    """Checks that each duration is set in exactly one unit, and each evaluator's own in at most one.
 
     Raises:
       UserError: it is not.
@@ -45,6 +45,10 @@ def check_one_unit_each(config: ConfigDict) -> None:
         if len(given) != 1:
             choices = ", ".join(f"{name}_{unit}" for unit in UNITS)
             raise UserError(f"exactly one of {choices} must be set, not {len(given)}")
+    for name, evaluator in config.evaluators.items():
+        given = [f"every_{unit}" for unit in UNITS if evaluator[f"every_{unit}"] is not None]
+        if len(given) > 1:
+            raise UserError(f"config.evaluators.{name} has {' and '.join(given)}; give one of them")
 
 
 def steps(config: ConfigDict, name: str, num_examples: int) -> int:

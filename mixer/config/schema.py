@@ -27,7 +27,7 @@ class Needs(NamedTuple):
         return value in self.values if self.values else bool(value)
 
     def __str__(self) -> str:
-        return f"{self.setting}={' or '.join(map(str, self.values))}" if self.values else f"{self.setting} is set"
+        return f"{self.setting}={' or '.join(map(str, self.values))}" if self.values else f"{self.setting} to be set"
 
 
 class Registry(NamedTuple):

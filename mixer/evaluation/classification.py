@@ -6,12 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epy
 
-from mixer.data import readers
 from mixer.evaluation import accuracy, evaluator
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
+
+with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
+    from mixer.data import readers
 
 
 class Classification:

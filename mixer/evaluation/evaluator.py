@@ -1,23 +1,26 @@
 """What an evaluator is, and what all of them are built from."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
+from etils import epath, epy
 from jax.sharding import Mesh
 
-from mixer.data import pipeline
 from mixer.data.sources import Source
 from mixer.models import Model
 from mixer.runtime import devices
+
+with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
+    from mixer.data import pipeline
 
 Through = Callable[[Iterable[Any]], Iterable[Any]]
 """Passes batches on. It may end an evaluation by raising: this is how a run that is asked to stop abandons it."""
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Computes metrics of any parameters of one model."""
 

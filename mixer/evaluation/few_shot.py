@@ -5,14 +5,17 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from etils import epy
 
-from mixer.data import readers
 from mixer.data.sources import Source
 from mixer.evaluation import evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
 from mixer.runtime.errors import MissingDataError, UserError
 from mixer.training.step import normalize
+
+with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
+    from mixer.data import readers
 
 _CHUNK = 1024  # records that are read together for their labels
 

@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from mixer import models
-from mixer.config import checks, command_line, durations, recipe, tasks
+from mixer.config import checks, command_line, durations, recipe, settings, tasks
 from mixer.runtime.errors import UserError
 
-CONFIGS = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))}
+CONFIGS = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))}
 
 # Table 4 of the paper: epochs, learning rate, weight decay, RandAugment magnitude (None: not used), mixup strength,
 # dropout, stochastic depth. The epochs of single JFT-300M models are Table 3's.
@@ -38,7 +38,7 @@ def load(name):
 def test_every_config_is_valid(name):
     config = checks.checked(load(name))
     assert config.is_locked
-    for duration in configuration.DURATIONS:
+    for duration in settings.DURATIONS:
         assert durations.steps(config, duration, 1_281_167) >= (duration != "warmup")
 
 

@@ -1,0 +1,150 @@
+"""A config is checked as a whole: every mistake is told in one line."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from mixer.config import checks, recipe
+from mixer.runtime.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"loss": "xent"}, "config.loss='xent': expected one of sigmoid_xent, softmax_xent"),
+        ({"sharding": "zero"}, "config.sharding='zero': expected one of data_parallel, fully_sharded"),
+        ({"model__dtype": "float16"}, "config.model.dtype='float16': expected one of bfloat16, float32"),
+        ({"optimizer__name": "sgd"}, "config.optimizer.name='sgd': expected one of adam, momentum"),
+        ({"optimizer__decay": "step"}, "config.optimizer.decay='step': expected one of linear, cosine, constant"),
+        ({"input__crop": "centre"}, "config.input.crop='centre': expected one of inception, random, pad, resize"),
+        ({"input__eval_crop": "x"}, "config.input.eval_crop='x': expected one of resize_small, resize_square"),
+        ({"seed": -1}, "config.seed=-1: expected at least 0 and at most 2147483647"),
+        ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
+        ({"ema_decay": 1.0}, "config.ema_decay=1.0: expected at least 0 and at most 0.999999"),
+        ({"model__dropout": 1.0}, "config.model.dropout=1.0: expected at least 0 and at most 0.999"),
+        ({"model__num_blocks": 0}, "config.model.num_blocks=0: expected at least 1"),
+        ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: expected at least 0"),
+        ({"optimizer__learning_rate": float("inf")}, "config.optimizer.learning_rate=inf: expected at least 0"),
+        ({"optimizer__beta1": 1.0}, "config.optimizer.beta1=1.0: expected at least 0 and at most 0.999999"),
+        ({"mixup__group": 1}, "config.mixup.group=1: expected at least 2"),
+        ({"input__max_bad_share": 1.5}, "config.input.max_bad_share=1.5: expected at least 0 and at most 1"),
+        ({"fewshot__seeds": 0}, "config.fewshot.seeds=0: expected at least 1"),
+        ({"fewshot__l2": 0.0}, "config.fewshot.l2=0.0: expected at least 0.001"),
+        ({"fewshot__eval_crop": "x"}, "config.fewshot.eval_crop='x': expected one of resize_small, resize_square"),
+        (
+            {"fewshot__dataset": "cifar10", "fewshot__eval_resize": 200},
+            "config.fewshot.eval_resize=200 is smaller than input.image_size=224, which",
+        ),
+        ({"checkpoint__keep_last": 0}, "config.checkpoint.keep_last=0: expected at least 1"),
+        ({"log_steps": 0}, "config.log_steps=0: expected a finite number above 0"),
+        ({"total_epochs": -1.0}, "config.total_epochs=-1.0: expected a finite number above 0"),
+        ({"total_epochs": float("inf")}, "config.total_epochs=inf: expected a finite number above 0"),
+        ({"warmup_steps": -1}, "config.warmup_steps=-1: expected at least 0"),
+        ({"accumulate_steps": 3}, "config.batch_size=4096 is not divisible by accumulate_steps=3"),
+        ({"total_steps": 5}, "exactly one of total_steps, total_examples, total_epochs must be set, not 2"),
+        ({"log_steps": None}, "exactly one of log_steps, log_examples, log_epochs must be set, not 0"),
+        (
+            {"model__variant": "B"},
+            "config.model.variant: model variant 'B': expected one of Ti, S, B, L, H, a slash",
+        ),
+        (
+            {"model__variant": "ViT-B/16", "model__tokens_mlp_dim": 4},
+            "config.model: model variant 'ViT-B/16' has no tokens_mlp_dim, which was set to 4",
+        ),
+        (
+            {"input__image_size": 225},
+            "config.input.image_size=225 is not a multiple of the patch size of config.model.variant='B/16'; "
+            "the nearest that is: 224",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_that_is_not_allowed_is_one_line(base_with, fields, line):
+    with pytest.raises(UserError) as caught:
+        checks.checked(base_with(**fields))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"optimizer__name": "momentum", "optimizer__beta2": 0.9},
+            "config.optimizer.beta2=0.9 would not be read: it needs optimizer.name=adam or muon, which is 'momentum' "
+            "here; leave it at 0.999",
+        ),
+        (
+            {"input__crop": "random", "input__crop_area": (0.1, 1.0)},
+            "config.input.crop_area=[0.1, 1.0] would not be read: it needs input.crop=inception, which is 'random' "
+            "here; leave it at (0.05, 1.0)",
+        ),
+        (
+            {"mixup__group": 4},
+            "config.mixup.group=4 would not be read: it needs mixup.p to be set, which is 0.0 here; leave it at 8",
+        ),
+        ({"input__crop": "random", "input__scaled_decoding": True}, "config.input.scaled_decoding=True would not be r"),
+        ({"input__validation_share": 0.2}, "config.input.validation_share=0.2 would not be read: it needs input.data"),
+        ({"input__randaugment__magnitude": 5.0}, "config.input.randaugment.magnitude=5.0 would not be read: it needs"),
+        ({"optimizer__decay": "constant", "optimizer__end_factor": 0.0}, "config.optimizer.end_factor=0.0 would not"),
+        ({"model__stochastic_depth_rescale": False}, "config.model.stochastic_depth_rescale=False would not be read"),
+        ({"resize": "interpolate"}, "config.resize='interpolate' would not be read: it needs init_from to be set"),
+        ({"fewshot__seeds": 5}, "config.fewshot.seeds=5 would not be read: it needs fewshot.dataset to be set, which"),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_that_the_run_would_not_read_is_refused(base_with, fields, line):
+    with pytest.raises(UserError) as caught:
+        checks.checked(base_with(**fields))
+    assert str(caught.value).startswith(line)
+
+
+def test_a_setting_that_the_run_reads_is_accepted(base_with):
+    """Each of those above, where its condition holds."""
+    read = base_with(
+        optimizer__beta2=0.9, input__crop_area=(0.1, 1.0), mixup__p=0.5, mixup__group=4, input__scaled_decoding=True,
+        input__dataset="folder", input__validation_share=0.2, input__randaugment__layers=1,
+        input__randaugment__magnitude=5.0, optimizer__end_factor=0.0, model__stochastic_depth=0.1,
+        model__stochastic_depth_rescale=False, init_from="B/16-i1k", resize="interpolate", fewshot__dataset="digits",
+        fewshot__seeds=5,
+    )  # fmt: skip
+    assert checks.checked(read).mixup.group == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"kind": "regression"}, "config.evaluators.v2.kind='regression': expected one of classification, few_shot"),
+        ({"shots": (2,)}, "config.evaluators.v2.shots=[2] would not be read: it needs evaluators.v2.kind=few_shot, w"),
+        ({"every_steps": 0}, "config.evaluators.v2.every_steps=0: expected a finite number above 0"),
+        ({"every_steps": 5, "every_epochs": 1.0}, "config.evaluators.v2 has every_steps and every_epochs; give one"),
+        ({"eval_resize": 200}, "config.evaluators.v2.eval_resize=200 is smaller than input.image_size=224"),
+        ({"spilt": "test"}, "config.evaluators.v2.spilt: no such setting; the nearest is config.evaluators.v2.split"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_an_evaluators_settings_is_one_line(base_with, changes, line):
+    config = base_with()
+    config.evaluators.v2 = recipe.evaluator_settings("classification", dataset="imagenet_v2")
+    config.evaluators.v2.unlock()
+    config.evaluators.v2.update(changes)
+    with pytest.raises(UserError) as caught:
+        checks.checked(config)
+    assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "fewshot", "val_ema", "a/b"])
+def test_an_evaluators_name_must_not_be_that_of_other_metrics(base_with, name):
+    config = base_with()
+    config.evaluators[name] = recipe.evaluator_settings("classification")
+    with pytest.raises(UserError, match=f"config.evaluators.{name}: "):
+        checks.checked(config)
+
+
+def test_no_warm_up_and_optional_fields_are_allowed(base_with):
+    config = checks.checked(base_with(warmup_steps=0, model__num_blocks=3, input__eval_resize=256))
+    assert (config.warmup_steps, config.model.num_blocks) == (0, 3)
+
+
+def test_flat_names_every_field():
+    config = ConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": None}}})
+    assert checks.flat(config) == {"a": 1, "b.c": [1, 2], "b.d.e": None}

@@ -1,0 +1,59 @@
+"""The config in a run's folder."""
+
+import json
+
+import pytest
+
+from mixer.config import checks, recipe, run_folder
+from mixer.runtime.errors import UserError
+
+
+def test_a_config_comes_back_from_the_runs_folder(base_with, tmp_path):
+    config = checks.checked(base_with(model__num_blocks=3, input__crop_area=(0.1, 0.9)))
+    run_folder.save(config, ["cat", "dog"], tmp_path)
+    loaded = run_folder.load_config(tmp_path)
+    assert checks.flat(loaded) == checks.flat(config)
+    assert (loaded.total_steps, loaded.total_epochs, loaded.init_from) == (None, 300.0, None)
+    assert tuple(loaded.input.crop_area) == (0.1, 0.9)
+    assert tuple(loaded.input.crop_aspect) == (0.75, 4 / 3)
+    assert (tmp_path / run_folder.CLASSES_FILE).read_text() == "cat\ndog\n"
+    json.loads((tmp_path / run_folder.CONFIG_FILE).read_text())
+    run_folder.check_same(config, tmp_path)  # the same again is welcome
+
+
+def test_every_difference_to_the_config_of_the_folder_is_listed(base_with, tmp_path):
+    run_folder.save(checks.checked(recipe.base()), ["cat", "dog"], tmp_path)
+    other = base_with(seed=1, optimizer__learning_rate=0.5, input__crop_area=(0.1, 1.0), model__num_blocks=3)
+    with pytest.raises(UserError) as caught:
+        run_folder.check_same(checks.checked(other), tmp_path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.partition("another config (")[2].partition(")")[0].split("; ") == [
+        "input.crop_area: [0.05, 1.0] before, [0.1, 1.0] now",
+        "model.num_blocks: None before, 3 now",
+        "optimizer.learning_rate: 0.001 before, 0.5 now",
+        "seed: 0 before, 1 now",
+    ]
+    assert run_folder.load_config(tmp_path).seed == 0
+
+
+def test_what_changes_nothing_that_is_computed_may_change(base_with, tmp_path):
+    run_folder.save(checks.checked(recipe.base()), ["cat", "dog"], tmp_path)
+    other = base_with(
+        log_steps=None, log_epochs=1.0, eval_epochs=1.0, checkpoint_steps=7, checkpoint__keep_last=9,
+        profile_steps=3, input__data_dir="/data", input__max_bad_share=0.5, fewshot__dataset="cifar10",
+        fewshot__shots=(2,),
+    )  # fmt: skip
+    run_folder.check_same(checks.checked(other), tmp_path)
+    run_folder.save(checks.checked(other), ["cat"], tmp_path)
+    loaded = run_folder.load_config(tmp_path)
+    assert (loaded.input.data_dir, loaded.checkpoint_steps, loaded.checkpoint.keep_last) == ("/data", 7, 9)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1, 2]", "3"])
+def test_a_folder_without_a_config_is_refused(base_with, tmp_path, text):
+    if text is not None:
+        (tmp_path / run_folder.CONFIG_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is not the config of a run") as caught:
+        run_folder.load_config(tmp_path)
+    assert "\n" not in str(caught.value)
