@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos docs lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ install-preflight: $(VENV)-preflight/installed  ## what mixer.preflight needs, i
 
 quickstart: install  ## pre-train a small Mixer and fine-tune it, within five minutes on two cores
 	$(BIN)/python -m scripts.quickstart
+
+docs: install  ## write docs/configuration.md from the declared settings
+	$(BIN)/python -m mixer.config.describe > docs/configuration.md
 
 lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -75,9 +75,9 @@ def test_a_library_is_imported_only_where_it_belongs(library):
 
 def test_models_can_be_lifted_out():
     standard = __import__("sys").stdlib_module_names
-    outside = {
-        module.split(".")[0] for path in (ROOT / "models").rglob("*.py") for module in imports_of(path)
-    } - set(standard)
+    outside = {module.split(".")[0] for path in (ROOT / "models").rglob("*.py") for module in imports_of(path)} - set(
+        standard
+    )
     assert outside <= MODELS_NEED | {"mixer"}
 
 

@@ -44,7 +44,8 @@ def table() -> str:
         lines += ["| setting | default | unit | allowed | meaning | needs | read by |", "|---|---|---|---|---|---|---|"]
         for name, of in settings:
             needs = " or ".join(map(str, of.needs))
-            cells = (f"`{name}`", f"`{_text(of.default)}`", of.unit, of.allowed(), of.meaning, needs, f"`{of.read_by}`")
+            default = "not set" if of.default is None else f"`{_text(of.default)}`"
+            cells = (f"`{name}`", default, of.unit, of.allowed(), of.meaning, needs, f"`{of.read_by}`")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

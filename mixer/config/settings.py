@@ -41,36 +41,36 @@ def _duration(name: str, meaning: str, **default: float) -> dict[str, Setting]:
 
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(
-        0, "of parameters, order of the data, augmentation and dropout", "train.py", low=0, high=2**31 - 1
+        0, "random seed of parameters, data order, augmentation and dropout", "train.py", low=0, high=2**31 - 1,
     ),
     "batch_size": Setting(
-        4096, "over all devices and hosts (Section 3)", "runtime/devices.py", unit="images", low=1
+        4096, "images in a step, over all devices and hosts (Section 3)", "runtime/devices.py", unit="images", low=1,
     ),
     "accumulate_steps": Setting(
-        1, "parts of a batch whose gradients are added, to need less memory", "training/step.py", unit="parts", low=1
+        1, "number of parts in which a batch is processed; their gradients are added, which needs less memory",
+        "training/step.py", unit="parts", low=1,
     ),
     **_duration("total", "length of the run", epochs=300),
     **_duration("warmup", "linear warm-up of the learning rate (Section 3)", steps=10_000),
-    **_duration("log", "from one line of metrics to the next", steps=50),
-    **_duration("eval", "from one evaluation to the next; an evaluator may have its own", epochs=5),
-    **_duration("checkpoint", "from one checkpoint to the next", steps=1_000),
-    "eval_at_start": Setting(False, "evaluate before the first step as well", "train.py"),
+    **_duration("log", "interval between lines of metrics", steps=50),
+    **_duration("eval", "interval between evaluations; an evaluator may have its own", epochs=5),
+    **_duration("checkpoint", "interval between checkpoints", steps=1_000),
+    "eval_at_start": Setting(False, "whether to evaluate before the first step as well", "train.py"),
     "loss": Setting(
-        "sigmoid_xent",
-        "the paper does not say which; its published ImageNet-1k config has the sigmoid",
+        "sigmoid_xent", "loss function; the paper does not name it, its published ImageNet-1k config uses the sigmoid",
         "training/step.py", choices=Registry("mixer.training.losses:LOSSES"),
     ),
     "ema_decay": Setting(
-        0.0, "of a moving average of the parameters, which is evaluated beside them; 0 for none", "training/step.py",
+        0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none", "training/step.py",
         low=0, high=0.999999,
     ),
     "max_nonfinite_steps": Setting(
-        0, "steps whose loss or gradient is not finite that may be skipped; one more ends the run", "training/step.py",
-        unit="steps", low=0,
+        0, "number of steps with a loss or gradient that is not finite that are skipped; one more ends the run",
+        "training/step.py", unit="steps", low=0,
     ),
     "sharding": Setting(
-        "data_parallel", "fully_sharded splits parameters and optimizer state over the devices", "training/setup.py",
-        choices=Registry("mixer.training.sharding:SHARDINGS"),
+        "data_parallel", "data_parallel copies parameters and optimizer state to every device, fully_sharded splits "
+        "them over the devices", "training/setup.py", choices=Registry("mixer.training.sharding:SHARDINGS"),
     ),
     "init_from": Setting(
         None, "weights to start from: a run's folder, .npz, .safetensors or a name such as B/16-i21k. The head is new "
@@ -87,7 +87,7 @@ SETTINGS: dict[str, Setting] = {
         "models/__init__.py",
     ),
     **{
-        f"model.{width}": Setting(None, f"replaces the variant's {meaning}", "models/__init__.py", kind=int, low=1)
+        f"model.{width}": Setting(None, f"{meaning}; replaces the variant's", "models/mlp_mixer.py", kind=int, low=1)
         for width, meaning in {
             "num_blocks": "number of blocks", "hidden_dim": "C, channels of a token",
             "tokens_mlp_dim": "D_S, width of the token-mixing MLP",
@@ -95,37 +95,39 @@ SETTINGS: dict[str, Setting] = {
         }.items()
     },
     "model.dropout": Setting(
-        0.0, "probability of dropping a unit after each dense layer (Table 4)", "models/layers.py", low=0, high=0.999
+        0.0, "probability of dropping a unit after each dense layer (Table 4)", "models/mlp_mixer.py", low=0,
+        high=0.999,
     ),
     "model.stochastic_depth": Setting(
         0.0, "probability of dropping a branch in the last block; grows linearly from 0 in the first (Appendix B)",
-        "models/layers.py", low=0, high=0.999,
+        "models/mlp_mixer.py", low=0, high=0.999,
     ),
     "model.stochastic_depth_rescale": Setting(
-        True, "divide kept branches by 1 - p; the published code does not", "models/layers.py",
+        True, "whether kept branches are divided by 1 - p; the published code does not", "models/mlp_mixer.py",
         needs=(Needs("model.stochastic_depth"),),
     ),
     "model.head_bias_init": Setting(
-        0.0, "initial value of every logit; about -ln(classes) suits the sigmoid loss", "models/layers.py"
+        0.0, "initial value of every logit; about -ln(classes) suits the sigmoid loss", "models/mlp_mixer.py",
     ),
     "model.dtype": Setting(
-        "bfloat16", "of activations and matrix products; parameters are float32", "models/layers.py",
+        "bfloat16", "type of activations and matrix products; parameters are float32", "models/mlp_mixer.py",
         choices=("bfloat16", "float32"),
     ),
     "model.remat": Setting(
-        False, "recompute activations in the backward pass: less memory, a third more work", "models/layers.py"
+        False, "whether to recompute activations in the backward pass: less memory, a third more work",
+        "models/mlp_mixer.py",
     ),
     "model.scan": Setting(
-        False, "compile one block and loop over it; without remat it takes several times the memory",
-        "models/layers.py",
+        False, "whether to compile one block and loop over it; without remat this takes several times the memory",
+        "models/mlp_mixer.py",
     ),
     # -------------------------------------------------------------------------------------------------------- optimizer
     "optimizer.name": Setting(
-        "adam", "the update rule", "training/optimizer.py", choices=Registry("mixer.training.optimizer:OPTIMIZERS")
+        "adam", "update rule", "training/optimizer.py", choices=Registry("mixer.training.optimizer:OPTIMIZERS"),
     ),
-    "optimizer.learning_rate": Setting(1e-3, "at the end of warm-up", "training/optimizer.py", low=0),
+    "optimizer.learning_rate": Setting(1e-3, "learning rate at the end of warm-up", "training/optimizer.py", low=0),
     "optimizer.decay": Setting(
-        "linear", "of the learning rate after warm-up", "training/optimizer.py",
+        "linear", "schedule of the learning rate after warm-up", "training/optimizer.py",
         choices=Registry("mixer.training.optimizer:DECAYS"),
     ),
     "optimizer.end_factor": Setting(
@@ -141,38 +143,43 @@ SETTINGS: dict[str, Setting] = {
         needs=_ADAPTIVE,
     ),
     "optimizer.epsilon": Setting(
-        1e-8, "added to the root of the squared gradient's average", "training/optimizer.py", low=0, needs=_ADAPTIVE
+        1e-8, "added to the root of the squared gradient's average", "training/optimizer.py", low=0, needs=_ADAPTIVE,
     ),
     "optimizer.weight_decay": Setting(
-        0.1, "as in the paper: multiplied by the learning rate; applies to kernels only", "training/optimizer.py", low=0
+        0.1, "the paper's number, which is multiplied by the learning rate; applies to kernels only",
+        "training/optimizer.py", low=0,
     ),
     "optimizer.clip_norm": Setting(
-        1.0, "largest norm of the gradient over all parameters; 0 for no clipping", "training/optimizer.py", low=0
+        1.0, "largest norm of the gradient, over all parameters; 0 for no clipping", "training/optimizer.py", low=0,
     ),
     # ------------------------------------------------------------------------------------------------------------ mixup
-    "mixup.p": Setting(0.0, "lambda ~ Beta(p, p); 0 for no mixup", "training/step.py", low=0),
+    "mixup.p": Setting(
+        0.0, "parameter of the distribution of lambda, Beta(p, p); 0 for no mixup", "training/step.py", low=0,
+    ),
     "mixup.group": Setting(
-        8, "partners lie within groups of so many rows; divides the rows of a device and of an accumulation step",
-        "training/step.py", unit="rows", low=2, needs=_MIXUP,
+        8, "size of the groups of rows within which examples are mixed; must divide the rows of a device and of an "
+        "accumulation step", "training/step.py", unit="rows", low=2, needs=_MIXUP,
     ),
     # ------------------------------------------------------------------------------------------------------------ input
     "input.dataset": Setting(
         "imagenet2012", "a TFDS name; fractals/64x200x32 or digits/32, which need no download; or folder",
         "data/readers.py",
     ),
-    "input.data_dir": Setting(None, "where it lies; TFDS' own default if not set", "data/readers.py", kind=str),
-    "input.train_split": Setting("train", "in TFDS notation, such as train[:99%]", "train.py"),
+    "input.data_dir": Setting(
+        None, "folder of the dataset; TFDS' own default if not set", "data/tfds_dataset.py", kind=str,
+    ),
+    "input.train_split": Setting("train", "training split in TFDS notation, such as train[:99%]", "train.py"),
     "input.eval_split": Setting("validation", "split of the evaluator val", "evaluation/evaluators.py"),
     "input.validation_share": Setting(
         0.1, "share of each class that is kept for validation, if the folder has no validation folder",
         "data/folder.py", low=0, high=0.9, needs=(Needs("input.dataset", ("folder",)),),
     ),
     "input.max_labels": Setting(
-        None, "the most labels of an example, for multi-label data that does not say", _TFDS, kind=int, low=1
+        None, "the most labels of an example, for multi-label data that does not say", _TFDS, kind=int, low=1,
     ),
-    "input.image_size": Setting(224, "of the model's input", "data/crops.py", unit="pixels", low=1),
+    "input.image_size": Setting(224, "height and width of the model's input", "data/crops.py", unit="pixels", low=1),
     "input.label_key": Setting(
-        None, "the feature with the class or classes; found by its type if not set", _TFDS, kind=str
+        None, "the feature with the class or classes; found by its type if not set", _TFDS, kind=str,
     ),
     "input.crop": Setting(
         "inception", "what training sees of an image: inception, a random window of 5 to 100% of it; random, a random "
@@ -180,19 +187,23 @@ SETTINGS: dict[str, Setting] = {
         "data/crops.py", choices=Registry("mixer.data.crops:CROPS"),
     ),
     "input.crop_area": Setting(
-        (0.05, 1.0), "share of the image's area", "data/crops.py", high=1.0, needs=_INCEPTION
+        (0.05, 1.0), "area of the window as a share of the image's", "data/crops.py", high=1.0, needs=_INCEPTION,
     ),
-    "input.crop_aspect": Setting((0.75, 4 / 3), "width over height", "data/crops.py", needs=_INCEPTION),
-    "input.flip": Setting(True, "mirror half of the images", "data/augmentations.py"),
+    "input.crop_aspect": Setting(
+        (0.75, 4 / 3), "width of the window over its height", "data/crops.py", needs=_INCEPTION,
+    ),
+    "input.flip": Setting(True, "whether to mirror half of the images", "data/augmentations.py"),
     "input.scaled_decoding": Setting(
-        False, "decode JPEGs at 1/2, 1/4 or 1/8 where a crop has pixels to spare; the paper does not",
-        "data/augment.py", needs=(Needs("input.crop", ("inception", "pad", "resize")),),
+        False, "whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where a crop has pixels to spare; the paper "
+        "does not", "data/augment.py", needs=(Needs("input.crop", ("inception", "pad", "resize")),),
     ),
     "input.randaugment.layers": Setting(
-        0, "RandAugment operations on each image (Table 4); 0 for none", "data/augmentations.py", low=0, high=16
+        0, "number of RandAugment operations on each image (Table 4); 0 for none", "data/augmentations.py", low=0,
+        high=16,
     ),
     "input.randaugment.magnitude": Setting(
-        10.0, "of these operations", "data/augmentations.py", low=0, needs=(Needs("input.randaugment.layers"),)
+        10.0, "magnitude of these operations", "data/augmentations.py", low=0,
+        needs=(Needs("input.randaugment.layers"),),
     ),
     "input.eval_crop": Setting(
         "resize_small", "in evaluation, before the central image_size pixels are taken (Section 3): resize the shorter "
@@ -203,18 +214,19 @@ SETTINGS: dict[str, Setting] = {
         unit="pixels", low=1,
     ),
     "input.shuffle_block": Setting(
-        1, "records that stay neighbours in every epoch; 16 or more for remote storage", "data/order.py",
+        1, "number of records that stay neighbours in every epoch; 16 or more for remote storage", "data/pipeline.py",
         unit="records", low=1,
     ),
     "input.shuffle_window": Setting(
-        0, "blocks among which blocks are shuffled; 0 for all", "data/order.py", unit="blocks", low=0
+        0, "number of neighbouring blocks that are shuffled among each other; 0 for all", "data/pipeline.py",
+        unit="blocks", low=0,
     ),
     "input.max_pixels": Setting(
-        100_000_000, "larger images are not decoded", "data/images.py", unit="pixels", low=1
+        100_000_000, "size of an image above which it is not decoded", "data/images.py", unit="pixels", low=1,
     ),
     "input.max_bad_share": Setting(
-        0.01, "share of unusable images above which the run stops, of at least 1,000 images", "training/health.py",
-        low=0, high=1,
+        0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",
+        "training/health.py", low=0, high=1,
     ),
     # ------------------------------------------------------------------------------- evaluators besides the first split
     "fewshot.dataset": Setting(
@@ -223,33 +235,41 @@ SETTINGS: dict[str, Setting] = {
         kind=str,
     ),
     "fewshot.data_dir": Setting(
-        None, "where it lies; input.data_dir if not set", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT
+        None, "folder of the dataset; input.data_dir if not set", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT,
     ),
     "fewshot.train_split": Setting(
-        "train", "read once as a whole, for its labels", "evaluation/few_shot.py", needs=_FEW_SHOT
+        "train", "split from which images are chosen; read once as a whole, for its labels", "evaluation/few_shot.py",
+        needs=_FEW_SHOT,
     ),
-    "fewshot.test_split": Setting("test", "on which accuracy is measured", "evaluation/evaluators.py", needs=_FEW_SHOT),
-    "fewshot.shots": Setting((1, 5, 10, 25), "images of each class", "evaluation/few_shot.py", needs=_FEW_SHOT),
+    "fewshot.test_split": Setting(
+        "test", "split on which accuracy is measured", "evaluation/evaluators.py", needs=_FEW_SHOT,
+    ),
+    "fewshot.shots": Setting(
+        (1, 5, 10, 25), "numbers of images of each class, each evaluated", "evaluation/few_shot.py", needs=_FEW_SHOT,
+    ),
     "fewshot.seeds": Setting(
-        3, "choices of these images, over which accuracy is averaged", "evaluation/few_shot.py", low=1, needs=_FEW_SHOT
+        3, "number of random choices of these images, over which accuracy is averaged", "evaluation/few_shot.py", low=1,
+        needs=_FEW_SHOT,
     ),
     "fewshot.l2": Setting(
-        1024.0, "of the regression, as published", "evaluation/few_shot.py", low=1e-3, needs=_FEW_SHOT
+        1024.0, "regularisation of the regression, as published", "evaluation/few_shot.py", low=1e-3, needs=_FEW_SHOT,
     ),
     "fewshot.eval_crop": Setting(
-        "resize_square", "as published", "evaluation/few_shot.py", choices=EVAL_CROPS, needs=_FEW_SHOT
+        "resize_square", "crop in both splits, as published", "evaluation/few_shot.py", choices=EVAL_CROPS,
+        needs=_FEW_SHOT,
     ),
     "fewshot.eval_resize": Setting(
         None, "size before that crop; 8/7 of image_size if not set", "evaluation/few_shot.py", kind=int, unit="pixels",
         low=1, needs=_FEW_SHOT,
     ),
     # ------------------------------------------------------------------------------------------------------ checkpoints
-    "checkpoint.keep_last": Setting(2, "newest checkpoints that are kept", "training/checkpoint.py", low=1),
+    "checkpoint.keep_last": Setting(2, "number of newest checkpoints that are kept", "training/checkpoint.py", low=1),
     "checkpoint.keep_every": Setting(
-        0, "checkpoints whose step this divides are kept too; 0 for none", "training/checkpoint.py", unit="steps", low=0
+        0, "checkpoints at multiples of this step are kept too; 0 for none", "training/checkpoint.py", unit="steps",
+        low=0,
     ),
     "checkpoint.keep_best": Setting(
-        1, "most accurate checkpoints that are kept, of those saved right after an evaluation",
+        1, "number of most accurate checkpoints that are kept, of those saved right after an evaluation",
         "training/checkpoint.py", low=0,
     ),
     "checkpoint.on_error": Setting(
@@ -257,30 +277,35 @@ SETTINGS: dict[str, Setting] = {
         choices=("stop", "continue"),
     ),
     "profile_steps": Setting(
-        0, "steps to trace for TensorBoard's profiler, from the tenth; 0 for none", "train.py", unit="steps", low=0
+        0, "number of steps to trace for TensorBoard's profiler, from the tenth; 0 for none", "train.py", unit="steps",
+        low=0,
     ),
 }  # fmt: skip
 
 # The settings of each evaluator in config.evaluators, as evaluators.NAME.kind and so on.
 EVALUATOR: dict[str, Setting] = {
     "kind": Setting(
-        "classification", "what is computed", "evaluation/evaluators.py",
+        "classification", "kind of evaluation", "evaluation/evaluators.py",
         choices=Registry("mixer.evaluation.evaluators:KINDS"),
     ),
-    "optional": Setting(False, "leave it out, with a line, if its data is not there", "evaluation/evaluators.py"),
+    "optional": Setting(
+        False, "whether to leave it out, with a message, if its data is not there", "evaluation/evaluators.py",
+    ),
     **{
         f"every_{unit}": Setting(
-            None, "from one evaluation to the next; as the run's eval_... if not set", "config/durations.py",
-            kind=kind, unit=unit, positive=True,
+            None, "interval between evaluations; the run's if not set", "config/durations.py", kind=kind, unit=unit,
+            positive=True,
         )
         for unit, kind in UNITS.items()
     },
-    "dataset": Setting(None, "input.dataset if not set", "evaluation/evaluators.py", kind=str),
-    "data_dir": Setting(None, "input.data_dir if not set", "evaluation/evaluators.py", kind=str),
-    "split": Setting("test", "on which the metrics are measured", "evaluation/classification.py"),
+    "dataset": Setting(None, "dataset; input.dataset if not set", "evaluation/classification.py", kind=str),
+    "data_dir": Setting(
+        None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str,
+    ),
+    "split": Setting("test", "split on which the metrics are measured", "evaluation/classification.py"),
     "label_key": Setting(None, "as input.label_key, of its own dataset", "evaluation/classification.py", kind=str),
     "max_labels": Setting(
-        None, "as input.max_labels, of its own dataset", "evaluation/classification.py", kind=int, low=1
+        None, "as input.max_labels, of its own dataset", "evaluation/classification.py", kind=int, low=1,
     ),
     "eval_crop": Setting(
         None, "of classification, input.eval_crop if not set", "evaluation/classification.py", kind=str,
