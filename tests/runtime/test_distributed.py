@@ -11,11 +11,11 @@ import pytest
 from mixer.runtime import distributed
 from mixer.runtime.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 LOST = """
 import os, signal, sys
-from mixer import distributed, preemption
+from mixer.runtime import distributed, preemption
 distributed._summon_witness("error: it was lost")
 ends = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),

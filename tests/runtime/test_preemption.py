@@ -140,7 +140,7 @@ def test_saving_begins_within_a_second(data_dir, tmp_path, monkeypatch, during):
 NOTICED = """
 import os, signal, sys, time
 import jax
-from mixer import preemption
+from mixer.runtime import preemption
 jax.distributed.initialize(sys.argv[1], 1, 0)
 stop = preemption.Stop()
 assert not stop.asked()
@@ -179,7 +179,7 @@ def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, time
 
 LATE = """
 import atexit
-from mixer import preemption
+from mixer.runtime import preemption
 atexit.register(print, "the end", flush=True)
 atexit.register(preemption.ignore)  # called before the line above
 preemption.Stop().listen()

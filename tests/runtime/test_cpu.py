@@ -1,0 +1,98 @@
+"""The CPU's tricks: they save time, change no result, and leave other devices alone."""
+
+import sys
+import types
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_python import run_python
+
+from mixer import models
+from mixer.runtime import cpu, devices
+
+FAULTS = """
+import resource
+from mixer.runtime import cpu
+import jax, jax.numpy as jnp
+if {keep}:
+    cpu.keep_freed_memory()
+step = jax.jit(lambda x: jnp.tanh(x @ x.T))
+x = jnp.ones((4096, 256))  # the step allocates 64 MiB or more
+for _ in range(16):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):
+    step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 16)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is a function of glibc")
+def test_a_step_reuses_the_memory_of_the_step_before():
+    (without,), (kept,) = run_python(FAULTS.format(keep=False)), run_python(FAULTS.format(keep=True))
+    assert int(without) > 4000  # page faults in each step
+    assert int(kept) < int(without) / 4  # now and then malloc still needs a new block
+
+
+@pytest.fixture
+def tpu_mesh(monkeypatch):
+    """A stand-in for a mesh of TPU devices, which the functions of `cpu` accept without their run-time type check."""
+    for name in ("suited", "init_options", "_is_cpu"):
+        function = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, getattr(function, "__wrapped__", function))
+    return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+
+
+@pytest.mark.parametrize("variant", ["Ti/8", "ViT-Ti/16", "BiT-R50x1"])
+def test_other_devices_get_the_model_as_it_is(tpu_mesh, variant):
+    model = models.create(variant, 10)
+    assert cpu.suited(model, tpu_mesh) is model
+    assert cpu.init_options(tpu_mesh) is None
+
+
+def test_cpu_devices_get_the_dense_product_where_a_model_has_one():
+    mesh = devices.make_mesh()
+    assert cpu.suited(models.create("Ti/8", 10), mesh).dot_general is cpu.dense_dot
+    without = models.create("BiT-R50x1", 10)
+    assert cpu.suited(without, mesh) is without
+    assert cpu.init_options(mesh) == {"xla_backend_optimization_level": 1}
+
+
+def results(product, x, kernel, dx, dkernel):
+    """The value of a function of the product, its gradient, and a derivative of the gradient (forward over reverse)."""
+
+    def value(x, kernel):
+        return jnp.sum(jnp.sin(product(x, kernel)))
+
+    gradient = jax.grad(value, (0, 1))
+    return value(x, kernel), gradient(x, kernel), jax.jvp(gradient, (x, kernel), (dx, dkernel))[1]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_dense_product_differentiates_in_every_mode_as_matmul_does(compiled):
+    rng = np.random.default_rng(1)
+    arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in [(3, 4, 6), (6, 5), (3, 4, 6), (6, 5)]]
+    ours, theirs = partial(results, lambda x, kernel: cpu.dense_dot(x, kernel, None)), partial(results, jnp.matmul)
+    if compiled:
+        ours, theirs = jax.jit(ours), jax.jit(theirs)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours(*arrays), theirs(*arrays))
+
+
+def test_a_dense_layer_takes_the_product():
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4, 6)), jnp.float32)
+    plain, ours = nn.Dense(5), nn.Dense(5, dot_general=cpu.dense_dot)
+    variables = plain.init(jax.random.key(0), x)
+
+    def loss(layer, variables, x):
+        return jnp.sum(jnp.sin(layer.apply(variables, x)))
+
+    for found, expected in zip(
+        jax.tree.leaves(jax.value_and_grad(partial(loss, ours), (0, 1))(variables, x)),
+        jax.tree.leaves(jax.value_and_grad(partial(loss, plain), (0, 1))(variables, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
