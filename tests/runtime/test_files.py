@@ -37,9 +37,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, exists):
     path = tmp_path / "weights.npz"
     if exists:
         path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left"), written_whole(path) as partial:
-        partial.write_bytes(b"ne")
-        raise OSError(28, "No space left on device")
+
+    def write():
+        with written_whole(path) as partial:
+            partial.write_bytes(b"ne")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
     assert names(tmp_path) == (["weights.npz"] if exists else [])
     assert not exists or path.read_bytes() == b"old"
 
