@@ -159,7 +159,7 @@ def names_for(weights: Weights, file: str | None) -> list[str]:
       UserError: there are not as many names as classes.
     """
     num_classes = weights.model().num_classes
-    names = class_names.read(file) if file else weights.class_names
+    names = class_names.read_names(file) if file else weights.class_names
     if names is None:
         names = class_names.published(num_classes)
         if names is None:

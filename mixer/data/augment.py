@@ -25,8 +25,8 @@ def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.Co
       draws: float32 [n, num_draws], see `augmentations.num_draws`.
       config: `config.input`.
     """
-    of_crop = draws[:, augmentations.draw_slices(config)["crop"]]
-    return crops.CROPS[config.crop].window(sizes, of_crop, config)
+    crop_draws = draws[:, augmentations.draw_slices(config)["crop"]]
+    return crops.CROPS[config.crop].window(sizes, crop_draws, config)
 
 
 def train_pixels(
@@ -49,6 +49,7 @@ def train_pixels(
 def train_image(
     pixels: UInt8[np.ndarray, "height width 3"],
     draws: Float32[np.ndarray, " draws"],
+    slices: augmentations.DrawSlices,
     config: ml_collections.ConfigDict,
     augmented: bool = True,
 ) -> UInt8[np.ndarray, "size size 3"]:
@@ -56,13 +57,13 @@ def train_image(
 
     Args:
       pixels: at least 1 x 1 px.
-      draws: [num_draws], uniform in [0, 1).
+      draws: uniform in [0, 1), as many as `augmentations.num_draws(config)`.
+      slices: from `augmentations.draw_slices(config)`, which is too slow to call for every image.
       config: `config.input`.
-      augmented: whether to augment, or to crop alone.
+      augmented: False only crops.
     """
-    of_crop = draws[augmentations.draw_slices(config)["crop"]]
-    image = crops.CROPS[config.crop].cut(pixels, of_crop, config)
-    return np.ascontiguousarray(augmentations.augment(image, draws, config) if augmented else image)
+    image = crops.CROPS[config.crop].cut(pixels, draws[slices["crop"]], config)
+    return np.ascontiguousarray(augmentations.augment(image, draws, slices, config) if augmented else image)
 
 
 def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:

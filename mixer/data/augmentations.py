@@ -1,7 +1,7 @@
-"""Augmentations of a training image after its crop: a registry, applied in order.
+"""The registry of augmentations: changes of a training image after its crop, applied in the registry's order.
 
-To add one, write a function of (image, draws, config), add it at the end of `AUGMENTATIONS`, and declare its settings
-in `config/settings.py`. NumPy and OpenCV alone, no TensorFlow.
+To add one, write a function of (image, draws, config), put it at the end of `AUGMENTATIONS`, and declare its settings
+in `config/settings.py`. This file needs NumPy and OpenCV, and no TensorFlow.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,23 @@ from typing import NamedTuple
 import cv2
 import ml_collections
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from mixer.data import crops
+from mixer.data.crops import Image
 from mixer.data.randaugment import randaugment
 
-Image = UInt8[np.ndarray, "size size 3"]
+DrawSlices = dict[str, slice]
 
 
 class Augmentation(NamedTuple):
     """A change of one training image.
 
     Attributes:
-      num_draws: from `config.input` to how many uniform numbers in [0, 1) an image needs. 0 turns it off.
-      apply: from (image, draws float32 [num_draws], `config.input`) to the changed image.
-      described: from `config.input` to a few words, for model cards.
+      num_draws: returns how many uniform numbers in [0, 1) one image needs, given `config.input`. 0 means that the
+        augmentation is off.
+      apply: returns the changed image, given the image, its draws (float32 [num_draws]) and `config.input`.
+      described: returns a few words for model cards, given `config.input`.
     """
 
     num_draws: Callable[[ml_collections.ConfigDict], int]
@@ -33,12 +35,12 @@ class Augmentation(NamedTuple):
 
 
 def flip(image: Image, draws: Float32[np.ndarray, "1"], config: ml_collections.ConfigDict) -> Image:
-    """Mirrors half of the images, if config.flip says so."""
+    """Mirrors half of the images, left to right, if `config.flip` is set."""
     return cv2.flip(image, 1) if config.flip and draws[0] >= 0.5 else image
 
 
 def apply_randaugment(image: Image, draws: Float32[np.ndarray, " n"], config: ml_collections.ConfigDict) -> Image:
-    """Applies config.randaugment.layers random operations, see `randaugment.py`."""
+    """Applies `config.randaugment.layers` random operations, see `randaugment.py`."""
     return randaugment(image, draws.reshape(-1, 4), config.randaugment.magnitude)
 
 
@@ -48,16 +50,22 @@ def _describe_randaugment(config: ml_collections.ConfigDict) -> str:
 
 
 AUGMENTATIONS = {
+    # Flip keeps its draw when it is off, so that crops do not change with config.flip.
     "flip": Augmentation(lambda config: 1, flip, lambda config: "flips" if config.flip else "no flips"),
     "randaugment": Augmentation(lambda config: 4 * config.randaugment.layers, apply_randaugment, _describe_randaugment),
 }
 
 
-def draw_slices(config: ml_collections.ConfigDict) -> dict[str, slice]:
+def draw_slices(config: ml_collections.ConfigDict) -> DrawSlices:
     """Returns which of an image's draws each augmentation and the crop get, by name.
 
     The order is fixed: flip, crop, then the rest of the registry. Another order would change the batches of every run.
     A new augmentation comes last, so the draws of the others stay the same.
+
+    Reading a ConfigDict is slow. Call this once for a pipeline, not once for an image.
+
+    Args:
+      config: `config.input`.
     """
     numbers = {"flip": AUGMENTATIONS["flip"].num_draws(config), "crop": crops.NUM_DRAWS}
     numbers |= {name: one.num_draws(config) for name, one in AUGMENTATIONS.items() if name != "flip"}
@@ -70,15 +78,19 @@ def num_draws(config: ml_collections.ConfigDict) -> int:
     return max(part.stop for part in draw_slices(config).values())
 
 
-def augment(image: Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Image:
+def augment(
+    image: Image, draws: Float32[np.ndarray, " draws"], slices: DrawSlices, config: ml_collections.ConfigDict
+) -> Image:
     """Applies every augmentation that the config turns on.
 
     Args:
       image: image_size x image_size pixels.
       draws: all draws of the image.
+      slices: from `draw_slices(config)`.
       config: `config.input`.
     """
-    for name, part in draw_slices(config).items():
-        if name != "crop" and part.stop > part.start:
-            image = AUGMENTATIONS[name].apply(image, draws[part], config)
+    for name, augmentation in AUGMENTATIONS.items():
+        mine = draws[slices[name]]
+        if mine.size:
+            image = augmentation.apply(image, mine, config)
     return image

@@ -27,7 +27,7 @@ def readable(names: Sequence[str]) -> list[str]:
     return [f"{_short_names()[name]} ({name})" if _is_known(name) else name for name in names]
 
 
-def read(path: str) -> list[str]:
+def read_names(path: str) -> list[str]:
     """Reads the names in a text file, one a line; empty lines at its end do not count.
 
     Raises:
@@ -55,5 +55,5 @@ def _short_names() -> dict[str, str]:
 @functools.cache
 def _names_of(dataset: str) -> dict[str, str]:
     """WordNet ids to short names, in the order of the labels."""
-    file = importlib.resources.files("mixer") / "data" / "class_names" / f"{dataset.lower().replace('-', '')}.txt"
+    file = importlib.resources.files("mixer") / "data" / "class_lists" / f"{dataset.lower().replace('-', '')}.txt"
     return dict(line.split(" ", 1) for line in file.read_text(encoding="ascii").splitlines())

@@ -21,6 +21,7 @@ NUM_DRAWS = 4 + 2 * _ATTEMPTS
 _CORNER, _WINDOW = slice(0, 2), slice(2, NUM_DRAWS)
 
 Pixels = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "size size 3"]
 Sizes = np.ndarray  # int [n, 2], heights and widths in pixels
 Windows = Int32[np.ndarray, "n 4"]  # top, left, height and width in pixels
 
@@ -37,7 +38,7 @@ class Crop(NamedTuple):
 
     described: str
     window: Callable[[Sizes, np.ndarray, ml_collections.ConfigDict], Windows]
-    cut: Callable[[Pixels, np.ndarray, ml_collections.ConfigDict], Pixels]
+    cut: Callable[[Pixels, np.ndarray, ml_collections.ConfigDict], Image]
     resized: bool = False
 
 
@@ -81,7 +82,7 @@ def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.Con
     return np.where(fits.any(axis=1, keepdims=True), windows, whole(sizes, draws, config))
 
 
-def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Pixels:
+def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Image:
     """Resizes bilinearly to image_size x image_size. The result is within one level of TensorFlow's."""
     size = config.image_size
     if pixels.shape[:2] == (size, size):
@@ -89,14 +90,14 @@ def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict)
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Pixels:
+def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Image:
     """Resizes, adds an eighth of the size on each side by reflection, and takes a random part."""
     margin = math.ceil(config.image_size / 8)  # 4 pixels for CIFAR's 32
     padded = cv2.copyMakeBorder(resize(pixels, draws, config), margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
     return random_part(padded, draws, config)
 
 
-def random_part(pixels: Pixels, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Pixels:
+def random_part(pixels: Pixels, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Image:
     """Takes a random part of image_size x image_size pixels."""
     size = config.image_size
     top, left = (draws[_CORNER] * (np.array(pixels.shape[:2]) - size + 1)).astype(int)

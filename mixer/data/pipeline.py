@@ -82,14 +82,16 @@ def train_examples(
 def train_images(
     examples: tf.data.Dataset, config: ml_collections.ConfigDict, augmented: bool = True
 ) -> tf.data.Dataset:
-    """Decodes the groups of `train_examples`, and crops and augments their images; `augmented=False` crops alone."""
+    """Decodes, crops and augments the images of `train_examples`. With `augmented=False` it does not augment."""
+    slices = augmentations.draw_slices(config)
 
     @functools.partial(tf.function, autograph=False)  # traced once for all of a group
     def decoded(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         return augment.train_pixels(data, encoding, size, window, config)
 
     def finished(draws: np.ndarray, *pixels: np.ndarray) -> np.ndarray:
-        return np.stack([augment.train_image(*of, config, augmented) for of in zip(pixels, draws, strict=True)])
+        pairs = zip(pixels, draws, strict=True)
+        return np.stack([augment.train_image(*pair, slices, config, augmented) for pair in pairs])
 
     def finish(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         encoded = (tf.unstack(group[name]) for name in ("data", "encoding", "size", "window"))

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
 from mixer.config import recipe
+from mixer.data.readers import open_source
+from mixer.data.sources import Example, Source
+from mixer.runtime.errors import UserError
 
 CLASSES = ("axolotl", "bulbul", "conch")
 
@@ -99,3 +103,17 @@ def write_dataset(
 
 def labelled(files: Sequence[bytes]) -> list[tuple[bytes, int]]:
     return [(data, i % len(CLASSES)) for i, data in enumerate(files)]
+
+
+def all_of(source: Source) -> list[Example]:
+    """Every example, in the source's order."""
+    return [Example(image, tuple(labels)) for image, labels in source.fetch(np.arange(source.num_examples))]
+
+
+def complaint(folder: pathlib.Path, split: str = "train", **fields: Any) -> str:
+    """The one line with which `open_source` refuses a config."""
+    config = input_config(**{"dataset": "pictures", "data_dir": str(folder)} | fields)
+    with pytest.raises(UserError) as caught:
+        open_source(config, split, folder / "cache")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

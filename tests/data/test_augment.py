@@ -12,11 +12,12 @@ from making import encode, input_config, photo
 from PIL import Image as PillowImage
 from scipy import stats
 
-from mixer.data import augment, images, order
+from mixer.data import augment, augmentations, crops, images, order
+from mixer.data.randaugment import randaugment
 
 
 def draws_of(config, count: int, seed: int = 0) -> np.ndarray:
-    return order.uniform(seed, np.arange(count), augment.num_draws(config))
+    return order.uniform(seed, np.arange(count), augmentations.num_draws(config))
 
 
 def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -70,7 +71,8 @@ def stored(pixels: np.ndarray, encoding: int) -> tuple[bytes, np.ndarray]:
 
 def train(data, encoding, size, window, draws, config) -> np.ndarray:
     of = [tf.constant(value) for value in (data, np.int32(encoding), np.int32(size), np.int32(window))]
-    return augment.train_image(augment.train_pixels(*of, config).numpy(), draws, config)
+    pixels = augment.train_pixels(*of, config).numpy()
+    return augment.train_image(pixels, draws, augmentations.draw_slices(config), config)
 
 
 def evaluated(data, encoding, size, config) -> np.ndarray:
@@ -251,7 +253,9 @@ def test_a_grey_file_has_three_equal_channels(encoding):
     config = input_config(image_size=30)
     grey = photo(30, 30)[..., 0]
     data = encode(grey, {images.PNG: "PNG", images.JPEG: "JPEG"}[encoding])
-    found = train(data, encoding, (30, 30), (0, 0, 30, 30), np.zeros(augment.num_draws(config), np.float32), config)
+    found = train(
+        data, encoding, (30, 30), (0, 0, 30, 30), np.zeros(augmentations.num_draws(config), np.float32), config
+    )
     assert (found == found[..., :1]).all()
     assert np.abs(found[..., 0].astype(int) - grey).max() <= (6 if encoding == images.JPEG else 0)
 
@@ -275,7 +279,7 @@ def test_pad_shifts_by_an_eighth_in_every_direction():
     assert stats.chisquare(seen).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("eval_crop", augment.EVAL_CROPS)
+@pytest.mark.parametrize("eval_crop", crops.EVAL_CROPS)
 def test_a_random_crop_is_any_part_of_what_evaluation_crops(eval_crop):
     config = input_config(crop="random", eval_crop=eval_crop)
     pixels = photo(18, 21)
@@ -306,14 +310,14 @@ def test_resize_squeezes_the_whole_image():
 
 def test_randaugment_comes_last_and_has_draws_of_its_own():
     plain, augmented = input_config(), input_config(randaugment=2)
-    assert augment.num_draws(augmented) == augment.num_draws(plain) + 8
+    assert augmentations.num_draws(augmented) == augmentations.num_draws(plain) + 8
     file, of = encode(photo(40, 40)), (images.PNG, (40, 40), (3, 4, 30, 30))
     changed = 0
     for row in draws_of(augmented, 20):
-        before = train(file, *of, row[: augment.num_draws(plain)], plain)
+        before = train(file, *of, row[: augmentations.num_draws(plain)], plain)
         found = train(file, *of, row, augmented)
-        layers = row[augment.num_draws(plain) :].reshape(2, 4)
-        np.testing.assert_array_equal(found, augment.randaugment(before, layers, 10.0))
+        layers = row[augmentations.num_draws(plain) :].reshape(2, 4)
+        np.testing.assert_array_equal(found, randaugment(before, layers, 10.0))
         changed += (found != before).any()
     assert changed > 10
 
@@ -342,7 +346,7 @@ def test_evaluation_of_the_square_is_bilinear(shape):
     assert_rounded(evaluated(data, images.PNG, shape, config), bilinear(pixels, 20, 20)[2:18, 2:18], FLOAT32)
 
 
-@pytest.mark.parametrize("eval_crop", augment.EVAL_CROPS)
+@pytest.mark.parametrize("eval_crop", crops.EVAL_CROPS)
 @pytest.mark.parametrize("encoding", [images.RAW, images.PNG, images.JPEG])
 def test_an_image_of_the_size_stays_as_it_is(eval_crop, encoding):
     config = input_config(eval_crop=eval_crop, eval_resize=32, image_size=32)

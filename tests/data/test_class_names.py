@@ -57,22 +57,21 @@ def test_every_published_class_has_a_name():
 @pytest.mark.parametrize("text", ["a\nb c\n", "a\r\nb c\r\n", "\ufeffa\nb c", "a\n  b c \n\n\n"])
 def test_a_file_of_names_is_read(tmp_path, text):
     (tmp_path / "names.txt").write_bytes(text.encode())
-    assert class_names.read(str(tmp_path / "names.txt")) == ["a", "b c"]
+    assert class_names.read_names(str(tmp_path / "names.txt")) == ["a", "b c"]
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UserError, match=r"picture\.png: it is not UTF-8 text; give a text file with one name a line"):
-        class_names.read(str(tmp_path / "picture.png"))
+        class_names.read_names(str(tmp_path / "picture.png"))
     with pytest.raises(UserError, match=r"nowhere: No such file or directory; give"):
-        class_names.read(str(tmp_path / "nowhere"))
+        class_names.read_names(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="Is a directory"):
-        class_names.read(str(tmp_path))
+        class_names.read_names(str(tmp_path))
 
 
 def test_names_need_no_tensorflow():
-    code = (
-        "import sys; from mixer import class_names as c; c.readable(['n01440764']); print('tensorflow' in sys.modules)"
-    )
+    code = "import sys; from mixer.data import class_names; class_names.readable(['n01440764'])"
+    code += "; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"

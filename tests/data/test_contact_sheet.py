@@ -17,7 +17,7 @@ def sheet_of(tmp_path, pictures, targets=None, statuses=None) -> np.ndarray:
     path = epath.Path(tmp_path / "sheet.png")
     count = len(pictures)
     targets = np.eye(3, dtype=np.float32)[np.arange(count) % 3] if targets is None else targets
-    contact_sheet.write(path, pictures, targets, NAMES, statuses or ["ok"] * count)
+    contact_sheet.write_sheet(path, pictures, targets, NAMES, statuses or ["ok"] * count)
     return np.asarray(Image.open(path))
 
 
@@ -83,9 +83,9 @@ def test_a_long_name_stays_in_its_cell(tmp_path):
     pictures = np.zeros((2, 128, 128, 3), np.float32)
     path = epath.Path(tmp_path / "sheet.png")
     targets = np.eye(2, dtype=np.float32)
-    contact_sheet.write(path, pictures, targets, ["w" * 200, "x"], ["ok", "ok"])
+    contact_sheet.write_sheet(path, pictures, targets, ["w" * 200, "x"], ["ok", "ok"])
     long = np.asarray(Image.open(path))
-    contact_sheet.write(path, pictures, targets, ["a", "x"], ["ok", "ok"])
+    contact_sheet.write_sheet(path, pictures, targets, ["a", "x"], ["ok", "ok"])
     short = np.asarray(Image.open(path))
     np.testing.assert_array_equal(long[:, 132:], short[:, 132:])
     assert (long[:, :132] != short[:, :132]).any()

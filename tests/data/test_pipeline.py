@@ -21,9 +21,10 @@ from making import (
     wrong_checksum,
 )
 
-from mixer.data import augment, images, order, pipeline
+from mixer.data import augment, augmentations, crops, image_status, images, order, pipeline
 from mixer.data.image_status import STATUSES
-from mixer.data.sources import Example, Source, open_source
+from mixer.data.readers import open_source
+from mixer.data.sources import Example, Source
 from mixer.runtime.errors import UserError
 
 BATCH = 24
@@ -91,7 +92,7 @@ def test_a_batch_is_a_function_of_its_step(prepared, name, tmp_path):
     }  # fmt: skip
     for batch in expected:
         assert (batch["weight"] == 1).all()
-        assert (batch["status"] == images.OK).all()
+        assert (batch["status"] == image_status.OK).all()
         assert batch["labels"].shape == (BATCH, 1)
     assert_same(train(source, config, range(4)), expected)
     assert_same(train(source, config, range(3, 4)), expected[3:])
@@ -115,7 +116,7 @@ def test_large_batches_are_read_in_chunks_that_do_not_show():
     assert_same(joined(parts), whole)
 
 
-@pytest.mark.parametrize("crop", augment.CROPS)
+@pytest.mark.parametrize("crop", crops.CROPS)
 def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
     """Each row, from the functions that have tests of their own."""
     config = input_config(crop=crop, shuffle_block=3)
@@ -123,7 +124,7 @@ def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
     for step, batch in zip((1, 2), train(source_of(files), config, range(1, 3)), strict=True):
         positions = step * BATCH + np.arange(BATCH)
         numbers = order.record_numbers(positions, 31, 5, block=3)
-        draws = order.uniform(5, positions, augment.num_draws(config))
+        draws = order.uniform(5, positions, augmentations.num_draws(config))
         np.testing.assert_array_equal(batch["labels"][:, 0], numbers % 3)
         for row, number in enumerate(numbers):
             image = images.inspect(files[number].image, 10**6)
@@ -131,7 +132,7 @@ def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
             window = augment.crop_windows(size, draws[row : row + 1], config)
             of = (image.data, np.int32(image.encoding), size[0], window[0])
             pixels = augment.train_pixels(*map(tf.constant, of), config).numpy()
-            expected = augment.train_image(pixels, draws[row], config)
+            expected = augment.train_image(pixels, draws[row], augmentations.draw_slices(config), config)
             np.testing.assert_array_equal(batch["image"][row], expected)
 
 
@@ -153,6 +154,41 @@ def test_labels_are_padded(prepared_multilabel, tmp_path):
     (batch,) = evaluate(source, config, 12, slice(0, 12))
     expected = [[j if j < i % 4 else -1 for j in range(4)] for i in range(12)]
     np.testing.assert_array_equal(batch["labels"], expected)
+
+
+# ------------------------------------------------------------------------------------------------------ registries
+
+
+def test_a_new_augmentation_works(monkeypatch):
+    """It changes the images after all others, and neither the crops nor the augmentations before it."""
+    source, config = source_of(examples_of(30)), input_config(randaugment=1)
+    before = train(source, config, range(2))
+
+    def dim(image: np.ndarray, draws: np.ndarray, config: Any) -> np.ndarray:
+        return image // 2 if draws[0] < 0.5 else image
+
+    dimmed = augmentations.Augmentation(lambda config: 1, dim, lambda config: "dimmed")
+    monkeypatch.setitem(augmentations.AUGMENTATIONS, "dim", dimmed)
+    found = train(source, config, range(2))
+    for step, (one, other) in enumerate(zip(found, before, strict=True)):
+        last = order.uniform(5, step * BATCH + np.arange(BATCH), augmentations.num_draws(config))[:, -1]
+        expected = np.where((last < 0.5)[:, None, None, None], other["image"] // 2, other["image"])
+        np.testing.assert_array_equal(one["image"], expected)
+
+
+def test_a_new_crop_works(monkeypatch):
+    def top_half(sizes: np.ndarray, draws: np.ndarray, config: Any) -> np.ndarray:
+        windows = crops.whole(sizes, draws, config)
+        windows[:, 2] = np.maximum(windows[:, 2] // 2, 1)
+        return windows
+
+    monkeypatch.setitem(crops.CROPS, "top_half", crops.Crop("top halves", top_half, crops.resize))
+    halves = [photo(40, 30, seed=i) for i in range(BATCH)]
+    source = source_of([Example(encode(half), (0,)) for half in halves])
+    (found,) = train(source, input_config(crop="top_half", flip=False), range(1))
+    alone = source_of([Example(encode(half[:20]), (0,)) for half in halves])
+    (expected,) = train(alone, input_config(crop="resize", flip=False), range(1))
+    assert_same([found], [expected])
 
 
 # ------------------------------------------------------------------------------------------------------ bad images
@@ -177,7 +213,7 @@ def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline
     """Equal where the status (int [steps, rows]) is 0; as a bad image is elsewhere."""
     for batch, whole, status in zip(found, expected, statuses, strict=True):
         np.testing.assert_array_equal(batch["status"], status)
-        good = status == images.OK
+        good = status == image_status.OK
         np.testing.assert_array_equal(batch["weight"], np.where(good, whole["weight"], 0))
         for key in ("image", "labels"):
             np.testing.assert_array_equal(batch[key][good], whole[key][good])
@@ -186,7 +222,7 @@ def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline
 
 def statuses_of(bad: dict[int, str], numbers: np.ndarray) -> np.ndarray:
     codes = {n: STATUSES.index(BAD[name][1]) for n, name in bad.items()}
-    return np.array([[codes.get(int(n), images.OK) for n in row] for row in numbers])
+    return np.array([[codes.get(int(n), image_status.OK) for n in row] for row in numbers])
 
 
 @pytest.mark.parametrize("randaugment", [0, 1])
@@ -231,7 +267,7 @@ def test_a_damaged_record_keeps_its_slot(file_format, tmp_path):
             content[content.index(files[13]) + 50] ^= 1
             shard.write_bytes(content)
     numbers = order.record_numbers(np.arange(2 * BATCH), 30, 5).reshape(2, BATCH)
-    statuses = np.where(numbers == 13, images.BAD_RECORD, images.OK)
+    statuses = np.where(numbers == 13, image_status.BAD_RECORD, image_status.OK)
     assert statuses.any()
     assert_same_but(train(open_source(config, "train", tmp_path), config, range(2)), expected, statuses)
 
@@ -253,7 +289,7 @@ def test_evaluation_meets_every_example_once(count, hosts):
     np.testing.assert_array_equal(rows["labels"][:count, 0], np.arange(count))
     np.testing.assert_array_equal(rows["image"][:count, 0, 0, 0], np.arange(count))
     assert (rows["labels"][count:] == -1).all()
-    assert (rows["status"] == images.OK).all()
+    assert (rows["status"] == image_status.OK).all()
     assert {batch["image"].shape for share in shares for batch in share} == {(BATCH // hosts, 4, 4, 3)}
 
 

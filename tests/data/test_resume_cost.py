@@ -24,8 +24,8 @@ REPETITIONS = 5
 # A restart in a process of its own, measured from after the imports to the first batch.
 RESTART = """
 import json, pathlib, sys, time
-from mixer import recipe
-from mixer.data import pipeline, sources
+from mixer.config import recipe
+from mixer.data import pipeline, readers
 
 def counters():
     # Where there is /proc: bytes read, by calls and from the disk, and the most memory (kB) of this process. What

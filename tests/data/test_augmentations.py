@@ -1,0 +1,83 @@
+"""The registry of augmentations: each has its own draws, and a new one moves nobody else's."""
+
+import itertools
+
+import numpy as np
+import pytest
+from making import input_config
+
+from mixer.data import augmentations, crops
+from mixer.data.augmentations import AUGMENTATIONS, Augmentation
+
+CONFIGS = {"plain": {}, "no flips": {"flip": False}, "randaugment": {"randaugment": 2}}
+
+
+def inverted(num_draws: int = 3, seen: list | None = None) -> Augmentation:
+    """Inverts every image, and records its draws."""
+
+    def invert(image, draws, config):
+        if seen is not None:
+            seen.append(draws)
+        return 255 - image
+
+    return Augmentation(lambda config: num_draws, invert, lambda config: "inverted")
+
+
+@pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
+def test_every_draw_belongs_to_one_augmentation_or_to_the_crop(fields):
+    config = input_config(**fields)
+    slices = augmentations.draw_slices(config)
+    assert set(slices) == {*AUGMENTATIONS, "crop"}
+    mine = [np.arange(augmentations.num_draws(config))[part].tolist() for part in slices.values()]
+    assert list(itertools.chain(*mine)) == list(range(augmentations.num_draws(config)))
+    assert slices["crop"].stop - slices["crop"].start == crops.NUM_DRAWS
+
+
+def test_the_draws_are_those_of_earlier_versions():
+    """Other numbers would change the batches of every run."""
+    assert augmentations.draw_slices(input_config(randaugment=2)) == {
+        "flip": slice(0, 1), "crop": slice(1, 25), "randaugment": slice(25, 33),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
+def test_a_new_augmentation_moves_no_draws(monkeypatch, fields):
+    config = input_config(**fields)
+    before = augmentations.draw_slices(config)
+    monkeypatch.setitem(AUGMENTATIONS, "invert", inverted())
+    stop = max(part.stop for part in before.values())
+    assert augmentations.draw_slices(config) == before | {"invert": slice(stop, stop + 3)}
+
+
+def test_a_new_augmentation_comes_last_and_gets_its_own_draws(monkeypatch):
+    config, seen = input_config(randaugment=1), []
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    old = augmentations.draw_slices(config)
+    draws = np.random.default_rng(1).random(augmentations.num_draws(config) + 3, np.float32)
+    before = augmentations.augment(image, draws, old, config)
+    monkeypatch.setitem(AUGMENTATIONS, "invert", inverted(3, seen))
+    found = augmentations.augment(image, draws, augmentations.draw_slices(config), config)
+    np.testing.assert_array_equal(found, 255 - before)
+    np.testing.assert_array_equal(seen, draws[None, -3:])
+
+
+def test_an_augmentation_without_draws_is_off(monkeypatch):
+    config = input_config(flip=False)
+    monkeypatch.setitem(AUGMENTATIONS, "invert", inverted(0))
+    image = np.zeros((16, 16, 3), np.uint8)
+    draws = np.zeros(augmentations.num_draws(config), np.float32)
+    found = augmentations.augment(image, draws, augmentations.draw_slices(config), config)
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
+def test_every_augmentation_is_described(name, fields):
+    assert AUGMENTATIONS[name].described(input_config(**fields)).strip()
+
+
+def test_the_descriptions_follow_the_config():
+    config = input_config(flip=False, randaugment=2)
+    assert [one.described(config) for one in AUGMENTATIONS.values()] == [
+        "no flips", "RandAugment of 2 layers, magnitude 10",
+    ]  # fmt: skip

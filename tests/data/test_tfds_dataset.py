@@ -1,0 +1,158 @@
+"""A prepared TFDS dataset as a source: its examples, its labels, and one line for what is wrong with it."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from making import CLASSES, all_of, complaint, encode, input_config, labelled, photo, pictures, write_dataset
+
+from mixer.data.readers import open_source
+from mixer.data.sources import Example, Source
+from mixer.runtime.errors import UserError
+
+
+def open_pictures(data_dir, split="train", **fields) -> Source:
+    return open_source(input_config(dataset="pictures", data_dir=str(data_dir), **fields), split, data_dir / "cache")
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("split", ["train", "train[25%:50%]+validation"])
+def test_a_prepared_dataset(prepared, file_format, split):
+    source = open_pictures(prepared[file_format], split)
+    expected = set(labelled(pictures(48)[:41]) + labelled(pictures(48)[41:]))
+    found = {(image, label) for image, (label,) in all_of(source)}
+    assert len(found) == source.num_examples == {"train": 41}.get(split, 17)
+    assert found <= expected
+    assert tuple(source.class_names) == CLASSES
+    assert (source.max_labels, source.multi_label) == (1, False)
+
+
+def test_both_formats_hold_the_same_in_the_same_order(prepared):
+    one, other = (all_of(open_pictures(prepared[file_format])) for file_format in ("tfrecord", "array_record"))
+    assert one == other
+
+
+def test_examples_with_several_labels(prepared_multilabel):
+    source = open_pictures(prepared_multilabel, max_labels=3)
+    assert (source.max_labels, source.multi_label) == (3, True)
+    assert [labels for _, labels in all_of(source)] == [tuple(range(i % 4)) for i in range(12)]
+
+
+def test_more_labels_than_there_is_room_for(prepared_multilabel):
+    source = open_pictures(prepared_multilabel, max_labels=2)
+    assert len(source.fetch(np.arange(3))) == 3
+    with pytest.raises(UserError, match=r"3 labels, more than config\.input\.max_labels=2"):
+        source.fetch(np.array([3]))
+    assert "set config.input.max_labels" in complaint(prepared_multilabel)
+
+
+def test_features_of_other_names(tmp_path):
+    features = {"photo": tfds.features.Image(), "kind": tfds.features.ClassLabel(names=CLASSES)}
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(4))}, features=features)
+    assert [labels for _, labels in all_of(open_pictures(tmp_path))] == [(0,), (1,), (2,), (0,)]
+
+
+def test_a_feature_named_labels_that_holds_one_class(tmp_path):
+    features = {"image": tfds.features.Image(), "labels": tfds.features.ClassLabel(names=CLASSES)}
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(4))}, features=features)
+    source = open_pictures(tmp_path)
+    assert (source.max_labels, source.multi_label) == (1, False)
+
+
+def test_a_label_feature_by_its_name(tmp_path):
+    """As ImageNet ReaL has it, whose labels are a sequence of another name."""
+    features = {
+        "image": tfds.features.Image(),
+        "real_label": tfds.features.Sequence(tfds.features.ClassLabel(names=CLASSES)),
+    }
+    examples = [(data, [label] * (label != 1)) for data, label in labelled(pictures(4))]
+    write_dataset(tmp_path, "tfrecord", {"train": examples}, features=features)
+    source = open_pictures(tmp_path, label_key="real_label", max_labels=2)
+    assert (source.max_labels, source.multi_label, tuple(source.class_names)) == (2, True, CLASSES)
+    assert [labels for _, labels in all_of(source)] == [(0,), (), (2,), (0,)]
+    for wrong in ("image", "kind"):
+        said = complaint(tmp_path, label_key=wrong)
+        assert f"config.input.label_key={wrong!r} is no class label" in said
+        assert "its features: image, real_label" in said
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"picture": tfds.features.Text(), "label": tfds.features.ClassLabel(names=CLASSES)}, "has no Image feature"),
+        ({"image": tfds.features.Image(), "text": tfds.features.Scalar(np.int64)}, "has no ClassLabel feature"),
+        ({"image": tfds.features.Image(), "labels": tfds.features.Scalar(np.int64)}, "has no ClassLabel feature"),
+    ],
+)
+def test_features_that_are_missing(tmp_path, features, message):
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(3))}, features=features)
+    said = complaint(tmp_path)
+    assert message in said
+    assert set(said.partition("its features: ")[2].split(", ")) == set(features)
+
+
+def test_wrong_names_and_splits(prepared):
+    data_dir = prepared["tfrecord"]
+    assert "'picturs'" in complaint(data_dir, dataset="picturs")
+    for name in ("cifar10:9.9.9", "cifar10/nothing", "pictures/nothing", "pictures:9.9.9", "a b", ""):
+        assert repr(name) in complaint(data_dir, dataset=name)
+    for split in ("trian", "train[", "train[x:]", "train[60:70]", "train[200%:]"):
+        said = complaint(data_dir, split)
+        assert repr(split) in said
+        assert "Its splits: ['train', 'validation']" in said
+    for split in ("train[:0]", "train[9:5]"):
+        assert "is empty" in complaint(data_dir, split)
+
+
+def test_a_dataset_that_is_not_prepared(tmp_path):
+    said = complaint(tmp_path, dataset="cifar10")
+    assert "not prepared" in said
+    assert f"`tfds build cifar10` --data_dir={tmp_path}".replace("`", "") in said.replace("`", "")
+
+
+def test_a_dataset_whose_code_is_not_there(tmp_path):
+    """Written by a builder class of another process, read from its files alone."""
+    code = f"""
+import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import tensorflow_datasets as tfds
+from making import encode, photo
+
+class Strangers(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("2.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small")]
+    url_infos = None
+    def _info(self):
+        features = {{"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=5)}}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def _split_generators(self, dl_manager):
+        return {{"train": ((i, {{"image": encode(photo(9, 9, i)), "label": i % 5}}) for i in range(6))}}
+    def _generate_examples(self): pass
+
+Strangers(config="small", data_dir={str(tmp_path)!r}).download_and_prepare()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    config = input_config(dataset="strangers/small", data_dir=str(tmp_path))
+    source = open_source(config, "train", tmp_path)
+    assert list(source.class_names) == ["0", "1", "2", "3", "4"]
+    assert {image for image, _ in all_of(source)} == {encode(photo(9, 9, i)) for i in range(6)}
+
+
+def test_an_embedded_dataset_is_made_where_the_cache_is(tmp_path):
+    source = open_source(input_config(dataset="fractals/3x4x8"), "train", tmp_path)
+    assert source.num_examples == 9
+    assert (tmp_path / "datasets" / "fractals").is_dir()
+    assert len(source.class_names) == 3
+
+
+def test_damaged_records_have_no_image(prepared, tmp_path):
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(6))}, shards=1)
+    (shard,) = tmp_path.rglob("*.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    content[content.index(pictures(6)[2]) + 9] ^= 1
+    shard.write_bytes(content)
+    expected = [Example(image, (label,)) for image, label in labelled(pictures(6))]
+    expected[2] = Example(None, ())
+    assert all_of(open_pictures(tmp_path)) == expected
