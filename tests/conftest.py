@@ -44,3 +44,19 @@ def shared_data() -> pathlib.Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs real images in {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    """All eight virtual devices."""
+    from mixer.runtime import devices  # here, because jaxtyping's import hook is not yet installed above
+
+    return devices.make_mesh()
+
+
+@pytest.fixture(scope="session")
+def one_device() -> jax.sharding.Mesh:
+    """The first device alone."""
+    from mixer.runtime import devices
+
+    return devices.make_mesh(jax.devices()[:1])

@@ -1,7 +1,5 @@
 """What the models share, where no model's own test looks closely enough."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,20 +43,3 @@ def test_the_head_adds_up_in_float32_what_it_multiplies_in_its_dtype(dtype, seen
     np.testing.assert_allclose(x_gradient, seen(weights) @ seen(kernel).T, atol=1e-4)
     np.testing.assert_allclose(kernel_gradient, seen(x).T @ seen(weights), atol=1e-4)
     np.testing.assert_allclose(bias_gradient, np.sum(weights, 0), atol=1e-5)
-
-
-def test_the_dense_product_differentiates_in_every_mode_as_a_matrix_product_does():
-    rng = np.random.default_rng(1)
-    shapes = [(3, 4, 6), (6, 5), (3, 4, 6), (6, 5)]
-    x, kernel, dx, dkernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-
-    def results(product):
-        def value(x, kernel):
-            return jnp.sum(jnp.sin(product(x, kernel)))
-
-        gradient = jax.grad(value, (0, 1))
-        return value(x, kernel), gradient(x, kernel), jax.jvp(gradient, (x, kernel), (dx, dkernel))[1]
-
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), results(layers._dense_product), results(jnp.matmul)
-    )

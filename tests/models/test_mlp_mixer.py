@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from float64 import mlp, norm, patch_tokens
+from float64 import mixer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parameters import random_params, shapes_of
+from parameters import in_float64, random_params, shapes_of
 
 from mixer import models
 from mixer.models.mlp_mixer import MixerBlock
@@ -64,18 +64,6 @@ def test_names_and_shapes_are_the_published_checkpoints():
     assert shapes == expected
 
 
-def numpy_mixer(params, images, patch, num_blocks):
-    """The paper's Eq. 1 and Figure 1 in float64, patches cut by hand."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-
-    x = patch_tokens(images, patch, p["stem"])
-    for i in range(num_blocks):
-        q = p[f"MixerBlock_{i}"]
-        x = x + np.swapaxes(mlp(np.swapaxes(norm(x, q["LayerNorm_0"]), 1, 2), q["token_mixing"]), 1, 2)
-        x = x + mlp(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
-    return norm(x, p["pre_head_layer_norm"]).mean(1) @ p["head"]["kernel"] + p["head"]["bias"]
-
-
 SMALL = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 12, "channels_mlp_dim": 24}
 
 
@@ -89,7 +77,22 @@ def test_equals_a_float64_mixer(patch, rows, columns, seed):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
     ours = model.apply({"params": params}, images)
-    np.testing.assert_allclose(ours, numpy_mixer(params, images, patch, 2), rtol=2e-4, atol=2e-4)
+    expected, _ = mixer(in_float64(params), np.asarray(images, np.float64), patch, 2)
+    np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_the_outputs_of_both_mlps_of_each_block_can_be_captured():
+    """As the module's docstring says. No change to the model is needed to look at its activations."""
+    model = models.create("Ti/4", 7, **SMALL)
+    params = random_params(model, 8)
+    _, captured = model.apply({"params": params}, IMAGES, capture_intermediates=True, mutable=["intermediates"])
+    _, outputs = mixer(in_float64(params), np.asarray(IMAGES, np.float64), 4, 2)
+    for block, of_block in outputs.items():
+        for name, expected in of_block.items():
+            (ours,) = captured["intermediates"][block][name]["__call__"]
+            np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4, err_msg=f"{block} {name}")
+    tokens = captured["intermediates"]["MixerBlock_0"]["token_mixing"]["__call__"][0]
+    assert tokens.shape == (8, 16, 4)  # [batch, channels, tokens]
 
 
 DROPPING = {**SMALL, "dropout": 0.1, "stochastic_depth": 0.5}

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from float64 import mlp, norm, patch_tokens
-from parameters import random_params, shapes_of
+from float64 import vit
+from parameters import in_float64, random_params, shapes_of
 
 from mixer import models
 
@@ -69,43 +69,22 @@ def test_names_and_shapes_are_the_published_checkpoints():
     }
 
 
-def numpy_vit(params, images, patch, num_blocks, num_heads):
-    """Eq. 1 to 4 of the paper in float64, patches cut by hand and heads taken one by one."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-
-    def attention(x, q):
-        y = np.broadcast_to(q["out"]["bias"], x.shape)
-        for head in range(num_heads):
-            query, key, value = (
-                x @ q[name]["kernel"][:, head] + q[name]["bias"][head] for name in ("query", "key", "value")
-            )
-            scores = query @ np.swapaxes(key, 1, 2) / np.sqrt(query.shape[-1])
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            y = y + weights / weights.sum(-1, keepdims=True) @ value @ q["out"]["kernel"][head]
-        return y
-
-    x = patch_tokens(images, patch, p["embedding"])
-    x = np.concatenate([np.broadcast_to(p["cls"], (len(images), 1, x.shape[2])), x], axis=1)
-    encoder = p["Transformer"]
-    x = x + encoder["posembed_input"]["pos_embedding"]
-    for i in range(num_blocks):
-        q = encoder[f"encoderblock_{i}"]
-        x = x + attention(norm(x, q["LayerNorm_0"]), q["MultiHeadDotProductAttention_1"])
-        x = x + mlp(norm(x, q["LayerNorm_2"]), q["MlpBlock_3"])
-    return norm(x, encoder["encoder_norm"])[:, 0] @ p["head"]["kernel"] + p["head"]["bias"]
-
-
 SMALL = {"num_blocks": 2, "hidden_dim": 12, "channels_mlp_dim": 24}
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 8, 12, 3)), jnp.float32)
 
 
-def test_equals_a_float64_vit():
+def test_logits_and_intermediate_outputs_equal_a_float64_vit():
     model = models.create("ViT-Ti/4", 7, **SMALL)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
-    expected = numpy_vit(params, np.asarray(IMAGES, np.float64), 4, 2, 3)
-    np.testing.assert_allclose(model.apply({"params": params}, IMAGES), expected, rtol=2e-4, atol=2e-4)
+    logits, captured = model.apply({"params": params}, IMAGES, capture_intermediates=True, mutable=["intermediates"])
+    expected, outputs = vit(in_float64(params), np.asarray(IMAGES, np.float64), 4, 2, 3)
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+    for block, of_block in outputs.items():  # attention and MLP can be looked at without a change to the model
+        for name, output in of_block.items():
+            (ours,) = captured["intermediates"]["Transformer"][block][name]["__call__"]
+            np.testing.assert_allclose(ours, output, rtol=2e-4, atol=2e-4, err_msg=f"{block} {name}")
 
 
 def loss_and_gradient(**options):

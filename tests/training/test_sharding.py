@@ -1,14 +1,17 @@
-"""How the parameters of a run are placed on eight devices."""
+"""How the state is placed on eight devices, and which batches fit a mesh."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from mixer import models
+from mixer.config import recipe
 from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training import sharding
 
 
@@ -41,7 +44,7 @@ def test_fully_sharded_parameters_take_an_eighth_of_the_memory(mesh):
     assert whole / 8 <= per_device < 1.03 * whole / 8
 
 
-def test_a_fully_sharded_array_really_lies_in_eight_parts(mesh):
+def test_a_fully_sharded_array_is_in_eight_parts(mesh):
     tree = {"kernel": np.arange(128 * 256, dtype=np.float32).reshape(128, 256), "bias": np.ones(256, np.float32)}
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
     placed = jax.device_put(tree, sharding.state_sharding(shapes, mesh, "fully_sharded"))
@@ -49,3 +52,32 @@ def test_a_fully_sharded_array_really_lies_in_eight_parts(mesh):
     assert [shard.data.nbytes for shard in placed["bias"].addressable_shards] == [1024] * 8
     for ours, theirs in zip(devices.to_host(mesh, placed["kernel"], placed["bias"]), tree.values(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "settings", "multiple"),
+    [
+        (8, {}, None),
+        (24, {}, None),
+        (12, {}, "of 8"),
+        (24, {"accumulate_steps": 3}, None),
+        (32, {"accumulate_steps": 3}, "of 24"),
+        (24, {"mixup.group": 2}, None),  # without mixup no rows stay together
+        (32, {"mixup.p": 0.5, "mixup.group": 4}, None),
+        (48, {"mixup.p": 0.5, "mixup.group": 4}, "of 32, since mixup.group=4 rows stay together"),
+        (96, {"mixup.p": 0.5, "mixup.group": 4, "accumulate_steps": 3}, None),
+        (
+            48,
+            {"mixup.p": 0.5, "mixup.group": 4, "accumulate_steps": 3},
+            "of 96, since mixup.group=4 rows stay together",
+        ),
+    ],
+)
+def test_devices_accumulation_and_mixup_must_divide_the_batch(mesh, batch_size, settings, multiple):
+    config = recipe.base()
+    config.update_from_flattened_dict({"batch_size": batch_size, **settings})
+    if multiple is None:
+        sharding.check_divides(config, mesh)
+        return
+    with pytest.raises(UserError, match=f"batch_size={batch_size} over 8 devices.* must be a multiple {multiple}$"):
+        sharding.check_divides(config, mesh)

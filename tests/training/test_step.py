@@ -1,5 +1,6 @@
-"""The training step: against NumPy, against itself in parts, and on eight devices against one."""
+"""The training step as every run takes it, from `setup.build`: against float64, in parts, on one and eight devices."""
 
+import functools
 import re
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from float64 import LOSS_GRADIENTS, LOSSES, Optimizer, global_norm, mixer, mixer_gradient, schedule, slope, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_run import BLOCKS, CLASSES, PATCH, TOTAL_STEPS, WARMUP_STEPS, make_batch, make_run
 
 from mixer.runtime import devices
 from mixer.training import sharding
-from mixer.training.step import init_state, mixup, normalize, split_batch
+from mixer.training.step import mixup, normalize, split_batch
 
 ALL_CHANCE = {"mixup.p": 0.5, "model.dropout": 0.1, "model.stochastic_depth": 0.5}
 GRADIENT_IS_KEPT = {  # plain momentum: after one step its trace is the gradient
@@ -104,99 +107,171 @@ def test_split_batch_keeps_groups_whole_and_rows_on_their_device(devices, parts,
 
 # ------------------------------------------------------------------------------------------------------- one whole step
 
+# By default Adam's first step is the sign of the gradient, even of a gradient that is rounding alone. So large an
+# epsilon makes it smooth.
+SMOOTH = {"optimizer.learning_rate": 0.01, "optimizer.epsilon": 0.1, "optimizer.clip_norm": 0.2}
+STEPS = 3
+UNUSABLE = (1, 6)  # rows of weight zero
+
+
+def small_batch(rows, seed=0, unusable=UNUSABLE, **columns):
+    """A batch with unusable rows."""
+    weight = np.ones(rows, np.float32)
+    weight[list(unusable)] = 0
+    return make_batch(rows, seed, weight=weight, **columns)
+
+
+def by_name(tree):
+    """The arrays of a tree in float64, by their path."""
+    return {jax.tree_util.keystr(path): np.array(leaf, np.float64) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def nested(tree, arrays):
+    """The tree again, with these arrays."""
+    return jax.tree.unflatten(jax.tree.structure(tree), list(arrays.values()))
+
+
+def mixed(config, step, batch):
+    """Images and targets of a batch in float64. Lambda comes from the keys of the step, as it must to be reproducible."""
+    images, labels = batch["image"] / 127.5 - 1, targets(batch["labels"], CLASSES)
+    if not config.mixup.p:
+        return images, labels
+    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
+    lam = float(jax.random.beta(key, config.mixup.p, config.mixup.p))
+    rows = np.arange(len(images))
+    neighbour = np.where(rows % 2, rows - 1, rows + 1)  # groups are pairs
+    lam = np.where(batch["weight"][neighbour] > 0, max(lam, 1 - lam), 1.0)
+    of_images, of_labels = lam[:, None, None, None], lam[:, None]
+    images = of_images * images + (1 - of_images) * images[neighbour]
+    return images, of_labels * labels + (1 - of_labels) * labels[neighbour]
+
+
+def loss_and_gradient(loss, params, images, wanted):
+    """Of the mean over the rows, in float64."""
+    logits, _ = mixer(params, images, PATCH, BLOCKS)
+    value = np.sum(LOSSES[loss](logits, wanted)) / len(images)
+    return value, mixer_gradient(params, images, PATCH, BLOCKS, LOSS_GRADIENTS[loss](logits, wanted) / len(images))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_float64_gradient_is_the_slope_of_the_float64_loss(loss, one_device):
+    """Of each array along a random direction: so the reference below needs no trust."""
+    tree = jax.device_get(make_run(one_device).state().params)
+    batch, rng = make_batch(4), np.random.default_rng(0)
+    images, wanted = batch["image"] / 127.5 - 1, targets(batch["labels"], CLASSES)
+    params = by_name(tree)
+    _, grads = loss_and_gradient(loss, nested(tree, params), images, wanted)
+    for name, grad in by_name(grads).items():
+
+        def loss_at(array, name=name):
+            return loss_and_gradient(loss, nested(tree, {**params, name: array}), images, wanted)[0]
+
+        direction = rng.normal(size=grad.shape)
+        assert np.sum(grad * direction) == pytest.approx(slope(loss_at, params[name], direction), rel=1e-6, abs=1e-8)
+
+
+@functools.cache
+def reference(loss, mixup_p):
+    """The first steps in float64: of each the loss, the gradient's norm, the parameters, their average and moments."""
+    run = make_run(devices.make_mesh(jax.devices()[:1]), **SMOOTH, loss=loss, ema_decay=0.9, **{"mixup.p": mixup_p})
+    tree = jax.device_get(run.state().params)
+    params = average = by_name(tree)
+    optimizer = Optimizer(run.config.optimizer, WARMUP_STEPS, TOTAL_STEPS, params)
+    steps = []
+    for step in range(STEPS):
+        batch = small_batch(32, seed=step)
+        images, wanted = mixed(run.config, step, batch)
+        used = batch["weight"] > 0
+        value, grads = loss_and_gradient(loss, nested(tree, params), images[used], wanted[used])
+        grads = by_name(grads)
+        params = optimizer.update(params, grads)
+        average = {name: 0.9 * average[name] + 0.1 * array for name, array in params.items()}
+        moments = [dict(optimizer.first), dict(optimizer.second)]
+        steps.append((value, global_norm(grads), params, average, moments))
+    return steps
+
+
+LAYOUTS = [(1, "data_parallel"), (8, "data_parallel"), (8, "fully_sharded")]  # one device cannot split an array
+
+
+@pytest.mark.parametrize(("num_devices", "kind"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("loss", "mixup_p", "parts"),
+    [("sigmoid_xent", 0.0, 1), ("sigmoid_xent", 0.5, 2), ("softmax_xent", 0.0, 2), ("softmax_xent", 0.5, 1)],
+)
+def test_the_first_steps_equal_float64(monkeypatch, num_devices, kind, loss, mixup_p, parts):
+    monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 16)
+    settings = {"ema_decay": 0.9, "mixup.p": mixup_p, "accumulate_steps": parts}
+    run = make_run(devices.make_mesh(jax.devices()[:num_devices]), **SMOOTH, loss=loss, sharding=kind, **settings)
+    state = run.state()
+    is_split = not state.params["head"]["kernel"].is_fully_replicated
+    assert is_split == (num_devices == 8 and kind == "fully_sharded")
+    for step, (value, norm, params, average, moments) in enumerate(reference(loss, mixup_p)):
+        given_away, (state, metrics) = state, run.step(state, small_batch(32, seed=step))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given_away))  # it was donated
+        assert norm > 0.2  # clipping has something to do
+        assert float(metrics["loss"]) == pytest.approx(value, rel=1e-5)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+        assert float(metrics["learning_rate"]) == pytest.approx(
+            schedule(run.config.optimizer, WARMUP_STEPS, TOTAL_STEPS, step), rel=1e-6
+        )
+        assert float(metrics["param_norm"]) == pytest.approx(global_norm(params), rel=1e-6)
+        assert (int(state.step), int(metrics["step"]), int(metrics["nonfinite_steps"])) == (step + 1, step + 1, 0)
+        (adam,) = (part for part in state.opt_state if isinstance(part, optax.ScaleByAdamState))
+        for ours, theirs in zip((adam.mu, adam.nu), moments, strict=True):
+            for name, array in by_name(ours).items():  # moments of the gradient, which clipping brought to norm 0.2
+                np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-7, err_msg=f"{step} {name}")
+        for ours, theirs in ((state.params, params), (state.ema_params, average)):
+            for name, array in by_name(ours).items():  # a step is 1e-3 in size
+                np.testing.assert_allclose(array, theirs[name], rtol=1e-6, atol=3e-7, err_msg=f"{step} {name}")
+
 
 @pytest.fixture(scope="module")
-def plain(small, one_device):
+def plain(one_device):
     """A run without chance, with a moving average, on one device."""
-    # So large an epsilon makes Adam's first step smooth: by default it is the gradient's sign, even of rounding.
-    settings = {"ema_decay": 0.9, "optimizer.learning_rate": 0.01, "optimizer.epsilon": 0.1, "max_nonfinite_steps": 1}
-    run = small.make_run(**settings)
-    state, _, step = small.on_mesh(run, one_device)
-    return run, state, step
+    return make_run(one_device, **SMOOTH, ema_decay=0.9, max_nonfinite_steps=1)
 
 
-def test_a_step_equals_one_written_out(plain, small):
-    """Loss and gradient by the definition, update and moving average in float64 NumPy."""
-    run, state, step = plain
-    batch = small.make_batch(8, weight=np.array([1, 1, 0, 1, 1, 1, 1, 0], np.float32))
-    used = batch["weight"] > 0
-    targets = np.zeros((6, small.classes), np.float32)
-    for row, labels in zip(targets, batch["labels"][used], strict=True):
-        row[labels] = 1
-
-    def mean_loss(params):
-        logits = run.model.apply({"params": params}, jnp.asarray(batch["image"][used] / 127.5 - 1, jnp.float32))
-        log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-        return -jnp.sum(targets * log_p + (1 - targets) * log_not_p) / 6
-
-    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
-    grads = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), grads)
-    norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
-    assert norm > 1  # clipping has something to do
-
-    def adam(path, param, grad):
-        param, grad = np.asarray(param, np.float64), grad / norm
-        mean, spread = (0.1 * grad) / (1 - 0.9), np.sqrt(0.001 * grad**2 / (1 - 0.999))
-        decay = 0.1 * param if path[-1].key == "kernel" else 0
-        return param - 0.005 * (mean / (spread + 0.1) + decay)  # the first of two warm-up steps
-
-    expected = jax.tree_util.tree_map_with_path(adam, state.params, grads)
-    after, metrics = step(state, batch)
-    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
-    assert float(metrics["learning_rate"]) == pytest.approx(0.005)
-    assert (int(after.step), int(metrics["nonfinite_steps"])) == (1, 0)
-    for ours, theirs in zip(*map(jax.tree.leaves, (after.params, expected)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-7)  # a step is 1e-3 in size
-    assert float(metrics["param_norm"]) == pytest.approx(float(optax.tree.norm(after.params)), rel=1e-6)
-    for average, old, new in zip(*map(jax.tree.leaves, (after.ema_params, state.params, after.params)), strict=True):
-        np.testing.assert_allclose(average, 0.9 * np.float64(old) + 0.1 * np.float64(new), rtol=1e-6, atol=1e-7)
-
-
-def test_a_fresh_state_can_be_donated(plain, small):
-    """The average starts as a copy: given away twice, one buffer for both would be an error."""
-    run, _, _ = plain
-    state = jax.jit(lambda: init_state(run.model, run.tx, run.config, small.statuses))()
+def test_a_fresh_state_can_be_donated(plain):
+    """The average starts as a copy of the parameters. One buffer for both could not be donated twice."""
+    state = plain.setup.init()
     assert_same_bits(state.ema_params, state.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state))
+    after, _ = jax.block_until_ready(plain.step(state, make_batch(8)))
+    assert int(after.step) == 1
 
 
-def test_the_same_step_twice_has_the_same_bits(plain, small):
-    _, state, step = plain
-    batch = small.make_batch(8)
-    assert_same_bits(step(state, batch), step(state, batch))
+def test_the_same_step_twice_has_the_same_bits(plain):
+    batch = make_batch(8)
+    assert_same_bits(plain.step(plain.state(), batch), plain.step(plain.state(), batch))
 
 
-def test_rows_of_weight_zero_have_no_influence(plain, small):
-    _, state, step = plain
-    weight = np.array([0, 1, 1, 1, 0, 1, 1, 1], np.float32)
-    batch, other = (small.make_batch(8, seed=seed, weight=weight) for seed in (0, 1))
-    used = weight > 0
+def test_rows_of_weight_zero_have_no_influence(plain):
+    batch, other = (small_batch(8, seed, unusable=(0, 4)) for seed in (0, 1))
+    used = batch["weight"] > 0
     other["image"][used], other["labels"][used] = batch["image"][used], batch["labels"][used]
     assert not np.array_equal(batch["image"], other["image"])
-    assert_same_bits(step(state, batch), step(state, other))
+    assert_same_bits(plain.step(plain.state(), batch), plain.step(plain.state(), other))
 
 
-def test_a_batch_of_weight_zero_moves_nothing_but_decay(plain, small):
-    _, state, step = plain
-    after, metrics = step(state, small.make_batch(8, weight=np.zeros(8, np.float32)))
+def test_a_batch_of_weight_zero_moves_nothing_but_decay(plain):
+    before = plain.state()
+    after, metrics = plain.step(plain.copy(before), make_batch(8, weight=np.zeros(8, np.float32)))
     assert (float(metrics["loss"]), float(metrics["grad_norm"]), int(metrics["nonfinite_steps"])) == (0, 0, 0)
-    assert_same_bits(after.params["head"]["bias"], state.params["head"]["bias"])
+    assert_same_bits(after.params["head"]["bias"], before.params["head"]["bias"])
 
 
 @pytest.mark.parametrize("place", ["params", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing(plain, small, place):
-    _, state, step = plain
-    batch = small.make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
-    state = step(state, batch)[0]
+def test_a_step_that_is_not_finite_changes_nothing(plain, place):
+    batch = make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
+    state = plain.step(plain.state(), batch)[0]
     head = state.params["head"]
     if place == "params":
         broken = {**head, "bias": head["bias"] + jnp.inf}
     else:  # a loss of about 1e38, which is finite, while the square of its gradient is not
         broken = {**head, "kernel": 0 * head["kernel"] + 1e37}
     state = state.replace(params={**state.params, "head": broken})
-    after, metrics = step(state, batch)
+    after, metrics = plain.step(plain.copy(state), batch)
     assert (int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (1, False)
     assert np.isfinite(metrics["loss"]) == (place == "gradient")
     for field in ("params", "opt_state", "ema_params"):
@@ -205,27 +280,26 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, small, place):
     np.testing.assert_array_equal(after.bad_images, [0, 0, 2, 0, 0, 0, 0])
 
 
-def test_beyond_what_may_be_left_out_the_state_stands_still(plain, small):
-    """Two steps that are not finite where one may be: neither of them, nor any good batch behind, moves anything."""
-    _, state, step = plain
-    good = small.make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
+def test_beyond_what_may_be_left_out_the_state_stands_still(plain):
+    """Two steps that are not finite where one may be: neither of them, nor any good batch after them, moves anything."""
+    good = make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
     broken = {**good, "weight": np.full(8, np.inf, np.float32)}
-    once = step(step(state, good)[0], broken)[0]
-    going_on, metrics = step(once, good)
+    once = plain.step(plain.step(plain.state(), good)[0], broken)[0]
+    going_on, metrics = plain.step(plain.copy(once), good)
     assert (int(going_on.step), int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (3, 1, False)
     assert not np.array_equal(going_on.params["head"]["bias"], once.params["head"]["bias"])
-    ended, metrics = step(once, broken)
+    ended, metrics = plain.step(plain.copy(once), broken)
     for _ in range(2):
         assert (int(metrics["step"]), bool(metrics["diverged"])) == (2, True)
         for field in ("step", "params", "opt_state", "ema_params", "bad_images"):
             assert_same_bits(getattr(ended, field), getattr(once, field))
-        ended, metrics = step(ended, good)
+        ended, metrics = plain.step(ended, good)
 
 
-def test_bad_images_are_counted_by_status(plain, small):
-    _, state, step = plain
+def test_bad_images_are_counted_by_status(plain):
+    state = plain.state()
     for status in ([1, 0, 3, 3, 6, 0, 0, 0], [3, 0, 0, 0, 0, 0, 0, 2]):
-        state, metrics = step(state, small.make_batch(8, status=np.array(status, np.int32)))
+        state, metrics = plain.step(state, make_batch(8, status=np.array(status, np.int32)))
     np.testing.assert_array_equal(state.bad_images, [0, 1, 1, 3, 0, 0, 1])
     np.testing.assert_array_equal(metrics["bad_images"], state.bad_images)
 
@@ -235,7 +309,7 @@ def test_bad_images_are_counted_by_status(plain, small):
 
 def gradient_of(state):
     (trace,) = (part.trace for part in state.opt_state if isinstance(part, optax.TraceState))
-    return trace
+    return jax.device_get(trace)
 
 
 COLLECTIVE = re.compile(r"= .*? (all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(?:-start)?\(")
@@ -247,40 +321,34 @@ def collectives(compiled):
     return set(found)
 
 
-def unreadable_rows(rows):
-    weight = np.ones(rows, np.float32)
-    weight[[1, 6]] = 0
-    return weight
-
-
-@pytest.mark.parametrize(("mixup_p", "devices"), [(0.0, 1), (0.5, 8)], ids=["plain", "mixup on 8 devices"])
-def test_gradients_of_four_parts_are_those_of_the_whole(small, one_device, mesh, mixup_p, devices):
-    settings = {**GRADIENT_IS_KEPT, "mixup.p": mixup_p, "mixup.group": 2}
-    batch = small.make_batch(64, weight=unreadable_rows(64))
-    whole, _, step = small.on_mesh(small.make_run(**settings), one_device)
-    whole, whole_metrics = step(whole, batch)
-    parts_mesh = mesh if devices == 8 else one_device
-    parts, _, step = small.on_mesh(small.make_run(**settings, accumulate_steps=4), parts_mesh)
-    batch = devices.to_devices(batch, parts_mesh)
-    compiled = step.lower(parts, batch).compile()
-    parts, parts_metrics = compiled(parts, batch)
-    assert relative_difference(gradient_of(jax.device_get(parts)), gradient_of(jax.device_get(whole))) < 1e-5
+@pytest.mark.parametrize(("mixup_p", "num_devices"), [(0.0, 1), (0.5, 8)], ids=["plain", "mixup on 8 devices"])
+def test_gradients_of_four_parts_are_those_of_the_whole(one_device, mixup_p, num_devices):
+    settings = {**GRADIENT_IS_KEPT, "mixup.p": mixup_p}
+    batch = small_batch(64)
+    run = make_run(one_device, **settings)
+    whole, whole_metrics = run.step(run.state(), batch)
+    mesh = devices.make_mesh(jax.devices()[:num_devices])
+    run = make_run(mesh, **settings, accumulate_steps=4)
+    batch = devices.to_devices(batch, mesh)
+    compiled = run.step.lower(run.setup.state, batch).compile()
+    parts, parts_metrics = compiled(run.state(), batch)
+    assert relative_difference(gradient_of(parts), gradient_of(whole)) < 1e-5
     assert float(parts_metrics["loss"]) == pytest.approx(float(whole_metrics["loss"]), rel=1e-5)
-    if devices == 8:
+    if num_devices == 8:
         assert collectives(compiled) == {"all-reduce"}  # no row changes device
 
 
 @pytest.fixture(scope="module")
-def losses_on_one_device(small, one_device):
-    return five_losses(small, one_device, "data_parallel")[0]
+def losses_on_one_device(one_device):
+    return five_losses(one_device, "data_parallel")[0]
 
 
-def five_losses(small, mesh, kind):
-    """With everything that draws at random, and rows that cannot be read."""
-    state, _, step = small.on_mesh(small.make_run(**ALL_CHANCE), mesh, kind)
-    batches = [devices.to_devices(small.make_batch(16, seed, weight=unreadable_rows(16)), mesh) for seed in range(5)]
-    compiled = step.lower(state, batches[0]).compile()
-    found = []
+def five_losses(mesh, kind):
+    """With everything that draws at random, and unusable rows."""
+    run = make_run(mesh, **ALL_CHANCE, sharding=kind)
+    batches = [devices.to_devices(small_batch(16, seed), mesh) for seed in range(5)]
+    compiled = run.step.lower(run.setup.state, batches[0]).compile()
+    state, found = run.state(), []
     for batch in batches:
         state, metrics = compiled(state, batch)
         found.append(float(metrics["loss"]))
@@ -288,9 +356,9 @@ def five_losses(small, mesh, kind):
 
 
 @pytest.mark.parametrize("kind", sharding.SHARDINGS)
-def test_eight_devices_compute_what_one_does(small, mesh, monkeypatch, losses_on_one_device, kind):
+def test_eight_devices_compute_what_one_does(mesh, monkeypatch, losses_on_one_device, kind):
     monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 16)
-    found, compiled = five_losses(small, mesh, kind)
+    found, compiled = five_losses(mesh, kind)
     np.testing.assert_allclose(found, losses_on_one_device, rtol=1e-5)
     assert len(set(found)) == 5
     if kind == "data_parallel":

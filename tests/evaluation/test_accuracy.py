@@ -1,22 +1,27 @@
 """Evaluation: every example once, and metrics that equal scikit-learn's."""
 
-import jax.numpy as jnp
+import types
+
+import jax
+import ml_collections
 import numpy as np
 import pytest
+from float64 import LOSSES, mixer, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+from small_run import BLOCKS, CLASSES, PATCH, make_batch, make_run
 
-from mixer.data.image_status import STATUSES
-from mixer.evaluation.classification import evaluate, make_eval_step, mean_average_precision
+from mixer.data import readers
+from mixer.evaluation import classification, evaluator
+from mixer.evaluation.accuracy import mean_average_precision
+from mixer.runtime import devices
 
 BATCH = 16
 
 
 def sklearn_mean_average_precision(scores, labels):
-    present = np.zeros(scores.shape, int)
-    for row, example in zip(present, labels, strict=True):
-        row[example[example >= 0]] = 1
+    present = targets(labels, scores.shape[1]).astype(int)
     classes = np.flatnonzero(present.any(axis=0))
     return average_precision_score(present[:, classes], scores[:, classes], average="macro") if len(classes) else 0.0
 
@@ -44,10 +49,10 @@ def test_mean_average_precision_by_hand():
     assert mean_average_precision(scores, np.full((3, 2), -1, np.int32)) == 0.0
 
 
-def split_of(small, examples, unreadable=(), max_labels=2):
+def split_of(examples, unreadable=(), max_labels=2):
     """Batches as the pipeline gives them: the last padded with weight zero, the unreadable marked and blank."""
     rows = -(-examples // BATCH) * BATCH
-    whole = small.make_batch(rows, max_labels=max_labels)
+    whole = make_batch(rows, max_labels=max_labels)
     padding, bad = np.arange(rows) >= examples, np.isin(np.arange(rows), list(unreadable))
     whole["weight"][padding | bad] = 0
     whole["labels"][padding | bad] = -1
@@ -56,66 +61,81 @@ def split_of(small, examples, unreadable=(), max_labels=2):
 
 
 @pytest.fixture(scope="module")
-def run(small):
-    run = small.make_run()
-    return run.model, run.init().params
+def run(mesh):
+    run = make_run(mesh)
+    return run.model, run.state().params
 
 
-@pytest.fixture(scope="module")
-def eval_step(run, mesh):
-    return make_eval_step(run[0], "sigmoid_xent", mesh, keep_logits=True)
+@pytest.fixture
+def evaluate(run, mesh, monkeypatch):
+    """Evaluates with `Classification`, whose split is replaced by batches of this file."""
+
+    def evaluation(batches, examples, *, on=mesh, loss="sigmoid_xent", multi_label=True):
+        names = [str(number) for number in range(CLASSES)]
+        source = types.SimpleNamespace(class_names=names, multi_label=multi_label, num_examples=examples)
+        placed = [devices.to_devices(batch, on) for batch in batches]
+        monkeypatch.setattr(readers, "open_source", lambda *arguments: source)
+        monkeypatch.setattr(evaluator, "split_batches", lambda source, config, context, through: through(placed))
+        settings = ml_collections.ConfigDict(
+            {"dataset": None, "data_dir": None, "eval_crop": None, "eval_resize": None, "split": "test"}
+        )
+        context = evaluator.Context(run[0], names, loss, ml_collections.ConfigDict(), on, BATCH, "")
+        params = jax.device_put(jax.device_get(run[1]), devices.replicated(on))
+        return classification.Classification(settings, context).evaluate(params)
+
+    return evaluation
 
 
-def numpy_metrics(run, batches):
-    """The averages by their definition, over the rows that count."""
-    model, params = run
+def rows_of(run, batches):
+    """Logits, labels and weight of all rows, in float64."""
     images, labels, weight = (np.concatenate([b[key] for b in batches]) for key in ("image", "labels", "weight"))
-    images, labels = images[weight > 0], labels[weight > 0]
-    logits = np.asarray(model.apply({"params": params}, jnp.asarray(images / 127.5 - 1, jnp.float32)), np.float64)
-    present = np.zeros(logits.shape)
-    for row, example in zip(present, labels, strict=True):
-        row[example[example >= 0]] = 1
-    loss = np.sum(present * np.logaddexp(0, -logits) + (1 - present) * np.logaddexp(0, logits), axis=1)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), run[1])
+    return mixer(params, images / 127.5 - 1, PATCH, BLOCKS)[0], labels, weight
+
+
+def numpy_metrics(run, batches, loss="sigmoid_xent"):
+    """The averages by their definition, over the rows that count."""
+    logits, labels, weight = rows_of(run, batches)
+    logits, labels = logits[weight > 0], labels[weight > 0]
     hits = [guess in example for guess, example in zip(logits.argmax(axis=1), labels, strict=True)]
     return {
-        "loss": loss.mean(),
+        "loss": LOSSES[loss](logits, targets(labels, CLASSES)).mean(),
         "accuracy": np.mean(hits),
         "mean_average_precision": sklearn_mean_average_precision(logits, labels),
     }
 
 
 @pytest.mark.parametrize("examples", [5, 16, 37])
-def test_every_example_counts_once_on_eight_devices(small, run, eval_step, mesh, examples):
-    batches = split_of(small, examples)
-    metrics = evaluate(eval_step, run[1], batches, mesh, examples, STATUSES).metrics
+def test_every_example_counts_once_on_eight_devices(run, evaluate, examples):
+    batches = split_of(examples)
+    metrics = evaluate(batches, examples).metrics
     assert (metrics.pop("count"), metrics.pop("unreadable")) == (examples, 0)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
-def test_unreadable_examples_are_counted_apart(small, run, eval_step, mesh):
-    batches = split_of(small, 37, unreadable={0, 20, 36})
-    metrics = evaluate(eval_step, run[1], batches, mesh, 37, STATUSES).metrics
+def test_unreadable_examples_are_counted_apart(run, evaluate):
+    batches = split_of(37, unreadable={0, 20, 36})
+    metrics = evaluate(batches, 37).metrics
     assert (metrics.pop("count"), metrics.pop("unreadable"), metrics.pop("bad_images/unknown_format")) == (34, 3, 3)
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
-def test_one_device_and_no_logits_give_the_same(small, run, eval_step, mesh, one_device):
-    step = make_eval_step(run[0], "sigmoid_xent", one_device, keep_logits=False)
-    batches = split_of(small, 37, unreadable={7})
-    alone = evaluate(step, run[1], batches, one_device, 37, STATUSES).metrics
-    together = evaluate(eval_step, run[1], batches, mesh, 37, STATUSES).metrics
+def test_one_device_and_no_logits_give_the_same(evaluate, one_device):
+    batches = split_of(37, unreadable={7})
+    alone = evaluate(batches, 37, on=one_device, multi_label=False).metrics
+    together = evaluate(batches, 37).metrics
     assert together.pop("mean_average_precision") > 0
     assert alone == pytest.approx(together, rel=1e-6)
 
 
 @pytest.mark.parametrize("expected", [36, 38])
-def test_a_wrong_count_is_an_error(small, run, eval_step, mesh, expected):
+def test_a_wrong_count_is_an_error(evaluate, expected):
     with pytest.raises(RuntimeError, match=f"evaluated 37 \\+ 0 unreadable of {expected} examples"):
-        evaluate(eval_step, run[1], split_of(small, 37), mesh, expected, STATUSES)
+        evaluate(split_of(37), expected)
 
 
-def test_a_split_without_a_readable_image(small, run, eval_step, mesh):
-    metrics = evaluate(eval_step, run[1], split_of(small, 3, unreadable={0, 1, 2}), mesh, 3, STATUSES).metrics
+def test_a_split_without_a_readable_image(evaluate):
+    metrics = evaluate(split_of(3, unreadable={0, 1, 2}), 3).metrics
     assert metrics == {
         "loss": 0,
         "accuracy": 0,
@@ -126,38 +146,37 @@ def test_a_split_without_a_readable_image(small, run, eval_step, mesh):
     }
 
 
-def test_an_image_without_a_label_counts_for_the_loss_alone(small, run, eval_step, mesh):
+def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):
     """As in ImageNet ReaL."""
-    batches = split_of(small, 16)
+    batches = split_of(16)
     batches[0]["labels"][:5] = -1
-    metrics = evaluate(eval_step, run[1], batches, mesh, 16, STATUSES).metrics
+    metrics = evaluate(batches, 16).metrics
     assert (metrics.pop("count"), metrics.pop("labelled"), metrics.pop("unreadable")) == (16, 11, 0)
     expected = numpy_metrics(run, batches)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(expected["accuracy"] * 16 / 11, rel=1e-5)
 
 
-def test_accuracy_by_class(small, run, mesh):
-    step = make_eval_step(run[0], "softmax_xent", mesh, keep_logits=False)
-    batches = split_of(small, 37, unreadable={3, 30}, max_labels=1)
+def test_accuracy_by_class(run, evaluate):
+    batches = split_of(37, unreadable={3, 30}, max_labels=1)
     for batch in batches:
         batch["labels"][batch["labels"] == 2] = 1  # a class without an example
-    batches[0]["labels"][:4] = -1  # images of which the label is not known, as in some test splits
-    found = evaluate(step, run[1], batches, mesh, 37, STATUSES)
+    batches[0]["labels"][:4] = -1  # images whose label is not known, as in some test splits
+    found = evaluate(batches, 37, loss="softmax_xent", multi_label=False)
 
-    model, params = run
-    images, labels, weight = (np.concatenate([b[key] for b in batches]) for key in ("image", "labels", "weight"))
-    guesses = np.asarray(model.apply({"params": params}, jnp.asarray(images / 127.5 - 1, jnp.float32))).argmax(axis=1)
-    of_class = [(labels[:, 0] == label) & (weight > 0) for label in range(small.classes)]
+    logits, labels, weight = rows_of(run, batches)
+    guesses = logits.argmax(axis=1)
+    of_class = [(labels[:, 0] == label) & (weight > 0) for label in range(CLASSES)]
     expected = [np.mean(guesses[rows] == label) if rows.any() else np.nan for label, rows in enumerate(of_class)]
     np.testing.assert_allclose(found.class_accuracy, expected)
     assert np.isnan(expected[2])
     assert found.metrics["mean_per_class_accuracy"] == pytest.approx(np.nanmean(expected))
     labelled = (weight > 0) & (labels[:, 0] >= 0)
     assert found.metrics["accuracy"] == pytest.approx(np.mean((guesses == labels[:, 0])[labelled]))
+    assert found.metrics["loss"] == pytest.approx(numpy_metrics(run, batches, "softmax_xent")["loss"], rel=1e-5)
 
 
-def test_several_labels_have_no_accuracy_by_class(small, run, eval_step, mesh):
-    found = evaluate(eval_step, run[1], split_of(small, 16), mesh, 16, STATUSES)
+def test_several_labels_have_no_accuracy_by_class(evaluate):
+    found = evaluate(split_of(16), 16)
     assert found.class_accuracy is None
     assert "mean_per_class_accuracy" not in found.metrics
