@@ -132,7 +132,7 @@ def nested(tree, arrays):
 
 
 def mixed(config, step, batch):
-    """Images and targets of a batch in float64. Lambda comes from the keys of the step, as it must to be reproducible."""
+    """Images and targets of a batch in float64. Lambda comes from the step's key."""
     images, labels = batch["image"] / 127.5 - 1, targets(batch["labels"], CLASSES)
     if not config.mixup.p:
         return images, labels
@@ -281,7 +281,7 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, place):
 
 
 def test_beyond_what_may_be_left_out_the_state_stands_still(plain):
-    """Two steps that are not finite where one may be: neither of them, nor any good batch after them, moves anything."""
+    """Two steps that are not finite where one may be: neither they nor later batches move anything."""
     good = make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))
     broken = {**good, "weight": np.full(8, np.inf, np.float32)}
     once = plain.step(plain.step(plain.state(), good)[0], broken)[0]
