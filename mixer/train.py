@@ -109,6 +109,7 @@ class _Run:
     console: Console
     stop: preemption.Stop
     mesh: jax.sharding.Mesh
+    rows: slice  # this host's rows of a batch
     source: "Source"
     built: setup.Setup
     evaluators: Sequence[evaluators.Scheduled]
@@ -122,6 +123,7 @@ def _prepare(
     """Opens the data and builds the step and the evaluators; returns them, and what is new in the config."""
     mesh = devices.make_mesh()
     stop.agree(mesh)
+    rows = devices.host_rows(mesh, config.batch_size)
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
@@ -133,7 +135,7 @@ def _prepare(
         built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
     )
     scheduled = evaluators.build(config, context, source.num_examples, console.keep)
-    run = _Run(config, workdir, console, stop, mesh, source, built, scheduled, steps)
+    run = _Run(config, workdir, console, stop, mesh, rows, source, built, scheduled, steps)
     _describe(run)
     return run, changes
 
@@ -152,7 +154,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
     first_step = int(state.step)
     batches = pipeline.train_batches(
         run.source, config.input, seed=config.seed, batch_size=config.batch_size,
-        rows=devices.host_rows(run.mesh, config.batch_size), steps=range(first_step, steps.total),
+        rows=run.rows, steps=range(first_step, steps.total),
     )  # fmt: skip
     feed = devices.device_batches(batches, run.mesh)
     progress = Progress(first_step, steps.total, config.batch_size)

@@ -1,7 +1,6 @@
 """What is said of a setting, and the check of one value against it."""
 
 import dataclasses
-import functools
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -73,7 +72,7 @@ class Setting:
     choices: Registry | tuple[str, ...] = ()
     needs: tuple[Needs, ...] = ()
 
-    @functools.cached_property
+    @property
     def allowed_names(self) -> tuple[str, ...]:
         """The allowed values of a name; empty for other settings."""
         return self.choices.names() if isinstance(self.choices, Registry) else self.choices

@@ -303,17 +303,15 @@ EVALUATOR: dict[str, Setting] = {
         None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str,
     ),
     "split": Setting("test", "split on which the metrics are measured", "evaluation/classification.py"),
-    "label_key": Setting(None, "as input.label_key, of its own dataset", "evaluation/classification.py", kind=str),
-    "max_labels": Setting(
-        None, "as input.max_labels, of its own dataset", "evaluation/classification.py", kind=int, low=1,
-    ),
+    "label_key": Setting(None, "input.label_key of its own dataset", "evaluation/classification.py", kind=str),
+    "max_labels": Setting(None, "input.max_labels of its own dataset", "evaluation/classification.py", kind=int, low=1),
     "eval_crop": Setting(
-        None, "of classification, input.eval_crop if not set", "evaluation/classification.py", kind=str,
-        choices=EVAL_CROPS,
+        None, "crop; if not set, input.eval_crop for classification and fewshot.eval_crop's default for few_shot",
+        "evaluation/classification.py", kind=str, choices=EVAL_CROPS,
     ),
     "eval_resize": Setting(
-        None, "of classification, input.eval_resize if not set; of few_shot, 8/7 of image_size",
-        "evaluation/classification.py", kind=int, unit="pixels", low=1,
+        None, "size before that crop; if not set, input.eval_resize for classification and 8/7 of image_size for "
+        "few_shot", "evaluation/classification.py", kind=int, unit="pixels", low=1,
     ),
     **{
         name: Setting(of.default, of.meaning, of.read_by, low=of.low, needs=(Needs("kind", ("few_shot",)),))

@@ -15,7 +15,7 @@ from mixer.config.recipe import evaluator_settings
 from mixer.evaluation.classification import Classification
 from mixer.evaluation.evaluator import Context, Evaluator, Through
 from mixer.evaluation.few_shot import FewShot
-from mixer.runtime.errors import MissingDataError
+from mixer.runtime.errors import MissingDataError, UserError
 from mixer.training.step import TrainState
 
 
@@ -78,11 +78,13 @@ def build(
     for name, settings in settings_of(config).items():
         try:
             evaluate = KINDS[settings.kind].build(settings, context)
-        except MissingDataError as error:
-            if not settings.optional:
+        except UserError as error:
+            if settings.optional and isinstance(error, MissingDataError):
+                tell(f"evaluator {name} left out: {error}")
+                continue
+            if name not in config.evaluators:
                 raise
-            tell(f"evaluator {name} left out: {error}")
-            continue
+            raise UserError(f"config.evaluators.{name}: {error}") from None
         every = durations.evaluator_steps(config, settings, num_examples)
         found.append(Scheduled(name, settings.kind, every, evaluate))
     return found

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 from etils import epy
 
+from mixer.config.settings import SETTINGS
 from mixer.data.sources import Source
 from mixer.evaluation import evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
@@ -115,7 +116,8 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
     found.dataset = settings.dataset or config.dataset
     found.data_dir = settings.data_dir or config.data_dir
     found.label_key, found.max_labels = settings.label_key, 1
-    found.eval_crop, found.eval_resize = settings.eval_crop, settings.eval_resize
+    found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
+    found.eval_resize = settings.eval_resize
     return found
 
 
