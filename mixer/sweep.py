@@ -31,7 +31,8 @@ from mixer.config import checks, command_line, durations, paper, run_folder, tas
 from mixer.runtime import compilation_cache
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
-from mixer.training.metrics import Console, read_metrics
+from mixer.training.console import Console
+from mixer.training.metrics import read_metrics
 from mixer.transfer import init_from, sweep_results
 from mixer.transfer.sweep_results import Outcome
 from mixer.transfer.weights import PUBLISHED

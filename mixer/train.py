@@ -23,7 +23,9 @@ from mixer.runtime import compilation_cache, devices, distributed, preemption
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import health, setup, sharding
 from mixer.training.checkpoint import Checkpoints, has_checkpoints
-from mixer.training.metrics import Console, MetricsLog, Progress, read_metrics
+from mixer.training.console import Console
+from mixer.training.metrics import MetricsLog, read_metrics
+from mixer.training.progress import Progress
 from mixer.training.step import Metrics, TrainState
 from mixer.transfer import init_from
 from mixer.transfer.weights import Weights

@@ -19,7 +19,8 @@ from mixer.config import checks
 from mixer.runtime import compilation_cache, cpu
 from mixer.runtime.errors import UserError, quiet_libraries
 from mixer.train import train
-from mixer.training.metrics import Console, format_seconds, read_metrics
+from mixer.training.console import Console, format_seconds
+from mixer.training.metrics import read_metrics
 
 FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"

@@ -1,7 +1,6 @@
 """What a user is told: errors that are theirs to mend, each one line, and this project's own warnings."""
 
 import logging
-import warnings
 
 from absl import logging as absl_logging
 
@@ -22,8 +21,6 @@ def quiet_libraries() -> None:
     """Silences the libraries' logs, since what they raise is told in one line; this project's warnings are shown."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("mixer").setLevel(logging.WARNING)
-    # Orbax leaves what it has yet to read of a checkpoint that does not fit.
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def first_line(error: BaseException) -> str:

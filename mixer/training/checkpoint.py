@@ -1,4 +1,4 @@
-"""Checkpoints through orbax: written in the background, and restored from the newest that is whole."""
+"""Checkpoints through Orbax. They are saved in the background, and the newest one that is whole is restored."""
 
 import contextlib
 import dataclasses
@@ -21,9 +21,11 @@ _log = logging.getLogger(__name__)
 
 BEST_METRIC = "val/accuracy"
 
+# --------------------------------------------------------------------------------------------------- saving, restoring
+
 
 class Checkpoints:
-    """The checkpoints of one run, one folder a step below `workdir`/checkpoints."""
+    """The checkpoints of one run, each in `workdir`/checkpoints/STEP."""
 
     def __init__(
         self, workdir: epath.PathLike, keep_last: int, keep_every: int, keep_best: int, on_error: str = "stop"
@@ -32,11 +34,11 @@ class Checkpoints:
 
         Args:
           workdir: the run's folder.
-          keep_last: how many of the newest stay.
-          keep_every: every one whose step this divides stays; 0 for none.
-          keep_best: how many of the most accurate stay; 0 for none.
-          on_error: "stop" or "continue", when a checkpoint cannot be written. An older one is deleted only when the one
-            that takes its place is committed, so either way those that were there remain.
+          keep_last: how many of the newest checkpoints to keep.
+          keep_every: keep the checkpoints whose step is a multiple of this; 0 for none.
+          keep_best: how many of the most accurate checkpoints to keep; 0 for none.
+          on_error: what to do when a checkpoint cannot be written: "stop" or "continue". Either way the older
+            checkpoints remain, because Orbax deletes a checkpoint only after a newer one is committed.
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_every:
@@ -47,65 +49,66 @@ class Checkpoints:
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
         self._saving: int | None = None  # the step that is being written
-        self._problem = ""  # why the newest could not be written
+        self._problem = ""  # why the newest checkpoint could not be written
         self._manager: ocp.CheckpointManager | None = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        _forget_damaged_metrics(self.folder)
-        # Several hosts write a part of each copied array each. On one host that gains nothing, and the slicing has to
-        # be compiled before the first save, which may be one that a preemption asks for.
+        _delete_damaged_metrics(self.folder)
+        # With use_replica_parallel, each host writes a part of a replicated array. On one host this saves no time, but
+        # the slices must be compiled before the first save, and a preemption may request that save.
         handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
         return ocp.CheckpointManager(
             self.folder,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
-                # Unused, but without it orbax does not write the metrics, and a restart would forget the best.
+                # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them
+                # a restarted run would not know its best checkpoints.
                 best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_file_list),
             ),
         )
 
-    def _seal(self) -> None:
-        """Called by orbax, on one host, when all is written and the folder does not have its final name yet."""
+    def _write_file_list(self) -> None:
+        """Lists the checkpoint's files. One host calls it, when all is written and before the folder is renamed."""
         for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             integrity.write_list(folder)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Copies the state to the host and returns; the rest happens in the background.
+        """Copies the state to the host and returns. A thread writes the copy.
 
         Args:
           state: of the run, on the devices.
-          metrics: of this very step; an accuracy among them makes it a candidate for the best.
+          metrics: of the same step. Only a checkpoint with an accuracy can become one of the best.
 
         Raises:
-          UserError: this checkpoint or the one before cannot be written, and that is to stop the run.
+          UserError: this checkpoint or the last one cannot be written, and on_error is "stop".
         """
         self.wait()
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
-        saved = {
-            **_fields(state),
-            integrity.CHECKSUMS: integrity.computed(_fields(state), state.step.sharding),
-        }
+        fields = _fields(state)
+        saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
         self._saving, self._problem = int(state.step), ""
         try:
             self._manager = self._manager or self._open()
             self._manager.save(self._saving, args=ocp.args.StandardSave(saved), metrics=best, force=True)
-        except Exception as error:  # orbax raises whatever the file system has to say
+        except Exception as error:  # Orbax passes on every error of the file system
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
+        """Removes the part of a checkpoint that was written. Then raises UserError, or warns."""
         step, self._saving = self._saving, None
         if self._manager is not None:
-            with contextlib.suppress(Exception):  # it says the same again
+            with contextlib.suppress(Exception):  # close() raises the same error again
                 self._manager.close()
-        self._manager = None  # the next one removes what is left of this attempt
+        self._manager = None  # the next save opens a new one, which also deletes temporary folders
         with contextlib.suppress(OSError):
             for folder in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 folder.rmtree()
         reason = integrity.reason_of(error)
-        self._problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); those before it stand"
+        self._problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); the older ones remain"
         if self._stops_on_error:
             self._raise()
         _log.warning("%s.", self._problem)
@@ -113,28 +116,28 @@ class Checkpoints:
     def _raise(self) -> NoReturn:
         raise UserError(
             f"{self._problem}: make it possible and run the same command again; with config.checkpoint.on_error="
-            "continue a run goes on without, to its last one"
+            "continue a run goes on without this checkpoint, unless it is the last"
         ) from None
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
-        """Returns the newest state that is whole, laid out as `shardings` says; None when the run has none yet.
+        """Returns the newest whole state with these shardings; None if the run has no checkpoint.
 
-        What is not whole is deleted once a whole one was read: the run is about to write it again, or it is what a kill
-        left of a deletion.
+        Deletes the other checkpoints that are of no use: those that are newer, because the run will save these steps
+        again, and those that are not whole. A process that is killed while it deletes a checkpoint leaves such a one.
 
         Raises:
-          UserError: there are checkpoints and none can be read. Starting from zero silently would lose the run.
+          UserError: no checkpoint can be read. The run must not silently start again at step 0.
         """
         manager = self._manager or self._open()
         steps = sorted(manager.all_steps(), reverse=True)
-        checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
-        target = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-            {**_fields(shapes), integrity.CHECKSUMS: checksums},
-            {**_fields(shardings), integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
-        )
-        args = ocp.args.StandardRestore(target)
-        for step, saved in integrity.readable(self.folder, steps, lambda step: manager.restore(step, args=args)):
+        target = _target(shapes, shardings)
+
+        def read(step: int) -> dict[str, Any]:
+            _check_shapes(manager.item_metadata(step), _fields(shapes))
+            return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+        for step, saved in integrity.readable(self.folder, steps, read):
+            # Only now, when one could be read. If none can, all remain: somebody may be able to repair one.
             for other in steps:
                 if other > step or not integrity.on_all_hosts(not integrity.fault(self.folder / str(other))):
                     manager.delete(other)
@@ -142,24 +145,24 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be read (steps {steps[-1]} to {steps[0]}); "
-                "restore them from a copy, or give another --workdir to start anew"
+                "restore them from a copy, or give another --workdir to start a new run"
             )
         return None
 
     def check(self) -> None:
-        """Looks whether a save in the background has failed; does not wait for one that is under way.
+        """Checks whether a save in the background has failed. Does not wait for a save that is still running.
 
         Raises:
-          UserError: it has, and that is to stop the run.
+          UserError: it has failed, and on_error is "stop".
         """
         if self._saving is not None and self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when every save has reached the disk.
+        """Waits until the newest checkpoint is on the disk.
 
         Raises:
-          UserError: it could not, and that is to stop the run.
+          UserError: it cannot be written, and on_error is "stop".
         """
         if self._manager is not None and self._saving is not None:
             try:
@@ -169,10 +172,10 @@ class Checkpoints:
                 self._failed(error)
 
     def settle(self) -> None:
-        """Waits for the newest, which has to reach the disk whatever `on_error` says: there is none to come.
+        """Waits until the run's last checkpoint is on the disk. From here on `on_error` is "stop".
 
         Raises:
-          UserError: it could not.
+          UserError: it could not be written.
         """
         self._stops_on_error = True
         self.wait()
@@ -180,7 +183,7 @@ class Checkpoints:
             self._raise()
 
     def close(self) -> None:
-        """Waits, then stops the background threads; a save that fails now is only told of."""
+        """Waits for the newest checkpoint and ends the background threads. If the save fails now, it only warns."""
         self._stops_on_error = False
         self.wait()
         if self._manager is not None:
@@ -188,14 +191,14 @@ class Checkpoints:
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
-    """Whether a run has checkpoints, whole or not: then it has begun."""
+    """Tells whether a run has begun: whether it has checkpoints, whole or not."""
     folder = epath.Path(workdir) / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 @dataclasses.dataclass(frozen=True)
 class _MostAccurate(policies.PreservationPolicy):
-    """Keeps the n most accurate; orbax's BestN takes every checkpoint to have been evaluated."""
+    """Keeps the n most accurate checkpoints. Orbax's own BestN expects an accuracy in every checkpoint."""
 
     n: int
 
@@ -205,8 +208,11 @@ class _MostAccurate(policies.PreservationPolicy):
         return [info.step in best for info in checkpoints]
 
 
-def _forget_damaged_metrics(folder: epath.Path) -> None:
-    """orbax reads every checkpoint's metrics when it starts, and stops at the first that it cannot parse."""
+def _delete_damaged_metrics(folder: epath.Path) -> None:
+    """Deletes the metrics of a checkpoint if they are not JSON.
+
+    Orbax reads the metrics of all checkpoints when it opens the folder, and fails if it cannot parse one.
+    """
     for path in folder.glob("*/metrics/metrics") if jax.process_index() == 0 else ():
         try:
             json.loads(path.read_text())
@@ -215,62 +221,99 @@ def _forget_damaged_metrics(folder: epath.Path) -> None:
             path.unlink()
 
 
+def _fields(state: TrainState) -> dict[str, Any]:
+    """Returns the fields of the state that hold arrays. Without config.ema_decay, ema_params holds none."""
+    return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
+
+
+def _target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
+    """Returns shapes, dtypes and shardings of all that a checkpoint holds: the state's fields and their checksums."""
+    checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        {**_fields(shapes), integrity.CHECKSUMS: checksums},
+        {**_fields(shardings), integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
+    )
+
+
+def _check_shapes(metadata: Any, fields: dict[str, Any]) -> None:
+    """Checks that the arrays of a checkpoint have the shapes that the run needs, before any of them is read.
+
+    Orbax would find the first difference while it reads the other arrays, and close its event loop. Then each of them
+    prints "Event loop is closed" with a traceback: 2,900 lines for 80 arrays (orbax-checkpoint 0.12.8).
+
+    Raises:
+      ValueError: a shape differs.
+    """
+    stored = {array.name: tuple(array.shape) for array in jax.tree.leaves(metadata.tree)}
+    for path, array in jax.tree_util.tree_leaves_with_path(fields):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if stored.get(name, array.shape) != array.shape:
+            raise ValueError(f"{name} has the shape {stored[name]}, and the config asks for {array.shape}")
+
+
+# ----------------------------------------------------------------------------------------------------- without devices
+
+
 def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = None) -> tuple[int, Any]:
-    """Reads parameters of a run as NumPy arrays.
+    """Reads the parameters of a run.
 
     Args:
       workdir: the run's folder.
-      ema: the averaged ones.
-      step: of which checkpoint; the newest that can be read if not given.
+      ema: read the averaged parameters.
+      step: of the checkpoint; by default the newest that is whole.
 
     Returns:
-      The checkpoint's step, and the parameters.
+      The checkpoint's step, and the parameters as NumPy arrays.
 
     Raises:
-      UserError: the folder holds no checkpoint that can be read and has them.
+      UserError: no checkpoint in the folder can be read, or it has no averaged parameters.
     """
-    key = "ema_params" if ema else "params"
-    found, saved = _load(workdir, [key], step)
-    return found, saved[key]
+    name = "ema_params" if ema else "params"
+    found, saved = _load(workdir, [name], step)
+    return found, saved[name]
 
 
 def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
-    """Reads the newest whole state of a run, by the names of its fields, as NumPy arrays; returns its step and it.
+    """Reads the newest whole state of a run.
+
+    Returns:
+      Its step, and the fields of the state by name, as NumPy arrays.
 
     Raises:
-      UserError: the folder holds no checkpoint that can be read.
+      UserError: no checkpoint in the folder can be read.
     """
     return _load(workdir, None, None)
 
 
-def _load(workdir: epath.PathLike, fields: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
-    """Reads these fields of a state, or all."""
+def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
+    """Reads some fields of a state, or all: those of one step, or of the newest whole checkpoint."""
     folder = epath.Path(workdir).resolve() / "checkpoints"
-
-    def read(step: int) -> dict[str, Any]:
-        tree = manager.item_metadata(step).tree
-        names = fields or list(tree[integrity.CHECKSUMS])
-        for name in names:
-            if name not in tree:
-                raise UserError(f"{workdir} holds no {name} at step {step}: it was trained with config.ema_decay=0")
-        wanted = {name: tree[name] for name in names}
-        wanted[integrity.CHECKSUMS] = {name: tree[integrity.CHECKSUMS][name] for name in names}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-        return manager.restore(step, args=args)
-
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(create=False)
         with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
             steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
-            for found, saved in integrity.readable(folder, steps, read):
+            for found, saved in integrity.readable(folder, steps, lambda step: _read_fields(manager, step, names)):
                 del saved[integrity.CHECKSUMS]
                 return found, saved
     which = "checkpoint" if step is None else f"checkpoint of step {step}"
-    what = f" with {', '.join(fields)}" if fields else ""
+    what = f" with {', '.join(names)}" if names else ""
     raise UserError(f"{workdir} holds no {which}{what} that can be read; give the --workdir of an earlier run")
 
 
-def _fields(state: TrainState) -> dict[str, Any]:
-    """The state's fields that hold arrays: an average need not be kept."""
-    return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
+def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | None) -> dict[str, Any]:
+    """Reads fields of one checkpoint, and their checksums, as NumPy arrays.
+
+    Raises:
+      UserError: the checkpoint has no such field.
+    """
+    tree = manager.item_metadata(step).tree
+    names = names or list(tree[integrity.CHECKSUMS])
+    for name in names:
+        if name not in tree:
+            folder = epath.Path(manager.directory).parent
+            raise UserError(f"{folder} holds no {name} at step {step}: it was trained with config.ema_decay=0")
+    wanted = {name: tree[name] for name in names}
+    wanted[integrity.CHECKSUMS] = {name: tree[integrity.CHECKSUMS][name] for name in names}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    return manager.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True))

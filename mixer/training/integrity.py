@@ -1,15 +1,12 @@
-"""What makes a checkpoint whole: a list of its files, written with it, and a checksum of every array.
+"""Tells whether a checkpoint is whole, by a list of its files and by a checksum of each array.
 
-orbax takes a folder for a checkpoint by its name alone: it offers one whose commit mark is gone, or whose files were
-cut short or lost, and fails in reading it; a flipped bit in a large array it does not notice.
+Orbax recognises a checkpoint by the name of its folder alone. It offers folders whose commit mark or files are missing
+or incomplete, and fails when it reads them. It does not notice a flipped bit in a large array.
 """
 
-import functools
 import json
 import logging
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,24 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 
 from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
-CHECKSUMS = "checksums"  # beside the fields of a state
+CHECKSUMS = "checksums"  # the name under which a checkpoint holds them, beside the fields of the state
 
 LIST = "files.json"
-_COMMIT_MARK = "commit_success.txt"  # orbax's: its last act
-_REWRITTEN = "_CHECKPOINT_METADATA"  # by orbax as it commits
-_ACCURACY = "metrics"  # a folder: without it the state is still whole
-_SMALL = 1 << 20  # bytes; larger files hold arrays, which have checksums of their own
+_COMMIT_MARK = "commit_success.txt"  # Orbax writes it last
+_REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax changes it when it commits
+_ACCURACY = "metrics"  # a folder; the state is whole without it
+_SMALL = 1 << 20  # bytes; larger files hold arrays, which have their own checksums
+
+# ----------------------------------------------------------------------------------------------------------- the files
 
 
 def write_list(folder: epath.Path) -> None:
-    """Lists the files of a checkpoint that is about to be committed: their sizes in bytes, of small ones a checksum."""
+    """Lists the files of a checkpoint: for each its size in bytes, and a checksum if it is small.
+
+    Call it when all other files are written and the checkpoint is not yet committed.
+    """
     found = {
-        str(path.relative_to(folder)): [path.stat().length, _checksum(path)]
+        str(path.relative_to(folder)): [path.stat().length, _file_checksum(path)]
         for item in folder.iterdir()
         if item.name not in (_REWRITTEN, _ACCURACY)
         for path in _files(item)
@@ -45,7 +48,11 @@ def write_list(folder: epath.Path) -> None:
 
 
 def fault(folder: epath.Path) -> str:
-    """Says why the checkpoint in a folder is not whole; empty when it is, as far as can be told without its arrays."""
+    """Compares the files of a checkpoint with its list. Reads no large file.
+
+    Returns:
+      What is wrong with the first file that differs; "" if the files are as they were written.
+    """
     if not (folder / _COMMIT_MARK).exists():
         return f"it has no {_COMMIT_MARK}, so it was never committed"
     try:
@@ -57,7 +64,7 @@ def fault(folder: epath.Path) -> str:
                 return f"{name} is missing"
             if path.stat().length != size:
                 return f"{name} holds {path.stat().length} bytes, not {size}"
-            if _checksum(path) != checksum:
+            if _file_checksum(path) != checksum:
                 return f"{name} is not what was written"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{LIST} or {_REWRITTEN} cannot be read ({type(error).__name__})"
@@ -65,7 +72,7 @@ def fault(folder: epath.Path) -> str:
 
 
 def _files(path: epath.Path) -> Iterator[epath.Path]:
-    """The files below a folder, or the file itself; epath offers no such search, for the sake of buckets."""
+    """Yields all files below a folder, or the file itself. (epath has no rglob for buckets.)"""
     if path.is_dir():
         for item in sorted(path.iterdir()):
             yield from _files(item)
@@ -73,67 +80,18 @@ def _files(path: epath.Path) -> Iterator[epath.Path]:
         yield path
 
 
-def _checksum(path: epath.Path) -> int | None:
+def _file_checksum(path: epath.Path) -> int | None:
     return google_crc32c.value(path.read_bytes()) if path.stat().length <= _SMALL else None
 
 
-def readable(
-    folder: epath.Path, steps: list[int], read: Callable[[int], dict[str, Any]]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the steps whose checkpoint is whole and holds what was written, with what was read.
-
-    Of several processes all pass over a checkpoint that one of them cannot read.
-    """
-    _ignore_late_readers()
-    for step in steps:
-        reason, saved = fault(folder / str(step)), {}
-        if on_all_hosts(not reason):
-            try:
-                saved = read(step)
-                _compare(saved)
-            except UserError:
-                raise
-            except Exception as error:  # orbax raises whatever the damaged part meets
-                reason = reason_of(error)
-            if on_all_hosts(not reason):
-                yield step, saved
-        if reason:
-            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)
-
-
-def on_all_hosts(condition: bool) -> bool:
-    """Whether a condition holds in every process; each must ask."""
-    if jax.process_count() == 1:
-        return condition
-    return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
-
-
-def reason_of(error: Exception) -> str:
-    """The part of an error of orbax or tensorstore that says something to a user."""
-    if from_system := re.search(r"([^:\n]+) \[os_error_code='\d+'", str(error)):
-        return from_system[1].strip()
-    return first_line(error).partition(" [tensorstore_spec")[0]
-
-
-@functools.cache
-def _ignore_late_readers() -> None:
-    """orbax gives up at the first array that it cannot read; what is still reading then complains on its own."""
-    inner = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        frames = traceback.extract_tb(unraisable.exc_traceback)
-        of_orbax = any("orbax" in frame.filename for frame in frames)
-        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
-            inner(unraisable)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+# ---------------------------------------------------------------------------------------------------------- the arrays
 
 
 def checksums(fields: dict[str, Any]) -> dict[str, Any]:
-    """For each field the sum of the bits of each array, modulo 2^32: any one changed bit changes it.
+    """Returns a checksum of each array, as one vector for each field.
 
-    orbax guards its index and small arrays by checksums of its own, large arrays not.
+    The checksum is the sum of the array's bits, read as unsigned integers, modulo 2^32. Each change of a single bit
+    changes it. Orbax has its own checksums for its index and for small arrays, but not for large ones.
     """
 
     def checksum(array: Any) -> jax.Array:
@@ -143,16 +101,68 @@ def checksums(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: jnp.stack([checksum(array) for array in jax.tree.leaves(tree)]) for name, tree in fields.items()}
 
 
-def computed(fields: dict[str, Any], lies: jax.sharding.Sharding | None) -> dict[str, Any]:
-    """The checksums, laid out so: in saving and in restoring the same program, which is compiled once."""
-    return jax.jit(checksums, out_shardings=lies)(fields)
+def computed_checksums(fields: dict[str, Any], sharding: Sharding | None) -> dict[str, Any]:
+    """Computes the checksums with this sharding. Saving and restoring run the same program, compiled once."""
+    return jax.jit(checksums, out_shardings=sharding)(fields)
 
 
-def _compare(saved: dict[str, Any]) -> None:
-    """Raises ValueError if what was read is not what was written."""
+def _check_arrays(saved: dict[str, Any]) -> None:
+    """Checks that arrays are as they were when they were saved.
+
+    Raises:
+      ValueError: an array of a field differs.
+    """
     expected = saved[CHECKSUMS]
-    lies = next(getattr(values, "sharding", None) for values in expected.values())  # of NumPy's there is none
-    found = computed({name: saved[name] for name in expected}, lies)
+    sharding = next(getattr(values, "sharding", None) for values in expected.values())  # NumPy arrays have none
+    found = computed_checksums({name: saved[name] for name in expected}, sharding)
     for name, values in expected.items():
         if not np.array_equal(values, found[name]):
             raise ValueError(f"{name} is not what was written, its checksum differs")
+
+
+# --------------------------------------------------------------------------------------------------- whole checkpoints
+
+
+def readable(
+    folder: epath.Path, steps: list[int], read: Callable[[int], dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the checkpoints that are whole. Warns of each checkpoint that is not.
+
+    If one of several processes cannot read a checkpoint, all processes skip it.
+
+    Args:
+      folder: of all checkpoints.
+      steps: the checkpoints to try, in this order.
+      read: reads the checkpoint of a step. It returns fields of a state, and their checksums as `CHECKSUMS`.
+
+    Yields:
+      The step of a checkpoint, and what `read` returned.
+    """
+    for step in steps:
+        reason, saved = fault(folder / str(step)), {}
+        if on_all_hosts(not reason):
+            try:
+                saved = read(step)
+                _check_arrays(saved)
+            except UserError:
+                raise
+            except Exception as error:  # its type depends on the part that is damaged
+                reason = reason_of(error)
+            if on_all_hosts(not reason):
+                yield step, saved
+        if reason:
+            _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)
+
+
+def on_all_hosts(condition: bool) -> bool:
+    """Tells whether a condition holds in every process. All processes must call it."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the part of an error of Orbax or TensorStore that helps a user."""
+    if from_system := re.search(r"([^:\n]+) \[os_error_code='\d+'", str(error)):
+        return from_system[1].strip()
+    return re.split(r" \[tensorstore_spec|\. See full TensorStore details", first_line(error))[0]

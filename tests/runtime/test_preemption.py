@@ -18,7 +18,8 @@ from mixer import train
 from mixer.data import pipeline
 from mixer.runtime import preemption
 from mixer.training.checkpoint import Checkpoints, load_params
-from mixer.training.metrics import Console, read_metrics
+from mixer.training.console import Console
+from mixer.training.metrics import read_metrics
 
 
 def start(arguments):

@@ -272,6 +272,20 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero(tmp_path, mesh, w
     assert steps_in(tmp_path) == [10, 20]  # nothing is deleted: they may be mended
 
 
+def test_arrays_of_other_shapes_are_named_before_any_is_read(tmp_path, mesh, warnings, capfd):
+    save_steps(tmp_path, {10: None})
+    wider = make_state(0)
+    wider.params["head"]["kernel"] = jnp.zeros((256, 300))
+    _, shapes, shardings = placed(wider, mesh, "data_parallel")
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        checkpoints.restore(shapes, shardings)
+    checkpoints.close()
+    (said,) = warnings()
+    assert said.endswith("params.head.kernel has the shape (256, 257), and the config asks for (256, 300)")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------- full disks
 
 
@@ -291,7 +305,7 @@ def test_a_save_that_finds_no_room_stops_the_run_and_spares_the_others(tmp_path,
         fill_disk(patched)
         checkpoints.save(placed(make_state(20), mesh, "data_parallel")[0], {})
         with pytest.raises(
-            UserError, match=r"checkpoint 20 could not be written .*No space left.*those before it stand"
+            UserError, match=r"checkpoint 20 could not be written .*No space left.*the older ones remain"
         ):
             checkpoints.wait()
         checkpoints.close()
@@ -306,7 +320,7 @@ def test_without_room_a_run_goes_on_when_told_to_but_not_beyond_its_end(tmp_path
     checkpoints.wait()
     (said,) = warnings()
     assert "checkpoint 10 could not be written to" in said
-    assert "([Errno 28] No space left on device); those before it stand" in said
+    assert "([Errno 28] No space left on device); the older ones remain" in said
     assert steps_in(tmp_path) == []
     with pytest.raises(UserError, match=r"checkpoint 10 could not be written .*: make it possible and run the same"):
         checkpoints.settle()

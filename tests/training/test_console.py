@@ -1,0 +1,73 @@
+"""The line on the screen, and durations as a person reads them."""
+
+import sys
+
+import jax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer.training.console import Console, format_seconds
+
+SCALARS = {
+    "loss": 1.23456, "learning_rate": 1e-3, "grad_norm": 0.5,
+    "images_per_sec_per_core": 1234.4, "device_wait_share": 0.015, "seconds_left": 3661.0,
+}  # fmt: skip
+LINE = "step 5/10  loss 1.2346  lr 1.00e-03  grad norm 0.500  1234 images/s/core  devices wait 1.5%  1h01m left"
+
+
+def test_console_in_a_file_writes_line_after_line(capsys):
+    console = Console("pre-training: ")
+    console.show(5, 10, SCALARS)
+    console.keep("done")
+    assert capsys.readouterr().out == f"pre-training: {LINE}\npre-training: done\n"
+
+
+def test_console_on_a_terminal_replaces_its_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    console = Console()
+    console.show(5, 10, SCALARS)
+    console.keep("done")
+    assert capsys.readouterr().out == f"\r\033[K{LINE}\r\033[Kdone\n"
+
+
+def test_console_on_a_narrow_terminal_does_not_wrap(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    Console().show(5, 10, SCALARS)
+    assert capsys.readouterr().out == f"\r\033[K{LINE[:39]}"
+
+
+def test_console_adds_what_follows_to_the_time_left(capsys):
+    Console(seconds_after=3600.0).show(5, 10, SCALARS)
+    assert capsys.readouterr().out.endswith("2h01m left\n")
+
+
+def test_console_is_silent_on_other_processes(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    Console().keep("done")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"), (0.4, "0s"), (42, "42s"), (59.6, "1m00s"), (185, "3m05s"), (3599, "59m59s"), (3599.7, "1h00m"),
+        (25920, "7h12m"), (86399, "23h59m"), (86400, "1d00h"), (367200, "4d06h"), (8640000, "100d00h"),
+    ],
+)  # fmt: skip
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(0, 1e8))
+def test_format_seconds_loses_less_than_its_smaller_unit(seconds):
+    text, total, digits = format_seconds(seconds), 0, ""
+    seconds_of = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    for character in text:
+        if character.isdigit():
+            digits += character
+        else:
+            total, digits = total + int(digits) * seconds_of[character], ""
+    assert 0 <= round(seconds) - total < seconds_of[text[-1]]
