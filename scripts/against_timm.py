@@ -1,8 +1,9 @@
-"""Mixer here beside timm's under torch.compile, on the CPU, turn by turn in one process: `make bench`.
+"""Compares our Mixer with timm's under torch.compile, on the CPU: `make bench`.
 
-Both classify the same number of 224 px images in float32. A training step is forward, backward, clipping and Adam, in
-the form that is fastest in each library (torch's Adam is fused); here it counts steps that are not finite besides. Each
-turn is one call of each, so that a machine whose speed drifts treats both alike.
+Both models classify the same number of 224 px images in float32. A training step is forward, backward, clipping and
+Adam. Each library uses its fastest form, such as torch's fused Adam. Our step also counts steps that are not finite.
+
+Both models run in one process and take turns, one call each. So a drift of the machine's speed affects both alike.
 """
 
 import argparse
@@ -16,9 +17,10 @@ from typing import Any
 
 from mixer.runtime import cpu
 
-cpu.keep_freed_memory()  # before torch has threads; it helps both
+cpu.keep_freed_memory()  # before torch starts threads; both libraries gain from it
 
-# torchvision, of which timm takes transforms, has no build for CPUs. This stands for its operators, which none uses.
+# timm imports torchvision's transforms. torchvision has no build for CPUs, so its operators cannot be loaded. Nothing
+# here uses them; this empty module takes the place of their registration.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
 import jax  # noqa: E402
@@ -27,19 +29,18 @@ import torch  # noqa: E402
 
 from mixer import models  # noqa: E402
 from mixer.performance import model_speed  # noqa: E402
-from mixer.runtime import cpu  # noqa: E402
 
 MODELS = {"s16": ("S/16", "mixer_s16_224"), "b16": ("B/16", "mixer_b16_224")}
 
 
 def ours(variant: str, mode: str, batch_size: int) -> Callable[[], Any]:
-    """Runs our model once for each call, and waits for it."""
+    """Returns a function that runs our model once and waits for the result."""
     call = model_speed.ready(variant, mode, batch_size, model_speed.Settings())
     return lambda: jax.block_until_ready(call())
 
 
 def timms(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
-    """Runs timm's model once for each call."""
+    """Returns a function that runs timm's model once."""
     model = timm.create_model(name, num_classes=1000).train(mode == "train")
     compiled: Any = torch.compile(model)
     images, labels = torch.randn(batch_size, 3, 224, 224), torch.randint(0, 1000, (batch_size,))
@@ -59,14 +60,40 @@ def timms(name: str, mode: str, batch_size: int) -> Callable[[], Any]:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """Returns how long one call takes."""
     since = time.perf_counter()
     call()
     return time.perf_counter() - since
 
 
+def compare(model: str, mode: str, batch_size: int, turns: int, peak: float | None) -> tuple[list[str], float]:
+    """Times both models in turns.
+
+    Args:
+      model: a key of `MODELS`.
+      mode: one of `model_speed.MODES`.
+      batch_size: images for each call.
+      turns: timed calls of each model.
+      peak: FLOP/s of this machine; None if it is not known.
+
+    Returns:
+      Three cells of the table, each with median, least and most: our images/s, timm's images/s, and our rate divided by
+      timm's; and our MFU, which is NaN if the peak is not known.
+    """
+    variant, name = MODELS[model]
+    calls = (ours(variant, mode, batch_size), timms(name, mode, batch_size))
+    for call in calls * 2:  # compiles, then warms up
+        call()
+    rates = [[batch_size / seconds_of(call) for call in calls] for _ in range(turns)]
+    here, there = zip(*rates, strict=True)
+    flops = model_speed.FLOPS_PER_MAC[mode] * models.create(variant, 1000).forward_macs(224)
+    ratios = [one / other for one, other in rates]
+    cells = [f"{statistics.median(v):.3g} ({min(v):.3g}-{max(v):.3g})" for v in (here, there, ratios)]
+    return cells, statistics.median(here) * flops / (peak or float("nan"))
+
+
 def main() -> None:
-    """Prints a row for each model and mode."""
+    """Prints a line for each model and mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--modes", nargs="+", choices=model_speed.MODES, default=list(model_speed.MODES))
@@ -77,21 +104,12 @@ def main() -> None:
     peak, source = model_speed.peak("float32")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}
     print(f"{cpu.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {source}\n")
-    row = "{:<6}{:<11}{:>6}{:>24}{:>24}{:>22}{:>10}".format
-    print(row("model", "mode", "batch", "here, images/s", "timm, images/s", "ratio", "here, MFU"))
+    line = "{:<6}{:<11}{:>6}{:>24}{:>24}{:>22}{:>10}".format
+    print(line("model", "mode", "batch", "here, images/s", "timm, images/s", "ratio", "here, MFU"))
     for model in given.models:
         for mode in given.modes:
-            variant, name = MODELS[model]
-            calls = (ours(variant, mode, given.batch_size), timms(name, mode, given.batch_size))
-            for call in calls * 2:  # compile, and warm up
-                call()
-            turns = [[given.batch_size / seconds_of(call) for call in calls] for _ in range(given.turns)]
-            here, there = zip(*turns, strict=True)
-            flops = (6 if mode == "train" else 2) * models.create(variant, 1000).forward_macs(224)
-            mfu = statistics.median(here) * flops / (peak or float("nan"))
-            ratios = [one / other for one, other in turns]
-            cells = [f"{statistics.median(v):.3g} ({min(v):.3g}-{max(v):.3g})" for v in (here, there, ratios)]
-            print(row(variant, mode, given.batch_size, *cells, f"{mfu:.0%}"), flush=True)
+            cells, mfu = compare(model, mode, given.batch_size, given.turns, peak)
+            print(line(MODELS[model][0], mode, given.batch_size, *cells, f"{mfu:.0%}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command as a user runs it, where TensorFlow is not installed too."""
+"""The command as a user runs it, also where TensorFlow is not installed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def without_tensorflow(tmp_path):
-    """An environment in which importing TensorFlow, or what needs it, fails."""
+    """An environment in which TensorFlow, and libraries that need it, cannot be imported."""
     for name in ("tensorflow", "tensorflow_datasets", "clu"):
         (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError('not installed')\n")
     return {"PYTHONPATH": str(tmp_path)}
@@ -35,14 +35,14 @@ def test_models_are_measured_without_tensorflow(without_tensorflow):
     found = json.loads(line)
     assert found["device"].items() >= {"kind": "cpu", "cores": 2, "platform": "cpu"}.items()
     assert found["device"]["host_processors"] == len(os.sched_getaffinity(0))
-    assert [row["model"] for row in found["rows"]] == ["Mixer-Ti/16", "ViT-Ti/16"]
-    for row in found["rows"]:
-        assert row["mode"] == "inference"
-        assert set(row["swept"]) == {"1", "2"}
-        assert row["images_per_sec_per_core"] == max(row["swept"].values()) == row["swept"][str(row["batch_size"])]
-        assert row["lowest"] <= row["images_per_sec_per_core"] <= row["highest"]
-        assert 0 < row["utilisation"] < 1.5  # of a product that was measured on a machine that may be busy
-    assert "Mixer-Ti/16 inference at 2:" not in done.stderr  # variants are told as they are given
+    assert [one["model"] for one in found["rows"]] == ["Mixer-Ti/16", "ViT-Ti/16"]
+    for one in found["rows"]:
+        assert one["mode"] == "inference"
+        assert set(one["swept"]) == {"1", "2"}
+        assert one["images_per_sec_per_core"] == max(one["swept"].values()) == one["swept"][str(one["batch_size"])]
+        assert one["lowest"] <= one["images_per_sec_per_core"] <= one["highest"]
+        assert 0 < one["utilisation"] < 1.5  # above 1 if the machine was busy while the peak was measured
+    assert "Mixer-Ti/16 inference at 2:" not in done.stderr  # progress names variants as they were given
     assert "Ti/16 inference at 2:" in done.stderr
 
 
@@ -64,16 +64,23 @@ def test_the_table_says_on_what_it_was_measured():
             ["--models=b17x"],
             "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H, a slash and the patch size",
         ),
-        (["--models=b16", "--image_size=100"], "error: --image_size=100 is not a multiple of the patch size of B/16"),
+        (
+            ["--models=b16", "--image_size=100"],
+            "error: --image_size=100 is not a multiple of the patch size of B/16; the nearest that is: 96",
+        ),
         (["--modes=sleep"], "error: --modes=sleep: expected inference or train"),
         (["--batch_sizes=8,none"], "error: --batch_sizes=8,none: expected auto, or numbers above 0, such as 8,16"),
         (["--batch_sizes=0"], "error: --batch_sizes=0: expected auto, or numbers above 0"),
         (["b16"], "error: unexpected argument 'b16'"),
         (["--input"], "error: --config is missing"),
-        (["--config=configs/b16_i1k.py"], "error: --config has nothing to do with measuring models"),
-        (["--scaling=patches", "--models=b16"], "error: --models has nothing to do with measuring scaling"),
+        (["--config=configs/b16_i1k.py"], "error: --config would not be read where models are measured; leave it out"),
+        (["--scaling=patches", "--models=b16"], "error: --models would not be read with --scaling; leave it out"),
+        (["--scaling=patches", "--input"], "error: --scaling would not be read with --input; leave it out"),
         (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
-        (["--input", "--topology=v3:2x2"], "error: --topology has nothing to do with measuring input"),
+        (["--input", "--topology=v3:2x2"], "error: --topology would not be read with --input; leave it out"),
+        (["--input", "--accelerator_rate=0"], "error: --accelerator_rate=0: expected a finite number above 0"),
+        (["--topology=v3:2x2", "--blocks=3"], "error: --blocks would not be read with --topology, where nothing is"),
+        (["--topology=v3:2x2", "--block_seconds=3"], "error: --block_seconds would not be read with --topology,"),
         (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, a colon"),
         (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
     ],

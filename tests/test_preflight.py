@@ -1,4 +1,4 @@
-"""Pre-flight on a mesh of this machine's devices; for slices that are not there see training/test_tpu_compile.py."""
+"""Pre-flight on a mesh of this machine's devices. For TPU slices see training/test_tpu_compile.py."""
 
 import importlib.util
 import os
@@ -11,12 +11,15 @@ import pytest
 
 from mixer import preflight
 from mixer.config import checks, recipe
-from mixer.performance import compiling, memory_fit, tpu_topology
+from mixer.config.tasks import TASKS
+from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
+from mixer.performance.data_facts import DataFacts
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
+from mixer.training import setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-KNOWN = {"num_classes": 10, "num_examples": 50_000, "max_labels": 1}
+FACTS = DataFacts(num_classes=10, num_examples=50_000)
 
 
 def small(**changes):
@@ -34,10 +37,10 @@ def parameters(hidden=256, tokens=16, tokens_mlp=32, channels_mlp=512, classes=1
     return 3 * 64 * hidden + hidden + 2 * (block + 4 * hidden) + 2 * hidden + hidden * classes + classes
 
 
-def test_what_a_config_takes_follows_from_its_arithmetic():
+def test_memory_and_work_agree_with_arithmetic():
     told = []
     mesh = devices.make_mesh()
-    found = preflight.examine(small(), mesh, KNOWN, memory=2**30, largest=False, tell=told.append)
+    found = preflight.examine(small(), mesh, FACTS, memory=2**30, largest=False, tell=told.append)
     assert found["parameters"] == parameters()
     kinds = found["memory_by_kind"]
     assert kinds["parameters"] == 4 * parameters()
@@ -46,14 +49,37 @@ def test_what_a_config_takes_follows_from_its_arithmetic():
     assert found["checkpoint_bytes"] - 12 * parameters() in range(64)
     assert found["fits"]
     assert found["total"] > sum(kinds[name] for name in ("parameters", "optimizer state", "batch"))
-    assert found["compiler_gflop_per_image"] == pytest.approx(found["gflop_per_image"], rel=0.2)  # tiny: Adam counts
+    assert found["compiler_gflop_per_image"] == pytest.approx(
+        found["gflop_per_image"], rel=0.2
+    )  # the model is so small that Adam's work counts
     assert found["collectives"]["all-reduce"] == pytest.approx(4 * parameters(), rel=0.01)  # gradients, and metrics
     assert found["total_steps"] == round(300 * 50_000 / 64)
     assert len(told) == 2
 
 
+def test_what_is_compiled_is_the_production_step(monkeypatch):
+    built, compiled = [], []
+    build, compile_step = setup.build, compiling.compile_step
+
+    def recorded_build(*arguments, **options):
+        built.append(build(*arguments, **options))
+        return built[-1]
+
+    def recorded_compile(*arguments):
+        compiled.append(arguments)
+        return compile_step(*arguments)
+
+    monkeypatch.setattr(setup, "build", recorded_build)
+    monkeypatch.setattr(compiling, "compile_step", recorded_compile)
+    mesh = devices.make_mesh()
+    tpu_topology.compile_train(small(), mesh, 10, 1)
+    ((step, state, batch),) = compiled
+    assert step is built[0].train_step
+    assert (state, batch) == (built[0].state, setup.batch_shapes(small(), mesh, 1))
+
+
 def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
-    found = preflight.examine(small(sharding="fully_sharded"), devices.make_mesh(), KNOWN, 2**30, largest=False)
+    found = preflight.examine(small(sharding="fully_sharded"), devices.make_mesh(), FACTS, 2**30, largest=False)
     kinds = found["memory_by_kind"]
     assert kinds["parameters"] == pytest.approx(4 * parameters() / 8, rel=0.15)  # small arrays are copied
     assert found["checkpoint_bytes"] - 12 * parameters() in range(64)
@@ -62,24 +88,24 @@ def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
 
 @pytest.mark.slow  # five programs
 def test_what_does_not_fit_is_compiled_with_each_remedy():
-    """Of a core that has a little less than the config needs, fully sharded is enough; the text says what was tried."""
+    """The core has 80% of the memory that the config needs. Fully sharded, the config fits; the text says so."""
     mesh = devices.make_mesh()
-    whole = preflight.examine(small(), mesh, KNOWN, 2**30, largest=False)["total"]
-    found = preflight.examine(small(), mesh, KNOWN, 0.8 * whole)
+    whole = preflight.examine(small(), mesh, FACTS, 2**30, largest=False)["total"]
+    found = preflight.examine(small(), mesh, FACTS, 0.8 * whole)
     assert not found["fits"]
     assert found["needed"] == whole
     changes = {remedy["change"]: remedy["fits"] for remedy in found["remedies"]}
     assert list(changes)[:2] == ["--config.model.remat=True", "--config.sharding=fully_sharded"]
     assert changes["--config.sharding=fully_sharded"]
-    assert not any(" " in change for change in changes)  # one is enough, so that they are not tried together
-    assert "--config.accumulate_steps=2" not in changes  # 8 rows on a core, of which mixup keeps 8 together
+    assert not any(" " in change for change in changes)  # one setting suffices, so none are changed together
+    assert "--config.accumulate_steps=2" not in changes  # mixup keeps 8 rows together, and a core has 8
     text = preflight.report({**found, "topology": "here", "libtpu": "none"})
     assert "does NOT fit" in text
     assert re.search(r"with --config.sharding=fully_sharded +fits, 0\.\d\d GiB", text)
 
 
 def fake(slope, fixed, recomputes_from, limit):
-    """A compiler for which memory is a straight line, until it begins to recompute."""
+    """Makes a compiler for which memory is linear in the batch size, until it starts to recompute."""
 
     def compile_train(config, mesh, num_classes, max_labels):
         images = config.batch_size // mesh.size
@@ -95,11 +121,11 @@ def fake(slope, fixed, recomputes_from, limit):
 @pytest.mark.parametrize(
     ("recomputes_from", "memory", "expected"),
     [
-        (10_000, 1000 + 10 * 243, (240, 3400, 0.0)),  # as the straight line says, in groups of eight
-        (200, 1000 + 10 * 243, (240, 3400, 0.1)),  # XLA recomputes: it is said
-        (10_000, 1000 + 10 * 703, (560, 6600, 0.0)),  # the line promises what does not compile: a fifth less
-        (10_000, 1000 + 10 * 60, None),  # 64 images are too much
-        (10_000, 1000 + 10 * 65, (64, 1640, 0.0)),  # and just those are all
+        (10_000, 1000 + 10 * 243, (240, 3400, 0.0)),  # on the line, in groups of eight
+        (200, 1000 + 10 * 243, (240, 3400, 0.1)),  # XLA recomputes, and the result says so
+        (10_000, 1000 + 10 * 703, (560, 6600, 0.0)),  # the size on the line does not compile; a fifth less does
+        (10_000, 1000 + 10 * 60, None),  # 64 images do not fit
+        (10_000, 1000 + 10 * 65, (64, 1640, 0.0)),  # 64 fit, and no more
     ],
 )
 def test_the_largest_batch(monkeypatch, recomputes_from, memory, expected):
@@ -109,21 +135,36 @@ def test_the_largest_batch(monkeypatch, recomputes_from, memory, expected):
     assert (found and (found["per_core"], found["total"], pytest.approx(found["extra_work"]))) == expected
 
 
-def test_known_data_needs_no_words():
-    assert preflight.facts(recipe.imagenet1k("B/16"), None, None) == {
-        "num_classes": 1000, "num_examples": 1_281_167 * 99 // 100, "max_labels": 1
-    }  # fmt: skip
-    assert preflight.facts(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7)["num_examples"] == 7
+def test_the_facts_of_a_dataset():
+    assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_281_167 * 99 // 100, 1)
+    assert data_facts.of(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7) == (18_291, 7, 8)
+    assert data_facts.of(recipe.finetune("B/16", TASKS["oxford_flowers102"], 224), None, None) == (102, 2_040, 1)
     config = recipe.base()
     config.input.dataset = "mine"
-    assert preflight.facts(config, 3, 50) == {"num_classes": 3, "num_examples": 50, "max_labels": 1}
+    assert data_facts.of(config, 3, 50) == (3, 50, 1)
     config.input.dataset, config.input.train_split = "imagenet2012", "train[5%:]"
     with pytest.raises(UserError, match=r"train_split='train\[5%:\]': give its --num_examples"):
-        preflight.facts(config, None, None)
-    assert preflight.facts(config, None, 9)["num_examples"] == 9
+        data_facts.of(config, None, None)
+    assert data_facts.of(config, None, 9).num_examples == 9
     config.input.dataset = "mine"
     with pytest.raises(UserError, match="'mine' is not known here: give --num_classes and --num_examples"):
-        preflight.facts(config, 3, None)
+        data_facts.of(config, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "fixed"),
+    [
+        ("imagenet2012", "train[:99%]", ["num_classes", "num_examples"]),
+        ("oxford_flowers102", "train+validation", ["num_classes", "num_examples"]),
+        ("imagenet2012", "train[5%:]", ["num_classes"]),  # the number of examples is not known
+        ("multilabel", "train", []),  # a collection of the user's own
+        ("mine", "train", []),
+    ],
+)
+def test_which_facts_are_certain(dataset, split, fixed):
+    config = recipe.base()
+    config.input.dataset, config.input.train_split = dataset, split
+    assert data_facts.fixed(config) == fixed
 
 
 @pytest.mark.parametrize(
@@ -138,7 +179,7 @@ def test_known_data_needs_no_words():
     ],
 )
 def test_the_papers_core_days(config, days):
-    assert preflight.paper_core_days(config) == days
+    assert data_facts.paper_core_days(config) == days
 
 
 def run(*arguments):
@@ -161,6 +202,10 @@ def run(*arguments):
             "error: --topology=v3: expected one of v2, v3, v4, v5e, v5p,",
         ),
         (["--config=configs/b16_i1k.py", "--topology=v3:1x1x1x1"], "error: --topology=v3:1x1x1x1: expected one of v2"),
+        (
+            ["--config=configs/b16_i21k.py", "--topology=v3:2x2", "--num_classes=3"],
+            "error: --num_classes would not be read for train[:99%] of imagenet21k, which this command knows; leave it",
+        ),
         (["--config=configs/quickstart.py", "--topology=v3:2x2"], "error: config.input.dataset='fractals/"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a chip can do at most: the peak that utilisation is measured against, and the memory that programs fit in."""
+"""Peak FLOP/s and memory of TPUs and GPUs, from their makers; the peak of a CPU is measured."""
 
 import dataclasses
 import time
@@ -6,18 +6,18 @@ import time
 import jax
 import jax.numpy as jnp
 
-_PRODUCT = 2048  # rows and columns of the product that a CPU is measured by
+_SIDE = 2048  # of the square matrices that measure a peak
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of device as JAX counts them: a TPU core of v2, v3 and v5e, a chip of v4, v5p and v6e, a GPU.
+    """One device, as JAX counts devices: a core of TPU v2, v3 and v5e, a chip of TPU v4, v5p and v6e, or a GPU.
 
     Attributes:
-      bfloat16: peak of dense matrix products, FLOP/s.
-      float32: the same for float32 arrays at JAX's default precision: TPUs round them to bfloat16, NVIDIA's GPUs since
-        Ampere to TF32.
-      memory: bytes.
+      bfloat16: peak FLOP/s of dense matrix products.
+      float32: the same for float32 arrays at JAX's default precision. At that precision TPUs round the factors to
+        bfloat16, and NVIDIA's GPUs round them to TF32 (since Ampere).
+      memory: in bytes.
     """
 
     bfloat16: float
@@ -33,9 +33,10 @@ def _gpu(bfloat16: float, float32: float, gb: float) -> Chip:
     return Chip(bfloat16 * 1e12, float32 * 1e12, gb * 1e9)
 
 
-# By what JAX's device_kind begins with; a longer name stands before a shorter. TPUs: cloud.google.com/tpu/docs, the
-# page "TPU vN" of each (v2 and v3 give a chip's 46 and 123 TFLOP/s and 16 and 32 GiB; it has two cores). GPUs: NVIDIA's
-# data sheets, dense.
+# The key is the beginning of JAX's device_kind. A longer key comes before a shorter one, since `find` takes the first.
+# TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages of v2 and v3 give the numbers of a chip (46 and 123
+# TFLOP/s, 16 and 32 GiB); a chip has two cores, and the table has half of each number. GPUs: NVIDIA's data sheets, for
+# dense products.
 CHIPS = {
     "TPU v2": _tpu(23, 8),
     "TPU v3": _tpu(61.5, 16),
@@ -43,9 +44,9 @@ CHIPS = {
     "TPU v5 lite": _tpu(197, 16),
     "TPU v5": _tpu(459, 95),
     "TPU v6 lite": _tpu(918, 32),
-    "NVIDIA V100": _gpu(125, 15.7, 16),  # its 125 are float16's; it has no bfloat16
+    "NVIDIA V100": _gpu(125, 15.7, 16),  # float16; it has no bfloat16
     "Tesla V100": _gpu(125, 15.7, 16),
-    "Tesla T4": _gpu(65, 8.1, 16),  # float16's
+    "Tesla T4": _gpu(65, 8.1, 16),  # float16
     "NVIDIA A100-SXM4-80GB": _gpu(312, 156, 80),
     "NVIDIA A100 80GB": _gpu(312, 156, 80),
     "NVIDIA A100": _gpu(312, 156, 40),
@@ -58,22 +59,28 @@ CHIPS = {
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip of this name, if the table has it."""
+    """Returns the chip with this name, or None if the table does not have it."""
     return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), None)
 
 
 def measured_peak(dtype: jnp.dtype, products: int = 2, attempts: int = 5) -> float:
-    """FLOP/s of a square matrix product on the first device, the best of some attempts: for devices in no table."""
-    matrix = jnp.full((_PRODUCT, _PRODUCT), 1 / _PRODUCT, dtype)
+    """Measures the FLOP/s of a square matrix product on the first device. For devices that are not in the table.
+
+    Args:
+      dtype: of the matrices.
+      products: how many products make one attempt.
+      attempts: how many attempts; the fastest counts.
+    """
+    matrix = jnp.full((_SIDE, _SIDE), 1 / _SIDE, dtype)
 
     @jax.jit
     def multiply(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, products, lambda _, y: y @ x, x)
 
-    multiply(matrix).block_until_ready()
+    multiply(matrix).block_until_ready()  # compiles
     seconds = []
     for _ in range(attempts):
         since = time.perf_counter()
         multiply(matrix).block_until_ready()
         seconds.append(time.perf_counter() - since)
-    return products * 2 * _PRODUCT**3 / min(seconds)
+    return products * 2 * _SIDE**3 / min(seconds)

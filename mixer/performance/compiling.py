@@ -1,4 +1,4 @@
-"""Compiles a step ahead of time, for devices that are there or not, and keeps what the compiler says of it."""
+"""Compiles a step ahead of time and returns the compiler's numbers. The devices need not exist (`tpu_topology.py`)."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,11 @@ from mixer.performance import hlo
 
 
 class DoesNotFitError(Exception):
-    """A program needs more memory than a core has; at least `needed` bytes, or None where nobody says."""
+    """A program needs more memory than a core has.
+
+    Attributes:
+      needed: bytes that the program needs at least; None where XLA does not say.
+    """
 
     def __init__(self, needed: float | None, words: str = "out of memory"):
         super().__init__(words)
@@ -21,8 +25,8 @@ class DoesNotFitError(Exception):
 
 
 @contextlib.contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Raises DoesNotFitError where XLA, compiling or running, finds no room."""
+def memory_errors() -> Iterator[None]:
+    """Raises DoesNotFitError in place of XLA's error for a lack of memory. XLA has it in compiling and in running."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -34,19 +38,19 @@ def out_of_memory() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program, all figures for one core.
+    """A compiled program. All numbers are for one core.
 
     Attributes:
-      run: calls it, where its devices are there.
-      arguments: bytes, with the padding of the chip's tiles.
-      results: bytes that do not take the place of arguments.
-      temporaries: bytes: activations, gradients, what is on its way.
-      code: bytes of the program.
-      flops: of one run; what XLA recomputes to save memory counts again.
-      estimated_seconds: by the compiler's cost model, for perfect overlap: a lower bound rather than a forecast. None
-        where the compiler has no estimate.
-      collectives: bytes by kind.
-      compile_seconds: on this machine.
+      run: runs the program, if its devices exist.
+      arguments: bytes of the arguments, including the padding to the chip's tiles.
+      results: bytes of the results that are not stored in place of donated arguments.
+      temporaries: bytes of activations, gradients and communication buffers.
+      code: bytes of the program itself.
+      flops: FLOPs of one run. Work that XLA repeats to save memory counts again.
+      estimated_seconds: of one run, by the compiler's cost model. The model assumes that computing and copying overlap
+        perfectly, so this is a lower bound and not a forecast. None where the compiler has no estimate.
+      collectives: bytes that each kind of collective leaves on the core, see `hlo.collectives`.
+      compile_seconds: of the compilation, on this machine.
     """
 
     run: Any
@@ -61,23 +65,27 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Bytes that have to fit."""
+        """Bytes that must fit in the memory of a core."""
         return self.arguments + self.results + self.temporaries + self.code
 
 
 def compile_step(step: Any, *arguments: Any) -> Compiled:
-    """Compiles a jitted function for arguments given by their shapes and shardings.
+    """Compiles a jitted function.
+
+    Args:
+      step: the function.
+      *arguments: its arguments, as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      DoesNotFitError: it needs more memory than a core has.
+      DoesNotFitError: the program needs more memory than a core has.
     """
     lowered = step.lower(*arguments)
     since = time.perf_counter()
-    with out_of_memory():
+    with memory_errors():
         compiled = lowered.compile()
     seconds = time.perf_counter() - since
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    estimated = cost.get("optimal_seconds", 0.0)  # below zero where the compiler has none, as for v4, v5e and v6e
+    estimated = cost.get("optimal_seconds", 0.0)  # negative where there is no estimate: TPU v4, v5e, v6e
     return Compiled(
         run=compiled,
         arguments=memory.argument_size_in_bytes,

@@ -1,6 +1,7 @@
-"""Reads XLA's text of a compiled program: what it sends from core to core."""
+"""Reads the text of a compiled XLA program: how many bytes its collectives send between the cores."""
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -15,42 +16,63 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
-def collectives(text: str) -> dict[str, int]:
-    """Bytes that each kind of collective leaves on a core, over one run of the program.
+@dataclasses.dataclass
+class _Computation:
+    """One computation of a program; XLA's word for a function.
 
-    What stands in a loop counts as often as the loop is known to turn, and once where XLA does not know.
+    Attributes:
+      sent: bytes by kind of collective, without those of the computations that it calls.
+      calls: names of the computations that it calls, and how many times each call runs.
+    """
+
+    sent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Returns the bytes that each kind of collective leaves on a core in one run of the program.
+
+    A collective in a loop counts once for each iteration if XLA knows the number of iterations, and otherwise once.
 
     Args:
-      text: of `compiled.as_text()`.
+      text: from `compiled.as_text()`.
     """
-    own: dict[str, collections.Counter[str]] = {}  # by computation
-    calls: dict[str, list[tuple[str, int]]] = {}  # those it calls, and how often
-    entry = name = ""
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            name = found[1]
-            own[name], calls[name] = collections.Counter(), []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            if found := _COLLECTIVE.search(line):
-                own[name][found[2]] += _result_bytes(found[1], found[2], bool(found[3]))
-            times = int(trips[1]) if " while(" in line and (trips := _TRIPS.search(line)) else 1
-            called = _CALLED.findall(line)
-            called += [b.strip(" %") for branches in _BRANCHES.findall(line) for b in branches.split(",")]
-            calls[name] += [(other, times) for other in called]
-
+    computations, entry = _parse(text)
     total: collections.Counter[str] = collections.Counter()
-    waiting = [(entry, 1)]
-    while waiting:
-        name, times = waiting.pop()
-        for kind, size in own.get(name, {}).items():
-            total[kind] += times * size
-        waiting += [(other, times * turns) for other, turns in calls.get(name, [])]
+    to_visit = [(entry, 1)]
+    while to_visit:
+        name, times = to_visit.pop()
+        if name in computations:
+            for kind, size in computations[name].sent.items():
+                total[kind] += times * size
+            to_visit += [(called, times * trips) for called, trips in computations[name].calls]
     return dict(total)
 
 
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+    """Returns the computations of a program by name, and the name of the one where it starts."""
+    computations: dict[str, _Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            current = computations[found[1]] = _Computation()
+            entry = found[1] if line.startswith("ENTRY") else entry
+        elif current is not None:
+            if found := _COLLECTIVE.search(line):
+                current.sent[found[2]] += _result_bytes(found[1], found[2], bool(found[3]))
+            trips = int(known[1]) if " while(" in line and (known := _TRIPS.search(line)) else 1
+            called = _CALLED.findall(line)
+            called += [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
+            current.calls += [(name, trips) for name in called]
+    return computations, entry
+
+
 def _result_bytes(types: str, kind: str, is_start: bool) -> int:
-    """Bytes of a collective's results: an asynchronous one of some kinds has its operands before them in its type."""
+    """Returns the bytes of a collective's results.
+
+    An asynchronous collective has two instructions. For most kinds, the type of the first, `-start`, lists the operands
+    and then the results.
+    """
     sizes = [_BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in _ARRAY.findall(types)]
     if is_start and kind == "collective-permute":
         return sizes[1]

@@ -1,12 +1,17 @@
-"""How fast this host makes training batches, stage by stage, beside what decoding alone would allow.
+"""Measures how fast this host makes training batches, stage by stage, and compares that with decoding alone.
 
-Each stage is the pipeline of training up to there, on all the host's cores: `read` ends with records read and examined,
-`decode and crop` with pixels of the model's size, `augment` with what `augment.train_image` returns, `batch` with what
-`pipeline.train_batches` yields, and `copy` with arrays on the devices. Decoding alone is the decoder on images and crop
-windows that lie in memory: nothing is read or resized.
+Each stage is the pipeline of training, cut off after that stage. It runs on all cores of the host:
 
-A stage's own cost is the time that an image takes longer than in the stage before, times the cores. Work for cores that
-would idle otherwise costs nothing in this: reading is mostly Python, of which one thread runs at a time.
+    read              records are read and their headers examined
+    decode and crop   images have the model's size
+    augment           images are what `augment.train_image` returns
+    batch             batches are what `pipeline.train_batches` yields
+    copy              batches are on the devices
+    decoding alone    the decoder with images and crop windows that are in memory: no reading, no resizing
+
+The own cost of a stage is its time for an image minus that of the stage before, multiplied by the number of cores. A
+stage costs nothing in this sense if it uses only cores that were idle before. That happens, because reading is mostly
+Python, and only one thread runs Python at a time.
 """
 
 import dataclasses
@@ -26,15 +31,18 @@ from mixer.data.tensorflow import tf
 from mixer.runtime import devices
 
 _ALONE = "decoding alone"
-_KEPT = 2048  # images in memory for decoding alone, more or less: the mean cost of so many is known to a few per cent
-# From one block's first step to the next's, so that none finds its records in memory because another has read them.
-# Prime, so that blocks of decoding alone begin at different ones of the images kept.
+# Images in memory for decoding alone, rounded up to whole batches. The mean cost of this many images is known to a few
+# per cent.
+_KEPT = 2048
+# Steps from the start of one block to the start of the next. Blocks share no records, so no block gains from records
+# that another block left in the system's cache. The number is prime, so that each block of decoding alone starts at a
+# different image.
 _BETWEEN = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Images/s: the median of the blocks, the least and the most."""
+    """Images/s: the median over the blocks, the slowest block and the fastest block."""
 
     median: float
     least: float
@@ -43,16 +51,17 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class InputSpeed:
-    """What was found.
+    """The result of a measurement.
 
     Attributes:
-      host_cores: that this process may run on.
-      devices: of this host.
-      device_kind: as JAX calls them.
+      host_cores: how many cores this process may use.
+      devices: how many devices this host has.
+      device_kind: JAX's name for them.
       batch_rows: this host's rows of a batch.
-      images_per_block: in the shortest of the timed blocks.
-      stages: by name, in the order of the pipeline, each with those before it; the last is the whole pipeline.
-      decoding_alone: the bound.
+      images_per_block: images in the shortest timed block.
+      stages: rate by stage, in the order of the pipeline. Each stage includes those before it, so the last is the whole
+        pipeline.
+      decoding_alone: the rate of decoding alone, an upper bound.
     """
 
     host_cores: int
@@ -65,68 +74,67 @@ class InputSpeed:
 
     @property
     def whole(self) -> Rate:
-        """The rate of the whole pipeline."""
+        """Rate of the whole pipeline."""
         return self.stages[list(self.stages)[-1]]
 
     @property
     def share_of_bound(self) -> float:
-        """The whole pipeline's rate over that of decoding alone."""
+        """Rate of the whole pipeline, divided by that of decoding alone."""
         return self.whole.median / self.decoding_alone.median
 
     def core_microseconds(self) -> dict[str, float]:
-        """What each stage adds to an image's cost, in microseconds of one host core."""
+        """Returns the own cost of each stage for an image, in microseconds of one host core."""
         costs = [0.0, *(1e6 * self.host_cores / rate.median for rate in self.stages.values())]
         return {name: cost - less for name, (less, cost) in zip(self.stages, itertools.pairwise(costs), strict=True)}
 
     def cores_needed(self, rate: float) -> int:
-        """How many host cores such as these make `rate` images/s, which the accelerators beside them take.
+        """Returns how many host cores like these make `rate` images/s.
 
-        In proportion: not to be trusted far beyond the rate of `read`, most of which is one thread of Python.
+        This assumes that the rate is proportional to the number of cores. Do not trust it far beyond the rate of
+        `read`, since that is mostly one thread of Python.
         """
         if not 0 < rate < math.inf:
             raise ValueError(f"rate is {rate}; it must be a finite number above 0, in images/s")
         return math.ceil(rate * self.host_cores / self.whole.median)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Returns all results, for JSON."""
         derived = {"share_of_bound": self.share_of_bound, "core_microseconds": self.core_microseconds()}
         return {**dataclasses.asdict(self), **derived}
 
     def table(self) -> str:
-        """Lines for people: a row for each stage, and for decoding alone."""
+        """Returns a table for people, with a line for each stage and for decoding alone."""
         costs = self.core_microseconds() | {_ALONE: 1e6 * self.host_cores / self.decoding_alone.median}
-        rows = [("", "images/s", "per host core", "least-most", "own core-us/image")]
+        lines = [("", "images/s", "per host core", "least-most", "own core-us/image")]
         for name, rate in (self.stages | {_ALONE: self.decoding_alone}).items():
-            label = name if name == _ALONE or len(rows) == 1 else f"+ {name}"
+            label = name if name == _ALONE or len(lines) == 1 else f"+ {name}"
             numbers = (f"{rate.median:,.0f}", f"{rate.median / self.host_cores:,.0f}")
-            rows.append((label, *numbers, f"{rate.least:,.0f}-{rate.most:,.0f}", f"{costs[name]:,.0f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines.append((label, *numbers, f"{rate.least:,.0f}-{rate.most:,.0f}", f"{costs[name]:,.0f}"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = "  ".join(f"{{:{'>' if column else '<'}{width}}}" for column, width in enumerate(widths))
         about = (
             f"{self.host_cores} host cores, {self.devices} x {self.device_kind}; {self.batch_rows:,} images a batch, "
             f"{self.images_per_block:,} or more a block"
         )
         share = f"the whole pipeline: {self.share_of_bound:.0%} of the rate of decoding alone"
-        return "\n".join([about, *(aligned.format(*row) for row in rows), share])
+        return "\n".join([about, *(aligned.format(*line) for line in lines), share])
 
 
 def measure(
     config: ml_collections.ConfigDict, cache_dir: epath.PathLike, host_cores: int, *, seconds: float = 2.0,
     blocks: int = 5,
 ) -> InputSpeed:  # fmt: skip
-    """Measures the training input of a run on this host, in somewhat more than 12 * seconds * blocks.
-
-    The stages take turns, block by block, as the speed of machines drifts; none runs while another is timed.
+    """Measures the training input of a run on this host. This takes a little more than 12 * seconds * blocks.
 
     Args:
       config: of the run, checked.
-      cache_dir: keeps what has to be made for the dataset.
-      host_cores: that this process may run on.
-      seconds: of a block at least, which is whole batches; it warms up for as long.
-      blocks: of each stage.
+      cache_dir: keeps files that are made for the dataset, such as an index.
+      host_cores: how many cores this process may use.
+      seconds: minimum length of a block. A block is whole batches. Before it is timed, it warms up for as long.
+      blocks: how many timed blocks each stage has.
 
     Raises:
-      UserError: the dataset cannot be opened or read, or the batch not be split over the devices.
+      UserError: the dataset cannot be opened or read, or the devices do not divide the batch.
     """
     mesh = devices.make_mesh()
     rows = devices.host_rows(mesh, config.batch_size)
@@ -134,6 +142,7 @@ def measure(
     source = readers.open_source(config.input, config.input.train_split, cache_dir)
     feeds = _feeds(source, config, mesh, rows)
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in feeds}
+    # The stages take turns, so that a drift of the machine's speed affects all of them alike.
     for block in range(blocks):
         for turn, (name, feed) in enumerate(feeds.items()):
             first = (block * len(feeds) + turn) * _BETWEEN
@@ -151,8 +160,8 @@ def measure(
     )
 
 
-# What a stage makes of the examples, group by group; config is `config.input`.
-_MADE: dict[str, Callable[[tf.data.Dataset, ml_collections.ConfigDict], tf.data.Dataset]] = {
+# From a stage to its function of (groups of examples, `config.input`), for the stages that process groups.
+_STAGES: dict[str, Callable[[tf.data.Dataset, ml_collections.ConfigDict], tf.data.Dataset]] = {
     "read": lambda examples, config: examples,
     "decode and crop": lambda examples, config: pipeline.train_images(examples, config, augmented=False),
     "augment": pipeline.train_images,
@@ -165,42 +174,62 @@ Feed = Callable[[range], Iterator[Any]]
 def _feeds(
     source: sources.Source, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, rows: slice
 ) -> dict[str, Feed]:
-    """From a name of a stage to a function from steps to an iterator, which yields once for each step."""
+    """Returns, for each stage, a function from steps to an iterator that yields once for each step.
+
+    Args:
+      source: the training split.
+      config: of the run.
+      mesh: the devices.
+      rows: this host's rows of a batch.
+    """
     of_run = {"seed": config.seed, "batch_size": config.batch_size, "rows": rows}
     count = len(range(config.batch_size)[rows])
 
-    def made(stage: str) -> Feed:
+    def feed_of(stage: str) -> Feed:
         def dataset(steps: range, verify: bool) -> tf.data.Dataset:
             examples = pipeline.train_examples(source, config.input, **of_run, steps=steps, verify=verify)
-            return _last(_MADE[stage](examples, config.input), count // pipeline.group_size(examples))
+            return _last_of_each(_STAGES[stage](examples, config.input), count // pipeline.group_size(examples))
 
         return lambda steps: pipeline.batches_of(dataset, steps)
 
     def decoded(steps: range, verify: bool) -> tf.data.Dataset:
-        return _last(_decoded(kept, range(steps.start * count, steps.stop * count)), count)
+        return _last_of_each(_decoded(kept, range(steps.start * count, steps.stop * count)), count)
 
     def batches(steps: range) -> Iterator[pipeline.Batch]:
         return pipeline.train_batches(source, config.input, **of_run, steps=steps)
 
-    steps = range(math.ceil(_KEPT / count))
-    examples = pipeline.train_examples(source, config.input, **of_run, steps=steps, verify=True)
-    all_of_them = pipeline.batched(examples, count * len(steps))
-    kept = jax.tree.map(tf.constant, next(pipeline.batches_of(lambda *_: all_of_them, steps)))
+    kept = _kept(source, config, rows)
     return {
-        **{stage: made(stage) for stage in _MADE},
+        **{stage: feed_of(stage) for stage in _STAGES},
         "batch": batches,
         "copy": lambda steps: map(jax.block_until_ready, devices.device_batches(batches(steps), mesh)),
         _ALONE: lambda steps: pipeline.batches_of(decoded, steps),
     }
 
 
-def _last(dataset: tf.data.Dataset, of: int) -> tf.data.Dataset:
-    """One element of so many: TensorFlow drops the others, so that none but their making takes time."""
-    return dataset.shard(of, of - 1)
+def _kept(source: sources.Source, config: ml_collections.ConfigDict, rows: slice) -> dict[str, tf.Tensor]:
+    """Reads the first images of a run: bytes, crop windows and the other items of `pipeline.train_examples`."""
+    count = len(range(config.batch_size)[rows])
+    steps = range(math.ceil(_KEPT / count))
+    examples = pipeline.train_examples(
+        source, config.input, seed=config.seed, batch_size=config.batch_size, rows=rows, steps=steps, verify=True
+    )
+    in_one_batch = pipeline.batched(examples, count * len(steps))
+    return jax.tree.map(tf.constant, next(pipeline.batches_of(lambda *_: in_one_batch, steps)))
+
+
+def _last_of_each(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Returns the last of every `count` elements. All are computed, but the others cost no copying to Python."""
+    return dataset.shard(count, count - 1)
 
 
 def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:
-    """The crop windows of the images that were kept, in turn, as the decoder leaves them: uint8 [height, width, 3]."""
+    """Decodes the crop windows of kept images in a cycle: uint8 [height, width, 3].
+
+    Args:
+      kept: from `_kept`.
+      numbers: positions in the cycle.
+    """
     arguments = [kept[name] for name in ("data", "encoding", "size", "window")]
 
     def decode(number: tf.Tensor) -> tf.Tensor:
@@ -210,11 +239,16 @@ def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:
 
 
 def _timed(feed: Iterator[Any], seconds: float) -> tuple[int, float]:
-    """How many batches came in how many seconds, from one that came to another that came.
+    """Returns how many batches a feed yielded, and in how many seconds.
 
-    Each block begins anew, since an iterator that is kept would go on making batches during the others' blocks.
+    Each block has an iterator of its own. An iterator that stays open would make batches during the blocks of other
+    stages.
+
+    Args:
+      feed: the iterator.
+      seconds: minimum length of the block.
     """
-    for _ in range(2):  # at first TensorFlow finds out how many threads it needs, and buffers fill
+    for _ in range(2):  # the first round warms up: TensorFlow starts its threads and buffers fill
         start = time.perf_counter()
         batches, elapsed = 0, 0.0
         while elapsed < seconds:

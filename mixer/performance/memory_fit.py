@@ -1,4 +1,4 @@
-"""Whether a config's programs fit the memory of a core, what would make them fit, and how large a batch could be."""
+"""Whether a config's steps fit in the memory of a core, what would make them fit, and the largest batch that fits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from mixer.performance import compiling, tpu_topology
 from mixer.runtime.errors import UserError
 from mixer.training import sharding
 
-# What may make a program fit, each tried by itself, then together.
+# Changes of settings that save memory: first each by itself, then several together.
 REMEDIES: tuple[dict[str, Any], ...] = (
     {"model.remat": True},
     {"sharding": "fully_sharded"},
@@ -21,12 +21,20 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"model.remat": True, "sharding": "fully_sharded", "accumulate_steps": 4},
 )
 
-_ENOUGH = 64  # images on a core: of smaller batches, what does not grow with the batch hides what does
-_ATTEMPTS, _STEP_BACK = 4, 0.8  # at the largest batch, and how much smaller the next is
+# Minimum number of images on a core in the larger of the two batches from which `largest` extrapolates. In smaller
+# batches, the memory that does not depend on the batch size hides the memory that does.
+_ENOUGH = 64
+_ATTEMPTS = 4  # how many sizes `largest` tries
+_STEP_BACK = 0.8  # from one of them to the next
 
 
 class Fitting:
-    """One config on one slice, compiled as often as its questions need."""
+    """Compiles one config for one slice, with several settings, and compares the memory with that of a core.
+
+    Attributes:
+      needed: bytes that the last compiled training step needs. None before the first; and where it does not compile for
+        lack of memory and XLA does not say how much it needs.
+    """
 
     def __init__(
         self,
@@ -37,13 +45,26 @@ class Fitting:
         memory: float,
         tell: Callable[[str], None] = lambda line: None,
     ):
-        """Takes a checked config; `memory` is what a core has, bytes."""
+        """Compiles nothing yet.
+
+        Args:
+          config: of the run, checked.
+          mesh: of the slice.
+          num_classes: width of the head.
+          max_labels: labels of an example, at most.
+          memory: bytes of a core.
+          tell: called with a line after each compilation.
+        """
         self.config, self.mesh, self.memory, self.tell = config, mesh, memory, tell
         self._data = (num_classes, max_labels)
-        self.needed: float | None = None  # bytes that the last program that did not fit would take, if XLA said
+        self.needed: float | None = None
 
     def train(self, **changes: Any) -> compiling.Compiled | None:
-        """The training step of the config with some settings changed; None if it does not fit."""
+        """Compiles the training step with some settings changed; returns None if it does not fit.
+
+        Raises:
+          UserError: the batch cannot be divided with these settings.
+        """
         config = ml_collections.ConfigDict(self.config)
         config.update_from_flattened_dict(changes)
         config = checks.checked(config)
@@ -56,59 +77,70 @@ class Fitting:
             self.tell(f"compiled the training step, {named}: does not fit")
             return None
         self.needed = compiled.total
-        fits = compiled.total <= self.memory
         self.tell(
             f"compiled the training step, {named}: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s"
         )
-        return compiled if fits else None
+        return compiled if compiled.total <= self.memory else None
 
     def evaluate(self) -> compiling.Compiled:
-        """The evaluation step, which needs less than training does."""
+        """Compiles the evaluation step. It needs less memory than the training step, so it fits if that does."""
         compiled = tpu_topology.compile_eval(self.config, self.mesh, *self._data)
         self.tell(f"compiled the evaluation step: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s")
         return compiled
 
     def remedies(self) -> list[dict[str, Any]]:
-        """Compiles each of REMEDIES until some have been found to do; those that change nothing are left out."""
+        """Compiles the training step with each of `REMEDIES`, and returns for each the change and whether it fits.
+
+        A remedy is left out if the config has one of its settings already, or if the batch cannot be divided with it.
+        Settings are changed together only if none of them suffices by itself.
+        """
         found: list[dict[str, Any]] = []
+        now = checks.flat(self.config)
         for changes in REMEDIES:
-            flat = checks.flat(self.config)
-            new = {name: value for name, value in changes.items() if flat[name] != value}
-            if len(new) < len(changes) or (len(new) > 1 and any(remedy["fits"] for remedy in found)):
+            has_one_already = any(now[name] == value for name, value in changes.items())
+            if has_one_already or (len(changes) > 1 and any(remedy["fits"] for remedy in found)):
                 continue
             try:
-                compiled = self.train(**new)
-            except UserError as error:  # the batch does not divide so
+                compiled = self.train(**changes)
+            except UserError as error:
                 self.tell(str(error))
                 continue
-            named = " ".join(f"--config.{name}={value}" for name, value in new.items())
+            named = " ".join(f"--config.{name}={value}" for name, value in changes.items())
             found.append({"change": named, "fits": compiled is not None, "total": self.needed})
         return found
 
     def largest(self, compiled: compiling.Compiled) -> dict[str, Any] | None:
-        """The largest batch on a core that should fit: memory as a straight line through two, checked by a third.
+        """Finds the largest batch that fits. Returns None if twice the config's batch, or 64 images a core, does not.
 
-        XLA fits more by recomputing activations; `extra_work` is the share of FLOPs that an image then takes beyond
-        those in the batch as it is. None where even twice the batch is too much.
+        The memory of these two batches gives a straight line, and the line gives the size to try. The result has:
+
+            per_core    images on a core
+            total       bytes that the step needs
+            extra_work  FLOPs for an image beyond those of the config's batch, as a share. It is above zero where XLA
+                        recomputes activations to save memory.
 
         Args:
-          compiled: the training step as it is.
+          compiled: the training step of the config's batch.
         """
+        # A batch on a core must be a multiple of this.
         unit = sharding.rows_together(self.config) * self.config.accumulate_steps
         per_core = self.config.batch_size // self.mesh.size
         larger = max(2 * per_core, _ENOUGH // unit * unit)
-        last = self.train(batch_size=larger * self.mesh.size)
-        if last is None:
+        second = self.train(batch_size=larger * self.mesh.size)
+        if second is None:
             return None
-        slope = (last.total - compiled.total) / (larger - per_core)
+
+        def result(images: int, fitting: compiling.Compiled) -> dict[str, Any]:
+            extra = fitting.flops / images / (compiled.flops / per_core) - 1
+            return {"per_core": images, "total": fitting.total, "extra_work": extra}
+
+        slope = (second.total - compiled.total) / (larger - per_core)
         guess = per_core + (self.memory - compiled.total) / slope if slope > 0 else 0
         for _ in range(_ATTEMPTS):
             images = int(guess) // unit * unit
             if images <= larger:
                 break
-            if checked := self.train(batch_size=images * self.mesh.size):
-                extra = checked.flops / images / (compiled.flops / per_core) - 1
-                return {"per_core": images, "total": checked.total, "extra_work": extra}
+            if fitting := self.train(batch_size=images * self.mesh.size):
+                return result(images, fitting)
             guess *= _STEP_BACK
-        extra = last.flops / larger / (compiled.flops / per_core) - 1
-        return {"per_core": larger, "total": last.total, "extra_work": extra}
+        return result(larger, second)

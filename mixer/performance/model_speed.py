@@ -1,13 +1,14 @@
-"""Images per second and core of a model: the paper's measurement (Section 3), in inference and in training.
+"""Images per second and core of a model in inference and in training, as the paper measures them (Section 3).
 
-The batch size is swept and the best kept. A core is a device of JAX's; the batch lies on all of them, as in training.
+In training, the program that is timed is the production step, from `setup.build`. A core is one JAX device. Every batch
+is split over all devices, as in a run. `batch_size_search.py` finds the fastest batch size.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,11 @@ from mixer.runtime.errors import UserError
 from mixer.training import setup
 from mixer.training.step import normalize
 
-MODES = ("inference", "train")
+# FLOPs for each multiply-accumulate of the forward pass. The backward pass of a product is two more products.
+FLOPS_PER_MAC = {"inference": 2, "train": 6}
+MODES = tuple(FLOPS_PER_MAC)
 
 _CLASSES = 1000
-_WORTH = 1.01  # a larger batch counts as better only by so much
-_LARGEST = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Settings:
     """How to measure.
 
     Attributes:
-      image_size: pixels.
+      image_size: in pixels.
       dtype: of activations and matrix products.
-      blocks: timed blocks, of which the median counts.
-      seconds: of a block, about.
+      blocks: how many timed blocks; their median counts.
+      seconds: approximate length of a block.
     """
 
     image_size: int = 224
@@ -47,22 +48,25 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of one model in one mode.
+class Measurement:
+    """The speed of one model in one mode at one batch size.
 
     Attributes:
-      model: variant, such as "Mixer-B/16".
-      mode: one of MODES; "train" is the whole step: forward, backward, clipping, Adam.
-      batch_size: on each core.
-      images_per_sec_per_core: the median of the blocks; lowest and highest: of the slowest and the fastest block.
-      compile_seconds: of compiling, not part of the above.
-      parameters: how many, with a head of 1000 classes.
-      gflop_per_image: from the formula: two for each multiply-accumulate of a matrix product, in training six.
-      compiler_gflop_per_image: what XLA counts for each further image, before it optimises. What does not grow with the
-        batch, mostly the optimizer's work, is left out: 4% of BiT-R50x1's training at batch size 1.
-      utilisation: the formula's FLOP/s over the peak, 0 to 1; None where the peak is not known.
-      peak_memory_bytes: on each core, by XLA's plan: arguments, results, temporaries and code.
-      swept: images/sec/core at every batch size tried.
+      model: variant with its family, such as "Mixer-B/16".
+      mode: one of MODES. "train" is the whole step: forward, backward, clipping, Adam.
+      batch_size: images on each core.
+      images_per_sec_per_core: median of the blocks.
+      lowest: images_per_sec_per_core of the slowest block.
+      highest: images_per_sec_per_core of the fastest block.
+      compile_seconds: of the compilation, which the rates do not include.
+      parameters: number of parameters, with a head of 1000 classes.
+      gflop_per_image: by the formula: two FLOPs for each multiply-accumulate of a matrix product, six in training.
+      compiler_gflop_per_image: by XLA, before it optimises: FLOPs of two images minus FLOPs of one. So it leaves out
+        the work that does not depend on the batch size, which is mostly the optimizer's: 4% of BiT-R50x1's training
+        at batch size 1.
+      utilisation: FLOP/s by the formula, divided by the peak; None where the peak is not known.
+      peak_memory_bytes: on each core, as XLA plans it: arguments, results, temporaries and code.
+      swept: images_per_sec_per_core by batch size, for all batch sizes tried.
     """
 
     model: str
@@ -80,12 +84,12 @@ class Row:
     swept: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns all attributes, for JSON."""
         return dataclasses.asdict(self)
 
 
 def peak(dtype: str) -> tuple[float | None, str]:
-    """The peak of a core in FLOP/s, None if it is not known, and where it is from."""
+    """Returns the peak FLOP/s of a core, or None if it is not known; and where the number comes from, in words."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         whole = chips.measured_peak(jnp.dtype(dtype))
@@ -97,173 +101,158 @@ def peak(dtype: str) -> tuple[float | None, str]:
     return flops, f"the peak of a {device.device_kind}, {flops / 1e12:.0f} TFLOP/s"
 
 
-def best(
-    variant: str,
-    mode: str,
-    batch_sizes: Iterable[int] | None,
-    one: Callable[[str, str, int], Row],
-    smallest: int = 1,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Row:
-    """Takes a model's row at each batch size and keeps the fastest.
+def measure(
+    variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, **widths: int
+) -> Measurement:
+    """Measures a model on JAX's devices.
 
     Args:
       variant: of the model.
       mode: one of MODES.
-      batch_sizes: on each core; None doubles it for as long as that helps.
-      one: from these three to the row: `measure` or `estimate`, with the rest of their arguments given.
-      smallest: where doubling begins.
-      tell: called with a line for each.
+      batch_size: images on each core.
+      settings: how to measure.
+      peak_flops: of a core, for the utilisation; None if it is not known.
+      **widths: settings of the model that replace the variant's, such as tokens_mlp_dim.
 
     Raises:
-      UserError: not even the first batch fits, or the model and the image do not.
+      DoesNotFitError: the program needs more memory than there is.
+      UserError: the patches do not tile the image.
     """
-    found: list[Row] = []
-    for batch_size in batch_sizes or _doubling(found, smallest):
-        try:
-            row = one(variant, mode, batch_size)
-        except compiling.DoesNotFitError as error:
-            tell(f"{variant} {mode} at {batch_size}: {error}")
-            break
-        tell(f"{variant} {mode} at {batch_size}: {row.images_per_sec_per_core:.4g} images/sec/core")
-        found.append(row)
-    if not found:
-        raise UserError(f"{variant}, {mode}, {batch_size} images on a core: more memory is needed than there is")
-    fastest = max(found, key=lambda row: row.images_per_sec_per_core)
-    swept = {row.batch_size: row.images_per_sec_per_core for row in found}
-    return dataclasses.replace(fastest, swept=swept)
-
-
-def _doubling(found: list[Row], batch_size: int) -> Iterator[int]:
-    """Each twice the one before, until two in a row did not help."""
-    while batch_size <= _LARGEST:
-        yield batch_size
-        rates = [row.images_per_sec_per_core for row in found]
-        if len(rates) > 2 and max(rates[-2:]) < _WORTH * max(rates[:-2]):
-            return
-        batch_size *= 2
-
-
-def measure(
-    variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, **widths: int
-) -> Row:
-    """Measures a model on JAX's devices; `widths` replace the variant's.
-
-    Raises:
-      compiling.DoesNotFitError: it does not fit.
-      UserError: the model's patches do not divide the image.
-    """
-    case = _case(variant, mode, batch_size, settings, devices.make_mesh(), widths)
-    compiled = compiling.compile_step(case.step, case.carried, case.batch)
+    program = _program(variant, mode, batch_size, settings, devices.make_mesh(), **widths)
+    compiled = program.compile()
     _check_host_memory(compiled.total)
-    with compiling.out_of_memory():
-        timed = timing.timed(_runs(case, compiled), blocks=settings.blocks, seconds=settings.seconds)
-    return _row(case, compiled, settings, timed, peak_flops, **widths)
-
-
-def ready(variant: str, mode: str, batch_size: int, settings: Settings) -> Callable[[], Any]:
-    """Compiles a model and makes what it needs: a function of which each call runs it once and returns arrays."""
-    case = _case(variant, mode, batch_size, settings, devices.make_mesh(), {})
-    return _runs(case, compiling.compile_step(case.step, case.carried, case.batch))
+    with compiling.memory_errors():
+        timed = timing.timed(program.call(compiled), blocks=settings.blocks, seconds=settings.seconds)
+    return _measurement(program, compiled, timed, peak_flops, xla_flops(variant, mode, settings, **widths))
 
 
 def estimate(
     variant: str, mode: str, batch_size: int, *, settings: Settings, peak_flops: float | None, mesh: Mesh
-) -> Row:
-    """What the compiler's cost model says for devices that need not be there (`slices.topology`): it is optimistic.
+) -> Measurement:
+    """Returns the estimate of the compiler's cost model in place of a measurement. It is optimistic.
+
+    Args:
+      variant, mode, batch_size, settings, peak_flops: as for `measure`.
+      mesh: of devices that need not exist, see `tpu_topology.mesh_of`.
 
     Raises:
-      compiling.DoesNotFitError: it does not fit.
-      UserError: the model's patches do not divide the image.
+      DoesNotFitError: the program needs more memory than a core has.
+      UserError: the patches do not tile the image, or the compiler has no estimate for this kind of device.
     """
-    case = _case(variant, mode, batch_size, settings, mesh, {})
-    compiled = compiling.compile_step(case.step, case.carried, case.batch)
+    program = _program(variant, mode, batch_size, settings, mesh)
+    compiled = program.compile()
     seconds = compiled.estimated_seconds
     if seconds is None:
         kind = mesh.devices.flat[0].device_kind
         raise UserError(f"--topology: the compiler estimates no time for a {kind}; it does for v2, v3 and v5p")
-    return _row(case, compiled, settings, timing.Timing(seconds, seconds, seconds), peak_flops)
+    timed = timing.Timing(seconds, seconds, seconds)
+    return _measurement(program, compiled, timed, peak_flops, xla_flops(variant, mode, settings))
 
 
-class _Case(NamedTuple):
-    """What is to be measured: the step from (carried, batch), these by their shapes and shardings."""
+def ready(variant: str, mode: str, batch_size: int, settings: Settings) -> Callable[[], Any]:
+    """Compiles a model and puts its arguments on the devices. Returns a function that runs it once at each call."""
+    program = _program(variant, mode, batch_size, settings, devices.make_mesh())
+    return program.call(program.compile())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is measured: the train step of a setup, or the forward pass of its model.
+
+    Attributes:
+      variant: of the model.
+      mode: one of MODES.
+      batch_size: images on each core.
+      flops_per_image: by the formula.
+      built: the setup.
+      batch: shapes and shardings of a batch.
+    """
 
     variant: str
     mode: str
     batch_size: int
+    flops_per_image: int
     built: setup.Setup
-    step: Any
-    carried: Any
     batch: dict[str, jax.ShapeDtypeStruct]
 
+    def lower(self) -> Any:
+        """Returns the program as XLA gets it, not compiled."""
+        step, argument = self._step_and_argument()
+        return step.lower(argument, self.batch)
 
-def _case(variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, widths: dict[str, int]) -> _Case:
+    def compile(self) -> compiling.Compiled:
+        """Compiles the program; raises DoesNotFitError if it needs more memory than a core has."""
+        step, argument = self._step_and_argument()
+        return compiling.compile_step(step, argument, self.batch)
+
+    def call(self, compiled: compiling.Compiled) -> Callable[[], Any]:
+        """Makes the program's arguments on the devices. Returns a function that runs the program once at each call."""
+        batch = _random_batch(self.batch)
+        if self.mode == "inference":
+            params = self.built.init().params
+            return lambda: compiled.run(params, batch)
+
+        state = self.built.init()
+
+        def train() -> Any:
+            nonlocal state  # the step donates its state, so each call must use the state that the last call returned
+            state, metrics = compiled.run(state, batch)
+            return metrics
+
+        return train
+
+    def _step_and_argument(self) -> tuple[Any, Any]:
+        """Returns the jitted function from (argument, batch), and the shapes and shardings of the argument."""
+        if self.mode == "train":
+            return self.built.train_step, self.built.state
+        model = self.built.model
+        forward = jax.jit(lambda params, batch: model.apply({"params": params}, normalize(batch["image"])))
+        return forward, self.built.state.params
+
+
+def _program(variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, **widths: int) -> _Program:
     config = recipe.base()
     config.model.update({"variant": variant, "dtype": settings.dtype, **widths})
     config.input.image_size, config.batch_size = settings.image_size, batch_size * mesh.size
     built = setup.build(checks.checked(config), mesh, num_classes=_CLASSES)
-    step, carried = step_of(built, mode)
-    return _Case(variant, mode, batch_size, built, step, carried, setup.batch_shapes(config, mesh, max_labels=1))
+    flops_per_image = FLOPS_PER_MAC[mode] * built.model.forward_macs(settings.image_size)
+    batch = setup.batch_shapes(config, mesh, max_labels=1)
+    return _Program(variant, mode, batch_size, flops_per_image, built, batch)
 
 
-def step_of(built: setup.Setup, mode: str) -> tuple[Any, Any]:
-    """The jitted function that a mode measures, from (carried, batch), and the shapes of what it carries."""
-    if mode == "train":
-        return built.train_step, built.state
-    forward = jax.jit(lambda params, batch: built.model.apply({"params": params}, normalize(batch["image"])))
-    return forward, built.state.params
-
-
-def _runs(case: _Case, compiled: compiling.Compiled) -> Callable[[], Any]:
-    """Makes what the program needs, on the devices; each call of the function returned runs it once."""
-    built, batch = case.built, _random_batch(case.batch)
-    if case.mode == "train":
-        held = [built.init()]  # the step gives the state before it away
-
-        def call() -> Any:
-            held[0], metrics = compiled.run(held[0], batch)
-            return metrics
-
-        return call
-    params = built.init().params
-    return lambda: compiled.run(params, batch)
-
-
-def _row(
-    case: _Case, compiled: compiling.Compiled, settings: Settings, timed: timing.Timing, peak_flops: float | None,
-    **widths: int,
-) -> Row:  # fmt: skip
-    flops = (6 if case.mode == "train" else 2) * case.built.model.forward_macs(settings.image_size)
-    rate = case.batch_size / timed.median
-    return Row(
-        model=models.full_name(case.variant),
-        mode=case.mode,
-        batch_size=case.batch_size,
+def _measurement(
+    program: _Program, compiled: compiling.Compiled, timed: timing.Timing, peak_flops: float | None, by_xla: float
+) -> Measurement:
+    rate = program.batch_size / timed.median
+    return Measurement(
+        model=models.full_name(program.variant),
+        mode=program.mode,
+        batch_size=program.batch_size,
         images_per_sec_per_core=rate,
-        lowest=case.batch_size / timed.most,
-        highest=case.batch_size / timed.least,
+        lowest=program.batch_size / timed.most,
+        highest=program.batch_size / timed.least,
         compile_seconds=compiled.compile_seconds,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(case.built.shapes.params)),
-        gflop_per_image=flops / 1e9,
-        compiler_gflop_per_image=xla_flops(case.variant, case.mode, settings, **widths) / 1e9,
-        utilisation=None if peak_flops is None else rate * flops / peak_flops,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.built.shapes.params)),
+        gflop_per_image=program.flops_per_image / 1e9,
+        compiler_gflop_per_image=by_xla / 1e9,
+        utilisation=None if peak_flops is None else rate * program.flops_per_image / peak_flops,
         peak_memory_bytes=compiled.total,
     )
 
 
 @functools.cache
 def xla_flops(variant: str, mode: str, settings: Settings, **widths: int) -> float:
-    """What XLA counts for each further image: two images' FLOPs less one's. Nothing is compiled."""
+    """Returns XLA's FLOPs for two images minus those for one. The programs are lowered but not compiled."""
     mesh = devices.make_mesh(jax.devices()[:1])
     one, two = (
-        case.step.lower(case.carried, case.batch).cost_analysis()["flops"]
-        for case in (_case(variant, mode, batch_size, settings, mesh, widths) for batch_size in (1, 2))
+        _program(variant, mode, batch_size, settings, mesh, **widths).lower().cost_analysis()["flops"]
+        for batch_size in (1, 2)
     )
     return two - one
 
 
 def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """A batch of noise, all labels in range and all weights one, as it lies in training."""
+    """Makes a batch of noise on the devices. All labels are valid and all weights are one."""
     rng = np.random.default_rng(0)
     values = {
         "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
@@ -275,7 +264,14 @@ def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Arra
 
 
 def _check_host_memory(needed: int) -> None:
-    """On a CPU a program that does not fit would take the machine down rather than fail."""
+    """Checks that a program fits in a CPU's free memory. Otherwise the machine would swap or kill processes.
+
+    Args:
+      needed: bytes on each device. All devices share the memory.
+
+    Raises:
+      DoesNotFitError: the program does not fit.
+    """
     if jax.devices()[0].platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The clock: a call repeated in timed blocks."""
+"""Times a call, repeated in blocks."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import jax
 
 
 class Timing(NamedTuple):
-    """Seconds a call takes: the median of the blocks, the least and the most."""
+    """Seconds that one call takes: the median over the blocks, the fastest block and the slowest block."""
 
     median: float
     least: float
@@ -17,25 +17,26 @@ class Timing(NamedTuple):
 
 
 def timed(call: Callable[[], Any], *, blocks: int, seconds: float) -> Timing:
-    """Times a call whose arrays may still be under way when it returns.
+    """Times a call that returns before its arrays are computed, as jitted functions do.
 
     Args:
-      call: returns arrays; the last call's are waited for, which ends a block.
+      call: returns arrays. A block ends when the arrays of its last call are ready.
       blocks: how many blocks.
-      seconds: of a block, about; at least one call.
+      seconds: approximate length of a block, which has at least one call.
     """
-    jax.block_until_ready(call())  # a first one: memory is laid out, caches fill
+    jax.block_until_ready(call())  # warms up: memory is allocated, caches fill
     since = time.perf_counter()
     jax.block_until_ready(call())
     calls = max(round(seconds / (time.perf_counter() - since)), 1)
     found = []
     for _ in range(blocks):
         since = time.perf_counter()
-        behind = None
+        previous = None
         for _ in range(calls):
             results = call()
-            jax.block_until_ready(behind)  # like the training loop, no further ahead of the devices than one call
-            behind = results
-        jax.block_until_ready(behind)
+            # Wait for the call before this one. So Python is at most one call ahead, as in the training loop.
+            jax.block_until_ready(previous)
+            previous = results
+        jax.block_until_ready(previous)
         found.append((time.perf_counter() - since) / calls)
     return Timing(statistics.median(found), min(found), max(found))

@@ -1,4 +1,4 @@
-"""TPU slices that are not there, and a config's real programs compiled for them (libtpu needs no TPU for it)."""
+"""TPU slices that this machine does not have, and a config's steps compiled for them. libtpu needs no TPU for that."""
 
 import math
 import os
@@ -11,18 +11,18 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from mixer.evaluation import accuracy
-from mixer.performance import compiling
+from mixer.performance import chips, compiling
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import setup
 
-# What `topology` takes, and how JAX calls these devices: the key of `chips.CHIPS`.
+# From the name of a generation in --topology to its key in `chips.CHIPS`, which is what JAX calls these devices.
 KINDS = {
     "v2": "TPU v2", "v3": "TPU v3", "v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite",
 }  # fmt: skip
 
-
-# So that libtpu does not look for a machine's TPU, wait for it, and complain; its real TPU's values, if any, stand.
+# These variables keep libtpu from searching for a TPU, waiting for it and logging errors. Variables that are already
+# set, as on a machine with a TPU, keep their values.
 _WITHOUT_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v3-8",
@@ -30,10 +30,10 @@ _WITHOUT_A_TPU = {
 
 
 def mesh_of(spec: str) -> Mesh:
-    """The mesh of a slice such as v3:8x8, or v4:4x4x4.
+    """Makes the mesh of a slice, which is given as v3:8x8 or v4:4x4x4.
 
     Raises:
-      UserError: there is no such slice, or libtpu is missing.
+      UserError: there is no such slice, or libtpu is not installed.
     """
     kind, _, shape = spec.partition(":")
     if kind not in KINDS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
@@ -45,7 +45,7 @@ def mesh_of(spec: str) -> Mesh:
         os.environ.setdefault(name, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=spec)
-    except Exception as error:  # jaxlib and libtpu raise whatever they like
+    except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:
             reason = "libtpu is missing: pip install 'mixer[preflight]', in an environment of its own"
@@ -53,18 +53,29 @@ def mesh_of(spec: str) -> Mesh:
     return devices.make_mesh(list(described.devices))
 
 
-def hosts(mesh: Mesh) -> int:
-    """How many hosts, and so processes, the slice has."""
+def chip_of(spec: str) -> chips.Chip:
+    """Returns the chip of a slice that `mesh_of` accepts."""
+    return chips.CHIPS[KINDS[spec.partition(":")[0]]]
+
+
+def num_hosts(mesh: Mesh) -> int:
+    """Returns the number of hosts of a slice. Each host runs one process."""
     return len({device.process_index for device in mesh.devices.flat})
 
 
 def compile_train(
     config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
 ) -> compiling.Compiled:
-    """Compiles a checked config's training step.
+    """Compiles the training step of a checked config: the one that `setup.build` returns.
+
+    Args:
+      config: of the run.
+      mesh: of the slice.
+      num_classes: width of the head.
+      max_labels: labels of an example, at most.
 
     Raises:
-      DoesNotFitError: it needs more memory than a core has.
+      DoesNotFitError: the step needs more memory than a core has.
     """
     built = setup.build(config, mesh, num_classes=num_classes)
     return compiling.compile_step(built.train_step, built.state, setup.batch_shapes(config, mesh, max_labels))
@@ -73,13 +84,13 @@ def compile_train(
 def compile_eval(
     config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
 ) -> compiling.Compiled:
-    """Compiles a checked config's evaluation step; see `compile_train`."""
+    """Compiles the evaluation step of a checked config. Arguments and errors are those of `compile_train`."""
     built = setup.build(config, mesh, num_classes=num_classes)
     step = accuracy.make_eval_step(built.model, config.loss, mesh, keep_logits=max_labels > 1)
     return compiling.compile_step(step, built.state.params, setup.batch_shapes(config, mesh, max_labels))
 
 
 def bytes_on_a_core(tree: Any) -> int:
-    """Bytes that the arrays of a tree, given by shapes with shardings, take on one core."""
+    """Returns the bytes that a tree of arrays takes on one core. Its leaves are shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

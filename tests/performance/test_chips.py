@@ -1,3 +1,5 @@
+"""The table of chips, and the peak that is measured where the table has no entry."""
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -20,7 +22,7 @@ def test_chips_by_the_name_that_jax_gives_them(kind, tera, gib):
     assert (chip.bfloat16 / 1e12, chip.memory / 2**30) == pytest.approx((tera, gib))
 
 
-def test_of_names_that_begin_alike_the_longer_stands_first():
+def test_a_longer_name_comes_before_its_beginning():
     names = list(chips.CHIPS)
     for i, name in enumerate(names):
         assert not any(name.startswith(earlier) for earlier in names[:i]), name
@@ -33,7 +35,7 @@ def test_every_topology_has_a_chip():
     assert set(tpu_topology.KINDS.values()) <= chips.CHIPS.keys()
 
 
-def test_a_measured_peak_is_that_of_a_product():
+def test_a_measured_peak_is_plausible():
     found = chips.measured_peak(jnp.dtype("float32"), products=1, attempts=2)
-    assert 1e9 < found < 1e13  # any machine that runs these tests: between an old laptop's core and a large server
+    assert 1e9 < found < 1e13  # from one core of an old laptop to a large server
     assert jax.devices()[0].platform == "cpu"

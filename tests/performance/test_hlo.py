@@ -1,4 +1,4 @@
-"""Collectives are read off the compiler's text: by hand where the text is known, and of programs whose traffic is."""
+"""The collectives of a text are compared with a count by hand, and those of small programs with known traffic."""
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +40,10 @@ ENTRY %main.9 (x: f32[8]) -> f32[8] {
 """
 
 
-def test_a_program_read_by_hand():
+def test_a_program_counted_by_hand():
     assert hlo.collectives(TEXT) == {
         "all-gather": 64 * 4,
-        "all-reduce": 10 * 4 + 4 + 5 * 16 * 4 * 2,  # those in the loop five times, two bytes each
+        "all-reduce": 10 * 4 + 4 + 5 * 16 * 4 * 2,  # the one in the loop counts five times, two bytes an element
         "collective-permute": 2 * 4,
     }
 
@@ -66,7 +66,7 @@ def compiled(function, spec):
             PartitionSpec(), {"all-reduce": 7 * 6 * 4},
         ),
     ],
-    ids=["none", "a sum over devices", "a gathering", "in a loop"],
+    ids=["none", "a sum over devices", "gathering", "in a loop"],
 )  # fmt: skip
 def test_programs_whose_traffic_is_known(function, spec, expected):
     assert compiled(function, spec) == expected

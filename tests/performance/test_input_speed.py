@@ -1,4 +1,4 @@
-"""Every stage is a part of the pipeline of training, and what makes it slow shows where it happens."""
+"""Every stage is a part of the training pipeline, and a slow part shows as a cost of its stage."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ SHORT = {"host_cores": 3, "seconds": 0.1, "blocks": 2}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of two classes of twelve JPEGs, 64-130 pixels a side."""
+    """A folder of two classes of twelve JPEGs each, 64 to 130 pixels a side."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(24):
         y, x = np.mgrid[: 64 + 6 * (number % 12), : 128 - 5 * (number % 7)]
@@ -58,7 +58,7 @@ def few_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"layers": 1}, {"crop": "random"}, {"crop": "pad", "flip": False}], ids=str)
-def test_stages_make_what_training_gets(photos, settings, tmp_path, few_kept):
+def test_stages_compute_what_training_gets(photos, settings, tmp_path, few_kept):
     config = make_config(photos, **settings)
     steps = range(3, 5)
     source, feeds = feeds_of(config, tmp_path)
@@ -66,7 +66,7 @@ def test_stages_make_what_training_gets(photos, settings, tmp_path, few_kept):
     expected = list(pipeline.train_batches(source, config.input, **arguments))
     plain = make_config(photos, **{**settings, "layers": 0, "flip": False}).input
     cropped = list(pipeline.train_batches(source, plain, **arguments))
-    last = [{key: rows[-8:] for key, rows in batch.items()} for batch in expected]  # a group
+    last = [{key: rows[-8:] for key, rows in batch.items()} for batch in expected]  # the last group
     found = {name: list(feed(steps)) for name, feed in feeds.items()}
     assert list(found) == [*STAGES, "decoding alone"]
     assert {len(batches) for batches in found.values()} == {len(steps)}
@@ -77,11 +77,11 @@ def test_stages_make_what_training_gets(photos, settings, tmp_path, few_kept):
         jax.tree.map(np.testing.assert_array_equal, found["batch"][step], expected[step])
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found["copy"][step]), expected[step])
         np.testing.assert_array_equal(found["decode and crop"][step]["image"], cropped[step]["image"][-8:])
-    assert config.to_dict() == make_config(photos, **settings).to_dict()  # the stage without it left it alone
+    assert config.to_dict() == make_config(photos, **settings).to_dict()  # unchanged by the stage that does not augment
 
 
 def test_decoding_alone_has_the_windows_of_training(photos, tmp_path, few_kept):
-    """Thirty-two images are kept, two batches; behind them it begins again."""
+    """Two batches, 32 images, are kept. After them the cycle starts again."""
     config = make_config(photos)
     source, feeds = feeds_of(config, tmp_path)
     positions = np.array([15, 31, 15])
@@ -110,7 +110,7 @@ def test_a_measurement(photos, tmp_path, few_kept):
 
 
 def slow_fetch(monkeypatch):
-    """One thread at a time, or batches would come in bursts as long as a block."""
+    """Slows reading. One thread at a time, since otherwise batches would come in bursts as long as a block."""
     opened, lock = readers.open_source, threading.Lock()
 
     def open_source(*arguments):
@@ -148,7 +148,7 @@ def slow_copy(monkeypatch):
 
 
 @pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_augmentation, "augment"), (slow_copy, "copy")])
-def test_what_is_slow_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
+def test_a_slow_part_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
     found = input_speed.measure(make_config(photos), tmp_path, 2, seconds=0.5, blocks=1)
     costs = found.core_microseconds()
@@ -157,10 +157,10 @@ def test_what_is_slow_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_p
     assert found.decoding_alone.median > 2 * found.whole.median
 
 
-def test_an_image_that_does_not_decode_is_got_past(photos, tmp_path, few_kept):
+def test_an_image_that_does_not_decode_is_skipped(photos, tmp_path, few_kept):
     for number, path in enumerate(sorted(photos.glob("*/*.jpg"))):
         data = path.read_bytes()
-        at = data.index(b"\xff\xc4") + 5  # the first Huffman table's counts
+        at = data.index(b"\xff\xc4") + 5  # counts of the first Huffman table
         copied = tmp_path / "bad" / path.parent.name / path.name
         copied.parent.mkdir(parents=True, exist_ok=True)
         copied.write_bytes(data if number % 8 else data[:at] + b"\xff" * 16 + data[at + 16 :])
@@ -169,12 +169,12 @@ def test_an_image_that_does_not_decode_is_got_past(photos, tmp_path, few_kept):
         assert len(list(feed(range(2)))) == 2
 
 
-def test_no_dataset_is_a_user_s_error(tmp_path):
+def test_a_missing_dataset_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         input_speed.measure(make_config(tmp_path / "none"), tmp_path, **SHORT)
 
 
-# ------------------------------------------------------------------------------------------------------ what it says
+# -------------------------------------------------------------------------------------------------------------- report
 
 FOUND = InputSpeed(
     host_cores=4,
@@ -196,7 +196,7 @@ def test_costs_are_differences_of_seconds_per_image():
 
 
 def test_cores_needed():
-    """Two hundred images/s of each of four cores."""
+    """Each of the four cores makes 200 images/s."""
     assert FOUND.whole == Rate(800, 800, 800)
     assert [FOUND.cores_needed(rate) for rate in (1, 200, 201, 1384, 10_000)] == [1, 1, 2, 7, 50]
     for rate in (0, -1.0, float("nan"), float("inf")):

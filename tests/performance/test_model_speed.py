@@ -1,14 +1,18 @@
-"""What a row says: its arithmetic against a clock that is known, its FLOPs against the compiler's for real models."""
+"""A measurement's arithmetic is checked with a fake clock, and its FLOPs are compared with the compiler's."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mixer import models
-from mixer.performance import compiling, model_speed, timing
+from mixer.config import checks, recipe
+from mixer.performance import batch_size_search, compiling, model_speed, timing
+from mixer.runtime import devices
 from mixer.runtime.errors import UserError
+from mixer.training import setup
 
 SETTINGS = model_speed.Settings(image_size=32, blocks=2, seconds=0.01)
 
@@ -22,7 +26,7 @@ def test_the_formula_and_the_compiler_agree_within_3_percent(variant, mode):
 
 
 @pytest.mark.parametrize("mode", model_speed.MODES)
-def test_a_row_follows_from_its_seconds(monkeypatch, mode):
+def test_a_measurement_follows_from_its_seconds(monkeypatch, mode):
     calls = []
 
     def timed(call, *, blocks, seconds):
@@ -30,68 +34,110 @@ def test_a_row_follows_from_its_seconds(monkeypatch, mode):
         return timing.Timing(0.5, 0.4, 0.8)
 
     monkeypatch.setattr(timing, "timed", timed)
-    row = model_speed.measure("Ti/8", mode, 4, settings=SETTINGS, peak_flops=1e9)
-    assert (row.images_per_sec_per_core, row.lowest, row.highest) == (8, 5, 10)
+    found = model_speed.measure("Ti/8", mode, 4, settings=SETTINGS, peak_flops=1e9)
+    assert (found.images_per_sec_per_core, found.lowest, found.highest) == (8, 5, 10)
     times = {"inference": 2, "train": 6}[mode]
-    assert row.gflop_per_image == pytest.approx(times * row_macs() / 1e9)
-    assert row.compiler_gflop_per_image == model_speed.xla_flops("Ti/8", mode, SETTINGS) / 1e9
-    assert row.utilisation == pytest.approx(8 * times * row_macs() / 1e9)
-    assert row.parameters == 4 * (2 * 16 * 64 + 64 + 16 + 2 * 128 * 512 + 512 + 128 + 4 * 128) + (
+    assert found.gflop_per_image == pytest.approx(times * forward_macs() / 1e9)
+    assert found.compiler_gflop_per_image == model_speed.xla_flops("Ti/8", mode, SETTINGS) / 1e9
+    assert found.utilisation == pytest.approx(8 * times * forward_macs() / 1e9)
+    assert found.parameters == 4 * (2 * 16 * 64 + 64 + 16 + 2 * 128 * 512 + 512 + 128 + 4 * 128) + (
         3 * 64 * 128 + 128 + 2 * 128 + 128 * 1000 + 1000
     )
     copies = {"inference": 1, "train": 3}[mode]  # of the parameters: Adam keeps two moments
-    assert row.peak_memory_bytes > copies * 4 * row.parameters
+    assert found.peak_memory_bytes > copies * 4 * found.parameters
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(calls) if leaf.dtype == jnp.float32)
 
 
-def row_macs():
+def forward_macs():
     tokens = 16
     return tokens * 3 * 64 * 128 + 4 * 2 * tokens * 128 * (64 + 512) + 128 * 1000
 
 
+def test_what_is_timed_in_training_is_the_production_step(monkeypatch):
+    """The timed program is compiled from `setup.build`'s step, and gives the metrics of that step, bit by bit."""
+    built, compiled, timed_metrics = [], [], []
+    build, compile_step = setup.build, compiling.compile_step
+
+    def recorded_build(*arguments, **options):
+        built.append(build(*arguments, **options))
+        return built[-1]
+
+    def recorded_compile(*arguments):
+        compiled.append(arguments)
+        return compile_step(*arguments)
+
+    def timed(call, *, blocks, seconds):
+        timed_metrics.extend([call(), call()])
+        return timing.Timing(1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(setup, "build", recorded_build)
+    monkeypatch.setattr(compiling, "compile_step", recorded_compile)
+    monkeypatch.setattr(timing, "timed", timed)
+    model_speed.xla_flops("Ti/8", "train", SETTINGS)  # it builds too; here its result is cached
+    built.clear()
+    model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)
+    (one,) = built
+    ((step, state, batch),) = compiled
+    assert step is one.train_step
+    assert (state, batch) == (one.state, setup.batch_shapes(run_config(), devices.make_mesh(), 1))
+
+    production = build(run_config(), devices.make_mesh(), num_classes=1000)
+    state, rows = production.init(), model_speed._random_batch(batch)
+    for expected in timed_metrics:
+        state, metrics = production.train_step(state, rows)
+        jax.tree.map(np.testing.assert_array_equal, metrics, expected)
+
+
+def run_config():
+    config = recipe.base()
+    config.model.variant, config.model.dtype = "Ti/8", "float32"
+    config.input.image_size, config.batch_size = 32, 4 * jax.device_count()
+    return checks.checked(config)
+
+
 def fake(rates):
-    """A `measure` that knows the rate of each batch size, and of others that they do not fit."""
+    """Makes a `measure` for which only the batch sizes in `rates` fit."""
 
     def measure(variant, mode, batch_size):
         if batch_size not in rates:
             raise compiling.DoesNotFitError(None)
-        return dataclasses.replace(ROW, batch_size=batch_size, images_per_sec_per_core=rates[batch_size])
+        return dataclasses.replace(MEASUREMENT, batch_size=batch_size, images_per_sec_per_core=rates[batch_size])
 
     return measure
 
 
-ROW = model_speed.Row("Mixer-Ti/8", "train", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
+MEASUREMENT = model_speed.Measurement("Mixer-Ti/8", "train", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
 
 
 @pytest.mark.parametrize(
     ("rates", "batch_size", "swept"),
     [
-        ({1: 5, 2: 8, 4: 9, 8: 9.05, 16: 9.04, 32: 99}, 8, [1, 2, 4, 8, 16]),  # two that hardly help are the end
-        ({1: 5, 2: 8, 4: 7, 8: 12, 16: 11, 32: 10, 64: 99}, 8, [1, 2, 4, 8, 16, 32]),  # one that does not is not
-        ({1: 5, 2: 8}, 2, [1, 2]),  # memory is
+        ({1: 5, 2: 8, 4: 9, 8: 9.05, 16: 9.04, 32: 99}, 8, [1, 2, 4, 8, 16]),  # stops after two that hardly help
+        ({1: 5, 2: 8, 4: 7, 8: 12, 16: 11, 32: 10, 64: 99}, 8, [1, 2, 4, 8, 16, 32]),  # but not after one
+        ({1: 5, 2: 8}, 2, [1, 2]),  # or where memory ends
     ],
 )
-def test_the_batch_is_doubled_for_as_long_as_that_helps(rates, batch_size, swept):
-    row = model_speed.best("Ti/8", "train", None, fake(rates))
-    assert (row.batch_size, list(row.swept)) == (batch_size, swept)
+def test_the_batch_is_doubled_as_long_as_that_helps(rates, batch_size, swept):
+    found = batch_size_search.fastest("Ti/8", "train", None, fake(rates))
+    assert (found.batch_size, list(found.swept)) == (batch_size, swept)
 
 
 def test_given_batch_sizes_are_all_measured_and_the_best_kept():
-    row = model_speed.best("Ti/8", "train", [3, 5, 7], fake({3: 9, 5: 2, 7: 4}))
-    assert (row.batch_size, row.swept) == (3, {3: 9, 5: 2, 7: 4})
+    found = batch_size_search.fastest("Ti/8", "train", [3, 5, 7], fake({3: 9, 5: 2, 7: 4}))
+    assert (found.batch_size, found.swept) == (3, {3: 9, 5: 2, 7: 4})
 
 
 def test_a_batch_that_does_not_fit_at_all_is_an_error():
     with pytest.raises(UserError, match="Ti/8, train, 64 images on a core: more memory is needed"):
-        model_speed.best("Ti/8", "train", [64], fake({}))
+        batch_size_search.fastest("Ti/8", "train", [64], fake({}))
 
 
-def test_what_the_devices_memory_refuses_is_told_from_other_failures(monkeypatch):
+def test_only_a_lack_of_memory_raises_does_not_fit(monkeypatch):
     def fail(message):
-        def runs(*arguments):
+        def call(program, compiled):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(model_speed, "_runs", runs)
+        monkeypatch.setattr(model_speed._Program, "call", call)
 
     fail("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes")
     with pytest.raises(compiling.DoesNotFitError):

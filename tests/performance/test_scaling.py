@@ -1,4 +1,4 @@
-"""Mixer's cost is a straight line in the number of patches, ViT's a parabola: by formula, and in the picture."""
+"""Mixer's cost is linear in the number of patches and ViT's is not: by the formula, in the table and the picture."""
 
 import dataclasses
 
@@ -11,19 +11,19 @@ from mixer.performance import compiling, model_speed, scaling
 from mixer.runtime.errors import UserError
 
 SETTINGS = model_speed.Settings(blocks=1, seconds=0.0)
-ROW = model_speed.Row("", "inference", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
+MEASUREMENT = model_speed.Measurement("", "inference", 1, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
 
 
 @pytest.fixture
 def curves(monkeypatch):
-    """Curves of models that take a nanosecond for each FLOP, half to double in other blocks."""
+    """Curves of models that take a nanosecond for each FLOP; their blocks differ by a factor of two each way."""
 
     def measure(variant, mode, batch_size, *, settings, peak_flops, **widths):
         from mixer import models
 
         gflop = 2 * models.create(variant, 1000, **widths).forward_macs(settings.image_size) / 1e9
         return dataclasses.replace(
-            ROW, gflop_per_image=gflop, images_per_sec_per_core=1 / gflop, lowest=0.5 / gflop, highest=2 / gflop
+            MEASUREMENT, gflop_per_image=gflop, images_per_sec_per_core=1 / gflop, lowest=0.5 / gflop, highest=2 / gflop
         )
 
     monkeypatch.setattr(model_speed, "measure", measure)
@@ -34,13 +34,13 @@ def test_mixer_grows_as_a_straight_line_and_vit_faster(curves):
     fixed, scaled, vit = curves
     for curve in curves:
         assert curve.patches == (49, 196, 400, 784, 1600, 3136)
-    # The head's 0.5 MMAC aside, Mixer of fixed width costs the same for every patch.
+    # Except for the head (0.5 MMAC), the cost of Mixer with fixed widths is the same for every patch.
     each = np.array(fixed.gflop) / fixed.patches
     np.testing.assert_allclose(each, each[-1], rtol=5e-3)
     assert fixed.exponent(fixed.gflop) == pytest.approx(1, abs=1e-3)
-    assert scaled.gflop[1] == fixed.gflop[1]  # at 224 pixels they are the same model
+    assert scaled.gflop[1] == fixed.gflop[1]  # they are the same model at 224 pixels
     assert scaled.exponent(scaled.gflop) > 1.5
-    # What ViT takes beyond a straight line is its attention: 2 products of N x N x D in each of 12 blocks.
+    # ViT's cost has a quadratic part, the attention: two products of N x N x D in each of 12 blocks.
     n, d = 3137, 384
     straight = 12 * 12 * n * d**2 + 3136 * 768 * d + d * 1000
     assert vit.gflop[-1] == pytest.approx(2e-9 * (straight + 12 * 2 * n**2 * d), rel=1e-6)
@@ -69,7 +69,7 @@ def test_a_size_that_does_not_fit_is_named(monkeypatch):
         scaling.measure(SETTINGS)
 
 
-@pytest.mark.slow  # compiles six
+@pytest.mark.slow  # compiles six programs
 def test_real_models_are_measured_in_turn():
     told = []
     found = scaling.measure(SETTINGS, told.append, grids=(1, 2))

@@ -1,3 +1,5 @@
+"""Blocks, calls and waiting of the timer."""
+
 import time
 
 import jax.numpy as jnp
@@ -17,14 +19,14 @@ def test_a_call_of_known_length():
     found = timing.timed(call, blocks=3, seconds=0.1)
     assert 0.02 <= found.least <= found.median <= found.most
     assert found.least < 0.03
-    assert 2 + 3 * 3 <= len(calls) <= 2 + 3 * 5  # a first one, one to count by, and three blocks of about five
+    assert 2 + 3 * 3 <= len(calls) <= 2 + 3 * 5  # warm-up, one to measure the length, three blocks of about five
 
 
-def test_what_is_still_under_way_is_waited_for(monkeypatch):
+def test_every_call_is_waited_for(monkeypatch):
     waited = []
     monkeypatch.setattr(timing.jax, "block_until_ready", waited.append)
     numbers = iter(range(100))
-    timing.timed(lambda: next(numbers), blocks=2, seconds=0.0)  # one call a block
+    timing.timed(lambda: next(numbers), blocks=2, seconds=0.0)  # each block has one call
     assert [number for number in waited if number is not None] == [0, 1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""The command of `make bench`, as a process; needs torch and timm (`make test-timm`)."""
+"""The command of `make bench`, run as a process. It needs torch and timm (`make test-timm`)."""
 
 import importlib.util
 import os
@@ -13,16 +13,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm and torch")
-def test_a_row_for_each_model_and_mode():
+def test_a_line_for_each_model_and_mode():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "scripts.against_timm", "--models", "s16", "--modes", "inference",
                "--batch_size", "2", "--turns", "2"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    about, _, header, row = done.stdout.splitlines()
+    about, _, header, line = done.stdout.splitlines()
     assert "torch" in about
     assert "timm" in header
-    model, mode, batch, here, _, there, _, ratio, _, mfu = row.split()
+    model, mode, batch, here, _, there, _, ratio, _, mfu = line.split()
     assert (model, mode, batch) == ("S/16", "inference", "2")
     assert float(here) / float(there) == pytest.approx(float(ratio), rel=0.3)
     assert 0 < float(mfu.rstrip("%")) <= 130

@@ -1,4 +1,4 @@
-"""Real steps of paper configs, compiled by `mixer.preflight` for TPU slices that are not there (`make test-all`)."""
+"""The steps of the paper's configs, compiled by `mixer.preflight` for TPU slices (`make test-all`). Needs no TPU."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ B16 = ("--config=configs/b16_i21k.py", "--topology=v3:2x2", "--config.batch_size
 def test_b16_i21k_compiles_for_v3_data_parallel():
     found = preflight(*B16)
     assert (found["cores"], found["hosts"], found["fits"]) == (8, 1, True)
-    # 6 x 12.6 GMAC an image, and the 21,843-way head.
+    # 6 FLOPs for each of 12.6 GMAC an image, with a head of 21,843 classes.
     work = 6 * (12_602e6 + 768 * 20_843) / 1e9
     assert found["gflop_per_image"] == pytest.approx(work, rel=1e-3)
     assert found["compiler_gflop_per_image"] == pytest.approx(work, rel=0.03)
@@ -47,14 +47,14 @@ def test_b16_i21k_compiles_for_v3_data_parallel():
     assert found["memory_by_kind"]["parameters"] + found["memory_by_kind"]["optimizer state"] == pytest.approx(
         3 * 4 * 75.9e6, rel=0.01
     )
-    assert set(found["collectives"]) == {"all-reduce"}  # the gradients' and the metrics', none for mixup
+    assert set(found["collectives"]) == {"all-reduce"}  # of the gradients and the metrics, and none for mixup
     # Gradients of bfloat16 layers travel in bfloat16, those of the head and of the normalisations in float32.
     assert 2 * 75.9e6 < found["collectives"]["all-reduce"] < 4 * 75.9e6
     assert found["paper_core_days"] == 150
 
 
 def test_the_bfloat16_step_multiplies_no_float32_and_moves_no_activations():
-    """In the compiled program of two blocks; but for what goes into the stem and comes from it, and its gradient."""
+    """This holds in the compiled program of two blocks, except at the stem: its input, its output and its gradient."""
     config = command_line.run_file(str(ROOT / "configs/b16_i21k.py"))
     config.batch_size, config.model.num_blocks = 512, 2
     text = tpu_topology.compile_train(checked(config), tpu_topology.mesh_of("v3:2x2"), 21_843, 1).run.as_text()
@@ -71,19 +71,19 @@ def test_the_bfloat16_step_multiplies_no_float32_and_moves_no_activations():
 def test_b16_i21k_fully_sharded_holds_an_eighth_of_the_state():
     found = preflight(*B16, "--config.sharding=fully_sharded")
     assert found["memory_by_kind"]["parameters"] < 0.2 * 4 * 75.9e6
-    # The gradients' reduction and the parameters' gathering, in bfloat16 but for the head; on v3 XLA makes all-reduces
-    # of some gatherings.
+    # Gradients are reduced and parameters are gathered, in bfloat16 except for the head. On v3, XLA implements some of
+    # the gatherings as all-reduces.
     assert set(found["collectives"]) == {"all-reduce", "all-gather"}
     assert sum(found["collectives"].values()) > 2 * 2 * 75.9e6
 
 
-def test_what_does_not_fit_is_told_with_what_would():
+def test_what_does_not_fit_is_reported_with_remedies():
     found = preflight(
         "--config=configs/l16_jft.py", "--topology=v2:2x2", "--config.batch_size=16384", "--config.model.num_blocks=4",
         "--config.model.dtype=float32", status=1,
     )  # fmt: skip
     assert not found["fits"]
-    assert found["needed"] > 6e9  # the compiler's own figure
+    assert found["needed"] > 6e9  # the compiler's own number
     assert any(remedy["fits"] for remedy in found["remedies"])
     assert {remedy["change"] for remedy in found["remedies"]} >= {
         "--config.model.remat=True", "--config.sharding=fully_sharded", "--config.accumulate_steps=2"
@@ -96,7 +96,7 @@ def test_every_generation_compiles(topology):
         "--config=configs/s32_jft.py", f"--topology={topology}", "--config.model.num_blocks=1", "--nolargest"
     )
     assert found["fits"]
-    if topology.startswith(("v4", "v5e", "v6e")):  # of which libtpu 0.0.52 has no estimate
+    if topology.startswith(("v4", "v5e", "v6e")):  # libtpu 0.0.52 has no estimate for these
         assert found["seconds_per_step"] is None
     else:
         assert found["seconds_per_step"] > 0

@@ -1,0 +1,60 @@
+"""Finds the batch size at which a model is fastest. The paper reports images per second and core there (Section 3)."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+from mixer.performance import compiling, model_speed
+from mixer.runtime.errors import UserError
+
+_WORTH = 1.01  # a larger batch helps if it is at least this many times as fast
+_LARGEST = 8192  # images on a core
+
+
+def fastest(
+    variant: str,
+    mode: str,
+    batch_sizes: Iterable[int] | None,
+    measure_at: Callable[[str, str, int], model_speed.Measurement],
+    smallest: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> model_speed.Measurement:
+    """Measures a model at several batch sizes and returns the fastest measurement.
+
+    Args:
+      variant: of the model.
+      mode: one of `model_speed.MODES`.
+      batch_sizes: images on each core; with None the batch size is doubled as long as that helps.
+      measure_at: from (variant, mode, batch size) to the measurement: `model_speed.measure` or `estimate`,
+        with their other arguments bound.
+      smallest: the first batch size where batch_sizes is None.
+      tell: called with a line for each batch size.
+
+    Raises:
+      UserError: the first batch does not fit in memory, or the patches do not tile the image.
+    """
+    found: list[model_speed.Measurement] = []
+    for batch_size in batch_sizes or _doubling(found, smallest):
+        try:
+            one = measure_at(variant, mode, batch_size)
+        except compiling.DoesNotFitError as error:
+            tell(f"{variant} {mode} at {batch_size}: {error}")
+            break
+        tell(f"{variant} {mode} at {batch_size}: {one.images_per_sec_per_core:.4g} images/sec/core")
+        found.append(one)
+    if not found:
+        raise UserError(f"{variant}, {mode}, {batch_size} images on a core: more memory is needed than there is")
+    best = max(found, key=lambda one: one.images_per_sec_per_core)
+    return dataclasses.replace(best, swept={one.batch_size: one.images_per_sec_per_core for one in found})
+
+
+def _doubling(found: list[model_speed.Measurement], batch_size: int) -> Iterator[int]:
+    """Yields batch sizes, each twice the last one. Stops after two in a row that did not help.
+
+    The caller appends a measurement to `found` after each batch size.
+    """
+    while batch_size <= _LARGEST:
+        yield batch_size
+        rates = [one.images_per_sec_per_core for one in found]
+        if len(rates) > 2 and max(rates[-2:]) < _WORTH * max(rates[:-2]):
+            return
+        batch_size *= 2

@@ -1,0 +1,98 @@
+"""Facts of datasets that pre-flight needs without reading them: how many classes, training examples and labels."""
+
+import re
+from typing import NamedTuple
+
+import ml_collections
+
+from mixer.config import paper
+from mixer.runtime.errors import UserError
+
+
+class DataFacts(NamedTuple):
+    """The facts of a dataset on which a run's steps and their number depend.
+
+    Attributes:
+      num_classes: width of the head.
+      num_examples: in the training split.
+      max_labels: labels of an example, at most.
+    """
+
+    num_classes: int
+    num_examples: int
+    max_labels: int = 1
+
+
+# By `config.input.dataset`. num_examples is that of the split on which the paper trains, such as flowers'
+# train+validation.
+KNOWN = {
+    "imagenet2012": DataFacts(1000, 1_281_167),
+    "imagenet21k": DataFacts(21_843, 14_197_122),
+    "multilabel": DataFacts(18_291, 300_000_000, max_labels=8),  # JFT-300M's sizes; an image has 1.26 labels on average
+    "cifar10": DataFacts(10, 50_000),
+    "cifar100": DataFacts(100, 50_000),
+    "oxford_iiit_pet": DataFacts(37, 3_680),
+    "oxford_flowers102": DataFacts(102, 2_040),
+}
+
+# Datasets that users make by themselves. For these, KNOWN has the paper's sizes as defaults.
+_OWN = {"multilabel"}
+
+# From `config.input.dataset` to a key of `paper.DATA`.
+_PAPER_NAMES = {"imagenet2012": "i1k", "imagenet21k": "i21k", "multilabel": "jft"}
+
+_PLAIN_SPLIT = re.compile(r"[^\[]+|\w+\[:(\d+)%\]")  # a whole split, or its first per cents, such as train[:99%]
+
+
+def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples: int | None) -> DataFacts:
+    """Returns the facts of a config's dataset.
+
+    Args:
+      config: of the run.
+      num_classes: replaces the number of `KNOWN`; needed for other datasets.
+      num_examples: the same for the examples; also needed for a part of a split that does not start at its beginning.
+
+    Raises:
+      UserError: a number is needed and not given.
+    """
+    dataset, split = config.input.dataset, config.input.train_split
+    if dataset in KNOWN:
+        facts = KNOWN[dataset]
+        plain = _PLAIN_SPLIT.fullmatch(split)
+        if plain and plain[1]:
+            facts = facts._replace(num_examples=facts.num_examples * int(plain[1]) // 100)
+        elif not plain and not num_examples:
+            raise UserError(f"config.input.train_split={split!r}: give its --num_examples")
+    elif num_classes and num_examples:
+        facts = DataFacts(num_classes, num_examples)
+    else:
+        raise UserError(
+            f"config.input.dataset={dataset!r} is not known here: give --num_classes and --num_examples "
+            f"(known are {', '.join(KNOWN)})"
+        )
+    return DataFacts(
+        num_classes or facts.num_classes,
+        num_examples or facts.num_examples,
+        config.input.max_labels or facts.max_labels,
+    )
+
+
+def fixed(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns which of "num_classes" and "num_examples" are already certain for a config's dataset."""
+    if config.input.dataset not in KNOWN or config.input.dataset in _OWN:
+        return []
+    return ["num_classes", "num_examples"] if _PLAIN_SPLIT.fullmatch(config.input.train_split) else ["num_classes"]
+
+
+def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
+    """Returns the TPU-v3 core-days of the paper's pre-training with this model, data, size and number of epochs.
+
+    Returns None if the paper has no such run.
+    """
+    if any(config.model[width] for width in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")):
+        return None  # another model than the variant
+    run = (config.model.variant, _PAPER_NAMES.get(config.input.dataset), config.total_epochs, config.input.image_size)
+    for row in paper.ROWS:
+        if run == (row.variant, row.pretraining, row.epochs, row.image_size):
+            return row.thousand_core_days * 1000
+    return None
