@@ -47,26 +47,28 @@ _SET_HERE = {
     "optimizer.learning_rate": "give --learning_rates",
     "seed": "give --seeds, their number",
     "input.dataset": "give --tasks",
-    "input.train_split": "the rows of mixer/tasks.py say the splits",
-    "input.eval_split": "the rows of mixer/tasks.py say the splits",
+    "input.train_split": "the rows of mixer/config/tasks.py have the splits",
+    "input.eval_split": "the rows of mixer/config/tasks.py have the splits",
 }
 
 
 def choose(grid: dict[float, float | None]) -> float | None:
-    """The learning rate with the highest accuracy, of equals the smallest; None if all diverged."""
+    """Returns the learning rate with the highest accuracy, the smallest of equals; None if all diverged."""
     done = {rate: accuracy for rate, accuracy in grid.items() if accuracy is not None}
     return min(done, key=lambda rate: (-done[rate], rate), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
+    """One training run of the sweep."""
+
     title: str
     folder: epath.Path
     config: ConfigDict
     total_steps: int
 
     def result(self) -> dict[str, float] | None:
-        """The evaluation of the last step, {} if the run diverged, None if it is not done. Nothing is compiled.
+        """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
 
         Raises:
           UserError: the folder holds a run of another config.
@@ -81,7 +83,7 @@ class _Run:
 
 
 class Sweep:
-    """The runs of all tasks, checked before the first of them begins."""
+    """The runs of all tasks. All of them are checked before the first one starts."""
 
     def __init__(
         self,
@@ -91,13 +93,13 @@ class Sweep:
         num_seeds: int,
         workdir: epath.PathLike,
     ):
-        """Checks every config, opens every dataset and looks into every folder.
+        """Checks every config, opens every dataset, and reads the results that are there.
 
         Args:
-          spec: the config file and its arguments, to which the task is added.
-          overrides: dotted names and values that replace those of the file.
-          rates: each task's learning rates, by its full name.
-          num_seeds: how many final runs.
+          spec: the config file with its arguments; the task is added to them.
+          overrides: values that replace those of the file, by dotted name.
+          rates: the learning rates of each task, by its full name.
+          num_seeds: how many final runs each task has.
           workdir: the folder of all runs.
 
         Raises:
@@ -105,10 +107,9 @@ class Sweep:
         """
         self._spec, self._overrides, self._workdir = spec, overrides, epath.Path(workdir)
         self._rates, self._seeds = {name: sorted(set(given)) for name, given in rates.items()}, range(num_seeds)
-        self._num_examples: dict[
-            tuple[str, bool], int
-        ] = {}  # to train on: of a task, while its learning rate is chosen
-        self._number, self._seconds, self._steps = 0, 0.0, 0  # of the run at work; spent and made in all so far
+        # Training images of each task, and whether while its learning rate is chosen.
+        self._num_examples: dict[tuple[str, bool], int] = {}
+        self._number, self._seconds, self._steps = 0, 0.0, 0  # number of the current run; time and steps spent so far
         for name in rates:
             for dev in (True, False):
                 data = self._config(name, self._rates[name][0], 0, dev).input
@@ -120,7 +121,7 @@ class Sweep:
                 run.result()
 
     def outcomes(self) -> Iterator[tuple[str, Outcome]]:
-        """Runs what is not done; yields the name and outcome of each task once it is.
+        """Trains the runs that are not done. Yields the name and outcome of each task as soon as it is complete.
 
         Raises:
           UserError: a run cannot go on, or every learning rate of a task led to a loss that is not finite.
@@ -145,12 +146,12 @@ class Sweep:
             )
 
     def _config(self, name: str, rate: float, seed: int, dev: bool) -> ConfigDict:
-        """The config of a run: of one for the choice of the learning rate if `dev`, else of a final one."""
+        """Returns the config of a run: on the dev split if `dev`, to choose the learning rate; else of a final run."""
         task = tasks.TASKS[name]
         path, _, arguments = self._spec.partition(":")
         config = command_line.run_file(f"{path}:{arguments}{',' if arguments else ''}task={name}")
         if config.input.dataset != task.dataset:
-            raise UserError(f"--config {path} does not heed its argument task={name}; give configs/finetune.py")
+            raise UserError(f"--config {path} ignores its argument task={name}; give configs/finetune.py")
         config.update_from_flattened_dict(self._overrides)
         config.input.train_split = task.sweep_train if dev else task.train
         config.input.eval_split = task.sweep_dev if dev else task.test
@@ -164,16 +165,16 @@ class Sweep:
         return _Run(title, self._workdir / name / label, config, total_steps)
 
     def _grid_runs(self, name: str) -> dict[float, _Run]:
-        """By learning rate; none where there is one alone, which needs no choice."""
+        """Returns the runs on the dev split by learning rate; none if there is only one rate."""
         rates = self._rates[name]
         return {rate: self._run(name, f"lr_{rate}", rate, 0, dev=True) for rate in rates if len(rates) > 1}
 
     def _final_runs(self, name: str, rate: float) -> list[_Run]:
-        """One for each seed; the folder names the learning rate too: with a longer grid another one may win."""
+        """Returns a run for each seed. Its folder names the learning rate too: with a longer grid another may win."""
         return [self._run(name, f"lr_{rate}_seed_{seed}", rate, seed, dev=False) for seed in self._seeds]
 
     def _finished(self, run: _Run) -> dict[str, float]:
-        """The result of a run, which is brought to its end first if need be; {} if it diverged."""
+        """Returns the result of a run, after training it if it is not done; {} if it diverged."""
         self._number += 1
         runs = sum((len(rates) if len(rates) > 1 else 0) + len(self._seeds) for rates in self._rates.values())
         prefix = f"[{self._number}/{runs}] {run.title}  "
@@ -182,7 +183,7 @@ class Sweep:
             said = f"done before, accuracy {result['val/accuracy']:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
             return result
-        # The runs that follow are taken to be as long as this one, and as fast as those so far.
+        # This assumes that the runs to come are as long as this one and as fast as those before.
         left = (runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
         before, rows = time.monotonic(), read_metrics(run.folder)
         try:
@@ -202,7 +203,7 @@ class Sweep:
 
 
 def _task_names(names: Sequence[str]) -> list[str]:
-    """The full names of tasks; "all" is the paper's five."""
+    """Returns the full names of tasks; "all" stands for the paper's five."""
     found = []
     for name in tasks.AVG5 if list(names) == ["all"] else names:
         try:
@@ -227,7 +228,10 @@ def _learning_rates(words: Sequence[str]) -> list[float]:
 
 
 def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
-    """The paper's results for this model, pre-trained on what --pretraining or the name of the weights says."""
+    """Returns the paper's results for this model and its pre-training data; None if the paper has none.
+
+    The pre-training data comes from --pretraining, or from the name of published weights.
+    """
     named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
     try:
         return paper.find(config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop)
@@ -238,11 +242,11 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
 
 
 def define_flags() -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     config_flags.DEFINE_config_file("config", None, "configs/finetune.py with its arguments, all but task.")
     flags.DEFINE_list("tasks", ["all"], "Rows of mixer/config/tasks.py, or all: the paper's five.")
     flags.DEFINE_list(
-        "learning_rates", None, "The grid, in place of the tasks' own; of a single one nothing is chosen."
+        "learning_rates", None, "The grid, in place of the tasks' own; a single rate is used without a choice."
     )
     flags.DEFINE_integer("seeds", 3, "How many final runs.", lower_bound=1)
     flags.DEFINE_string("pretraining", None, "What the weights come from, for the paper's numbers: i1k, i21k or jft.")
@@ -253,17 +257,12 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     given = flags.FLAGS
     config, _ = command_line.from_flags()
-    spec = config_flags.get_config_filename(given["config"])
-    overrides = dict(config_flags.get_override_values(given["config"]))
-    if wrong := [name for name in _SET_HERE if name in overrides]:
-        raise UserError(f"--config.{wrong[0]} is set by the sweep itself; {_SET_HERE[wrong[0]]}")
-    if "task=" in spec.partition(":")[2]:
-        raise UserError(f"--config {spec}: task is set by the sweep itself; give --tasks")
+    spec, overrides = _spec_and_overrides()
     names = _task_names(given.tasks)
     chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
     row = _paper_row(config, given.pretraining)
     workdir = epath.Path(given.workdir)
-    # Runs that are the same program compile once: evaluations, and a run and its continuation.
+    # Several runs are the same program, which is compiled once and then read from here.
     compilation_cache.keep_compiled(workdir / "compiled")
     rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
     sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
@@ -281,6 +280,21 @@ def main(argv: list[str]) -> None:
         sweep_results.write(workdir, outcomes, row, made_by)
     print(f"\n{sweep_results.table(outcomes, row)}\n\n{sweep_results.note(row, config.input.eval_crop)}")
     print(f"The table and what made it are in {workdir}/results.md and results.json")
+
+
+def _spec_and_overrides() -> tuple[str, dict[str, Any]]:
+    """Returns the config file with its arguments, and the values that the command line changes.
+
+    Raises:
+      UserError: they set what the sweep sets itself.
+    """
+    flag = flags.FLAGS["config"]
+    spec, overrides = config_flags.get_config_filename(flag), dict(config_flags.get_override_values(flag))
+    if wrong := [name for name in _SET_HERE if name in overrides]:
+        raise UserError(f"--config.{wrong[0]} is set by the sweep itself; {_SET_HERE[wrong[0]]}")
+    if "task=" in spec.partition(":")[2]:
+        raise UserError(f"--config {spec}: task is set by the sweep itself; give --tasks")
+    return spec, overrides
 
 
 if __name__ == "__main__":

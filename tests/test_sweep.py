@@ -20,10 +20,11 @@ from flax import traverse_util
 from mixer import models, sweep
 from mixer.config import checks, paper, recipe, run_folder, tasks
 from mixer.runtime.errors import DivergedError, UserError
-from mixer.sweep import Outcome, choose
-from scripts import sweep as script
+from mixer.sweep import choose
+from mixer.transfer import sweep_results
+from mixer.transfer.sweep_results import Outcome
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # A model of a few thousand parameters and a training of seconds.
 TINY = {
@@ -102,10 +103,10 @@ FIVE = {name: outcome(0.90 + i / 100, 0.92 + i / 100) for i, name in enumerate(t
 
 
 def test_the_average_is_over_all_five_or_none():
-    assert script.average(FIVE) == pytest.approx(0.93)
-    assert script.average({name: FIVE[name] for name in list(FIVE)[1:]}) is None
-    assert script.average({**FIVE, "beans": outcome(0.1)}) == pytest.approx(0.93)
-    assert script.average({**FIVE, "cifar10": outcome(None)}) is None
+    assert sweep_results.average(FIVE) == pytest.approx(0.93)
+    assert sweep_results.average({name: FIVE[name] for name in list(FIVE)[1:]}) is None
+    assert sweep_results.average({**FIVE, "beans": outcome(0.1)}) == pytest.approx(0.93)
+    assert sweep_results.average({**FIVE, "cifar10": outcome(None)}) is None
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -113,7 +114,7 @@ def cells(markdown: str) -> list[list[str]]:
 
 
 def test_the_table_has_the_papers_numbers_where_there_are_any():
-    head, rule, *rows = cells(script.table(FIVE, paper.find("B/16", "i21k", 224)))
+    head, rule, *rows = cells(sweep_results.table(FIVE, paper.find("B/16", "i21k", 224)))
     assert {len(row) for row in rows} == {len(head)} == {len(rule)}
     assert [row[0] for row in rows] == [*tasks.AVG5, "average of the five"]
     assert [row[head.index("paper")] for row in rows] == ["80.64", "-", "-", "-", "-", "92.50"]
@@ -124,13 +125,15 @@ def test_the_table_has_the_papers_numbers_where_there_are_any():
 
 
 def test_the_table_of_one_task_and_one_seed_without_a_choice():
-    rows = cells(script.table({"cifar10": outcome(0.5, grid={}, dev_count=None)}, paper.find("B/16", "i21k", 224)))
+    rows = cells(
+        sweep_results.table({"cifar10": outcome(0.5, grid={}, dev_count=None)}, paper.find("B/16", "i21k", 224))
+    )
     assert rows[2:] == [["cifar10", "50.00", "-", "1", "10,000", "-", "0.01", "-"]]
 
 
 def test_the_table_says_what_diverged():
     some, none = outcome(0.5, None, 0.5, grid={}), outcome(None, None, grid={}, count=None)
-    rows = cells(script.table({**FIVE, "cifar10": some, "cifar100": none}, None))
+    rows = cells(sweep_results.table({**FIVE, "cifar10": some, "cifar100": none}, None))
     assert rows[3] == ["cifar10", "50.00", "0.00", "2 (1 diverged)", "10,000", "-", "0.01", "-"]
     assert rows[4] == ["cifar100", "-", "-", "0 (2 diverged)", "-", "-", "0.01", "-"]
     assert rows[-1] == ["average of the five", "-", "-", "-", "-", "-", "-", "-"]
@@ -157,14 +160,14 @@ def test_the_table_says_what_diverged():
     ids=str,
 )  # fmt: skip
 def test_the_note_names_both_crops(key, eval_crop, line):
-    assert script.note(key and paper.find(*key, eval_crop), eval_crop) == line
+    assert sweep_results.note(key and paper.find(*key, eval_crop), eval_crop) == line
 
 
 def test_the_crop_chooses_the_papers_table():
     config = recipe.finetune("L/16", tasks.TASKS["cifar10"], 448)
-    assert script._paper_row(config, "i21k").table == 3
+    assert sweep._paper_row(config, "i21k").table == 3
     config.input.eval_crop = "resize_square"
-    assert script._paper_row(config, "i21k").table == 2
+    assert sweep._paper_row(config, "i21k").table == 2
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_the_crop_chooses_the_papers_table():
 def test_what_the_paper_has_to_compare_with(init_from, pretraining, imagenet):
     config = recipe.finetune("B/16", tasks.TASKS["cifar10"], 224)
     config.init_from = init_from
-    row = script._paper_row(config, pretraining)
+    row = sweep._paper_row(config, pretraining)
     assert (row and row.imagenet) == imagenet
 
 
@@ -249,7 +252,7 @@ def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, t
     assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged before" in capsys.readouterr().out
 
     made_by = {"device": "1 x cpu", "versions": {"jax": "0"}, "command": "python", "eval_crop": "resize_square"}
-    script._write(epath.Path(tmp_path), {"cifar10": found}, paper.find("H/14", "jft", 448), made_by)
+    sweep_results.write(epath.Path(tmp_path), {"cifar10": found}, paper.find("H/14", "jft", 448), made_by)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["tasks"]["cifar10"]["seeds"] == [0.5, None, 0.7]
     assert (results["eval_crop"], results["paper"]["eval_crop"]) == ("resize_square", "resize_square")
@@ -308,7 +311,7 @@ def test_data_that_is_missing_is_found_before_the_first_tasks_runs(data_dir, tmp
 def test_a_config_file_that_makes_the_same_of_every_task_is_refused(data_dir, tmp_path):
     file = tmp_path / "deaf.py"
     file.write_text("from mixer import recipe\n\ndef get_config(arguments):\n    return recipe.base()\n")
-    with pytest.raises(UserError, match=r"deaf.py does not heed its argument task=cifar10; give configs/finetune.py"):
+    with pytest.raises(UserError, match=r"deaf.py ignores its argument task=cifar10; give configs/finetune.py"):
         sweep.Sweep(str(file), {"input.data_dir": data_dir}, {"cifar10": [0.01]}, 1, tmp_path / "runs")
 
 
@@ -323,7 +326,7 @@ def command(data_dir: str, folder: pathlib.Path) -> list[str]:
     np.savez(folder / "weights.npz", **traverse_util.flatten_dict(params, sep="/"))
     start = {"input.data_dir": data_dir, "optimizer.clip_norm": 0.0, "init_from": folder / "weights.npz"}
     overrides = [f"--config.{name}={value}" for name, value in {**TINY, **start}.items()]
-    return [sys.executable, "scripts/sweep.py", "--config", "configs/finetune.py:model=s16,size=64", "--tasks=cifar10",
+    return [sys.executable, "-m", "mixer.sweep", "--config", "configs/finetune.py:model=s16,size=64", "--tasks=cifar10",
             "--learning_rates=0.01,1e30", "--seeds=2", f"--workdir={folder / 'sweep'}", *overrides]  # fmt: skip
 
 
@@ -373,14 +376,14 @@ def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
 # Imports once, then the command in a fork for each of its command lines.
 COMMANDS = """
 import json, os, runpy, sys
-import scripts.sweep
+import mixer.sweep
 for arguments in json.loads(sys.argv[1]):
     child = os.fork()
     if not child:
         os.dup2(1, 2)
-        sys.argv = ["scripts/sweep.py", *arguments]
+        sys.argv = ["mixer/sweep.py", *arguments]
         try:
-            runpy.run_path("scripts/sweep.py", run_name="__main__")
+            runpy.run_module("mixer.sweep", run_name="__main__")
         except SystemExit as end:  # without the seconds that Python needs to take everything down
             print(end.code, flush=True)
             os._exit(1)
@@ -393,7 +396,7 @@ MISTAKES = {
     ("--config.seed=1",): "--config.seed is set by the sweep itself; give --seeds, their number",
     ("--config.optimizer.learning_rate=1",): "--config.optimizer.learning_rate is set by the sweep itself; give --lear",
     ("--config.input.dataset=cifar10",): "--config.input.dataset is set by the sweep itself; give --tasks",
-    ("--config.input.eval_split=x",): "--config.input.eval_split is set by the sweep itself; the rows of mixer/tasks.",
+    ("--config.input.eval_split=x",): "--config.input.eval_split is set by the sweep itself; the rows of mixer/config",
     ("--tasks=mnist",): "--tasks: task 'mnist': expected one of imagenet2012, ",
     (
         "--tasks=imagenet_real",

@@ -1,4 +1,4 @@
-"""The results of a fine-tuning sweep: what came out for each task, and the table with the paper's numbers beside it."""
+"""The results of a fine-tuning sweep: an outcome for each task, and the table with the paper's numbers."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from mixer.config import paper, tasks
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came out for a task; accuracies are shares.
+    """The result of a task. Accuracies are shares.
 
     Attributes:
-      grid: accuracy on the dev split by learning rate, None where the run diverged; empty where there was no choice.
-      dev_count: images of the dev split; None where there was no choice.
+      grid: accuracy on the dev split by learning rate, None if the run diverged; empty if there was one rate only.
+      dev_count: images of the dev split; None if there was one rate only.
       chosen: the learning rate.
-      seeds: accuracy on the test split, one for each seed from 0; None where the run diverged.
-      count: images of the test split; None where all diverged.
+      seeds: accuracy on the test split for each seed, from 0; None if the run diverged.
+      count: images of the test split; None if all runs diverged.
     """
 
     grid: dict[float, float | None]
