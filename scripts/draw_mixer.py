@@ -2,8 +2,7 @@
 
     image -> patches -> n x (token mixing -> channel mixing) -> mean over patches -> head
 
-The background is transparent and the colours are of medium brightness, for white and dark pages. One version of
-matplotlib writes the same bytes every time.
+It suits white and dark pages: the background is transparent. The same matplotlib writes the same bytes.
 """
 
 import pathlib
@@ -20,6 +19,7 @@ FILE = pathlib.Path(__file__).resolve().parents[1] / "docs/figures/mixer.svg"
 GRID, CHANNELS, PIXELS = 3, 6, 90  # patches along a side of the image, channels of a token, pixels along a side
 GREY, ORANGE, BLUE, PURPLE, PALE = "#7f8791", "#d9822b", "#2f8fd0", "#8a63c9", "#80889038"
 ROUND = "round,pad=0,rounding_size=0.15"
+UNIT_SQUARE = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
 MIDDLE = 2.35  # the height of the arrows
 
 
@@ -47,7 +47,7 @@ def draw_table(axes: Axes, left: float, colour: str, filled: np.ndarray, cell: f
     bottom = MIDDLE - len(filled) * cell / 2
     for face, cells in ((PALE, ~filled), (colour, filled)):
         corners = np.argwhere(cells)[:, ::-1] * cell + (left, bottom)
-        squares = [Path(Path.unit_rectangle().vertices * 0.86 * cell + corner, closed=True) for corner in corners]
+        squares = [Path(UNIT_SQUARE * 0.86 * cell + corner, closed=True) for corner in corners]
         axes.add_patch(PathPatch(Path.make_compound_path(*squares), facecolor=face, edgecolor="none"))
     axes.text(left - 0.12, MIDDLE, "patches", color=GREY, ha="right", va="center", rotation=90, fontsize=9)
     axes.text(left + 0.9, bottom - 0.1, "channels", color=GREY, ha="center", va="top", fontsize=9)
@@ -61,9 +61,11 @@ def draw_box(axes: Axes, left: float, width: float, height: float, colour: str, 
 
 def draw_arrow(axes: Axes, start: float, end: float, top: float = 0.0) -> None:
     """Draws an arrow to the right; it begins `top` above the others and bends down to end above its target."""
-    ends, bend = ((start, MIDDLE + top), (end, MIDDLE + (0.25 if top else 0))), -0.3 if top else 0
+    rise, bend = (0.25, -0.3) if top else (0.0, 0.0)
     style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "color": GREY, "linewidth": 1.4}
-    axes.add_patch(FancyArrowPatch(*ends, connectionstyle=f"arc3,rad={bend}", **style))
+    axes.add_patch(
+        FancyArrowPatch((start, MIDDLE + top), (end, MIDDLE + rise), connectionstyle=f"arc3,rad={bend}", **style)
+    )
 
 
 def main() -> None:
@@ -75,25 +77,24 @@ def main() -> None:
     draw_patches(axes, 2.7, size=0.66, gap=0.15)
     axes.add_patch(FancyBboxPatch((5.5, 0.1), 9.3, 4.55, ROUND, facecolor="none", edgecolor=GREY, linestyle="--"))
     tokens, channels = np.indices((GRID**2, CHANNELS))
-    for left, colour, filled in ((6.1, ORANGE, channels == 2), (10.6, BLUE, tokens == 4)):
+    for left, colour, filled, title, text in (
+        (6.1, ORANGE, channels == 2, "token mixing", "mixes patches, channel by channel"),
+        (10.6, BLUE, tokens == 4, "channel mixing", "mixes channels, patch by patch"),
+    ):
         draw_table(axes, left, colour, filled)
         draw_box(axes, left + 2.25, 0.95, 0.8, colour, "MLP")
         axes.text(left + 3.78, MIDDLE, "+", color=GREY, ha="center", va="center", fontsize=17, weight="bold")
         for start, end, top in ((1.82, 2.28, 0.0), (3.17, 3.65, 0.0), (1.82, 3.76, 1.1)):
             draw_arrow(axes, left + start, left + end, top)
+        axes.text(left, 4.05, title, color=colour, weight="bold", fontsize=12)
+        axes.text(left, 0.35, text, color=GREY, va="center")
     draw_box(axes, 15.2, 1.0, 1.5, GREY, "mean\nover\npatches")
     draw_box(axes, 16.55, 0.95, 0.8, PURPLE, "head")
     for start, end in ((2.22, 2.68), (5.0, 5.46), (9.98, 10.28), (14.5, 15.2), (16.17, 16.57)):
         draw_arrow(axes, start, end)
-    for left, colour, title, text in (
-        (0.2, GREY, "image", ""),
-        (2.7, GREY, "patches", "a dense layer makes\neach one a token"),
-        (6.1, ORANGE, "token mixing", "mixes patches, channel by channel"),
-        (10.6, BLUE, "channel mixing", "mixes channels, patch by patch"),
-        (14.1, GREY, "× n", ""),
-    ):
-        axes.text(left, 4.05, title, color=colour, weight="bold", fontsize=12)
-        axes.text(left, 0.35, text, color=GREY, va="center")
+    axes.text(2.7, 0.35, "a dense layer makes\neach one a token", color=GREY, va="center")
+    for left, title in ((0.2, "image"), (2.7, "patches"), (14.1, "× n")):
+        axes.text(left, 4.05, title, color=GREY, weight="bold", fontsize=12)
     axes.set(xlim=(0, 17.7), ylim=(0, 4.8), aspect="equal")
     axes.axis("off")
     figure.savefig(FILE, transparent=True, metadata={"Date": None, "Creator": None})
