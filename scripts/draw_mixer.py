@@ -1,7 +1,5 @@
 """Draws docs/figures/mixer.svg, the picture of a Mixer in README.md: `python -m scripts.draw_mixer`.
 
-    image -> patches -> n x (token mixing -> channel mixing) -> mean over patches -> head
-
 It suits white and dark pages: the background is transparent. The same matplotlib writes the same bytes.
 """
 
@@ -18,9 +16,8 @@ from matplotlib.path import Path
 FILE = pathlib.Path(__file__).resolve().parents[1] / "docs/figures/mixer.svg"
 GRID, CHANNELS, PIXELS = 3, 6, 90  # patches along a side of the image, channels of a token, pixels along a side
 GREY, ORANGE, BLUE, PURPLE, PALE = "#7f8791", "#d9822b", "#2f8fd0", "#8a63c9", "#80889038"
-ROUND = "round,pad=0,rounding_size=0.15"
+ROUND, MIDDLE = "round,pad=0,rounding_size=0.15", 2.35  # the corners of boxes, and the height of the arrows
 UNIT_SQUARE = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
-MIDDLE = 2.35  # the height of the arrows
 
 
 def picture() -> np.ndarray:
@@ -61,11 +58,9 @@ def draw_box(axes: Axes, left: float, width: float, height: float, colour: str, 
 
 def draw_arrow(axes: Axes, start: float, end: float, top: float = 0.0) -> None:
     """Draws an arrow to the right; it begins `top` above the others and bends down to end above its target."""
-    rise, bend = (0.25, -0.3) if top else (0.0, 0.0)
+    rise, bend = (0.25, "arc3,rad=-0.3") if top else (0.0, "arc3")
     style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "color": GREY, "linewidth": 1.4}
-    axes.add_patch(
-        FancyArrowPatch((start, MIDDLE + top), (end, MIDDLE + rise), connectionstyle=f"arc3,rad={bend}", **style)
-    )
+    axes.add_patch(FancyArrowPatch((start, MIDDLE + top), (end, MIDDLE + rise), connectionstyle=bend, **style))
 
 
 def main() -> None:
