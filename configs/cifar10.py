@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     recipe.duration(config, "warmup", epochs=0.5)
     recipe.duration(config, "eval", epochs=1)
     recipe.duration(config, "checkpoint", epochs=1)
-    config.optimizer.name = "muon"  # learns much faster than Adam here: README.md
+    config.optimizer.name = "muon"  # learns much faster than Adam here: docs/results.md
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.beta2 = 0.99

@@ -173,7 +173,7 @@ def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) 
     """
     options = tf.data.Options()
     # The thread that would tune the pipeline misses the dataset's end when it looks a moment too early, and is waited
-    # for while it sleeps on, up to a minute. What it gains is nothing (docs/performance.md).
+    # for while it sleeps on, up to a minute. What it gains is nothing (docs/lab/input.md).
     options.autotune.enabled = False
     verify = False
     while steps:

@@ -1,0 +1,90 @@
+"""The pages: their links work, and the files, commands and `make` targets that they name exist."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("mixer", "configs", "scripts", "tests", "docs")
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+FENCE = re.compile(r"^\s*```.*?^\s*```", re.DOTALL | re.MULTILINE)
+PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/]")
+COMMAND = re.compile(r"python -m ((?:mixer|scripts|tests)[\w.]*)")
+MAKE = re.compile(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z][a-z-]*)", re.MULTILINE)
+
+
+def name_of(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def code_of(page: pathlib.Path) -> str:
+    return "\n".join(CODE.findall(page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_in_code_exist(page):
+    for path in PATH.findall(code_of(page)):
+        assert (ROOT / path).exists(), f"{path} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist(page):
+    for module in COMMAND.findall(code_of(page)):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{module} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_make_targets_exist(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in MAKE.findall(code_of(page)):
+        assert target in targets, f"make {target}: no such target"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    linked, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        for target in LINK.findall(FENCE.sub("", page.read_text())):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            if path.suffix == ".md" and path.exists() and path not in linked:
+                linked.add(path)
+                waiting.append(path)
+    assert set(PAGES) - {ROOT / "README.md"} <= linked
+
+
+def test_the_map_names_every_file():
+    """Every module and command stands in the map of docs/architecture.md."""
+    rooms = re.search(r"## Rooms\n+```\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+    assert rooms
+    for path in (ROOT / "mixer").rglob("*.py"):
+        if path.name != "__init__.py" and "datasets" not in path.parts:
+            assert re.search(rf"\b{re.escape(path.name)}\b", rooms[1]), f"{path.relative_to(ROOT)} is not in the map"
+
+
+def test_figures_are_small_enough_for_a_page():
+    for figure in (ROOT / "docs/figures").iterdir():
+        assert figure.stat().st_size < 100_000
