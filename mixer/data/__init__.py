@@ -1,1 +1,1 @@
-"""Sources -> decoded images -> augmented batches. Only the pipeline and the readers import TensorFlow."""
+"""From sources through decoded images to augmented batches. TensorFlow is imported in `tensorflow.py` alone."""

@@ -1,7 +1,7 @@
-"""Class names that a person can read: the lists of ImageNet-1k and ImageNet-21k, in the order of the published heads.
+"""Readable class names: the lists of ImageNet-1k and ImageNet-21k, in the order of the published heads.
 
-A line of `data/class_names/*.txt` is a WordNet id and a short name: torchvision's for the thousand classes of
-ImageNet-1k, for the others the first of WordNet's (Princeton University). Needs no TensorFlow.
+Each line of `class_lists/*.txt` has a WordNet id and a short name. The names of the 1,000 classes of ImageNet-1k are
+torchvision's. The others are the first name that WordNet (Princeton University) gives. This file needs no TensorFlow.
 """
 
 import functools
@@ -11,27 +11,27 @@ from collections.abc import Sequence
 
 from mixer.runtime.errors import UserError
 
-# By the number of classes. The order of ImageNet-1k is TFDS' too.
+# By number of classes. TFDS has the same order for ImageNet-1k.
 PUBLISHED = {1_000: "ImageNet-1k", 21_843: "ImageNet-21k"}
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def published(num_classes: int) -> list[str] | None:
-    """The WordNet ids of a published head with so many classes, in its order; None where there is none."""
+    """Returns the WordNet ids of the published head with this number of classes, in its order; None without one."""
     return list(_names_of(PUBLISHED[num_classes])) if num_classes in PUBLISHED else None
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """Writes "tench (n01440764)" for each WordNet id that the lists know, and leaves all other names."""
+    """Returns the names with "tench (n01440764)" for each known WordNet id. Other names stay as they are."""
     return [f"{_short_names()[name]} ({name})" if _is_known(name) else name for name in names]
 
 
 def read_names(path: str) -> list[str]:
-    """Reads the names in a text file, one a line; empty lines at its end do not count.
+    """Reads class names from a text file, one on each line. Empty lines at the end are ignored.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read or is not UTF-8 text.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -54,6 +54,6 @@ def _short_names() -> dict[str, str]:
 
 @functools.cache
 def _names_of(dataset: str) -> dict[str, str]:
-    """WordNet ids to short names, in the order of the labels."""
+    """Returns the short name of each WordNet id, in the order of the labels."""
     file = importlib.resources.files("mixer") / "data" / "class_lists" / f"{dataset.lower().replace('-', '')}.txt"
     return dict(line.split(" ", 1) for line in file.read_text(encoding="ascii").splitlines())

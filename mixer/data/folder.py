@@ -1,8 +1,9 @@
-"""A folder of class folders as a source: `data_dir`/<class>/<image>."""
+"""The reader for a folder of class folders: `data_dir`/<class>/<image>."""
 
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -16,54 +17,73 @@ _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test
 
 
 def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.PathLike) -> Source:
-    """Reads `data_dir`/<class>/<image>, or the same below train/ and validation/ (val/, test/).
+    """Opens the split "train" or "validation" of a folder.
 
-    Where there are no such split folders, `validation_share` of each class is kept from training: those whose names
-    come first by hash, so that adding images moves none from one split to the other by accident of order.
+    The folder holds the class folders, or a folder train/ and a folder validation/ (or val/, or test/) that hold them.
+    Without a folder for validation, a share of each class, `config.validation_share`, is kept for validation.
+
+    Args:
+      config: `config.input`.
+      split: "train" or "validation".
+      cache_dir: not used; a folder needs no index.
+
+    Raises:
+      UserError: there is no such split, no such folder, fewer than two classes, or the split is empty.
     """
     if split not in _SPLIT_FOLDERS:
         raise UserError(f"split {split!r} of a folder: expected train or validation")
     root = epath.Path(config.data_dir or "")
     if not config.data_dir or not root.is_dir():
         raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
-    named = {key: next((root / name for name in names if _folders(root / name)), None)
-             for key, names in _SPLIT_FOLDERS.items()}  # fmt: skip
-    train_root = named["train"] or root
-    split_root = named[split] if named["train"] and named["validation"] else None
-    files_of = {name: files for name in _folders(train_root) if (files := _image_files(train_root / name))}
-    class_names = list(files_of)
-    if len(class_names) < 2:
-        raise UserError(f"{train_root} holds {len(class_names)} class folders with images; at least two are needed")
+    split_folders = {name: folder for name in _SPLIT_FOLDERS if (folder := _split_folder(root, name))}
+    train_folder = split_folders.get("train", root)
+    files = {name: found for name in _folder_names(train_folder) if (found := _image_names(train_folder / name))}
+    if len(files) < 2:
+        raise UserError(f"{train_folder} holds {len(files)} class folders with images; at least two are needed")
 
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, (name, files) in enumerate(files_of.items()):
-        if split_root:
-            files = _image_files(split_root / name)
-        else:
-            files = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
-            kept = max(round(len(files) * config.validation_share), 1) if config.validation_share else 0
-            kept = min(kept, len(files) - 1)
-            files = sorted(files[:kept] if split == "validation" else files[kept:])
-        paths += [str((split_root or train_root) / name / file) for file in files]
-        labels += [label] * len(files)
+    if len(split_folders) == len(_SPLIT_FOLDERS):
+        split_folder = split_folders[split]
+        files = {name: _image_names(split_folder / name) for name in files}  # the classes are those of train/
+    else:
+        split_folder = train_folder
+        files = {name: _share(found, split, config.validation_share) for name, found in files.items()}
+    paths = [str(split_folder / name / file) for name, found in files.items() for file in found]
+    labels = [label for label, found in enumerate(files.values()) for _ in found]
     if not paths:
         raise UserError(f"{root} has no images for split {split!r}: set config.input.validation_share above zero")
 
     def fetch(numbers: np.ndarray) -> list[Example]:
         return [Example(file_bytes(paths[n]), (labels[n],)) for n in numbers]
 
-    return Source(len(paths), class_names, 1, False, fetch)
+    return Source(len(paths), list(files), max_labels=1, multi_label=False, fetch=fetch)
 
 
-def _folders(folder: epath.Path) -> list[str]:
-    """The names of the folders in a folder, if it is one; hidden ones do not count, here and below."""
+def _split_folder(root: epath.Path, split: str) -> epath.Path | None:
+    """Returns the folder with a split's class folders, or None if there is none."""
+    folders = (root / name for name in _SPLIT_FOLDERS[split])
+    return next((folder for folder in folders if _folder_names(folder)), None)
+
+
+def _share(files: Sequence[str], split: str, validation_share: float) -> list[str]:
+    """Returns the split's files of one class: validation gets a share, at least one file unless the share is 0.
+
+    The hash of a file's name decides. So a file that is added later moves few others to the other split.
+    """
+    by_hash = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
+    kept = max(round(len(files) * validation_share), 1) if validation_share else 0
+    kept = min(kept, len(files) - 1)  # training keeps at least one file
+    return sorted(by_hash[:kept] if split == "validation" else by_hash[kept:])
+
+
+def _folder_names(folder: epath.Path) -> list[str]:
+    """Returns the names of the folders in a folder, without hidden ones. Empty if `folder` is no folder."""
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
 
 
-def _image_files(folder: epath.Path) -> list[str]:
+def _image_names(folder: epath.Path) -> list[str]:
+    """Returns the names of the image files in a folder, without hidden ones. Empty if `folder` is no folder."""
     if not folder.is_dir():
         return []
     names = (path.name for path in folder.iterdir() if path.name[0] != ".")
@@ -71,16 +91,16 @@ def _image_files(folder: epath.Path) -> list[str]:
 
 
 def file_bytes(path: str) -> bytes | None:
-    """The bytes of a file, local or gs://; None where it cannot be read or is no file but, say, a pipe."""
+    """Returns a file's bytes, local or gs://. None if it cannot be read or is no regular file, such as a pipe."""
     try:
         if "://" in path:
             return epath.Path(path).read_bytes()
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-    except Exception:  # each file system has exceptions of its own, and one image is not to end a run
+    except Exception:  # each file system raises its own exceptions, and one image must not end a run
         return None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file without waiting, as one would for a pipe until somebody writes to it."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opens a file. Without O_NONBLOCK, opening a pipe would wait until another process writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -1,4 +1,8 @@
-"""Opens the data that a config names, with the reader for its kind."""
+"""The registry of readers: opens the dataset that a config names.
+
+To add a reader, write a function of (`config.input`, split, cache_dir) that returns a `Source`, and put it into
+`READERS` under the name that configs use.
+"""
 
 from collections.abc import Callable
 
@@ -10,7 +14,7 @@ from mixer.data.sources import Source
 
 Reader = Callable[[ml_collections.ConfigDict, str, epath.PathLike], Source]
 
-# By `config.input.dataset`, up to its first slash. Every other name is a TFDS dataset's.
+# The key is `config.input.dataset` up to its first slash. Every other name is the name of a TFDS dataset.
 READERS: dict[str, Reader] = {"folder": folder.open_split}
 
 
@@ -20,11 +24,11 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
     Args:
       config: `config.input`.
       split: in the notation of the dataset's reader.
-      cache_dir: keeps what has to be made for the dataset, such as an index.
+      cache_dir: folder for files that the reader makes and keeps, such as an index.
 
     Raises:
       MissingDataError: the dataset is not there.
-      UserError: it is not as it should be.
+      UserError: the dataset or the split cannot be used.
     """
     reader = READERS.get(config.dataset.partition("/")[0], tfds_dataset.open_split)
     return reader(config, split, cache_dir)

@@ -1,15 +1,12 @@
-"""Random access to the records of a prepared dataset: record number in, bytes out, in constant time.
+"""Random access to the records of a prepared dataset, by record number and in constant time.
 
-ArrayRecord files carry an index. TFRecord files do not: theirs is made once, by reading the length that stands before
-every record, and kept as a NumPy file that is memory-mapped, so opening it costs the same for a thousand records and
-for fourteen million.
+ArrayRecord files have an index of their own. For TFRecord files, `tfrecord_index.py` makes one.
 """
 
 import concurrent.futures
-import logging
 import os
-import secrets
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -17,64 +14,44 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
+from mixer.data import tfrecord_index
 from mixer.runtime.errors import UserError
 
-_log = logging.getLogger(__name__)
-
-# A TFRecord is: uint64 length, uint32 crc(length), the bytes, uint32 crc(bytes); little-endian, checksums masked.
-_HEADER, _FOOTER = 12, 4
 _REMOTE_READS = 32  # concurrent reads of a bucket, where each waits for the network
 
-# A run is (shard, first record within it, how many); its records lie side by side.
-_Run = tuple[int, int, int]
+_Run = tuple[int, int, int]  # (shard, first record in it, number of records): consecutive records of one file
 _Records = list[bytes | None]
 
-Reader = Callable[[np.ndarray], list[bytes | None]]
-"""Record numbers (int64 [n]) to their bytes; None stands for a record that is damaged."""
+FetchRecords = Callable[[np.ndarray], list[bytes | None]]
+"""Returns the bytes of the records with these numbers (int64 [n]); None for a damaged record."""
 
 
-def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath.PathLike) -> tuple[int, Reader]:
-    """Opens a split of a prepared dataset, sub-splits such as train[:99%] included.
+def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath.PathLike) -> tuple[int, FetchRecords]:
+    """Opens a split of a prepared dataset, or a part of a split such as train[:99%].
 
     Args:
-      builder: a prepared TFDS dataset, in TFRecord or ArrayRecord format.
+      builder: a prepared TFDS dataset in TFRecord or ArrayRecord format.
       split: a split in TFDS' notation.
-      cache_dir: where an index is kept when the dataset's folder cannot be written to.
+      cache_dir: folder for the index if the dataset's folder is read-only.
 
     Returns:
-      The number of records and their reader.
+      The number of records, and a function that fetches records by their numbers.
 
     Raises:
-      UserError: a shard is missing, is not of the size that the index says, or the format has no random access.
+      UserError: a shard is missing or does not have the size that the index says, or the format has no random access.
     """
     instructions = builder.info.splits[split].file_instructions
-    takes = [instruction.take for instruction in instructions]
-    starts = np.cumsum([0, *takes])
-    shard_paths = [str(instruction.filename) for instruction in instructions]
-    remote = any("://" in path for path in shard_paths)
+    starts = np.cumsum([0, *(instruction.take for instruction in instructions)])
     skips = np.array([instruction.skip for instruction in instructions])
-    _check_present(shard_paths)
+    read_runs = _open_shards(builder, instructions, epath.Path(cache_dir))
 
-    file_format = builder.info.file_format.value
-    if file_format == "tfrecord":
-        shards = _indexed_shards(builder, shard_paths, epath.Path(cache_dir))
-        read_runs = _with_pool(_read_tfrecords(shards), remote=remote)
-    elif file_format == "array_record":
-        _check_counts(shard_paths, [instruction.skip + instruction.take for instruction in instructions])
-        read_runs = _with_pool(_read_array_records(shard_paths), remote=False)
-    else:
-        raise UserError(
-            f"dataset {builder.name}: file format {file_format!r} has no random access; prepare it as tfrecord or "
-            "array_record"
-        )
-
-    def read(numbers: np.ndarray) -> list[bytes | None]:
+    def fetch_records(numbers: np.ndarray) -> list[bytes | None]:
         numbers = np.asarray(numbers)
         shard = np.searchsorted(starts, numbers, side="right") - 1
         within = numbers - starts[shard] + skips[shard]
         order = np.lexsort((within, shard))
         records: list[bytes | None] = [None] * len(numbers)
-        # Neighbours on the disk are fetched by one read: that is what a blocked shuffle is for.
+        # Consecutive records are fetched with one read. With a blocked shuffle, such runs are long.
         breaks = np.flatnonzero((np.diff(shard[order]) != 0) | (np.diff(within[order]) != 1)) + 1
         runs = np.split(order, breaks) if len(order) else []
         fetched = read_runs([(int(shard[run[0]]), int(within[run[0]]), len(run)) for run in runs])
@@ -83,18 +60,99 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath
                 records[slot] = blob
         return records
 
-    return int(starts[-1]), read
+    return int(starts[-1]), fetch_records
+
+
+def _open_shards(
+    builder: tfds.core.DatasetBuilder, instructions: Sequence[Any], cache_dir: epath.Path
+) -> Callable[[list[_Run]], list[_Records]]:
+    """Checks the files of a split, and returns the function that reads runs of their records.
+
+    Args:
+      builder: a prepared dataset.
+      instructions: the split's `file_instructions`, one for each file.
+      cache_dir: see `open_records`.
+    """
+    paths = [str(instruction.filename) for instruction in instructions]
+    _check_present(paths)
+    file_format = builder.info.file_format.value
+    if file_format == "tfrecord":
+        remote = any("://" in path for path in paths)
+        return _with_pool(_tfrecord_reader(_indexed_shards(builder, paths, cache_dir)), remote)
+    if file_format == "array_record":
+        _check_counts(paths, [instruction.skip + instruction.take for instruction in instructions])
+        return _with_pool(_array_record_reader(paths), remote=False)
+    raise UserError(
+        f"dataset {builder.name}: file format {file_format!r} has no random access; prepare it as tfrecord or "
+        "array_record"
+    )
 
 
 def _with_pool(read_run: Callable[[_Run], _Records], remote: bool) -> Callable[[list[_Run]], list[_Records]]:
+    """Returns a function that reads several runs, concurrently if they are remote."""
     if not remote:
         return lambda runs: [read_run(run) for run in runs]
     pool = concurrent.futures.ThreadPoolExecutor(_REMOTE_READS, thread_name_prefix="records")
     return lambda runs: list(pool.map(read_run, runs))
 
 
-def _read_tfrecords(shards: list[tuple[str, np.ndarray]]) -> Callable[[_Run], _Records]:
-    """Takes each shard's path and its records' starts followed by its size (int64 [records + 1])."""
+def _check_present(paths: Sequence[str]) -> None:
+    """Checks that all shards exist. Otherwise a run might notice after days."""
+    folders = {os.path.dirname(path) for path in paths}
+    present = {str(path) for folder in folders for path in epath.Path(folder).iterdir()}
+    missing = sorted(set(paths) - present)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the dataset's {len(paths)} shards are missing, the first is {missing[0]}: copy or "
+            "prepare the dataset again"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ TFRecord
+
+
+def write_index(prepared_dir: epath.PathLike) -> None:
+    """Writes the index of every split of a prepared TFRecord dataset into its folder; ArrayRecord needs none."""
+    builder = tfds.builder_from_directory(prepared_dir)
+    if builder.info.file_format.value == "tfrecord":
+        for name, split in builder.info.splits.items():
+            if split.num_examples:
+                paths = [str(path) for path in split.filepaths]
+                offsets = tfrecord_index.make(paths, split.shard_lengths)
+                tfrecord_index.save(epath.Path(prepared_dir) / tfrecord_index.file_name(name), offsets)
+
+
+def _indexed_shards(
+    builder: tfds.core.DatasetBuilder, wanted: Sequence[str], cache_dir: epath.Path
+) -> list[tuple[str, np.ndarray]]:
+    """Loads or makes the index of the wanted files.
+
+    Returns:
+      For each file its path, and the offsets of its records followed by its size (int64 [records + 1]).
+    """
+    folder, dataset = epath.Path(builder.data_path), builder.info.full_name.replace("/", "-")
+    found: dict[str, np.ndarray] = {}
+    for name, split in builder.info.splits.items():
+        paths = [str(path) for path in split.filepaths]
+        if set(paths).isdisjoint(wanted):
+            continue
+        index_name = tfrecord_index.file_name(name)
+        places = [folder / index_name, cache_dir / f"{dataset}-{index_name}"]
+        offsets = tfrecord_index.load_or_make(places, paths, split.shard_lengths)
+        stops = np.cumsum([count + 1 for count in split.shard_lengths])
+        found.update(zip(paths, np.split(offsets, stops[:-1]), strict=True))
+    for path in wanted:
+        size = epath.Path(path).stat().length
+        if found[path][-1] != size:
+            raise UserError(
+                f"{path} holds {size} bytes where its index says {found[path][-1]}: it was cut short or replaced; copy "
+                f"it again, or delete the index ({tfrecord_index.file_name('*')}) if the file is right"
+            )
+    return [(path, found[path]) for path in wanted]
+
+
+def _tfrecord_reader(shards: list[tuple[str, np.ndarray]]) -> Callable[[_Run], _Records]:
+    """Returns the function that reads a run of records from shards as `_indexed_shards` returns them."""
 
     def read_run(run: _Run) -> _Records:
         shard, first, count = run
@@ -102,7 +160,7 @@ def _read_tfrecords(shards: list[tuple[str, np.ndarray]]) -> Callable[[_Run], _R
         bounds = offsets[first : first + count + 1]
         blob = _read_bytes(path, int(bounds[0]), int(bounds[-1] - bounds[0]))
         pairs = zip(bounds[:-1] - bounds[0], bounds[1:] - bounds[0], strict=True)
-        return [_verified(blob[start + _HEADER : stop]) for start, stop in pairs]
+        return [_verified(blob[start + tfrecord_index.HEADER : stop]) for start, stop in pairs]
 
     return read_run
 
@@ -112,7 +170,8 @@ def _read_bytes(path: str, start: int, size: int) -> bytes:
         with epath.Path(path).open("rb") as file:
             file.seek(start)
             return file.read(size)
-    # Opening costs some 10 microseconds; it keeps a dataset of thousands of shards within the limit on open files.
+    # The file is opened for each read, which takes about 10 microseconds. A dataset may have thousands of shards, and
+    # the operating system limits the number of open files.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, size, start)
@@ -121,19 +180,18 @@ def _read_bytes(path: str, start: int, size: int) -> bytes:
 
 
 def _verified(payload: bytes) -> bytes | None:
-    """Splits the checksum off a record's bytes; None when it does not match."""
-    data, stored = payload[:-_FOOTER], int.from_bytes(payload[-_FOOTER:], "little")
+    """Returns a record's data without its checksum, or None if the checksum does not match (TFRecord masks it)."""
+    data, stored = payload[: -tfrecord_index.FOOTER], int.from_bytes(payload[-tfrecord_index.FOOTER :], "little")
     crc = google_crc32c.value(data)
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     return data if masked == stored else None
 
 
-def _open_array_record(path: str) -> array_record_module.ArrayRecordReader:
-    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+# --------------------------------------------------------------------------------------------------------- ArrayRecord
 
 
 def _check_counts(paths: Sequence[str], counts: Sequence[int]) -> None:
-    """A file that lacks its end opens as one without records."""
+    """Checks that each file has at least this many records. A file that is cut short opens as one without records."""
     with concurrent.futures.ThreadPoolExecutor(_REMOTE_READS) as pool:
         for path, found, count in zip(paths, pool.map(_count_array_records, paths), counts, strict=True):
             if found < count:
@@ -147,7 +205,12 @@ def _count_array_records(path: str) -> int:
     return _open_array_record(path).num_records()
 
 
-def _read_array_records(paths: list[str]) -> Callable[[_Run], _Records]:
+def _open_array_record(path: str) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+
+
+def _array_record_reader(paths: list[str]) -> Callable[[_Run], _Records]:
+    """Returns the function that reads a run of records from these files."""
     readers: dict[int, array_record_module.ArrayRecordReader] = {}
 
     def read_run(run: _Run) -> _Records:
@@ -156,132 +219,9 @@ def _read_array_records(paths: list[str]) -> Callable[[_Run], _Records]:
             readers[shard] = _open_array_record(paths[shard])
         try:
             return list(readers[shard].read(first, first + count))
-        except (IndexError, RuntimeError, ValueError):
+        except (IndexError, RuntimeError, ValueError):  # a record is damaged: find out which one
             if count == 1:
                 return [None]
             return [record for i in range(count) for record in read_run((shard, first + i, 1))]
 
     return read_run
-
-
-def _check_present(paths: Sequence[str]) -> None:
-    """A shard that is missing is an error now, not on the third day."""
-    folders = {os.path.dirname(path) for path in paths}
-    present = {str(path) for folder in folders for path in epath.Path(folder).iterdir()}
-    missing = sorted(set(paths) - present)
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the dataset's {len(paths)} shards are missing, the first is {missing[0]}: copy or "
-            "prepare the dataset again"
-        )
-
-
-def write_index(prepared_dir: epath.PathLike) -> None:
-    """Writes the index of every TFRecord split of a prepared dataset into its folder; ArrayRecord needs none."""
-    builder = tfds.builder_from_directory(prepared_dir)
-    if builder.info.file_format.value == "tfrecord":
-        for name, split in builder.info.splits.items():
-            if split.num_examples:
-                paths = [str(path) for path in split.filepaths]
-                _save(epath.Path(prepared_dir) / _index_name(name), _scan(paths, split.shard_lengths))
-
-
-def _index_name(split: str) -> str:
-    return f"index-{split}.npy"
-
-
-def _indexed_shards(
-    builder: tfds.core.DatasetBuilder, wanted: Sequence[str], cache_dir: epath.Path
-) -> list[tuple[str, np.ndarray]]:
-    """Finds or makes the index of the wanted shards: each one's path and offsets."""
-    folder, dataset = epath.Path(builder.data_path), builder.info.full_name.replace("/", "-")
-    found: dict[str, np.ndarray] = {}
-    for name, split in builder.info.splits.items():
-        paths = [str(path) for path in split.filepaths]
-        if set(paths).isdisjoint(wanted):
-            continue
-        places = [folder / _index_name(name), cache_dir / f"{dataset}-{_index_name(name)}"]
-        offsets = _load_or_make(places, paths, split.shard_lengths)
-        stops = np.cumsum([count + 1 for count in split.shard_lengths])
-        found.update(zip(paths, np.split(offsets, stops[:-1]), strict=True))
-    for path in wanted:
-        size = epath.Path(path).stat().length
-        if found[path][-1] != size:
-            raise UserError(
-                f"{path} holds {size} bytes where its index says {found[path][-1]}: it was cut short or replaced; copy "
-                f"it again, or delete the index ({_index_name('*')}) if the file is right"
-            )
-    return [(path, found[path]) for path in wanted]
-
-
-def _load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Sequence[int]) -> np.ndarray:
-    """Loads the index from the first place that has it; else makes it and keeps it in the first that can be written."""
-    for place in places:
-        if place.exists():
-            offsets = _load(place)
-            if offsets is None or offsets.shape != (sum(counts) + len(counts),):
-                raise UserError(
-                    f"{place} is not the index of its {sum(counts)} records: delete it, to have it made again"
-                )
-            return offsets
-    _log.info("Indexing %d records in %d files, once.", sum(counts), len(paths))
-    offsets = _scan(paths, counts)
-    for place in places:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _save(place, offsets)
-            break
-        except OSError:
-            continue
-    return offsets
-
-
-def _load(path: epath.Path) -> np.ndarray | None:
-    """Maps the index into memory, or reads it where it is remote; None when it is not one, or half of one."""
-    try:
-        if "://" not in str(path):
-            offsets: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # np.load would open archives too
-        else:
-            with path.open("rb") as file:
-                offsets = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OverflowError):
-        return None
-    return offsets if offsets.dtype == np.int64 else None
-
-
-def _save(path: epath.Path, offsets: np.ndarray) -> None:
-    """Writes the index whole or not at all, whichever of several processes comes first."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, offsets)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _scan(paths: Sequence[str], counts: Sequence[int]) -> np.ndarray:
-    """Reads where every record starts, in files of these record counts: each file's offsets, then its size."""
-    with concurrent.futures.ThreadPoolExecutor(_REMOTE_READS) as pool:
-        return np.concatenate(list(pool.map(_scan_shard, paths, counts)))
-
-
-def _scan_shard(path: str, count: int) -> np.ndarray:
-    offsets = np.zeros(count + 1, np.int64)
-    size = epath.Path(path).stat().length
-    at = 0
-    with open(path, "rb", buffering=1 << 12) if "://" not in path else epath.Path(path).open("rb") as file:
-        for record in range(count):
-            offsets[record] = at
-            file.seek(at)
-            header = file.read(_HEADER)
-            at += _HEADER + int.from_bytes(header[:8], "little") + _FOOTER
-            if len(header) < _HEADER or at > size:
-                raise UserError(
-                    f"{path} ends within record {record} of {count}: it was cut short; copy or prepare it again"
-                )
-    if at != size:
-        raise UserError(f"{path} holds more than the {count} records of its dataset_info.json; prepare it again")
-    offsets[count] = size
-    return offsets

@@ -1,4 +1,4 @@
-"""What the pipeline reads from: a number of examples, class names, and a function from record numbers to examples."""
+"""A source: what a reader returns and the pipeline reads from."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """An encoded image and its class numbers. The image is None if its record is damaged."""
+    """An encoded image and its class numbers. The image is None if it cannot be read."""
 
     image: bytes | None
     labels: Sequence[int]
@@ -16,14 +16,14 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A split with random access.
+    """A split of a dataset, with random access.
 
     Attributes:
       num_examples: examples in the split.
       class_names: the name of each class, in the order of the labels.
-      max_labels: the most labels that an example has; 1 for single-label data.
-      multi_label: whether an example has a set of labels, which needs other metrics.
-      fetch: from record numbers (int64 [n]) to their examples.
+      max_labels: the largest number of labels of an example; 1 for single-label data.
+      multi_label: whether an example has a set of labels. Such data needs other metrics.
+      fetch: returns the examples with the given record numbers (int64 [n]).
     """
 
     num_examples: int

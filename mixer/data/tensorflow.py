@@ -1,4 +1,4 @@
-"""TensorFlow as the input pipeline uses it: on the host's processors alone, so that accelerators are left to JAX."""
+"""TensorFlow for the input pipeline. It sees no GPU, so that it cannot take memory from JAX."""
 
 import tensorflow as tf
 

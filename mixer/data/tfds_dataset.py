@@ -1,4 +1,4 @@
-"""A prepared TFDS dataset as a source, the embedded datasets included."""
+"""The reader for prepared TFDS datasets, including the embedded ones."""
 
 import os
 from typing import Any
@@ -8,18 +8,46 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mixer.data import datasets
-from mixer.data.records import open_records
+from mixer.data import datasets, records
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime.errors import MissingDataError, UserError, first_line
 
 
 def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.PathLike) -> Source:
-    name, data_dir = config.dataset, config.data_dir
-    if datasets.is_embedded(name):
+    """Opens a split of a prepared TFDS dataset. An embedded dataset is made first, unless it is there.
+
+    Args:
+      config: `config.input`.
+      split: in TFDS' notation, such as train[:99%].
+      cache_dir: folder for the embedded datasets, and for indices of datasets whose folder is read-only.
+
+    Raises:
+      MissingDataError: the dataset is not prepared.
+      UserError: there is no such dataset, split or feature, or the data cannot be used.
+    """
+    data_dir = config.data_dir
+    if datasets.is_embedded(config.dataset):
         data_dir = data_dir or os.path.join(cache_dir, "datasets")
-        datasets.prepare_embedded(name, str(data_dir))
+        datasets.prepare_embedded(config.dataset, str(data_dir))
+    builder = _open_builder(config.dataset, data_dir)
+    where = f"{config.dataset} in {data_dir or tfds.core.constants.DATA_DIR}"  # for messages
+    num_examples, fetch_records = _open_records(builder, split, cache_dir, where)
+
+    features = builder.info.features
+    image_key = _feature_key(features, tfds.features.Image, where)
+    label_key = config.label_key or _label_key(features, where)
+    classes, multi_label = _class_feature(features, label_key, where)
+    max_labels = _max_labels(config, builder, where) if multi_label else 1
+
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        return [_parse(record, image_key, label_key, max_labels) for record in fetch_records(numbers)]
+
+    return Source(num_examples, classes.names, max_labels, multi_label, fetch)
+
+
+def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Opens a prepared dataset by its name; `data_dir` None means TFDS' default folder."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError) as error:
@@ -27,53 +55,41 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
             f"config.input.dataset={name!r}: {first_line(error)} Give a TFDS name (with config.input.data_dir "
             f"where it is prepared), one of {', '.join(datasets.EMBEDDED)}, or 'folder'"
         ) from None
-    where = f"{name} in {data_dir or tfds.core.constants.DATA_DIR}"
     if not builder.is_prepared():
         raise MissingDataError(
-            f"dataset {where} is not prepared: point data_dir to where it is, or prepare it with "
-            f"`tfds build {name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
+            f"dataset {name} in {data_dir or tfds.core.constants.DATA_DIR} is not prepared: point data_dir to where "
+            f"it is, or prepare it with `tfds build {name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
         )
+    return builder
+
+
+def _open_records(
+    builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath.PathLike, where: str
+) -> tuple[int, records.FetchRecords]:
+    """Opens the records of a split: how many there are, and the function that fetches them."""
     try:
-        num_examples, read = open_records(builder, split, cache_dir)
+        num_examples, fetch_records = records.open_records(builder, split, cache_dir)
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(
             f"split {split!r} of {where}: {first_line(error)} Its splits: {list(builder.info.splits)}"
         ) from None
-    if num_examples < 1:  # TFDS counts train[9:5] as minus four
+    if num_examples < 1:  # in TFDS, train[9:5] has minus four examples
         raise UserError(f"split {split!r} of {where} is empty")
-
-    features = builder.info.features
-    image_key = _feature_key(features, tfds.features.Image, where)
-    label_key = config.label_key or _label_key(features, where)
-    label_feature: Any = dict(features).get(label_key)
-    multi_label = isinstance(label_feature, tfds.features.Sequence)
-    label_feature = label_feature.feature if multi_label else label_feature
-    if not isinstance(label_feature, tfds.features.ClassLabel):
-        raise UserError(
-            f"config.input.label_key={label_key!r} is no class label of {where}; its features: "
-            f"{', '.join(sorted(features))}"
-        )
-    max_labels = 1
-    if multi_label:
-        metadata = builder.info.metadata or {}
-        if not (config.max_labels or "max_labels" in metadata):
-            raise UserError(f"{where} does not say how many labels an example has; set config.input.max_labels")
-        max_labels = int(config.max_labels or metadata["max_labels"])
-
-    def fetch(numbers: np.ndarray) -> list[Example]:
-        return [_parse(record, image_key, label_key, max_labels) for record in read(numbers)]
-
-    return Source(num_examples, label_feature.names, max_labels, multi_label, fetch)
+    return num_examples, fetch_records
 
 
 def _label_key(features: tfds.features.FeaturesDict, where: str) -> str:
+    """Returns the name of the feature with the labels: "labels" if that is a sequence, else the first class label."""
     if isinstance(dict(features).get("labels"), tfds.features.Sequence):
         return "labels"
     return _feature_key(features, tfds.features.ClassLabel, where)
 
 
 def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -> str:
-    """The first feature of this kind: TFDS' datasets put the image and the class proper before any others."""
+    """Returns the name of a feature of this kind: "image" or "label" if it is one, else the first one.
+
+    In TFDS' own datasets, the main image and the main class come before any others.
+    """
     for usual in ("image", "label"):
         if usual in features and isinstance(features[usual], kind):
             return usual
@@ -81,6 +97,26 @@ def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -
         if isinstance(feature, kind):
             return key
     raise UserError(f"{where} has no {kind.__name__} feature; its features: {', '.join(features)}")
+
+
+def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -> tuple[tfds.features.ClassLabel, bool]:
+    """Returns the feature's class label, and whether the feature is a sequence of them."""
+    feature: Any = dict(features).get(key)
+    multi_label = isinstance(feature, tfds.features.Sequence)
+    classes = feature.feature if multi_label else feature
+    if not isinstance(classes, tfds.features.ClassLabel):
+        raise UserError(
+            f"config.input.label_key={key!r} is no class label of {where}; its features: {', '.join(sorted(features))}"
+        )
+    return classes, multi_label
+
+
+def _max_labels(config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder, where: str) -> int:
+    """Returns the largest number of labels of an example, from the config or from the dataset's metadata."""
+    metadata = builder.info.metadata or {}
+    if not (config.max_labels or "max_labels" in metadata):
+        raise UserError(f"{where} does not say how many labels an example has; set config.input.max_labels")
+    return int(config.max_labels or metadata["max_labels"])
 
 
 def _parse(record: bytes | None, image_key: str, label_key: str, max_labels: int) -> Example:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mixer.data import records
+from mixer.data import records, tfrecord_index
 from mixer.runtime.errors import UserError
 
 FORMATS = ("tfrecord", "array_record")
@@ -204,7 +204,7 @@ def test_the_index_is_made_once(own_tfrecord, tmp_path, monkeypatch):
     expected = read(np.arange(count))
     assert not cache.exists()
     assert [path.name for path in (own_tfrecord / VERSION).glob("index*")] == ["index-train.npy"]
-    monkeypatch.setattr(records, "_scan", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(tfrecord_index, "make", lambda *_: pytest.fail("made again"))
     assert records.open_records(open_builder(own_tfrecord), "train[3:20]", cache)[1](np.arange(17)) == expected[3:20]
 
 
@@ -214,26 +214,26 @@ def test_write_index_makes_them_all_beforehand(own, monkeypatch):
     made = set(os.listdir(own / VERSION)) - set(before)
     is_tfrecord = ".tfrecord" in shards(own)[0].name
     assert made == ({"index-train.npy", "index-validation.npy"} if is_tfrecord else set())
-    monkeypatch.setattr(records, "_scan", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(tfrecord_index, "make", lambda *_: pytest.fail("made again"))
     assert records.open_records(open_builder(own), "train+validation", own)[0] == 48
 
 
 def test_the_index_goes_to_the_cache_where_the_dataset_s_folder_cannot_be_written_to(
     own_tfrecord, tmp_path, monkeypatch
 ):
-    save = records._save
+    save = tfrecord_index.save
 
     def read_only(path, offsets):
         if "own" in str(path):
             raise PermissionError("read-only file system")
         save(path, offsets)
 
-    monkeypatch.setattr(records, "_save", read_only)
+    monkeypatch.setattr(tfrecord_index, "save", read_only)
     count, read = records.open_records(open_builder(own_tfrecord), "train", tmp_path / "cache")
     expected = read(np.arange(count))
     (index,) = (tmp_path / "cache").iterdir()
     assert index.name == "pictures-1.0.0-index-train.npy"
-    monkeypatch.setattr(records, "_scan", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(tfrecord_index, "make", lambda *_: pytest.fail("made again"))
     assert (
         records.open_records(open_builder(own_tfrecord), "train", tmp_path / "cache")[1](np.arange(count)) == expected
     )
@@ -244,7 +244,7 @@ def test_the_records_are_there_even_where_no_index_can_be_kept(own_tfrecord, mon
     def full(path, offsets):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(records, "_save", full)
+    monkeypatch.setattr(tfrecord_index, "save", full)
     count, read = records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)
     assert None not in read(np.arange(count))
 
