@@ -1,8 +1,8 @@
 """From an encoded image to uint8 pixels of the model's size, in training and in evaluation.
 
-TensorFlow decodes, because it can decode a part of a JPEG. What training then does to the pixels is NumPy and OpenCV,
-two to three times as fast as operations in TensorFlow's graph (docs/lab/input.md). Chance enters as numbers that are
-drawn beforehand (`order.uniform`): every function here is a pure function of image and draws.
+TensorFlow decodes, because it can decode a part of a JPEG. NumPy and OpenCV crop and augment, two to three times as
+fast as operations in TensorFlow's graph (docs/lab/input.md). The random numbers are drawn before (`order.uniform`), so
+every function here is a pure function of image, draws and config.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from mixer.data import augmentations, crops, images
 from mixer.data.tensorflow import tf
 
-_JPEG_RATIOS = (1, 2, 4, 8)
+_JPEG_RATIOS = (1, 2, 4, 8)  # the scales 1/ratio at which a JPEG can be decoded
 
 
 def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.ConfigDict) -> crops.Windows:
@@ -32,12 +32,12 @@ def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.Co
 def train_pixels(
     data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, config: ml_collections.ConfigDict
 ) -> tf.Tensor:
-    """Decodes the pixels from which training takes its image: uint8 [height, width, 3].
+    """Decodes the part of an image that training uses: uint8 [height, width, 3].
 
     Args:
       data: string [], the image's bytes.
-      encoding: int32 [], one of `images.RAW`, `JPEG` and `PNG`.
-      size: int32 [2], its height and width.
+      encoding: int32 [], one of `images.RAW`, `images.JPEG` and `images.PNG`.
+      size: int32 [2], the image's height and width in pixels.
       window: int32 [4], from `crop_windows`.
       config: `config.input`.
     """
@@ -53,10 +53,10 @@ def train_image(
     config: ml_collections.ConfigDict,
     augmented: bool = True,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Crops what `train_pixels` decoded to image_size x image_size pixels, and augments it.
+    """Crops the result of `train_pixels` to image_size x image_size pixels, and augments it.
 
     Args:
-      pixels: at least 1 x 1 px.
+      pixels: at least 1 x 1 pixels.
       draws: uniform in [0, 1), as many as `augmentations.num_draws(config)`.
       slices: from `augmentations.draw_slices(config)`, which is too slow to call for every image.
       config: `config.input`.
@@ -67,9 +67,12 @@ def train_image(
 
 
 def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
-    """Decodes an image, resizes it and takes its centre (Section 3 of the paper): uint8 [image_size, image_size, 3].
+    """Decodes an image, resizes it and takes its centre, as in Section 3 of the paper.
 
-    Arguments are those of `train_pixels`.
+    The arguments are those of `train_pixels`.
+
+    Returns:
+      uint8 [image_size, image_size, 3].
     """
     image = decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
     image = _resize_for_crop(image, size, config)
@@ -78,7 +81,7 @@ def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml
 
 
 def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.ConfigDict) -> tf.Tensor:
-    """Resizes an image as `crops.EVAL_CROPS` says, before a part of it is taken."""
+    """Resizes an image by the config's entry in `crops.EVAL_CROPS`. The caller then takes a part of it."""
     crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
     if not crop.keeps_aspect:
         return _resize(image, [target, target], crop.method)
@@ -90,10 +93,15 @@ def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.C
 def decode(
     data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, least: int | None = None
 ) -> tf.Tensor:
-    """Decodes a window of an image: uint8 [height, width, 3]. Of a JPEG, only the blocks that it touches are decoded.
+    """Decodes a window of an image. Only those blocks of a JPEG are decoded that overlap the window.
 
-    With `least`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides of the window keep at least that many
-    pixels. The decoder then computes fewer terms of each block's cosine transform, which averages pixels and is faster.
+    Args:
+      least: if given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides of the window keep at
+        least this many pixels. This averages pixels. It is faster, because the decoder computes fewer terms of each
+        block's cosine transform. All other arguments are those of `train_pixels`.
+
+    Returns:
+      uint8 [height, width, 3]: of the window, or of the scaled window.
     """
 
     def cropped(image: tf.Tensor) -> tf.Tensor:
@@ -119,8 +127,8 @@ def decode(
     return image
 
 
-def decodes(data: bytes, encoding: int, size: tuple[int, int]) -> bool:
-    """Whether an image decodes completely. This runs outside tf.data, where a failure would end the dataset."""
+def can_decode(data: bytes, encoding: int, size: tuple[int, int]) -> bool:
+    """Returns whether an image can be decoded completely. An error here, outside tf.data, ends no dataset."""
     try:
         decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size]))
     except tf.errors.InvalidArgumentError:

@@ -1,4 +1,4 @@
-"""A picture of a batch: every image with its labels beneath, to be looked at before a long run."""
+"""A picture of a batch for a check before a long run: every image, with its labels below it."""
 
 import io
 import math
@@ -9,8 +9,8 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-_MOST = 64  # images shown
-_LINE = 14  # pixels of a line of text
+_MAX_IMAGES = 64
+_LINE = 14  # height of a line of text, in pixels
 
 
 def write_sheet(
@@ -20,19 +20,27 @@ def write_sheet(
     class_names: Sequence[str],
     statuses: Sequence[str],
 ) -> None:
-    """Writes a PNG of up to 64 images in [-1, 1], small ones enlarged, with their classes and the share of each."""
-    pictures = pictures[:_MOST]
+    """Writes a PNG with the first 64 images of a batch. Images of 64 pixels or fewer are enlarged.
+
+    Args:
+      path: of the PNG.
+      pictures: with values in [-1, 1].
+      targets: the share of each class; the two largest are written below the image.
+      class_names: in the order of the labels.
+      statuses: the names of the images' statuses.
+    """
+    pictures = pictures[:_MAX_IMAGES]
     columns = math.ceil(math.sqrt(len(pictures)))
     scale = max(128 // pictures.shape[1], 1)
     cell = pictures.shape[1] * scale
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * (cell + 4), rows * (cell + 2 * _LINE + 4)), "white")
+    lines = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * (cell + 4), lines * (cell + 2 * _LINE + 4)), "white")
     font = ImageFont.load_default(size=11)
     for i, picture in enumerate(pictures):
         left, top = i % columns * (cell + 4), i // columns * (cell + 2 * _LINE + 4)
         pixels = np.clip(np.round((picture + 1) * 127.5), 0, 255).astype(np.uint8)
         sheet.paste(Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST), (left, top))
-        strip = Image.new("RGB", (cell, 2 * _LINE), "white")  # where it ends, a long name ends
+        strip = Image.new("RGB", (cell, 2 * _LINE), "white")  # a strip of its own cuts off a long name
         for line, text in enumerate(_caption(targets[i], class_names, statuses[i])):
             ImageDraw.Draw(strip).text((1, line * _LINE), text, fill="black", font=font)
         sheet.paste(strip, (left, top + cell))

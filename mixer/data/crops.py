@@ -1,7 +1,9 @@
-"""What training and evaluation see of an image: two registries of crops. NumPy and OpenCV alone, no TensorFlow.
+"""The registries of crops: which part of an image training and evaluation use, and how it is resized.
 
-Chance enters as numbers that are drawn beforehand (`order.uniform`): every function is a pure function of image sizes
-or pixels, draws and config.
+The random numbers are drawn before (`order.uniform`), so every function here is a pure function of image sizes or
+pixels, draws and config. This file needs NumPy and OpenCV, and no TensorFlow.
+
+To add a crop, write its functions and put it into `CROPS`. Every crop gets `NUM_DRAWS` draws for an image.
 """
 
 import math
@@ -13,10 +15,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-cv2.setNumThreads(0)  # tf.data's threads use every core already
-cv2.ipp.setUseIPP(False)  # IPP gives other bytes on processors of another make
+cv2.setNumThreads(0)  # the threads of tf.data already use every core
+cv2.ipp.setUseIPP(False)  # IPP computes different bytes on processors of different makers
 
-_ATTEMPTS = 10  # at a crop window; at the paper's 5 to 100% of the area, all fail for less than 1 image in 10,000
+# Attempts to find a crop window. With the paper's 5 to 100% of the area, all fail for less than 1 image in 10,000.
+_ATTEMPTS = 10
 NUM_DRAWS = 4 + 2 * _ATTEMPTS
 _CORNER, _WINDOW = slice(0, 2), slice(2, NUM_DRAWS)
 
@@ -30,10 +33,10 @@ class Crop(NamedTuple):
     """A way to take the model's input from an image in training.
 
     Attributes:
-      described: in a few words, for model cards.
-      window: from (sizes, draws, config) to the part of each image that is decoded.
-      cut: from (pixels of that part, draws, config) to image_size x image_size pixels.
-      resized: whether the decoded image is first resized as in evaluation.
+      described: a few words for model cards.
+      window: returns the part of each image to decode, given (sizes, draws [n, NUM_DRAWS], `config.input`).
+      cut: returns image_size x image_size pixels, given (pixels of that part, draws [NUM_DRAWS], `config.input`).
+      resized: whether the decoded image is resized as in evaluation before `cut`.
     """
 
     described: str
@@ -43,16 +46,16 @@ class Crop(NamedTuple):
 
 
 def whole(sizes: Sizes, draws: np.ndarray, config: ml_collections.ConfigDict) -> Windows:
-    """Returns windows that are the whole images."""
+    """Returns the whole image as the window of each image."""
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
 
 
 def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.ConfigDict) -> Windows:
     """Draws a window of config.crop_area of the image's area, with an aspect ratio in config.crop_aspect.
 
-    The aspect ratio is drawn first, then the height among those whose window fits. This is the distribution of areas of
-    TensorFlow's sample_distorted_bounding_box, which the published Mixer code uses (GoogLeNet, arXiv 1409.4842). An
-    image for which every attempt fails is taken whole.
+    The aspect ratio is drawn first, then the height among those with which the window fits. The distribution is that of
+    TensorFlow's sample_distorted_bounding_box, which the published Mixer code uses (from GoogLeNet, arXiv 1409.4842).
+    If every attempt fails, the window is the whole image.
 
     Args:
       sizes: of n images.
@@ -63,20 +66,20 @@ def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.Con
     image_height, image_width = sizes[:, :1], sizes[:, 1:]
     area = (image_height * image_width).astype(np.float64)
     low, high = config.crop_aspect
-    aspect = low + (high - low) * draws[:, :_ATTEMPTS]  # [n, attempts], as all that follow
+    aspect = low + (high - low) * draws[:, :_ATTEMPTS]  # [n, attempts], as the arrays below
     smallest, largest = (np.sqrt(area * share / aspect) for share in config.crop_area)
     least = np.rint(smallest)
     most = np.minimum(np.rint(largest), np.minimum(np.floor((image_width + 0.499) / aspect), image_height))
     height = least + np.floor(draws[:, _ATTEMPTS : 2 * _ATTEMPTS] * np.maximum(most - least + 1, 1))
     width = np.rint(height * aspect)
     share = height * width / area
-    slack = 1.5 / np.minimum(image_height, image_width)  # rounding to pixels may leave the range by so much
+    slack = 1.5 / np.minimum(image_height, image_width)  # rounding to pixels may exceed the range by this much
     fits = (height <= image_height) & (width <= image_width) & (height >= 1) & (width >= 1)
     fits &= (share >= config.crop_area[0] - slack) & (share <= config.crop_area[1] + slack)
 
-    rows = np.arange(len(sizes))
-    first = fits.argmax(axis=1)
-    size = np.stack([height[rows, first], width[rows, first]], axis=1)
+    image = np.arange(len(sizes))
+    first = fits.argmax(axis=1)  # the first attempt that fits
+    size = np.stack([height[image, first], width[image, first]], axis=1)
     corner = np.floor(draws[:, 2 * _ATTEMPTS :] * (sizes - size + 1))
     windows = np.concatenate([corner, size], axis=1).astype(np.int32)
     return np.where(fits.any(axis=1, keepdims=True), windows, whole(sizes, draws, config))
@@ -91,7 +94,7 @@ def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict)
 
 
 def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Image:
-    """Resizes, adds an eighth of the size on each side by reflection, and takes a random part."""
+    """Resizes to image_size x image_size, pads each side by an eighth (reflected), and takes a random part."""
     margin = math.ceil(config.image_size / 8)  # 4 pixels for CIFAR's 32
     padded = cv2.copyMakeBorder(resize(pixels, draws, config), margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
     return random_part(padded, draws, config)
@@ -113,11 +116,11 @@ CROPS = {
 
 
 class EvalCrop(NamedTuple):
-    """A way to resize an image in evaluation, before its central image_size x image_size pixels are taken.
+    """A way to resize an image in evaluation. Its central image_size x image_size pixels are then taken.
 
     Attributes:
-      described: in a few words, for model cards; {size} stands for `eval_resize(config)`.
-      keeps_aspect: whether that is the size of the shorter side, or of both sides.
+      described: a few words for model cards; {size} stands for `eval_resize(config)`.
+      keeps_aspect: True resizes the shorter side to `eval_resize(config)` pixels, False both sides.
       method: of tf.image.resize.
     """
 
@@ -133,7 +136,9 @@ EVAL_CROPS = {
 
 
 def eval_resize(config: ml_collections.ConfigDict) -> int:
-    """Returns the pixels to which evaluation resizes before it crops: 8/7 of the image size if the config has none.
+    """Returns the size in pixels to which evaluation resizes before it crops.
+
+    This is `config.eval_resize`, or 8/7 of the image size if that is not set: 256 for 224.
 
     Args:
       config: `config.input`.

@@ -1,8 +1,8 @@
-"""Looks at an encoded image before TensorFlow decodes it, so that nothing a file holds can stop or shift a batch.
+"""Examines an encoded image before TensorFlow decodes it. So no file can stop the pipeline or shift a batch.
 
-Well-formed 8-bit JPEG and PNG, nearly all of any dataset, pass through untouched after a few header bytes are read; the
-input graph decodes them. The rest (WebP, GIF, BMP, TIFF, CMYK, 16 bits, a turned camera, a file that looks cut short)
-is decoded by Pillow here. What Pillow refuses becomes one black pixel and a status.
+Well-formed 8-bit JPEGs and PNGs are nearly all files of any dataset. Only their headers are read here; TensorFlow
+decodes them later. Pillow decodes all others here: WebP, GIF, BMP, TIFF, CMYK, 16 bits, an EXIF orientation other than
+upright, and files that look cut short. If Pillow cannot decode a file, the image becomes one black pixel with a status.
 """
 
 import io
@@ -20,7 +20,7 @@ RAW, JPEG, PNG = range(3)  # how `Image.data` is encoded; RAW is uint8 [height, 
 
 
 class Image(NamedTuple):
-    """An image that will decode: its bytes, their encoding, its size in pixels, and what was found."""
+    """An image for TensorFlow to decode: bytes, encoding (RAW, JPEG or PNG), size in pixels, and status."""
 
     data: bytes
     encoding: int
@@ -33,11 +33,11 @@ def inspect(data: bytes | None, max_pixels: int) -> Image:
     """Examines an encoded image.
 
     Args:
-      data: the file's bytes, or None for a record that could not be read.
-      max_pixels: larger images (decompression bombs) are refused before any of their pixels is decoded.
+      data: the file's bytes, or None for a record that cannot be read.
+      max_pixels: larger images (decompression bombs) are refused before their pixels are decoded.
 
     Returns:
-      The image; a single black pixel with another status than OK where it cannot be used.
+      The image. If it cannot be used, a single black pixel with a status other than OK.
     """
     if data is None:
         return unusable(BAD_RECORD)
@@ -50,12 +50,12 @@ def inspect(data: bytes | None, max_pixels: int) -> Image:
 
 
 def unusable(status: int) -> Image:
-    """The image that keeps a slot in the batch when there is nothing to show."""
+    """Returns one black pixel, which takes the place of an image in the batch."""
     return Image(b"\0\0\0", RAW, 1, 1, status)
 
 
 def _plain_png(data: bytes) -> Image | None:
-    """A complete upright 8-bit greyscale or RGB PNG; None for anything else."""
+    """Returns a complete 8-bit greyscale or RGB PNG without EXIF, or None for any other data."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND" or b"eXIf" in data:
         return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
@@ -63,13 +63,14 @@ def _plain_png(data: bytes) -> Image | None:
     return Image(data, PNG, height, width, OK) if plain else None
 
 
-_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; the others are not 8-bit Huffman
+# Baseline, extended and progressive: the kinds with Huffman coding. TensorFlow's decoder may not know the others.
+_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 
 def _plain_jpeg(data: bytes) -> Image | None:
-    """A complete upright 8-bit JPEG of one or three components; None for anything else."""
-    if data.rfind(b"\xff\xd9", -1024) < 0:  # cameras and tools add a few bytes behind the end mark
+    """Returns a complete upright 8-bit JPEG with one or three components, or None for any other data."""
+    if data.rfind(b"\xff\xd9", -1024) < 0:  # cameras and tools add a few bytes after the end marker
         return None
     at = 2
     frame = None
@@ -92,7 +93,7 @@ def _plain_jpeg(data: bytes) -> Image | None:
 
 
 def _is_turned(app1: bytes) -> bool:
-    """Whether an EXIF block has an orientation tag (0x0112) that says other than upright."""
+    """Returns whether an EXIF block has an orientation tag (0x0112) other than upright (1)."""
     if app1[:6] != b"Exif\0\0":
         return False
     order = ">" if app1[6:8] == b"MM" else "<"
@@ -100,11 +101,11 @@ def _is_turned(app1: bytes) -> bool:
     return tag >= 0 and app1[tag + 8 : tag + 10] not in (b"", struct.pack(order + "H", 1))
 
 
-# What Pillow may open, and how such files begin. Left to itself it would hand some others to programs beside it.
+# The formats that Pillow may open, and how such files begin. By default, Pillow starts other programs for some formats.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
-# Pillow warns of odd metadata, and of sizes, which are checked here. Many threads decode: `catch_warnings` is not safe.
+# Pillow warns of odd metadata, and of large sizes, which are checked here. `catch_warnings` is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -113,7 +114,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Image:
         image = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
     except PillowImage.DecompressionBombError:
         return unusable(TOO_LARGE)
-    except Exception:  # Pillow's plugins raise whatever their parsers meet
+    except Exception:  # Pillow's plugins raise exceptions of many kinds
         return unusable(UNDECODABLE if data.startswith(_SIGNATURES) else UNKNOWN_FORMAT)
     if image.width * image.height > max_pixels:
         return unusable(TOO_LARGE)
@@ -125,10 +126,10 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> Image:
 
 
 def _to_rgb(image: PillowImage.Image) -> np.ndarray:
-    """The first frame, upright: uint8 [height, width, 3]. Transparency is dropped, as TensorFlow's decoders do."""
+    """Returns the first frame, upright: uint8 [height, width, 3]. Drops transparency, like TensorFlow's decoders."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        # Greyscale of 16 bits; Pillow's own conversion would clip it at 255.
+        # 16-bit greyscale, scaled to 8 bits. Pillow's own conversion would clip it at 255.
         grey = np.clip(np.nan_to_num(np.asarray(image).astype(np.float64)) / 257.0, 0, 255).round().astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))

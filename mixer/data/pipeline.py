@@ -1,12 +1,15 @@
-"""The input pipeline: batches of uint8 images whose every byte is a function of (config, seed, step).
+"""The input pipeline. It makes batches of uint8 images; every byte of a batch is a function of (config, seed, step).
 
     positions of step t -> record numbers -> bytes, labels, crop windows, draws -> pixels -> this host's rows of batch t
 
-A batch is a dict of NumPy arrays, of which a host gets its share of the rows:
+A batch is a dict of NumPy arrays with this host's rows of the global batch:
     image   uint8   [rows, image_size, image_size, 3]
     labels  int32   [rows, max_labels], padded with -1
-    weight  float32 [rows], 0 for an image that could not be read and for the padding of the last evaluation batch
+    weight  float32 [rows], 0 for an image that cannot be used and for the padding of the last evaluation batch
     status  int32   [rows], an index into `image_status.STATUSES`
+
+Inside the pipeline, rows are read in chunks and then handled in groups. A group has the same arrays as a batch, with
+fewer rows.
 """
 
 import functools
@@ -28,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
-_CHUNK = 64  # examples read together
+_CHUNK = 64  # rows that are read together
 _CORES = cpu.processors()
-_READERS = min(8, _CORES)  # chunks at a time: reading is mostly Python, of which one thread runs at a time
-_GROUP = 8  # images that one call of Python augments: of a call for each, TensorFlow would take a tenth of all time
+_READERS = min(8, _CORES)  # chunks that are read at a time; few, because only one thread at a time can run Python
+_GROUP = 8  # rows that one call of Python augments; with a call for each row, the calls take a tenth of the time
 _PREFETCH = 2  # batches
 
 
@@ -45,8 +48,8 @@ def train_batches(
       config: `config.input`.
       seed: of the run.
       batch_size: of the global batch.
-      rows: which of its rows are this host's.
-      steps: the steps to yield, in order. Starting at step 900,000 costs what starting at step 0 does.
+      rows: this host's rows of the global batch.
+      steps: the steps to yield, in order. A start at step 900,000 takes no longer than a start at step 0.
     """
 
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
@@ -62,7 +65,15 @@ def train_examples(
     source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range,
     verify: bool = False,
 ) -> tf.data.Dataset:  # fmt: skip
-    """The rows of `train_batches` in groups, read and examined but not decoded; `verify`: each is tried first."""
+    """Reads and examines the rows of `train_batches`, without decoding them.
+
+    Args:
+      verify: True also decodes each image once outside the dataset, where an error does no harm. An image that fails
+        gets a status. All other arguments are those of `train_batches`.
+
+    Returns:
+      A dataset of groups. Each has the arrays that `_load` returns.
+    """
     row_numbers = np.arange(batch_size)[rows]
     chunk, group = (math.gcd(len(row_numbers), most) for most in (_CHUNK, _GROUP))
     chunks = len(row_numbers) // chunk
@@ -82,10 +93,10 @@ def train_examples(
 def train_images(
     examples: tf.data.Dataset, config: ml_collections.ConfigDict, augmented: bool = True
 ) -> tf.data.Dataset:
-    """Decodes, crops and augments the images of `train_examples`. With `augmented=False` it does not augment."""
+    """Decodes, crops and augments the images of `train_examples`. With `augmented=False`, it only decodes and crops."""
     slices = augmentations.draw_slices(config)
 
-    @functools.partial(tf.function, autograph=False)  # traced once for all of a group
+    @functools.partial(tf.function, autograph=False)  # traced once, not once for each image of a group
     def decoded(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         return augment.train_pixels(data, encoding, size, window, config)
 
@@ -95,16 +106,16 @@ def train_images(
 
     def finish(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         encoded = (tf.unstack(group[name]) for name in ("data", "encoding", "size", "window"))
-        pixels = [decoded(*of) for of in zip(*encoded, strict=True)]
+        pixels = [decoded(*image) for image in zip(*encoded, strict=True)]
         image = tf.numpy_function(finished, [group["draws"], *pixels], tf.uint8)
         image.set_shape([len(pixels), config.image_size, config.image_size, 3])
-        return _finished(group, image)
+        return _batch_of(group, image)
 
     return mapped(examples, finish)
 
 
 def batched(groups: tf.data.Dataset, rows: int) -> tf.data.Dataset:
-    """Puts groups together to `rows` of their rows each time."""
+    """Concatenates groups to batches of `rows` rows."""
 
     def joined(items: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {name: tf.reshape(item, [rows, *item.shape[2:]]) for name, item in items.items()}
@@ -114,7 +125,7 @@ def batched(groups: tf.data.Dataset, rows: int) -> tf.data.Dataset:
 
 
 def group_size(groups: tf.data.Dataset) -> int:
-    """How many rows each group has."""
+    """Returns the number of rows in each group."""
     return groups.element_spec["status"].shape[0]
 
 
@@ -126,14 +137,16 @@ def eval_batches(
     rows: slice,
     records: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Yields this host's share of batches that hold every example once; the last is padded with weight zero.
+    """Yields this host's share of the evaluation batches. Together they have every example once.
+
+    The last batch is padded with rows of weight zero.
 
     Args:
       source: the split.
       config: `config.input`.
       batch_size: of the global batch.
-      rows: which of its rows are this host's.
-      records: the examples to go through, in this order, int64 [n]; all if not given.
+      rows: this host's rows of the global batch.
+      records: the record numbers of the examples, in their order, int64 [n]; all examples if not given.
     """
     count = source.num_examples if records is None else len(records)
     row_numbers = np.arange(batch_size)[rows]
@@ -152,7 +165,7 @@ def eval_batches(
             return _load(source, config, positions, numbers_at, 0, verify)
 
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return _finished(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
+            return _batch_of(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
         images = mapped(mapped(ds, load, _READERS).unbatch(), finish)
         return images.batch(len(row_numbers), drop_remainder=True)
@@ -161,19 +174,26 @@ def eval_batches(
 
 
 def mapped(ds: tf.data.Dataset, function: Callable[..., Any], calls: int = _CORES) -> tf.data.Dataset:
-    """Maps in order, so many calls at a time; without AutoGraph, which has nothing to do and says so where it can."""
+    """Maps a dataset in order, with up to `calls` concurrent calls. AutoGraph is off: it would only log warnings."""
     return ds.map(tf.autograph.experimental.do_not_convert(function), num_parallel_calls=calls)
 
 
 def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) -> Iterator[Batch]:
-    """Yields the dataset's batches, and gets past an image that decodes neither here nor as its header promised.
+    """Yields the batches of these steps, even if an image has a good header and its pixels cannot be decoded.
 
-    TensorFlow ends a dataset at the first error. As every batch is a function of its step, the one step is made again
-    with each image tried before it is passed on, and the dataset is opened again behind it.
+    TensorFlow ends a dataset at the first such error. A batch is a function of its step, so the failed step is made
+    again with `verify`, which gives the image a status. Then the dataset is opened again at the next step.
+
+    Args:
+      dataset: returns the dataset of the batches of some steps, given (steps, verify). See `train_examples` for verify.
+      steps: the steps to yield, in order.
+
+    Raises:
+      UserError: the source raised it.
     """
     options = tf.data.Options()
-    # The thread that would tune the pipeline misses the dataset's end when it looks a moment too early, and is waited
-    # for while it sleeps on, up to a minute. What it gains is nothing (docs/lab/input.md).
+    # Autotuning makes nothing faster here (docs/lab/input.md). And its thread can miss the end of the dataset: it then
+    # sleeps for up to a minute before it notices, and closing the dataset waits for it.
     options.autotune.enabled = False
     verify = False
     while steps:
@@ -188,7 +208,7 @@ def batches_of(dataset: Callable[[range, bool], tf.data.Dataset], steps: range) 
                 raise UserError(message) from None
             if verify or not isinstance(error, tf.errors.InvalidArgumentError):
                 raise
-            _log.warning("An image of input batch %d does not decode; trying each by itself.", steps[0])
+            _log.warning("Input batch %d has an image that cannot be decoded; decoding each by itself.", steps[0])
             verify = True
 
 
@@ -200,43 +220,78 @@ def _load(
     seed: int,
     verify: bool,
 ) -> dict[str, tf.Tensor]:
-    """Reads and examines the records at these positions (-1: padding), and draws what chance gives the positions."""
+    """Reads and examines the records at these positions, and makes the draws of these positions.
+
+    Args:
+      source: of the records.
+      config: `config.input`.
+      positions: int64 [n].
+      numbers_at: returns the record numbers at these positions; -1 is padding.
+      seed: of the draws.
+      verify: see `train_examples`.
+
+    Returns:
+      Arrays by name, with one element for each position: `data` (the encoded image), `encoding` and `size` (see
+      `augment.train_pixels`), `window` (see `augment.crop_windows`), `draws`; `labels`, `weight` and `status` as in a
+      batch.
+    """
     draws_per_example = augmentations.num_draws(config)
+    arrays = {  # by name: the type, and the shape for one position
+        "data": (tf.string, []),
+        "encoding": (tf.int32, []),
+        "size": (tf.int32, [2]),
+        "window": (tf.int32, [4]),
+        "draws": (tf.float32, [draws_per_example]),
+        "labels": (tf.int32, [source.max_labels]),
+        "weight": (tf.float32, []),
+        "status": (tf.int32, []),
+    }
 
-    def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        numbers = numbers_at(positions)
-        present = np.flatnonzero(numbers >= 0)
-        found = [images.unusable(image_status.OK)] * len(numbers)
-        labels = np.full((len(numbers), source.max_labels), -1, np.int32)
-        for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
-            image = images.inspect(example.image, config.max_pixels)
-            if verify and not augment.decodes(image.data, image.encoding, (image.height, image.width)):
-                image = images.unusable(image_status.UNDECODABLE)
-            found[slot] = image
-            if image.status == image_status.OK:
-                labels[slot, : len(example.labels)] = example.labels
-        data, encoding, height, width, status = zip(*found, strict=True)
-        size = np.stack([height, width], axis=1).astype(np.int32)
-        weight = ((numbers >= 0) & (np.array(status) == image_status.OK)).astype(np.float32)
+    def load(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         draws = order.uniform(seed, positions, draws_per_example)
-        window = augment.crop_windows(size, draws, config)
-        encoded = np.array([*data, None], object)[:-1]  # the None keeps NumPy from making fixed-width strings
-        return encoded, np.array(encoding, np.int32), size, np.array(status, np.int32), labels, weight, window, draws
+        found = _examined(source, config, numbers_at(positions), draws, verify)
+        return tuple(found[name] for name in arrays)
 
-    kinds = [tf.string, tf.int32, tf.int32, tf.int32, tf.int32, tf.float32, tf.int32, tf.float32]
-    names = ["data", "encoding", "size", "status", "labels", "weight", "window", "draws"]
-    shapes = [[], [], [2], [], [source.max_labels], [], [4], [draws_per_example]]
-    values = tf.numpy_function(read, [positions], kinds)
-    for value, shape in zip(values, shapes, strict=True):
+    values = tf.numpy_function(load, [positions], [kind for kind, _ in arrays.values()])
+    for value, (_, shape) in zip(values, arrays.values(), strict=True):
         value.set_shape([positions.shape[0], *shape])
-    return dict(zip(names, values, strict=True))
+    return dict(zip(arrays, values, strict=True))
 
 
-def _finished(item: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
+def _examined(
+    source: Source, config: ml_collections.ConfigDict, numbers: np.ndarray, draws: np.ndarray, verify: bool
+) -> dict[str, np.ndarray]:
+    """Reads and examines the records with these numbers; see `_load` for arguments and result."""
+    present = np.flatnonzero(numbers >= 0)
+    found = [images.unusable(image_status.OK)] * len(numbers)  # padding stays like this
+    labels = np.full((len(numbers), source.max_labels), -1, np.int32)
+    for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
+        image = images.inspect(example.image, config.max_pixels)
+        if verify and not augment.can_decode(image.data, image.encoding, (image.height, image.width)):
+            image = images.unusable(image_status.UNDECODABLE)
+        found[slot] = image
+        if image.status == image_status.OK:
+            labels[slot, : len(example.labels)] = example.labels
+    data, encoding, height, width, status = zip(*found, strict=True)
+    size = np.stack([height, width], axis=1).astype(np.int32)
+    return {
+        "data": np.array(data, object),  # NumPy's fixed-width strings would lose zero bytes at the end
+        "encoding": np.array(encoding, np.int32),
+        "size": size,
+        "window": augment.crop_windows(size, draws, config),
+        "draws": draws,
+        "labels": labels,
+        "weight": ((numbers >= 0) & (np.array(status) == image_status.OK)).astype(np.float32),
+        "status": np.array(status, np.int32),
+    }
+
+
+def _batch_of(item: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the arrays of a batch, given those of `_load` and the images."""
     return {"image": image, "labels": item["labels"], "weight": item["weight"], "status": item["status"]}
 
 
 def _message(error: tf.errors.OpError) -> str | None:
-    """The line of a UserError that was raised while reading, which TensorFlow wraps in one of its own."""
+    """Returns the message of the UserError that TensorFlow has wrapped in its own error, or None if it has none."""
     _, marker, rest = error.message.partition("UserError: ")
     return rest.splitlines()[0] if marker else None

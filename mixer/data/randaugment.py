@@ -1,15 +1,16 @@
-"""RandAugment (arXiv 1909.13719) as the Mixer paper pre-trains with it (section 3, Table 4), in NumPy and OpenCV.
+"""RandAugment (arXiv 1909.13719) as the Mixer paper uses it in pre-training (Section 3, Table 4), in NumPy and OpenCV.
 
-A pure function of an image and of uniform numbers that the caller draws. Operations and magnitudes are those
-of the published code: the AutoAugment file of EfficientNet for TPUs, which big_vision keeps in `pp/archive`.
-A level is `magnitude / 10`: the scales were made for levels up to 1; magnitudes 15 and 20 go beyond.
+It is a pure function of an image and of uniform numbers that the caller draws. Operations and magnitudes are those of
+the published code: the AutoAugment file of EfficientNet for TPUs, of which big_vision keeps a copy in `pp/archive`.
+The level of an operation is `magnitude / 10`. The scales were made for levels up to 1; the paper's magnitudes 15 and
+20 are above.
 
-Magnitude 0 is not the identity. AutoContrast, Equalize and Invert have no strength, Solarize inverts
-everything, Posterize keeps one bit and the enhancements blend with a factor of 0.1; the others then leave the
-image alone.
+Magnitude 0 is not the identity: AutoContrast, Equalize and Invert have no strength, Solarize inverts everything,
+Posterize keeps one bit, and Color, Contrast, Brightness and Sharpness blend with a factor of 0.1. The other operations
+do nothing at magnitude 0.
 
-OpenCV's functions let go of Python's lock, so that the threads of `tf.data` run side by side. It rounds where the
-published code truncates; hence the halves that are taken away.
+OpenCV releases Python's lock, so the threads of `tf.data` run at the same time. OpenCV rounds where the published code
+truncates. Therefore a half is subtracted before OpenCV rounds.
 """
 
 import math
@@ -21,24 +22,24 @@ from jaxtyping import Float32, UInt8
 
 Image = UInt8[np.ndarray, "height width 3"]
 
-FILL = 128  # gray level where a geometric operation or Cutout leaves no image
-PUBLISHED_SIZE = 224  # px, the image size for which the next two are published
-TRANSLATE = 100  # px at level 1
-CUTOUT = 40  # px at level 1, half the side of the square
-# As `tf.image.rgb_to_grayscale`, which goes through [0, 1] and back with a scale of 255.5, then truncates.
+FILL = 128  # gray level of pixels that a geometric operation or Cutout leaves empty
+PUBLISHED_SIZE = 224  # pixels; the image size for which the next two numbers are published
+TRANSLATE = 100  # pixels at level 1
+CUTOUT = 40  # pixels at level 1: half the side of the square
+# `tf.image.rgb_to_grayscale` converts to [0, 1] and back with a scale of 255.5, and truncates.
 LUMA = np.array([[0.2989, 0.5870, 0.1140]], np.float32) * np.float32(255.5 / 255)
 
 _VALUES = np.arange(256)
-_DOWN = -0.499  # truncates what is rounded next; a thousandth less than a half, or whole numbers might fall
+_DOWN = -0.499  # turns rounding into truncation; with -0.5, rounding errors could lower a whole number by one
 
 
 def _replace(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image with a new value for each of 0..255, clipped and truncated."""
+    """Replaces each value v of the image by values[v], clipped and truncated."""
     return cv2.LUT(image, np.clip(values, 0, 255).astype(np.uint8))
 
 
 def _blend(degenerate: np.ndarray | float, values: np.ndarray, level: float) -> np.ndarray:
-    """From the degenerate image (factor 0) through the image (factor 1) and beyond."""
+    """Interpolates from the degenerate image (factor 0) to the image (factor 1), and extrapolates above 1."""
     return degenerate + _factor(level) * (values - degenerate)
 
 
@@ -47,18 +48,18 @@ def _factor(level: float) -> float:
 
 
 def _blend_images(degenerate: Image, image: Image, level: float) -> Image:
-    """`_blend`, truncated."""
+    """Blends like `_blend`, clips and truncates."""
     return cv2.addWeighted(image, _factor(level), degenerate, 1 - _factor(level), _DOWN)
 
 
 def _gray(image: Image) -> UInt8[np.ndarray, "height width"]:
-    """The luma, truncated."""
+    """Returns the luma, truncated."""
     return cv2.transform(image.astype(np.float32), LUMA).astype(np.uint8)
 
 
 def autocontrast(image: Image) -> Image:
-    """Stretches each channel to 0..255; a constant channel stays as it is."""
-    matrix = np.zeros((3, 4), np.float32)  # of which OpenCV takes the last column for the offsets
+    """Stretches each channel to 0..255. A constant channel stays as it is."""
+    matrix = np.zeros((3, 4), np.float32)  # the last column holds the offsets
     for channel, values in enumerate(cv2.split(image)):
         low, high, _, _ = cv2.minMaxLoc(values)
         scale = 255 / (high - low) if high > low else 1.0
@@ -67,14 +68,14 @@ def autocontrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Equalizes each channel's histogram in PIL's integer arithmetic; a nearly constant channel stays."""
+    """Equalizes each channel's histogram in PIL's integer arithmetic. A nearly constant channel stays as it is."""
     return cv2.merge([_equalize_channel(channel) for channel in cv2.split(image)])
 
 
 def _equalize_channel(channel: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
     histogram = np.ravel(cv2.calcHist([channel], [0], None, [256], [0, 256])).astype(np.int64)
     below = np.cumsum(histogram) - histogram
-    # PIL counts all pixels but those of the brightest value that occurs.
+    # PIL counts all pixels, except those with the brightest value in the image.
     step = below[np.flatnonzero(histogram)[-1]] // 255
     return _replace(channel, (below + step // 2) // step) if step else channel
 
@@ -82,19 +83,19 @@ def _equalize_channel(channel: UInt8[np.ndarray, "height width"]) -> UInt8[np.nd
 def posterize(image: Image, bits: int) -> Image:
     """Keeps the highest `bits` bits.
 
-    The published shift is undefined for 0 bits (magnitudes below 2.5), where TensorFlow's CPU kernel leaves
-    one: so it is here. More than 8 (magnitudes above 22) are all of them.
+    The published shift is undefined for 0 bits (magnitudes below 2.5). TensorFlow's CPU kernel then keeps one bit, and
+    so does this function. For more than 8 bits (magnitudes above 22), it keeps all 8.
     """
     dropped = 8 - min(max(bits, 1), 8)
     return image & np.uint8(0xFF >> dropped << dropped)
 
 
 def solarize(image: Image, threshold: int) -> Image:
-    """Inverts the pixels that are not below the threshold.
+    """Inverts the pixels at or above the threshold, modulo 256.
 
-    The published code compares uint8 with int(level * 256), which wraps around (big_vision issue 110):
-    magnitudes 10 and 20 have threshold 0 and invert everything, 15 has 128. Without the wrap all three would
-    do nothing. The paper's models must have been trained with it, so it stays.
+    The published code compares uint8 with int(level * 256), which wraps around (big_vision issue 110). So magnitudes 10
+    and 20 have the threshold 0 and invert everything; magnitude 15 has 128. Without the wrap, all three would do
+    nothing. The paper's models must have been trained with the wrap, so it stays.
     """
     return image ^ (image >= threshold % 256) * np.uint8(255)
 
@@ -110,11 +111,11 @@ def brightness(image: Image, level: float) -> Image:
 
 
 def contrast(image: Image, level: float) -> Image:
-    """Blends with the mean, truncated, of the gray image, as PIL and big_vision do.
+    """Blends with the truncated mean of the gray image, as PIL and big_vision do.
 
-    EfficientNet's code, and big_vision's until 2024, took the number of pixels over 256 for the mean by
-    mistake: 196 for every image of 224 x 224. The paper's models were probably trained with that; here it
-    is repaired.
+    By mistake, EfficientNet's code, and big_vision's until 2024, used the number of pixels divided by 256 as the mean:
+    196 for every image of 224 x 224 pixels. The paper's models were probably trained with that mistake. It is corrected
+    here.
     """
     return _replace(image, _blend(math.floor(cv2.mean(_gray(image))[0]), _VALUES, level))
 
@@ -128,10 +129,10 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def sharpness(image: Image, level: float) -> Image:
-    """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; border pixels stay.
+    """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13. Border pixels stay as they are.
 
-    The published convolution is truncated too, but rounding in float32 may leave a smooth area one too low.
-    Here thirteenths are rounded from the middle of their thirteen, so that the quotient is exact.
+    The published convolution truncates too, but rounding errors of float32 can make a smooth area one level too dark.
+    Here the added offset moves each sum to the middle of the interval that truncates to it, so the result is exact.
     """
     smooth = cv2.filter2D(image, -1, _SMOOTH, delta=-0.5 + 0.5 / 13)
     out = image.copy()
@@ -141,13 +142,13 @@ def sharpness(image: Image, level: float) -> Image:
     return out
 
 
-_NUDGE = 2.0**-15  # px; OpenCV takes the even one of two pixels that are as near
+_NUDGE = 2.0**-15  # pixels; between two pixels that are equally near, OpenCV takes the even one
 
 
 def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, float, float]) -> Image:
-    """Affine warp: out(x, y) is in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
+    """Applies an affine warp: out(x, y) = in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
 
-    Of pixels that are as near it is the later one, as published.
+    Between two pixels that are equally near, it takes the second, as published.
     """
     matrix = np.array([x_from, y_from]) + np.array([0, 0, _NUDGE])
     return cv2.warpAffine(
@@ -157,7 +158,7 @@ def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, 
 
 
 def rotate(image: Image, radians: float) -> Image:
-    """Turns the image about its centre, counterclockwise for positive angles."""
+    """Rotates the image about its centre, counterclockwise for positive angles."""
     cos, sin = math.cos(radians), math.sin(radians)
     y_last, x_last = image.shape[0] - 1, image.shape[1] - 1
     x_offset = (x_last - (cos * x_last - sin * y_last)) / 2
@@ -166,7 +167,10 @@ def rotate(image: Image, radians: float) -> Image:
 
 
 def translate(image: Image, pixels: float, axis: int) -> Image:
-    """out(i) is in(i + pixels) along the axis, `FILL` outside; in px of a 224 px image, rounded."""
+    """Moves the image along an axis: out(i) = in(i + shift), `FILL` outside.
+
+    `pixels` is the shift in an image of 224 pixels. It is scaled to the image's shorter side and rounded.
+    """
     shift = math.floor(pixels * min(image.shape[:2]) / PUBLISHED_SIZE + 0.5)
     out = np.full_like(image, FILL)
     to, source = np.moveaxis(out, axis, 0), np.moveaxis(image, axis, 0)
@@ -176,7 +180,10 @@ def translate(image: Image, pixels: float, axis: int) -> Image:
 
 
 def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
-    """Fills a square of side 2 * pad (px of a 224 px image) about centre [y, x] in [0, 1); borders cut it."""
+    """Fills a square around a centre [y, x] in [0, 1). The image's borders cut it off.
+
+    The side is 2 * pad pixels in an image of 224 pixels. It is scaled to the image's shorter side.
+    """
     shape = np.array(image.shape[:2])
     middle = (centre * shape).astype(int)
     half = pad * min(shape) // PUBLISHED_SIZE
@@ -186,7 +193,7 @@ def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
     return out
 
 
-# Takes an image, a level, a random sign (1 or -1) and a random place ([y, x] in [0, 1)).
+# Its arguments are an image, a level, a random sign (1 or -1) and a random place ([y, x] in [0, 1)).
 Operation = Callable[[np.ndarray, float, float, np.ndarray], np.ndarray]
 
 OPERATIONS: dict[str, Operation] = {  # in the published order
@@ -213,14 +220,14 @@ _IN_ORDER = tuple(OPERATIONS.values())
 def randaugment(
     image: UInt8[np.ndarray, "height width 3"], draws: Float32[np.ndarray, "layers 4"], magnitude: float
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Applies one operation for each row of `draws`, picked uniformly among the sixteen.
+    """Applies one of the sixteen operations for each layer, chosen uniformly.
 
     Args:
-      image: at least 1 x 1 px.
-      draws: uniform in [0, 1): the operation, the sign of a geometric one (negative below 0.5), and the centre of
-        Cutout as y and x.
-      magnitude: at least 0; the paper has 10, 15 or 20. Translate and Cutout, published in pixels, scale with
-        the image's shorter side and are as published at 224 px.
+      image: at least 1 x 1 pixels.
+      draws: uniform in [0, 1). For each layer: the choice of the operation, the sign of a geometric operation (negative
+        below 0.5), and the centre of Cutout (y, x).
+      magnitude: at least 0; the paper uses 10, 15 or 20. Translate and Cutout are published in pixels of a 224-pixel
+        image; here they scale with the image's shorter side.
     """
     for choice, sign, *place in draws:
         operation = _IN_ORDER[int(choice * len(_IN_ORDER))]

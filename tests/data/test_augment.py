@@ -379,12 +379,12 @@ def test_the_paper_s_sizes(shape):
 # ----------------------------------------------------------------------------------------------------------- a last try
 
 
-def test_decodes_says_whether_the_header_s_promise_is_kept():
+def test_can_decode_says_whether_the_header_s_promise_is_kept():
     data = encode(photo(20, 30), "JPEG")
-    assert augment.decodes(data, images.JPEG, (20, 30))
-    assert not augment.decodes(data, images.JPEG, (21, 30))
-    assert not augment.decodes(data[:-300], images.JPEG, (20, 30))
+    assert augment.can_decode(data, images.JPEG, (20, 30))
+    assert not augment.can_decode(data, images.JPEG, (21, 30))
+    assert not augment.can_decode(data[:-300], images.JPEG, (20, 30))
     png = encode(photo(20, 30))
-    assert augment.decodes(png, images.PNG, (20, 30))
-    assert not augment.decodes(png, images.PNG, (20, 31))
-    assert not augment.decodes(png[:-30], images.PNG, (20, 30))
+    assert augment.can_decode(png, images.PNG, (20, 30))
+    assert not augment.can_decode(png, images.PNG, (20, 31))
+    assert not augment.can_decode(png[:-30], images.PNG, (20, 30))

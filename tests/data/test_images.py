@@ -64,13 +64,13 @@ def exif(orientation: int, order: str = ">", kind: str = "H") -> bytes:
 )
 def test_a_plain_jpeg_is_passed_on_untouched(data):
     assert inspect(data, MOST) == (data, JPEG, 33, 47, OK)
-    assert augment.decodes(data, JPEG, (33, 47))
+    assert augment.can_decode(data, JPEG, (33, 47))
 
 
 @pytest.mark.parametrize("data", [encode(PHOTO), encode(GREY), encode(PHOTO, transparency=(1, 2, 3))])
 def test_a_plain_png_is_passed_on_untouched(data):
     assert inspect(data, MOST) == (data, PNG, 33, 47, OK)
-    assert augment.decodes(data, PNG, (33, 47))
+    assert augment.can_decode(data, PNG, (33, 47))
 
 
 # ------------------------------------------------------------------------------------------------------- decoded here
@@ -215,7 +215,7 @@ def test_a_file_cut_short_is_never_used_as_if_it_were_whole():
 )
 def test_what_only_the_decoder_finds_is_passed_on(data, encoding):
     assert inspect(data, MOST)[1:] == (encoding, 33, 47, OK)
-    assert not augment.decodes(data, encoding, (33, 47))
+    assert not augment.can_decode(data, encoding, (33, 47))
 
 
 # ------------------------------------------------------------------------------------------------------ whatever comes
@@ -241,7 +241,7 @@ def check(data: bytes) -> None:
         assert len(image.data) == image.height * image.width * 3
     else:
         assert image.data == data
-    assert isinstance(augment.decodes(image.data, image.encoding, (image.height, image.width)), bool)
+    assert isinstance(augment.can_decode(image.data, image.encoding, (image.height, image.width)), bool)
 
 
 @settings(max_examples=300, deadline=None)
