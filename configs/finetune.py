@@ -3,8 +3,8 @@
     python -m mixer.train --config configs/finetune.py:model=b16,task=pets,size=448 --workdir runs/pets \\
         --config.init_from=B/16-i21k --config.input.data_dir=DIR
 
-Arguments: model (s32, s16, b32, b16, l32, l16, h14), task (a row of mixer/tasks.py: cifar10, cifar100, pets, flowers,
-imagenet) and size in pixels (224 by default). At 448 the token mixing is extended as in Appendix C.
+Arguments: model (s32, s16, b32, b16, l32, l16, h14), task (a row of mixer/config/tasks.py: cifar10, cifar100, pets,
+flowers, imagenet) and size in pixels (224 by default). At 448 the token mixing is extended as in Appendix C.
 The paper, Mixer-B/16 from ImageNet-21k at 224 pixels: 80.64% on ImageNet, 92.50% on average over the five tasks.
 """
 
