@@ -25,7 +25,7 @@ from mixer.evaluation.classification import Classification
 from mixer.evaluation.evaluator import Context
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
-from mixer.transfer import resolution
+from mixer.transfer import download, resolution
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
@@ -77,7 +77,7 @@ def few_shot(
 def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> Context:
     return Context(
         weights.model(), weights.class_names, loss, config, devices.make_mesh(), batch_size,
-        transfer_weights.cache_folder(), weights.source,
+        download.cache_folder(), weights.source,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
-    weights = transfer_weights.read(checkpoint, given.ema)
+    weights = transfer_weights.load(checkpoint, given.ema)
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     config, split = _overridden(*input_config(weights, task))
     batch_size = given.batch_per_core * jax.device_count()

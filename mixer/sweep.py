@@ -34,8 +34,8 @@ from mixer.train import train
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 from mixer.transfer import init_from, sweep_results
+from mixer.transfer.published import PUBLISHED
 from mixer.transfer.sweep_results import Outcome
-from mixer.transfer.weights import PUBLISHED
 
 with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
     from mixer.data import readers

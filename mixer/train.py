@@ -28,8 +28,8 @@ from mixer.training.metrics import MetricsLog, read_metrics
 from mixer.training.progress import Progress
 from mixer.training.step import Metrics, TrainState
 from mixer.transfer import init_from
+from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
-from mixer.transfer.weights import read as read_weights
 
 with epy.lazy_imports():  # they import TensorFlow; --help and an error in the command line do not wait for it
     from mixer.data import pipeline, readers
@@ -65,7 +65,7 @@ def train(
     stop, console, workdir = stop or preemption.Stop(), console or Console(), run_folder.make(workdir)
     weights = None
     if config.init_from and not has_checkpoints(workdir):
-        weights = read_weights(config.init_from).at_image_size(config.input.image_size, config.resize)
+        weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
     config = init_from.with_token_width(config, weights, workdir)
     run, changes = _prepare(config, workdir, console, stop, allow_config_change)
 

@@ -22,7 +22,8 @@ from mixer.config import checks, durations, recipe, run_folder
 from mixer.runtime.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.step import TrainState
-from mixer.transfer import model_card, npz
+from mixer.transfer import model_card
+from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -36,7 +37,6 @@ PARAMETERS = (
     + 2 * 16
     + (16 * 5 + 5)
 )
-SUFFIXES = {"npz": ".npz", "timm": ".safetensors", "stablehlo": ".stablehlo"}
 
 
 def make_params(seed, model=MODEL, pixels=PIXELS):
@@ -206,11 +206,14 @@ def bad_input(kind, folder):
     if kind == "missing":
         del arrays[dense]
         path.write_bytes(npz_of(arrays))
-        return path, f"error: {path} does not hold together as Mixer-2x16/4: {dense}: missing there"
+        return path, f"error: {path} looks like Mixer-2x16/4, but does not match it: {dense}: missing there"
     if kind == "transposed":
         arrays[dense] = arrays[dense].T
         path.write_bytes(npz_of(arrays))
-        return path, f"error: {path} does not hold together as Mixer-2x16/4: {dense}: (24, 16) there, (16, 24) here"
+        return (
+            path,
+            f"error: {path} looks like Mixer-2x16/4, but does not match it: {dense}: (24, 16) there, (16, 24) here",
+        )
     if kind == "folder":
         path = folder / "empty"
         path.mkdir()
@@ -220,8 +223,8 @@ def bad_input(kind, folder):
     path = folder / "model.pth"
     path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
     return path, (
-        f"error: {path}: expected a run's folder, an .npz or a .safetensors file, not '.pth' (files that hold pickles, "
-        "such as .pth and .bin, are never loaded)"
+        f"error: {path}: expected a run's folder or a file that ends in .npz or .safetensors, not '.pth' (files that "
+        "hold pickles, such as .pth and .bin, are never loaded)"
     )
 
 
@@ -275,13 +278,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
         for name, content in kept.items():
             (tmp_path / name).write_bytes(content)
 
-    def write(file, params):
+    def save(file, exported):
         file.write(b"half of it")
         file.flush()
         assert out.exists() == earlier  # a kill here leaves it as it was, too
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(npz, "write", write)
+    monkeypatch.setitem(FORMATS, "npz", FORMATS["npz"]._replace(save=save))
     with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
         export_module.export(Weights(PARAMS, "a.npz"), "npz", out, ema=False, command="")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept

@@ -21,7 +21,7 @@ from test_train import environment
 
 from mixer import models, predict
 from mixer.config import checks, recipe, run_folder
-from mixer.data import images
+from mixer.data import image_status
 from mixer.runtime.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.step import TrainState
@@ -270,7 +270,7 @@ def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run,
     (tmp_path / ".git").mkdir()
     found, empty = predict.image_files(given)
     assert found == [given[0], given[1], picture]
-    (answers,) = predict.predict(transfer_weights.read(str(softmax_run)), found, top=1, batch_size=8)
+    (answers,) = predict.predict(transfer_weights.load(str(softmax_run)), found, top=1, batch_size=8)
     assert [answer.error for answer in (*answers, *empty)] == ["unreadable", "missing", "", "holds no images"]
 
 
@@ -285,11 +285,11 @@ def test_a_file_system_that_fails_is_no_folder_and_unreadable(monkeypatch):
 
     monkeypatch.setattr(predict.epath, "Path", Denied)
     assert predict.image_files(["gs/a.jpg"]) == (["gs/a.jpg"], [])
-    assert predict._reason("gs/a.jpg", images.BAD_RECORD) == "unreadable"
+    assert predict._reason("gs/a.jpg", image_status.BAD_RECORD) == "unreadable"
 
 
 def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):
-    weights = transfer_weights.read(str(softmax_run))
+    weights = transfer_weights.load(str(softmax_run))
     file = tmp_path / "names.txt"
     file.write_text("n02123045\ntwo\nthree\nfour\nfive\n")
     assert predict.names_for(weights, None) == SHOWN
@@ -306,13 +306,13 @@ def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, 
         names = predict.names_for(Weights(make_params(classes, seed=0), "weights.npz"), None)
         assert (len(names), names[0], names[-1]) == (classes, first, last)
         told = capsys.readouterr().err
-        assert told.startswith(f"class names: those of {dataset}, taken from the number of classes")
+        assert told.startswith(f"class names: those of {dataset}, chosen by the number of classes")
         assert told.count("\n") == 1
 
 
 def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
     settings = {"input.eval_crop": "resize_square", "input.eval_resize": 18, "input.max_pixels": 5000}
-    config = predict.input_config(transfer_weights.read(str(write_run(tmp_path / "run", params, None, **settings))))
+    config = predict.input_config(transfer_weights.load(str(write_run(tmp_path / "run", params, None, **settings))))
     assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
         16, "resize_square", 18, 5000,
     )  # fmt: skip
@@ -321,7 +321,7 @@ def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
 
 
 def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
-    weights = transfer_weights.read(str(softmax_run))
+    weights = transfer_weights.load(str(softmax_run))
     weights = Weights(weights.params, "weights.npz")  # no config, hence photographs of any size
     paths, _ = predict.image_files([str(shared_data / "imagenet_samples")])
     assert len(paths) == 200

@@ -180,7 +180,7 @@ def test_few_shot_accuracy_beside_every_evaluation(data_dir, tmp_path):
 def test_a_mistake_in_the_few_shot_data_is_one_line_at_the_start(data_dir, tmp_path):
     failed = run(command(data_dir, tmp_path / "run", **FEWSHOT | {"fewshot.shots": "19"}))
     assert failed.returncode == 1
-    line = "error: few-shot evaluation: 19 shots are more than there are examples of class 0 (0), 18: "
+    line = "error: few-shot evaluation: 19 shots are too many: class 0 (0) has only 18 examples; "
     assert failed.stderr.startswith(line)
     assert failed.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

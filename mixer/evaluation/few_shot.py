@@ -1,4 +1,4 @@
-"""Few-shot linear accuracy: what a model's frozen features are worth on a dataset (Section 3 of the paper)."""
+"""Few-shot linear accuracy: how well a model's frozen features separate classes (Section 3 of the paper)."""
 
 from typing import Any
 
@@ -22,19 +22,19 @@ _CHUNK = 1024  # records that are read together for their labels
 
 
 class FewShot:
-    """An evaluator: a linear classifier is fitted to the features of a few images of each class, and tested.
+    """An evaluator: fits a linear classifier to the features of a few images of each class, and tests it.
 
-    The features are the pre-logits: the mean over tokens after the last LayerNorm. Images of both splits are prepared
-    as in evaluation. Which images are chosen is decided once; features are computed at every call. Images that cannot
-    be read are left out, so a class may have fewer shots.
+    The features are the pre-logits: the mean over tokens after the last LayerNorm. The images of both splits are
+    prepared as in evaluation. The images of the training split are chosen once; features are computed in every call.
+    Images that cannot be read are left out, so a class may have fewer shots.
     """
 
     def __init__(self, settings: ml_collections.ConfigDict, context: Context):
-        """Opens both splits, and reads the labels of the training split to choose from it.
+        """Opens both splits, reads the labels of the training split, and chooses the images.
 
         Args:
           settings: as `config.evaluators.NAME`.
-          context: the model and where it is computed.
+          context: the model, and the devices that compute it.
 
         Raises:
           MissingDataError: the dataset is not there.
@@ -45,7 +45,7 @@ class FewShot:
             self._train = readers.open_source(self._config, settings.train_split, context.cache_dir)
             self._test = readers.open_source(self._config, settings.split, context.cache_dir)
             if self._train.multi_label:
-                raise UserError(f"{self._config.dataset} has several labels an example, this evaluation is for one")
+                raise UserError(f"{self._config.dataset} has several labels an example; this evaluation needs one")
             labels = _labels(self._train)
             self._chosen = {
                 (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
@@ -55,7 +55,7 @@ class FewShot:
         except UserError as error:
             kind = MissingDataError if isinstance(error, MissingDataError) else UserError
             raise kind(f"few-shot evaluation: {_in_its_own_names(str(error))}") from None
-        self._needed = np.unique(np.concatenate(list(self._chosen.values())))
+        self._needed = np.unique(np.concatenate(list(self._chosen.values())))  # the records of all choices
         headless = context.model.clone(num_classes=0)
 
         def features(params: Any, images: jax.Array) -> Any:
@@ -72,14 +72,15 @@ class FewShot:
         """Returns the accuracy for each number of shots, as DATASET_5shot: the mean over seeds.
 
         With more than one seed, DATASET_5shot_std is the standard deviation over seeds (n - 1 in the denominator). If
-        there are images that cannot be read, DATASET_unreadable is their number.
+        some images cannot be read, DATASET_unreadable is their number.
 
         Raises:
           UserError: no image of a split can be read.
         """
-        settings, classes = self._settings, len(self._train.class_names)
-        few, few_labels, readable = self._run(params, self._train, self._needed, through)
-        test, test_labels, test_readable = self._run(params, self._test, np.arange(self._test.num_examples), through)
+        settings, num_classes = self._settings, len(self._train.class_names)
+        few, few_labels, readable = self._compute(params, self._train, self._needed, through)
+        all_test = np.arange(self._test.num_examples)
+        test, test_labels, test_readable = self._compute(params, self._test, all_test, through)
         test, test_labels = test[test_readable], test_labels[test_readable]
 
         name = self._config.dataset.replace("/", "_")
@@ -87,11 +88,11 @@ class FewShot:
         for shots in settings.shots:
             accuracies = []
             for seed in range(settings.seeds):
-                rows = np.searchsorted(self._needed, self._chosen[shots, seed])
-                rows = rows[readable[rows]]
-                if not (len(rows) and len(test)):
+                places = np.searchsorted(self._needed, self._chosen[shots, seed])  # `few` has the order of `_needed`
+                places = places[readable[places]]
+                if not (len(places) and len(test)):
                     raise UserError(f"few-shot evaluation: no image of {self._config.dataset} can be read")
-                classifier = few_shot_regression.regress(few[rows], few_labels[rows], classes, settings.l2)
+                classifier = few_shot_regression.regress(few[places], few_labels[places], num_classes, settings.l2)
                 accuracies.append(few_shot_regression.accuracy(classifier, test, test_labels))
             metrics[f"{name}_{shots}shot"] = float(np.mean(accuracies))
             if settings.seeds > 1:
@@ -100,8 +101,12 @@ class FewShot:
             metrics[f"{name}_unreadable"] = unreadable
         return metrics
 
-    def _run(self, params: Any, source: Source, records: np.ndarray, through: Through) -> tuple[np.ndarray, ...]:
-        """Returns of these records: features, float32 [records, width]; labels, int32 [records]; which are readable."""
+    def _compute(self, params: Any, source: Source, records: np.ndarray, through: Through) -> tuple[np.ndarray, ...]:
+        """Computes the features of some records.
+
+        Returns:
+          Features, float32 [records, width]; labels, int32 [records]; and which can be read, bool [records].
+        """
         found = []
         for batch in evaluator.split_batches(source, self._config, self._context, through, records):
             features = self._features(params, batch["image"])
@@ -111,7 +116,12 @@ class FewShot:
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config.input` as few-shot evaluation reads it: with its own dataset and crop."""
+    """Returns `config.input` with the dataset and the evaluation crop of this evaluator.
+
+    Args:
+      settings: as `config.evaluators.NAME`.
+      config: `config.input`.
+    """
     found = ml_collections.ConfigDict(config)
     found.dataset = settings.dataset or config.dataset
     found.data_dir = settings.data_dir or config.data_dir
@@ -133,7 +143,7 @@ def _labels(source: Source) -> np.ndarray:
 
 
 def _in_its_own_names(message: str) -> str:
-    """Replaces the names of config.input's settings in a message by those of this evaluator's own settings."""
+    """Replaces the names of config.input's settings in a message by the names of this evaluator's own settings."""
     for name in ("dataset", "data_dir"):
         message = message.replace(f"config.input.{name}", f"config.fewshot.{name}")
     return message

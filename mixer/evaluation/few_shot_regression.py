@@ -1,6 +1,6 @@
 """Few-shot linear regression from frozen features (Section 3 of the paper; details as in the published evaluator).
 
-Arithmetic alone, in float64 on the host: `fewshot_evaluator` brings data and model.
+This is only the arithmetic, in float64 on the host. `few_shot.py` applies it to data and a model.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 
 from mixer.runtime.errors import UserError
 
-_CONSTANT = 100.0  # the feature that carries the bias; as large as this, it is hardly regularised
-_LEAST_STD = 1e-5  # added to every standard deviation: a feature may be the same in all examples
+_CONSTANT = 100.0  # the constant feature, whose weight is the bias; it is large, so the bias is hardly regularised
+_LEAST_STD = 1e-5  # added to each standard deviation, which is 0 if a feature has the same value in all examples
 
 
 class Classifier(NamedTuple):
-    """An affine function of features as the model gives them; the standardisation is folded in.
+    """An affine function from the model's features to a score for each class. It includes the standardisation.
 
     Attributes:
       kernel: float64 [features, classes].
@@ -30,19 +30,22 @@ class Classifier(NamedTuple):
 def choose(
     labels: Int[np.ndarray, " examples"], class_names: Sequence[str], shots: int, seed: int
 ) -> Int[np.ndarray, " chosen"]:
-    """Chooses `shots` examples of each class, class after class: [classes * shots], indices into `labels`.
+    """Chooses `shots` examples of each class at random.
 
-    One generator permutes the examples of the first class, then of the second and so on; the first of each are taken.
-    So a choice of more shots holds every choice of fewer, of the same seed.
+    One generator permutes the examples of each class, class after class. The first `shots` of each permutation are
+    chosen. So, with the same seed, a choice of more shots includes every choice of fewer shots.
 
     Args:
-      labels: a class number for each example; -1 for what may not be chosen.
+      labels: the class number of each example; -1 for an example that must not be chosen.
       class_names: a name for each class.
-      shots: examples a class.
+      shots: examples of each class.
       seed: of the generator.
 
+    Returns:
+      [classes * shots], indices into `labels`, class after class.
+
     Raises:
-      UserError: a class has too few examples. (The published evaluator goes on with those that there are.)
+      UserError: a class has too few examples. (The published evaluator then uses all examples of this class.)
     """
     rng = np.random.default_rng(seed)
     chosen = []
@@ -50,8 +53,8 @@ def choose(
         members = rng.permutation(np.flatnonzero(labels == number))
         if len(members) < shots:
             raise UserError(
-                f"{shots} shots are more than there are examples of class {number} ({name}), {len(members)}: ask for "
-                "fewer shots, or choose from a larger split"
+                f"{shots} shots are too many: class {number} ({name}) has only {len(members)} examples; ask for fewer "
+                "shots, or choose from a larger split"
             )
         chosen.append(members[:shots])
     return np.concatenate(chosen)
@@ -60,29 +63,30 @@ def choose(
 def regress(
     features: Float[np.ndarray, "examples features"], labels: Int[np.ndarray, " examples"], num_classes: int, l2: float
 ) -> Classifier:
-    """Ridge regression of the targets +1 (the example's class) and -1 (every other) on standardised features.
+    """Fits a linear classifier by ridge regression on standardised features.
 
-    With X [N, D + 1] the features, standardised over these examples, and a constant, and Y [N, classes] the targets:
+    X [N, D + 1] are the features, standardised over these examples, and a constant. Y [N, classes] are the targets: +1
+    for the class of the example and -1 for all others. The solution is
 
         W = (X^T X + l2 I)^-1 X^T Y = X^T (X X^T + l2 I)^-1 Y
 
-    of which the form with the smaller matrix is solved.
+    and it is computed in the form that has the smaller matrix.
 
     Args:
       features: of the few examples.
       labels: their class numbers.
-      num_classes: of the task; a class without an example is always -1.
+      num_classes: of the task. A class without examples has the target -1 everywhere.
       l2: above 0; 2^10 as published.
     """
     features = features.astype(np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + _LEAST_STD
     X = np.pad((features - mean) / std, ((0, 0), (0, 1)), constant_values=_CONSTANT)
     Y = np.where(labels[:, None] == np.arange(num_classes), 1.0, -1.0)
-    rows, columns = X.shape
-    if rows >= columns:
-        W = np.linalg.solve(X.T @ X + l2 * np.eye(columns), X.T @ Y)
+    num_examples, num_features = X.shape
+    if num_examples >= num_features:
+        W = np.linalg.solve(X.T @ X + l2 * np.eye(num_features), X.T @ Y)
     else:
-        W = X.T @ np.linalg.solve(X @ X.T + l2 * np.eye(rows), Y)
+        W = X.T @ np.linalg.solve(X @ X.T + l2 * np.eye(num_examples), Y)
     kernel = W[:-1] / std[:, None]
     return Classifier(kernel, _CONSTANT * W[-1] - mean @ kernel)
 
@@ -90,5 +94,5 @@ def regress(
 def accuracy(
     classifier: Classifier, features: Float[np.ndarray, "examples features"], labels: Int[np.ndarray, " examples"]
 ) -> float:
-    """The share of examples whose class has the highest score; of equal scores the first counts."""
+    """Returns the share of examples whose class has the highest score. Of equal scores, the first class is taken."""
     return float(np.mean(np.argmax(features @ classifier.kernel + classifier.bias, axis=1) == labels))

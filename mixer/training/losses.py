@@ -1,5 +1,8 @@
 """Classification losses, for labels that travel as padded class indices."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,4 +29,27 @@ def softmax_cross_entropy(
     return optax.softmax_cross_entropy(logits, targets / total)
 
 
-LOSSES = {"sigmoid_xent": sigmoid_cross_entropy, "softmax_xent": softmax_cross_entropy}
+class Loss(NamedTuple):
+    """A loss function and what belongs to it.
+
+    Attributes:
+      of_logits: from (logits [batch, classes], targets [batch, classes]) to the loss of each example [batch].
+      described: the loss in words, for model cards.
+      probabilities: from logits to the probabilities of the classes, as the loss assumes them.
+      probabilities_described: this function in words, for model cards.
+    """
+
+    of_logits: Callable[[jax.Array, jax.Array], jax.Array]
+    described: str
+    probabilities: Callable[[jax.Array], jax.Array]
+    probabilities_described: str
+
+    def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the loss of each example."""
+        return self.of_logits(logits, targets)
+
+
+LOSSES = {
+    "sigmoid_xent": Loss(sigmoid_cross_entropy, "sigmoid cross-entropy", jax.nn.sigmoid, "a sigmoid of each"),
+    "softmax_xent": Loss(softmax_cross_entropy, "softmax cross-entropy", jax.nn.softmax, "their softmax"),
+}

@@ -1,7 +1,5 @@
-"""A model card in Markdown, written beside every export: what the model is, how it was made, how to load it."""
+"""A model card in Markdown, for every export: what the model is, how it was trained, and how to load the file."""
 
-import json
-import shlex
 from typing import Any
 
 import jax
@@ -10,22 +8,20 @@ from ml_collections import FrozenConfigDict
 from mixer import models
 from mixer.config import paper
 from mixer.config.settings import UNITS
-from mixer.data import class_names
-from mixer.models.mlp_mixer import MlpMixer
-from mixer.transfer import stablehlo, timm
-from mixer.transfer.weights import PUBLISHED, Weights
+from mixer.data import class_names, crops
+from mixer.data.augmentations import AUGMENTATIONS
+from mixer.training.losses import LOSSES
+from mixer.transfer.format import Exported, code_block
+from mixer.transfer.formats import FORMATS
+from mixer.transfer.published import PUBLISHED
+from mixer.transfer.weights import Weights
 
 MARK = "<!-- Written by mixer.export, which writes it anew with every export to this name. -->"
 
-_FORMATS = {
-    "npz": "the names and axes of the published MLP-Mixer checkpoints, `.npz`",
-    "timm": "PyTorch's `timm`, `.safetensors`",
-    "stablehlo": f"StableHLO in a `jax.export` artifact, for {', '.join(stablehlo.PLATFORMS)}",
-}
 _UNKNOWN = "unknown"
-_NAMED_CLASSES = 10  # up to which a model's classes are listed
+_NAMED_CLASSES = 10  # a model with more classes has only its first three named
 
-# What their authors say of the published checkpoints, by the end of the short name.
+# What the authors of the published checkpoints say about them, by the end of the checkpoint's name.
 _PAPERS = {
     "Started from": "random parameters",
     "Recipe": "the paper's (arXiv 2105.01601, Table 4)",
@@ -39,57 +35,28 @@ _AS_PUBLISHED = {
 }
 
 
-def card(
-    weights: Weights, model: MlpMixer, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float]
-) -> str:
-    """Describes an exported model; whatever is not known is "unknown".
+def card(weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float]) -> str:
+    """Describes an exported model. What is not known is called "unknown".
 
     Args:
-      weights: those that were exported.
-      model: that they are the parameters of.
-      to: the format, "npz", "timm" or "stablehlo".
-      file: the exported file's name.
-      command: that made it.
-      ema: whether the weights are the run's averaged ones.
-      measured: accuracy and count of the run's evaluation at this very step; empty if there was none.
+      weights: the weights that are exported.
+      to: the format, a key of `FORMATS`.
+      file: name of the exported file.
+      command: the command that exports it.
+      ema: whether the weights are a run's averaged parameters.
+      measured: accuracy and count of the run's evaluation at the step of these weights; empty if there was none.
     """
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
-    about = {
-        "Parameters": f"{parameters:,}",
-        "Widths": f"{model.num_blocks} blocks of {model.hidden_dim} channels; token-mixing MLPs of "
-        f"{model.tokens_mlp_dim}, channel-mixing MLPs of {model.channels_mlp_dim}",
-        "Classes": _classes(weights, model),
-        "Input": _input(to, weights.image_size, model.patch_size),
-        "Output": _output(weights, model),
-        "Forward pass": f"{2 * model.forward_macs(weights.image_size) / 1e9:.3g} GFLOP an image",
-        "Format": _FORMATS[to],
-    }
-    training = {"Weights": _origin(weights, ema), **_training(weights)}
+    exported = weights.exported()
+    title = f"# Mixer-{models.name_of(exported.model)}, {weights.image_size} px"
+    as_published = ["This is as published, not measured here.", ""] if weights.published_as else []
     return "\n".join(
         [
-            MARK,
-            "",
-            f"# Mixer-{models.name_of(model)}, {weights.image_size} px",
-            "",
-            *_bullets(about),
-            "",
-            "## Training",
-            "",
-            *_bullets(training),
-            "",
-            *(["This is as published, not measured here.", ""] if _published(weights) else []),
-            "## Accuracy",
-            "",
-            _accuracy(weights, ema, measured),
-            "",
-            "## Loading",
-            "",
-            *_loading(weights, model, to, file),
-            "",
-            "This file was made by",
-            "",
-            *_code("sh", command),
-            "",
+            *(MARK, "", title, "", *_bullets(_about(weights, exported, to)), ""),
+            *("## Training", "", *_bullets({"Weights": _origin(weights, ema), **_training(weights)}), ""),
+            *as_published,
+            *("## Accuracy", "", _accuracy(weights, measured), ""),
+            *("## Loading", "", *FORMATS[to].loading(exported, file), ""),
+            *("This file was made by", "", *code_block("sh", command), ""),
         ]
     )
 
@@ -98,61 +65,60 @@ def _bullets(facts: dict[str, str]) -> list[str]:
     return [f"- **{name}:** {value}" for name, value in facts.items()]
 
 
-def _code(language: str, *lines: str) -> list[str]:
-    return [f"```{language}", *lines, "```"]
+def _about(weights: Weights, exported: Exported, to: str) -> dict[str, str]:
+    """Describes the model and the file."""
+    model, size = exported.model, exported.image_size
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    cut = f"RGB, cut into patches of {model.patch_size}x{model.patch_size}"
+    return {
+        "Parameters": f"{parameters:,}",
+        "Widths": f"{model.num_blocks} blocks of {model.hidden_dim} channels; token-mixing MLPs of "
+        f"{model.tokens_mlp_dim}, channel-mixing MLPs of {model.channels_mlp_dim}",
+        "Classes": _classes(weights, model.num_classes),
+        "Input": FORMATS[to].input.format(size=size, cut=cut),
+        "Output": _output(weights, exported),
+        "Forward pass": f"{2 * model.forward_macs(size) / 1e9:.3g} GFLOP an image",
+        "Format": FORMATS[to].described,
+    }
 
 
-def _classes(weights: Weights, model: MlpMixer) -> str:
-    if model.num_classes == 0:
+def _classes(weights: Weights, num_classes: int) -> str:
+    if num_classes == 0:
         return "none, the model has no head"
-    published = class_names.published(model.num_classes)
-    if published and _published(weights):
+    published = class_names.published(num_classes)
+    if published and weights.published_as:
         named = ", ".join(class_names.readable(published[:3]))
-        dataset = class_names.PUBLISHED[model.num_classes]
-        return f"{model.num_classes:,}: {named}, ... (the list of {dataset}, as published)"
+        return f"{num_classes:,}: {named}, ... (the list of {class_names.PUBLISHED[num_classes]}, as published)"
     if weights.class_names is None:
-        return f"{model.num_classes:,}, their names are {_UNKNOWN}"
-    if model.num_classes <= _NAMED_CLASSES:
-        return f"{model.num_classes}: {', '.join(weights.class_names)}"
+        return f"{num_classes:,}, their names are {_UNKNOWN}"
+    if num_classes <= _NAMED_CLASSES:
+        return f"{num_classes}: {', '.join(weights.class_names)}"
     named = ", ".join(weights.class_names[:3])
-    return f"{model.num_classes:,}: {named}, ... (`classes.txt` in the run's folder has all)"
+    return f"{num_classes:,}: {named}, ... (`classes.txt` in the run's folder has all)"
 
 
-def _input(to: str, size: int, patch_size: int) -> str:
-    cut = f"RGB, cut into patches of {patch_size}x{patch_size}"
-    if to == "stablehlo":
-        return f"uint8 [batch, {size}, {size}, 3], 0 to 255, {cut}; any batch size"
-    shape = f"[batch, 3, {size}, {size}]" if to == "timm" else f"[batch, {size}, {size}, 3]"
-    return f"float32 {shape} in [-1, 1], which is uint8 / 127.5 - 1, {cut}"
-
-
-def _output(weights: Weights, model: MlpMixer) -> str:
-    if model.num_classes == 0:
-        return f"float32 [batch, {model.hidden_dim}], the pre-logits"
-    logits = f"float32 [batch, {model.num_classes}], logits"
+def _output(weights: Weights, exported: Exported) -> str:
+    if exported.model.num_classes == 0:
+        return f"float32 [batch, {exported.model.hidden_dim}], the pre-logits"
+    logits = f"float32 [batch, {exported.model.num_classes}], logits"
     if weights.config is None:
         return logits
-    sigmoid = weights.config.loss == "sigmoid_xent"
-    return f"{logits}; {'a sigmoid of each' if sigmoid else 'their softmax'} is what the loss takes for probabilities"
+    return f"{logits}; {LOSSES[weights.config.loss].probabilities_described} gives the probabilities"
 
 
 def _origin(weights: Weights, ema: bool) -> str:
+    """Describes where the weights are from."""
     average = f", averaged over the steps with decay {weights.config.ema_decay}" if ema and weights.config else ""
-    address = f", {PUBLISHED[weights.source]}" if _published(weights) else ""
+    address = f", {PUBLISHED[weights.source]}" if weights.published_as else ""
     return f"`{weights.source}`{average}{address}"
 
 
-def _published(weights: Weights) -> str:
-    """The end of a published checkpoint's short name, such as "i21k"; empty for all other weights."""
-    return weights.source.rpartition("-")[2] if weights.config is None and weights.source in PUBLISHED else ""
-
-
 def _training(weights: Weights) -> dict[str, str]:
-    """What data, for how long, and how: from the run's config, or as published."""
+    """Describes data, recipe and duration, from the run's config or as published."""
     config = weights.config
     if config is None:
         unknown = dict.fromkeys(("Data", "Started from", "Recipe", "Steps"), _UNKNOWN)
-        return unknown | _AS_PUBLISHED.get(_published(weights), {})
+        return unknown | _AS_PUBLISHED.get(weights.published_as, {})
     return {
         "Data": f"{config.input.dataset}, split {config.input.train_split}",
         "Started from": config.init_from or "random parameters",
@@ -162,37 +128,33 @@ def _training(weights: Weights) -> dict[str, str]:
 
 
 def _recipe(config: FrozenConfigDict) -> dict[str, str]:
-    """How the run was trained, from its config."""
-    optimizer, images, model = config.optimizer, config.input, config.model
-    crop = {"inception": "Inception crops", "random": "random crops", "pad": "random shifts", "resize": "no crops"}
-    augmentation = [crop[images.crop]]
-    augmentation += ["flips" if images.flip else "no flips"]
-    augmentation += [f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"]
-    layers, magnitude = images.randaugment.layers, images.randaugment.magnitude
-    augmentation += [f"RandAugment of {layers} layers, magnitude {magnitude:g}" if layers else "no RandAugment"]
+    """Describes loss, optimizer and regularisation, from the run's config."""
+    optimizer, model = config.optimizer, config.model
+    flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
+    mixup = f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
     return {
-        "Loss": {"sigmoid_xent": "sigmoid cross-entropy", "softmax_xent": "softmax cross-entropy"}[config.loss],
+        "Loss": LOSSES[config.loss].described,
         "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient clipped to "
         f"{f'norm {optimizer.clip_norm:g}' if optimizer.clip_norm else 'nothing'}",
         "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after {_duration(config, 'warmup')} "
         "of warm-up",
         "Batch size": f"{config.batch_size:,}",
-        "Augmentation": ", ".join(augmentation),
+        "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixup, *others]),
         "Regularisation": ", ".join(f"{name} {share:g}" for name, share in dropped.items() if share) or "none besides",
     }
 
 
 def _duration(config: FrozenConfigDict, name: str) -> str:
-    """A duration as the config has it, such as "300 epochs"."""
+    """Returns a duration in the unit of the config, such as "300 epochs"."""
     unit = next(unit for unit in UNITS if config[f"{name}_{unit}"] is not None)
     amount = config[f"{name}_{unit}"]
     return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
 
 
-def _accuracy(weights: Weights, ema: bool, measured: dict[str, float]) -> str:
+def _accuracy(weights: Weights, measured: dict[str, float]) -> str:
     config: Any = weights.config
-    if _published(weights) == "i1k":  # the paper's others are those after fine-tuning
+    if weights.published_as == "i1k":  # for the others the paper has only the accuracy after fine-tuning
         accuracy = paper.find(weights.source.removesuffix("-i1k"), "i1k", 224).imagenet
         return (
             f"{accuracy}% on the validation split of ImageNet, as published (arXiv 2105.01601, Table 3), not measured "
@@ -202,70 +164,11 @@ def _accuracy(weights: Weights, ema: bool, measured: dict[str, float]) -> str:
         when = "" if config is None else f": the run was not evaluated at step {weights.step:,}"
         return f"{_UNKNOWN.capitalize()}{when}."
     images = config.input
-    resize = images.eval_resize or round(images.image_size * 8 / 7)
-    resized = {
-        "resize_small": f"the shorter side brought to {resize} pixels",
-        "resize_square": f"brought to {resize}x{resize} pixels",
-    }[images.eval_crop]
+    resize = crops.eval_resize(images)
+    resized = crops.EVAL_CROPS[images.eval_crop].described.format(size=resize)
     return (
         f"**{measured['accuracy']:.2%}** of {measured['count']:,} images of {images.dataset}, split "
         f"{images.eval_split}, {resized} and the central {images.image_size}x{images.image_size} taken "
         f"(eval_crop={images.eval_crop}, eval_resize={resize}). Measured by the run at step {weights.step:,}, "
         f"in {config.model.dtype}."
     )
-
-
-def _loading(weights: Weights, model: MlpMixer, to: str, file: str) -> list[str]:
-    if to == "npz":
-        return [
-            f"A run of this project starts from it where its model is Mixer-{models.name_of(model)}:",
-            "",
-            *_code("sh", f"python -m mixer.train --config CONFIG --config.init_from={shlex.quote(file)}"),
-            "",
-            "Its arrays have the names and axes of the published checkpoints, so code that reads those reads it:",
-            "",
-            *_code("python", "import numpy", "", f'stem = numpy.load({json.dumps(file)})["stem/kernel"]'),
-        ]
-    if to == "timm":
-        return _loading_timm(weights, model, file)
-    outputs = "logits" if model.num_classes else "pre_logits"
-    return [
-        "With `pip install jax flatbuffers`, and no code of this project:",
-        "",
-        *_code(
-            "python",
-            "from jax import export",
-            "",
-            f'model = export.deserialize(bytearray(open({json.dumps(file)}, "rb").read()))',
-            f"{outputs} = model.call(images)",
-        ),
-    ]
-
-
-def _loading_timm(weights: Weights, model: MlpMixer, file: str) -> list[str]:
-    trained = "which form these weights were trained with is unknown"
-    if weights.config is not None or _published(weights):
-        trained = "these weights were trained with the tanh form"
-    model_of = timm.constructor(model, weights.image_size)
-    loading = [
-        "import timm",
-        "from safetensors.torch import load_file",
-        "",
-        f"model = {model_of}",
-        f"model.load_state_dict(load_file({json.dumps(file)}))",
-    ]
-    if model_of.startswith("timm.create_model("):  # which loads a file too, as strictly
-        loading = ["import timm", "", f"model = {model_of.removesuffix(')')}, checkpoint_path={json.dumps(file)})"]
-    return [
-        *_code("python", *loading, "model.eval()"),
-        "",
-        "Normalise images with mean 0.5 and standard deviation 0.5 in each channel, which brings 0..1 to [-1, 1].",
-        "",
-        f"timm computes GELU exactly by default; {trained}. To have the tanh form, as this project does, "
-        "give the model one argument more:",
-        "",
-        *_code("python", 'act_layer=functools.partial(torch.nn.GELU, approximate="tanh")'),
-        "",
-        "With random weights the largest difference from this project's logits was then 6e-7 of the largest logit (the "
-        "tests allow 5e-6), and 7e-5 with the exact form.",
-    ]

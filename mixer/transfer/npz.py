@@ -1,41 +1,42 @@
-"""The published checkpoints' format: an `.npz` of arrays named by their path, such as stem/kernel."""
+"""The format of the published checkpoints: an `.npz` file of arrays. Their names are paths, such as stem/kernel."""
 
 import io
+import json
 import re
+import shlex
 import zipfile
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
+from mixer import models
 from mixer.runtime.errors import UserError, first_line
+from mixer.transfer.format import Exported, Format, code_block
 
-# Where big_vision has the parameters, and where its early versions had them; the optimizer's state may lie beside.
+# big_vision puts the parameters below the first, and its early versions below the second. The file may also hold the
+# optimizer's state.
 _PREFIXES = ("params/", "opt/target/")
 
 
-def read(file: io.BufferedIOBase, source: str) -> Any:
-    """Reads parameters, nested, float32, from the names of the published files or their older internal layout.
+def load_params(file: io.BufferedIOBase, source: str) -> Any:
+    """Reads parameters with the names of the published files, or with their older internal names.
+
+    Pickled objects are never loaded.
 
     Args:
-      file: opened for reading.
-      source: its name, for the messages.
+      file: open for reading.
+      source: its name, for messages.
+
+    Returns:
+      Nested float32 arrays under the published names.
 
     Raises:
-      UserError: it is not an `.npz` of floating-point arrays, or would unpack to more than weights can. Pickled objects
-        are never loaded.
+      UserError: it is not an `.npz` file of floating-point arrays, or it would unpack to more bytes than weights have.
     """
     try:
-        packed = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        arrays = np.load(file, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        _check_unpacks(zipfile.ZipFile(file).infolist(), packed)
-        prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in arrays.files)), "")
-        wanted = [name for name in arrays.files if name.startswith(prefix)]
-        flat = {name.removeprefix(prefix): np.asarray(arrays[name]) for name in wanted}  # of other files it has bytes
-    except Exception as error:  # a damaged file raises whatever its damaged part meets
+        flat = _load_arrays(file)
+    except Exception as error:  # a damaged file can raise almost any error: of zipfile, zlib or NumPy
         reason = "it is a pickle or no .npz at all, and pickles are never loaded" if "pickle" in str(error) else None
         raise UserError(f"{source} cannot be read: {reason or first_line(error)}") from None
     odd = [f"{name}: {array.dtype}" for name, array in flat.items() if not np.issubdtype(array.dtype, np.floating)]
@@ -43,39 +44,65 @@ def read(file: io.BufferedIOBase, source: str) -> Any:
         raise UserError(f"{source} is not a Mixer's parameters: {'; '.join(odd) or 'it is empty'}")
     flat = {name: np.asarray(array, np.float32) for name, array in flat.items()}
     if any(name.startswith("Mixer/") for name in flat):
-        flat = _renamed(flat)
+        flat = _with_published_names(flat)
     if folders := sorted(name for name in flat if any(other.startswith(f"{name}/") for other in flat)):
         raise UserError(f"{source} is not a Mixer's parameters: {', '.join(folders)} is an array and a folder")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-# Weights hardly compress; what an optimizer has not used yet, and a head of zeros, do. H/14 has 1.7 GB.
-_ALWAYS_READ, _MOST_RATIO = 2 << 30, 10  # bytes unpacked; times the file's own
+def _load_arrays(file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+    """Reads the arrays of the model and leaves those of the optimizer."""
+    packed = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    arrays = np.load(file, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    _check_unpacks(zipfile.ZipFile(file).infolist(), packed)
+    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in arrays.files)), "")
+    wanted = [name for name in arrays.files if name.startswith(prefix)]
+    return {name.removeprefix(prefix): np.asarray(arrays[name]) for name in wanted}  # NumPy gives other files as bytes
+
+
+# Trained weights hardly compress. A head of zeros does, and so does the state of an optimizer that took few steps.
+# H/14, the largest model of the paper, has 1.7 GB.
+_ALWAYS_READ = 2 << 30  # bytes after unpacking
+_MOST_RATIO = 10  # bytes after unpacking, for each byte of a larger file
 
 
 def _check_unpacks(members: list[zipfile.ZipInfo], packed: int) -> None:
-    """Refuses a decompression bomb by what its list of contents says, beyond which `zipfile` unpacks nothing."""
+    """Refuses a decompression bomb before anything is unpacked.
+
+    The sizes are those in the zip file's list of contents. They can be trusted: `zipfile` never unpacks more than they
+    say.
+
+    Args:
+      members: the list of contents.
+      packed: size of the file in bytes.
+
+    Raises:
+      ValueError: the file would unpack to too many bytes, or is packed in a way that NumPy does not use.
+    """
     unpacked = sum(member.file_size for member in members)
     if unpacked > max(_ALWAYS_READ, _MOST_RATIO * packed):
         raise ValueError(
-            f"its {packed:,} bytes would unpack to {unpacked:,}, where weights come to {_MOST_RATIO} times as many at "
-            "most; use a file from another source"
+            f"its {packed:,} bytes would unpack to {unpacked:,}, but weights unpack to at most {_MOST_RATIO} times "
+            "their size; use a file from another source"
         )
-    for member in members:  # of the other methods zipfile unpacks without bounds
+    for member in members:  # with other methods, zipfile may unpack more than the list of contents says
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(
-                f"{member.filename} is packed by method {member.compress_type} of zip, where NumPy uses "
+                f"{member.filename} is packed by method {member.compress_type} of zip, but NumPy uses only "
                 f"{zipfile.ZIP_STORED} and {zipfile.ZIP_DEFLATED}; save it with NumPy"
             )
 
 
-def write(file: io.BufferedIOBase, params: Any) -> None:
+def save_params(file: io.BufferedIOBase, params: Any) -> None:
     """Writes parameters under the names of the published checkpoints."""
     np.savez(file, **traverse_util.flatten_dict(params, sep="/"))
 
 
-# The older internal layout: what the parts of a model were called, its MLPs' layers and its blocks' norms.
-_OLDER_PARTS = {
+# Old and new names of modules, for the older internal layout.
+_OLDER_MODULES = {
     "Mixer/encoderblock_": "MixerBlock_",
     "Mixer/encoder_norm/": "pre_head_layer_norm/",
     "embedding/": "stem/",
@@ -84,25 +111,47 @@ _OLDER_DENSE = re.compile(r"(token|channel)_mixing_phase_0/(kernel|bias)([12])$"
 _OLDER_NORM = re.compile(r"(MixerBlock_\d+/LayerNorm_)(\d+)(?=/)")
 
 
-def _renamed(older: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """From the older internal names to the published ones; what is not known keeps its name."""
+def _with_published_names(older: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Replaces the older internal names by the published ones. Keeps names that it does not know."""
     flat = {}
     for name, array in older.items():
-        for old, new in _OLDER_PARTS.items():
+        for old, new in _OLDER_MODULES.items():
             if name.startswith(old):
                 name = new + name.removeprefix(old)
-        if _OLDER_DENSE.search(name):  # the kernels have axes of length one
+        if _OLDER_DENSE.search(name):  # these kernels have extra axes of length one
             name = _OLDER_DENSE.sub(lambda m: f"{m[1]}_mixing/Dense_{int(m[3]) - 1}/{m[2]}", name)
             array = array.squeeze()
         flat[name] = array
 
-    # Flax before Linen counted all parts of a block together, so the second norm need not be number 1.
+    # Flax before Linen numbered all modules of a block together, so the second LayerNorm can have any number.
     numbers: dict[str, set[int]] = {}
     for name in flat:
         if norm := _OLDER_NORM.match(name):
             numbers.setdefault(norm[1], set()).add(int(norm[2]))
 
-    def counted(norm: re.Match[str]) -> str:
+    def renumbered(norm: re.Match[str]) -> str:
         return f"{norm[1]}{sorted(numbers[norm[1]]).index(int(norm[2]))}"
 
-    return {_OLDER_NORM.sub(counted, name): array for name, array in flat.items()}
+    return {_OLDER_NORM.sub(renumbered, name): array for name, array in flat.items()}
+
+
+def _loading(exported: Exported, file: str) -> list[str]:
+    return [
+        f"A run of this project can start from it, if its model is Mixer-{models.name_of(exported.model)}:",
+        "",
+        *code_block("sh", f"python -m mixer.train --config CONFIG --config.init_from={shlex.quote(file)}"),
+        "",
+        "Its arrays have the names and axes of the published checkpoints. Code that reads those can read it:",
+        "",
+        *code_block("python", "import numpy", "", f'stem = numpy.load({json.dumps(file)})["stem/kernel"]'),
+    ]
+
+
+FORMAT = Format(
+    suffix=".npz",
+    described="the names and axes of the published MLP-Mixer checkpoints, `.npz`",
+    input="float32 [batch, {size}, {size}, 3] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
+    save=lambda file, exported: save_params(file, exported.params),
+    loading=_loading,
+    load=load_params,
+)

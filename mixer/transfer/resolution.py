@@ -1,7 +1,7 @@
-"""Token mixing at another image size: extended exactly to a multiple (Appendix C), or resampled (beyond the paper).
+"""Token mixing at another image size: exact extension to a multiple (Appendix C), or resampling (beyond the paper).
 
-The token-mixing MLPs are the one part of a Mixer that knows how many patches an image has. All functions here are
-arithmetic on the parameters of a whole model, nested as Flax has them, and leave every other array as it is.
+Only the token-mixing MLPs of a Mixer depend on the number of patches. The functions here take the nested parameters of
+a whole model, and return all other arrays unchanged.
 """
 
 import math
@@ -14,14 +14,12 @@ from jaxtyping import Float, Int
 
 Mlp = dict[str, dict[str, np.ndarray]]  # the two dense layers of a token-mixing MLP, kernels [S, D_S] and [D_S, S]
 
-METHODS = ("extend", "interpolate")
-
 
 def grid_of(params: Any) -> int:
-    """How many patches the side of an image has, for which these parameters are made.
+    """Returns how many patches there are along each side of an image.
 
     Raises:
-      ValueError: the number of tokens is no square.
+      ValueError: the number of tokens is not a square.
     """
     tokens = len(params["MixerBlock_0"]["token_mixing"]["Dense_1"]["bias"])
     if math.isqrt(tokens) ** 2 != tokens:
@@ -30,37 +28,38 @@ def grid_of(params: Any) -> int:
 
 
 def at_grid(params: Any, grid: int, method: str) -> Any:
-    """Brings the parameters to images of `grid` x `grid` patches.
+    """Returns the parameters for images of `grid` x `grid` patches.
 
     Args:
       params: of a model.
-      grid: patches along a side.
-      method: "extend", which takes `grid` to be a multiple of what it was, or "interpolate".
+      grid: patches along each side of an image.
+      method: a key of `METHODS`.
 
     Raises:
-      ValueError: the parameters cannot be brought to this grid.
+      ValueError: the method cannot reach this grid.
     """
-    before = grid_of(params)
     if grid < 1:
         raise ValueError(f"a grid of {grid} x {grid} patches: expected at least 1 x 1")
-    if grid == before:
-        return params
-    if grid % before == 0 and method == "extend":
-        return extend(params, grid // before)
-    if method == "interpolate":
-        return interpolate(params, grid)
-    raise ValueError(f"{grid} x {grid} patches are not a multiple of {before} x {before}")
+    return params if grid == grid_of(params) else METHODS[method](params, grid)
 
 
-def extend(params: Any, factor: int) -> Any:
-    """Extends to images `factor` times as wide and high (Appendix C of the paper).
+def extend(params: Any, grid: int) -> Any:
+    """Extends the model to images that are K times as wide and as high (Appendix C of the paper).
 
-    Both token-mixing layers become block-diagonal over the factor x factor spatial parts of the image, each part mixed
-    by a copy of the old MLP: D_S grows by factor^2, as S does. A larger image's pre-logits are then the mean of those
-    of its parts. Tokens lie row by row over the whole image, so those of a part are not neighbours: the permutation is
-    within the new kernels, and the model stays the same program.
+    The larger image is treated as K x K parts, and each part is mixed by a copy of the old MLP. So both token-mixing
+    layers become block-diagonal, and D_S grows by K^2, as S does. The pre-logits of the larger image are then the mean
+    of the pre-logits of its parts.
+
+    Tokens are numbered row by row over the whole image, so the tokens of one part are not consecutive. The rows and
+    columns of the new kernels are permuted accordingly. The model itself needs no change.
+
+    Raises:
+      ValueError: `grid` is not a multiple of the old grid.
     """
-    tokens = tokens_of_parts(grid_of(params), factor)
+    before = grid_of(params)
+    if grid % before:
+        raise ValueError(f"{grid} x {grid} patches are not a multiple of {before} x {before}")
+    tokens = tokens_of_parts(before, grid // before)
     parts = len(tokens)
 
     def extended(mlp: Mlp) -> Mlp:
@@ -69,11 +68,11 @@ def extend(params: Any, factor: int) -> Any:
         w1_out = np.zeros((parts * len(b2), parts * width), w1.dtype)
         w2_out = np.zeros((parts * width, parts * len(b2)), w2.dtype)
         b2_out = np.zeros(parts * len(b2), b2.dtype)
-        for part, rows in enumerate(tokens):
-            columns = slice(part * width, (part + 1) * width)
-            w1_out[rows, columns] = w1
-            w2_out[columns, rows] = w2
-            b2_out[rows] = b2
+        for part, own_tokens in enumerate(tokens):
+            units = slice(part * width, (part + 1) * width)
+            w1_out[own_tokens, units] = w1
+            w2_out[units, own_tokens] = w2
+            b2_out[own_tokens] = b2
         return {
             "Dense_0": {"kernel": w1_out, "bias": np.tile(b1, parts)},
             "Dense_1": {"kernel": w2_out, "bias": b2_out},
@@ -83,15 +82,23 @@ def extend(params: Any, factor: int) -> Any:
 
 
 def tokens_of_parts(grid: int, factor: int) -> Int[np.ndarray, "parts tokens"]:
-    """For each of factor x factor parts of an image, where its tokens lie among those of the whole, row by row."""
-    whole = np.arange((factor * grid) ** 2).reshape(factor, grid, factor, grid)
-    return whole.transpose(0, 2, 1, 3).reshape(factor**2, grid**2)
+    """Returns the numbers of the tokens in each of the factor x factor parts of an image.
+
+    Args:
+      grid: patches along each side of a part.
+      factor: parts along each side of the image.
+
+    Returns:
+      Token numbers, counted row by row over the whole image. In each part they are in the order of the old model.
+    """
+    image = np.arange((factor * grid) ** 2).reshape(factor, grid, factor, grid)
+    return image.transpose(0, 2, 1, 3).reshape(factor**2, grid**2)
 
 
 def interpolate(params: Any, grid: int) -> Any:
-    """Resamples the token-mixing weights bilinearly over the grid of tokens; D_S stays. Not in the paper.
+    """Resamples the token-mixing weights bilinearly over the grid of tokens. D_S stays the same. Not in the paper.
 
-    The first kernel is scaled by (old tokens / new tokens), so that sums over an image keep their size.
+    The first kernel is multiplied by (old tokens / new tokens), since the first layer sums over all tokens.
     """
     before = grid_of(params)
 
@@ -109,7 +116,11 @@ def interpolate(params: Any, grid: int) -> Any:
     return _map_token_mixing(params, interpolated)
 
 
+METHODS = {"extend": extend, "interpolate": interpolate}
+
+
 def _map_token_mixing(params: Any, function: Callable[[Mlp], Mlp]) -> Any:
+    """Applies a function to the token-mixing MLP of each block."""
     return {
         name: {**part, "token_mixing": function(part["token_mixing"])} if "token_mixing" in part else part
         for name, part in params.items()

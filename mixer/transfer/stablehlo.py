@@ -1,6 +1,7 @@
-"""The forward pass as a `jax.export` artifact: StableHLO with the parameters inside, run by JAX without this code."""
+"""The forward pass as a `jax.export` artifact: StableHLO with the parameters inside. JAX runs it without this project."""
 
 import io
+import json
 from typing import Any
 
 import jax
@@ -11,17 +12,19 @@ from jaxtyping import Array, Float, UInt8
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
 from mixer.training.step import normalize
+from mixer.transfer.format import Exported, Format, code_block
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-_MOST_BYTES = 2**31 - 2**24  # flatbuffers, in which jax.export writes, end at 2^31; 16 MiB for the program
+# jax.export writes flatbuffers, which cannot be larger than 2^31 bytes. 16 MiB are left for the program.
+_MOST_BYTES = 2**31 - 2**24
 
 
-def write(file: io.BufferedIOBase, params: Any, model: MlpMixer, image_size: int) -> None:
-    """Writes the function from uint8 images [b, image_size, image_size, 3], RGB, to float32 logits [b, classes].
+def save_program(file: io.BufferedIOBase, params: Any, model: MlpMixer, image_size: int) -> None:
+    """Writes the function from uint8 RGB images [b, image_size, image_size, 3] to float32 logits [b, classes].
 
-    Any batch size b will do. Matrix products are float32 on every platform, which left to themselves TPUs and GPUs
-    round to fewer bits. The output of a model without a head is its pre-logits.
+    The batch size b is free. Matrix products are computed in float32 on every platform; by default, TPUs and GPUs round
+    their factors to fewer bits. A model without a head returns its pre-logits.
 
     Raises:
       UserError: the parameters are too large for the format.
@@ -39,3 +42,27 @@ def write(file: io.BufferedIOBase, params: Any, model: MlpMixer, image_size: int
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
     file.write(export.export(jax.jit(forward), platforms=PLATFORMS)(images).serialize())
+
+
+def _loading(exported: Exported, file: str) -> list[str]:
+    outputs = "logits" if exported.model.num_classes else "pre_logits"
+    return [
+        "With `pip install jax flatbuffers`, and no code of this project:",
+        "",
+        *code_block(
+            "python",
+            "from jax import export",
+            "",
+            f'model = export.deserialize(bytearray(open({json.dumps(file)}, "rb").read()))',
+            f"{outputs} = model.call(images)",
+        ),
+    ]
+
+
+FORMAT = Format(
+    suffix=".stablehlo",
+    described=f"StableHLO in a `jax.export` artifact, for {', '.join(PLATFORMS)}",
+    input="uint8 [batch, {size}, {size}, 3], 0 to 255, {cut}; any batch size",
+    save=lambda file, exported: save_program(file, exported.params, exported.model, exported.image_size),
+    loading=_loading,
+)

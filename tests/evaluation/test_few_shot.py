@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from mixers import WIDTHS, make_model, make_params
 from PIL import Image
+from random_models import WIDTHS, make_model, make_params
 
 from mixer.config import recipe
-from mixer.data import augment, datasets, images, sources
+from mixer.data import augment, datasets, image_status, images, sources
 from mixer.evaluation import few_shot, few_shot_regression
+from mixer.evaluation.evaluator import Context
 from mixer.evaluation.few_shot import FewShot
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
@@ -25,11 +26,10 @@ def make(dataset, folder, model=None, mesh=None, batch_size=16, **settings):
     config = recipe.base()
     config.input.image_size, config.input.data_dir = PIXELS, str(folder)
     config.input.label_key, config.input.max_labels = "another", 4  # those of the run's own dataset
-    config.fewshot.dataset = dataset
-    config.fewshot.update(settings)
+    settings = recipe.evaluator_settings("few_shot", dataset=dataset, **{"eval_crop": "resize_square", **settings})
     model = model or make_model(classes=3)  # the head does not matter
     mesh = mesh or devices.make_mesh()
-    return FewShot(config.fewshot, config.input, model, mesh, batch_size=batch_size, cache_dir=folder)
+    return FewShot(settings, Context(model, None, "", config.input, mesh, batch_size, folder))
 
 
 def one_by_one(params, source, config):
@@ -42,7 +42,7 @@ def one_by_one(params, source, config):
         (example,) = source.fetch(np.array([number]))
         labels.append(example.labels[0])
         image = images.inspect(example.image, 10**6)
-        if image.status == images.OK:
+        if image.status == image_status.OK:
             size = tf.constant([image.height, image.width])
             pixels = augment.eval_image(tf.constant(image.data), tf.constant(image.encoding), size, config).numpy()
             features[number] = apply({"params": params}, pixels[None].astype(np.float32) / 127.5 - 1)[0]
@@ -63,9 +63,9 @@ def expected_metrics(params, few_shot, name, shots, seeds, l2=1024.0):
             rows = rows[~np.isnan(features[rows, 0])]
             classifier = few_shot_regression.regress(features[rows], labels[rows], len(few_shot._train.class_names), l2)
             accuracies.append(few_shot_regression.accuracy(classifier, test[seen], test_labels[seen]))
-        metrics[f"fewshot/{name}_{count}shot"] = np.mean(accuracies)
+        metrics[f"{name}_{count}shot"] = np.mean(accuracies)
         if seeds > 1:
-            metrics[f"fewshot/{name}_{count}shot_std"] = np.std(accuracies) * np.sqrt(seeds / (seeds - 1))
+            metrics[f"{name}_{count}shot_std"] = np.std(accuracies) * np.sqrt(seeds / (seeds - 1))
     return metrics
 
 
@@ -76,7 +76,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-DIGITS = {"train_split": "train_seed0+train_seed1", "test_split": "test[:150]", "shots": (1, 4), "seeds": 2}
+DIGITS = {"train_split": "train_seed0+train_seed1", "split": "test[:150]", "shots": (1, 4), "seeds": 2}
 
 
 @pytest.mark.parametrize("kind", sharding.SHARDINGS)
@@ -88,7 +88,7 @@ def test_accuracies_are_those_of_features_computed_one_by_one(data_dir, kind, mo
     placed = jax.device_put(params, sharding.state_sharding(shapes, devices.make_mesh(), kind))
     metrics = few_shot(placed)
     assert metrics == pytest.approx(expected_metrics(params, few_shot, "digits_8", (1, 4), 2))
-    assert 0.1 < metrics["fewshot/digits_8_1shot"] < metrics["fewshot/digits_8_4shot"]
+    assert 0.1 < metrics["digits_8_1shot"] < metrics["digits_8_4shot"]
     assert few_shot(placed) == metrics
 
 
@@ -102,9 +102,9 @@ def test_devices_batches_heads_and_scan_do_not_matter(data_dir):
 
 
 def test_one_seed_has_no_deviation(data_dir):
-    settings = {**DIGITS, "shots": (2,), "seeds": 1, "test_split": "test[:30]"}
+    settings = {**DIGITS, "shots": (2,), "seeds": 1, "split": "test[:30]"}
     metrics = make("digits/8", data_dir, **settings)(make_params(make_model(classes=3), PIXELS))
-    assert list(metrics) == ["fewshot/digits_8_2shot"]
+    assert list(metrics) == ["digits_8_2shot"]
 
 
 def test_other_parameters_other_accuracies(data_dir):
@@ -131,7 +131,7 @@ def pictures(folder: pathlib.Path, bad: set[str]) -> None:
                     path.write_bytes(b"" if i % 2 else b"not a picture")
 
 
-FOLDER = {"test_split": "validation", "shots": (2, 8), "seeds": 2, "l2": 0.1}
+FOLDER = {"split": "validation", "shots": (2, 8), "seeds": 2, "l2": 0.1}
 
 
 def test_images_that_cannot_be_read_do_not_count(tmp_path):
@@ -139,10 +139,10 @@ def test_images_that_cannot_be_read_do_not_count(tmp_path):
     params = make_params(make_model(classes=3), PIXELS)
     few_shot = make("folder", tmp_path, **FOLDER)
     metrics = few_shot(params)
-    assert metrics.pop("fewshot/folder_unreadable") == 5
+    assert metrics.pop("folder_unreadable") == 5
     expected = expected_metrics(params, few_shot, "folder", (2, 8), 2, l2=0.1)
     assert metrics == pytest.approx(expected)
-    assert metrics["fewshot/folder_8shot"] * 22 == pytest.approx(round(metrics["fewshot/folder_8shot"] * 22))
+    assert metrics["folder_8shot"] * 22 == pytest.approx(round(metrics["folder_8shot"] * 22))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -161,7 +161,7 @@ def test_a_damaged_record_is_never_chosen(monkeypatch):
 
     damaged = sources.Source(6, ("a", "b"), 1, False, fetch)
     np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
-    monkeypatch.setattr(fewshot_evaluator, "_CHUNK", 4)
+    monkeypatch.setattr(few_shot, "_CHUNK", 4)
     np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
 
 
@@ -173,8 +173,8 @@ def test_a_damaged_record_is_never_chosen(monkeypatch):
     [
         ("nope", {}, "config.fewshot.dataset='nope': "),
         ("digits/8", {"train_split": "train"}, "split 'train' of digits/8 in "),
-        ("digits/8", {**DIGITS, "test_split": "train"}, "split 'train' of digits/8 in "),
-        ("digits/8", {**DIGITS, "shots": (5, 21)}, r"21 shots are more than there are examples of class 0 \(0\), 20"),
+        ("digits/8", {**DIGITS, "split": "train"}, "split 'train' of digits/8 in "),
+        ("digits/8", {**DIGITS, "shots": (5, 21)}, r"21 shots are too many: class 0 \(0\) has only 20 examples"),
         ("folder", {"data_dir": "/no/folder"}, "config.fewshot.data_dir='/no/folder' is not a folder"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_mistake_is_one_line_at_the_start(data_dir, dataset, settings, line):
 
 def test_several_labels_are_refused(monkeypatch, tmp_path):
     several = sources.Source(6, ("a", "b"), 4, True, lambda numbers: [])
-    monkeypatch.setattr(few_shot.sources, "open_source", lambda *of: several)
+    monkeypatch.setattr(few_shot.readers, "open_source", lambda *of: several)
     with pytest.raises(UserError, match=r"^few-shot evaluation: tags has several labels an example"):
         make("tags", tmp_path)
 

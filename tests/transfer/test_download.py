@@ -7,18 +7,18 @@ import io
 import threading
 
 import pytest
-from mixers import make_model, make_params, same
+from random_models import make_model, make_params, same
 
 from mixer.runtime.errors import UserError
-from mixer.transfer import npz, weights
-from mixer.transfer.weights import read
+from mixer.transfer import download, npz, published
+from mixer.transfer.weights import load
 
 PARAMS = make_params(make_model(), seed=1)
 
 
 def npz_bytes(params):
     file = io.BytesIO()
-    npz.write(file, params)
+    npz.save_params(file, params)
     return file.getvalue()
 
 
@@ -67,7 +67,7 @@ def files(folder):
 @pytest.mark.parametrize("name", ["whole.npz", "unsized.npz"])
 def test_what_is_fetched_is_kept_in_the_cache(server, tmp_path, name):
     for _ in range(2):
-        found = read(f"{server.address}/models/{name}")
+        found = load(f"{server.address}/models/{name}")
         assert same(found.params, PARAMS)
         assert found.source == f"{server.address}/models/{name}"
     assert server.asked == [f"/models/{name}"]
@@ -75,8 +75,8 @@ def test_what_is_fetched_is_kept_in_the_cache(server, tmp_path, name):
 
 
 def test_a_short_name_is_fetched_from_its_address(server, monkeypatch):
-    monkeypatch.setitem(weights.PUBLISHED, "B/16-i1k", f"{server.address}/whole.npz")
-    found = read("B/16-i1k")
+    monkeypatch.setitem(published.PUBLISHED, "B/16-i1k", f"{server.address}/whole.npz")
+    found = load("B/16-i1k")
     assert same(found.params, PARAMS)
     assert (found.source, server.asked) == ("B/16-i1k", ["/whole.npz"])
 
@@ -84,13 +84,13 @@ def test_a_short_name_is_fetched_from_its_address(server, monkeypatch):
 def test_the_cache_is_below_the_home_folder_if_nothing_is_said(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.cache_folder() == tmp_path / ".cache" / "mixer"
+    assert download.cache_folder() == tmp_path / ".cache" / "mixer"
 
 
 def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
     whole = len(npz_bytes(PARAMS))
     with pytest.raises(UserError) as caught:
-        read(f"{server.address}/cut.npz")
+        load(f"{server.address}/cut.npz")
     assert str(caught.value) == (
         f"{server.address}/cut.npz cannot be read (the connection ended after {whole // 2:,} of {whole:,} bytes; try "
         "again)"
@@ -101,33 +101,33 @@ def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
 @pytest.mark.parametrize("name", ["endless.npz", "whole.npz"])
 def test_a_download_has_an_end(server, tmp_path, monkeypatch, name):
     """A server that goes on and on, and one that announces more than is fetched."""
-    monkeypatch.setattr(weights, "_MAX_DOWNLOAD", len(npz_bytes(PARAMS)) - 1)
+    monkeypatch.setattr(download, "_MOST_BYTES", len(npz_bytes(PARAMS)) - 1)
     with pytest.raises(UserError) as caught:
-        read(f"{server.address}/{name}")
+        load(f"{server.address}/{name}")
     assert str(caught.value) == (
-        f"{server.address}/{name} cannot be read (it has more than the {weights._MAX_DOWNLOAD:,} bytes that are "
-        "fetched at most; fetch it yourself, and give the file's path)"
+        f"{server.address}/{name} cannot be read (it is larger than {download._MOST_BYTES:,} bytes, the most that is "
+        "downloaded; download it yourself, and give the path of the file)"
     )
     assert files(tmp_path) == []
 
 
 def test_what_is_announced_as_too_large_is_not_begun(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_MAX_DOWNLOAD", 10)
+    monkeypatch.setattr(download, "_MOST_BYTES", 10)
     monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *_: pytest.fail("was begun"))
-    with pytest.raises(UserError, match="more than the 10 bytes"):
-        read(f"{server.address}/whole.npz")
+    with pytest.raises(UserError, match="larger than 10 bytes"):
+        load(f"{server.address}/whole.npz")
 
 
 @pytest.mark.parametrize("path", ["/../../../out/m.npz", "/models/../../../../out/m.npz"])
 def test_an_address_that_leads_out_of_the_cache_is_refused(server, tmp_path, monkeypatch, path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError) as caught:
-        read(f"{server.address}{path}")
+        load(f"{server.address}{path}")
     expected = "cannot be read (expected an address with a host, and without ..)"
     assert str(caught.value) == f"{server.address}{path} {expected}"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"expected an address with a host"):
-        read(f"https://{tmp_path}/out/m.npz")
+        load(f"https://{tmp_path}/out/m.npz")
     assert list(tmp_path.iterdir()) == []
     assert server.asked == []
 
@@ -136,7 +136,7 @@ def test_a_file_that_is_not_there_is_told_and_leaves_nothing(server, tmp_path):
     with pytest.raises(
         UserError, match=rf"^{server.address}/missing.npz cannot be read \(HTTP Error 404: Not Found\)$"
     ):
-        read(f"{server.address}/missing.npz")
+        load(f"{server.address}/missing.npz")
     assert files(tmp_path) == []
 
 
@@ -144,4 +144,4 @@ def test_a_server_that_does_not_answer_is_told(server):
     address = server.address
     server.server_close()
     with pytest.raises(UserError, match=rf"^{address}/whole.npz cannot be read \([^\n]*[Cc]onnection"):
-        read(f"{address}/whole.npz")
+        load(f"{address}/whole.npz")

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixers import make_model, make_state, write_run
-from mixers import make_params as random_params
+from random_models import make_model, make_state, write_run
+from random_models import make_params as random_params
 
 from mixer import models
 from mixer.config import checks, recipe

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mixers import make_model, make_params
 from ml_collections import FrozenConfigDict
+from random_models import make_model, make_params
 
 from mixer import models
 from mixer.config import recipe
 from mixer.transfer import model_card
-from mixer.transfer.weights import PUBLISHED, Weights
+from mixer.transfer.published import PUBLISHED
+from mixer.transfer.weights import Weights
 
 NAMES = [f"n{number:08d}" for number in range(1000)]
 MEASURED = {"accuracy": 0.76443, "count": 50000, "loss": 1.0}
@@ -33,7 +34,7 @@ def facts(text):
 
 def card(weights, to="npz", file="m.npz", ema=False, measured=None):
     return model_card.card(
-        weights, weights.model(), to=to, file=file, command="python -m mixer.export", ema=ema, measured=measured or {}
+        weights, to=to, file=file, command="python -m mixer.export", ema=ema, measured=measured or {}
     )
 
 
@@ -46,7 +47,7 @@ def test_a_run_of_the_papers_recipe_is_told_whole():
         "Widths": "12 blocks of 768 channels; token-mixing MLPs of 384, channel-mixing MLPs of 3072",
         "Classes": "1,000: n00000000, n00000001, n00000002, ... (`classes.txt` in the run's folder has all)",
         "Input": "float32 [batch, 224, 224, 3] in [-1, 1], which is uint8 / 127.5 - 1, RGB, cut into patches of 16x16",
-        "Output": "float32 [batch, 1000], logits; a sigmoid of each is what the loss takes for probabilities",
+        "Output": "float32 [batch, 1000], logits; a sigmoid of each gives the probabilities",
         "Forward pass": "25.2 GFLOP an image",
         "Format": "the names and axes of the published MLP-Mixer checkpoints, `.npz`",
         "Weights": "`runs/b16`",
@@ -78,7 +79,7 @@ def test_what_a_run_may_have_otherwise_is_told():
     text = card(make_weights(config=config, classes=3), ema=True, measured=MEASURED)
     found = facts(text)
     assert found["Classes"] == "3: n00000000, n00000001, n00000002"
-    assert found["Output"] == "float32 [batch, 3], logits; their softmax is what the loss takes for probabilities"
+    assert found["Output"] == "float32 [batch, 3], logits; their softmax gives the probabilities"
     assert found["Weights"] == "`runs/b16`, averaged over the steps with decay 0.999"
     assert found["Started from"] == "B/16-i21k"
     assert found["Optimizer"] == "momentum, weight decay 0.1, gradient clipped to nothing"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixers import flat, make_model, make_params, same
+from random_models import flat, make_model, make_params, same
 
 from mixer.runtime.errors import UserError
 from mixer.transfer import npz
@@ -36,7 +36,7 @@ def block_names(number):
 
 def test_the_names_are_those_of_the_published_files():
     params, file = make_params(make_model()), io.BytesIO()
-    npz.write(file, params)
+    npz.save_params(file, params)
     file.seek(0)
     with np.load(file) as arrays:
         assert set(arrays.files) == block_names(0) | block_names(1) | {
@@ -46,14 +46,14 @@ def test_the_names_are_those_of_the_published_files():
         assert arrays["stem/kernel"].shape == (4, 4, 3, 16)
         assert arrays["MixerBlock_0/token_mixing/Dense_0/kernel"].shape == (4, 12)
     file.seek(0)
-    assert same(npz.read(file, "m.npz"), params)
+    assert same(npz.load_params(file, "m.npz"), params)
 
 
 @pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
 def test_names_below_a_prefix_of_big_vision_are_read(prefix):
     params = make_params(make_model())
     arrays = {f"{prefix}{name}": array for name, array in flat(params).items()}
-    assert same(npz.read(written(arrays), "m.npz"), params)
+    assert same(npz.load_params(written(arrays), "m.npz"), params)
 
 
 @pytest.mark.parametrize(("prefix", "state"), [("params/", "opt/mu"), ("opt/target/", "opt/state/mu")])
@@ -61,7 +61,7 @@ def test_the_optimizers_state_beside_the_parameters_is_left(prefix, state):
     params = make_params(make_model())
     arrays = {f"{prefix}{name}": array for name, array in flat(params).items()}
     arrays |= {f"{state}/{name}": 0 * array for name, array in flat(params).items()}
-    assert same(npz.read(written({**arrays, "opt/step": np.int64(7)}), "m.npz"), params)
+    assert same(npz.load_params(written({**arrays, "opt/step": np.int64(7)}), "m.npz"), params)
 
 
 def older_layout(params):
@@ -87,14 +87,14 @@ def older_layout(params):
 def test_the_older_internal_layout_is_renamed(prefix, second):
     params = make_params(make_model())
     arrays = {name.replace("LayerNorm_2", second): array for name, array in older_layout(params).items()}
-    read = npz.read(written({f"{prefix}{name}": array for name, array in arrays.items()}), "m.npz")
+    read = npz.load_params(written({f"{prefix}{name}": array for name, array in arrays.items()}), "m.npz")
     assert same(read, params)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_precisions_become_float32(dtype):
     params = make_params(make_model())
-    read = npz.read(written({name: array.astype(dtype) for name, array in flat(params).items()}), "m.npz")
+    read = npz.load_params(written({name: array.astype(dtype) for name, array in flat(params).items()}), "m.npz")
     expected = {name: array.astype(dtype).astype(np.float32) for name, array in flat(params).items()}
     for name, array in flat(read).items():
         assert array.dtype == np.float32
@@ -127,7 +127,7 @@ def test_pickles_are_refused_and_not_executed(tmp_path, where):
         np.savez(file, **{**flat(make_params(make_model())), "stem/bias": np.array([trap], object)})
     file.seek(0)
     with pytest.raises(UserError, match=r"^m\.npz cannot be read: it is a pickle or no \.npz at all, and pickles are"):
-        npz.read(file, "m.npz")
+        npz.load_params(file, "m.npz")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -137,7 +137,7 @@ def test_pickles_are_refused_and_not_executed(tmp_path, where):
 def test_anything_but_floating_point_is_refused(value):
     arrays = {**flat(make_params(make_model())), "stem/bias": value}
     with pytest.raises(UserError, match=f"is not a Mixer's parameters: stem/bias: {value.dtype}"):
-        npz.read(written(arrays), "m.npz")
+        npz.load_params(written(arrays), "m.npz")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_anything_but_floating_point_is_refused(value):
 )
 def test_files_of_another_kind_are_refused(content, message):
     with pytest.raises(UserError, match=message) as caught:
-        npz.read(io.BytesIO(content), "m.npz")
+        npz.load_params(io.BytesIO(content), "m.npz")
     assert "\n" not in str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_a_single_array_is_refused():
     np.save(file, np.zeros(3))
     file.seek(0)
     with pytest.raises(UserError, match="it holds a single array"):
-        npz.read(file, "m.npz")
+        npz.load_params(file, "m.npz")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_single_array_is_refused():
 )
 def test_a_name_that_is_also_a_folder_is_refused(arrays):
     with pytest.raises(UserError, match="is not a Mixer's parameters: stem is an array and a folder"):
-        npz.read(written(arrays), "m.npz")
+        npz.load_params(written(arrays), "m.npz")
 
 
 def packed(members, method=zipfile.ZIP_DEFLATED):
@@ -194,10 +194,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("was unpacked"))
     size = len(bomb.getvalue())
     with pytest.raises(UserError) as caught:
-        npz.read(bomb, "m.npz")
+        npz.load_params(bomb, "m.npz")
     assert str(caught.value) == (
-        f"m.npz cannot be read: its {size} bytes would unpack to 3,000,000,000, where weights come to 10 times as many "
-        "at most; use a file from another source"
+        f"m.npz cannot be read: its {size} bytes would unpack to 3,000,000,000, but weights unpack to at most 10 "
+        "times their size; use a file from another source"
     )
 
 
@@ -210,17 +210,17 @@ def test_the_bomb_s_limits_are_as_large_as_weights_need(monkeypatch):
         file = io.BytesIO()
         save(file, **zeros)
         monkeypatch.undo()
-        assert flat(npz.read(file, "m.npz"))["stem/kernel"].size == 10**5
+        assert flat(npz.load_params(file, "m.npz"))["stem/kernel"].size == 10**5
         monkeypatch.setattr(npz, "_ALWAYS_READ", 1000)
         with contextlib.nullcontext() if is_read else pytest.raises(UserError, match="would unpack to"):
-            npz.read(file, "m.npz")
+            npz.load_params(file, "m.npz")
 
 
 def test_compressed_weights_are_read():
     params, file = make_params(make_model()), io.BytesIO()
     np.savez_compressed(file, **flat(params))
     file.seek(0)
-    assert same(npz.read(file, "m.npz"), params)
+    assert same(npz.load_params(file, "m.npz"), params)
 
 
 def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further():
@@ -228,18 +228,18 @@ def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further()
     np.savez_compressed(file, a=np.zeros(10**6))
     # The checksum of all of it is right, so it was taken of the first thousand bytes.
     with pytest.raises(UserError, match="Bad CRC-32"):
-        npz.read(says_it_has(file.getvalue(), 1000), "m.npz")
+        npz.load_params(says_it_has(file.getvalue(), 1000), "m.npz")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compression_that_zipfile_does_not_bound_is_refused(method):
-    with pytest.raises(UserError, match=f"^m.npz cannot be read: a.npy is packed by method {method} of zip, where"):
-        npz.read(packed({"a.npy": b"\0" * 1000}, method), "m.npz")
+    with pytest.raises(UserError, match=f"^m.npz cannot be read: a.npy is packed by method {method} of zip, but"):
+        npz.load_params(packed({"a.npy": b"\0" * 1000}, method), "m.npz")
 
 
 def test_files_that_are_no_arrays_are_named():
     with pytest.raises(UserError, match=r"^m\.npz is not a Mixer's parameters: readme\.txt: \|S5$"):
-        npz.read(packed({"readme.txt": b"hello"}), "m.npz")
+        npz.load_params(packed({"readme.txt": b"hello"}), "m.npz")
 
 
 SMALL = {"stem/kernel": np.ones((2, 2, 3, 4), np.float32), "stem/bias": np.ones(4, np.float32)}
@@ -255,7 +255,7 @@ def test_a_damaged_file_is_read_or_refused(data, compressed):
         content[place] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
     with contextlib.suppress(UserError):
-        read = npz.read(io.BytesIO(bytes(content)), "m.npz")
+        read = npz.load_params(io.BytesIO(bytes(content)), "m.npz")
         assert all(array.dtype == np.float32 for array in flat(read).values())
 
 
@@ -264,4 +264,4 @@ def test_a_checksum_that_differs_is_noticed():
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         content[archive.getinfo("stem/bias.npy").header_offset + 200] ^= 1
     with pytest.raises(UserError, match="cannot be read"):
-        npz.read(io.BytesIO(content), "m.npz")
+        npz.load_params(io.BytesIO(content), "m.npz")

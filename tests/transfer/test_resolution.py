@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixers import flat, logits, make_model, make_params, nested, same
+from random_models import flat, logits, make_model, make_params, nested, same
 
 from mixer import models
 from mixer.runtime.errors import UserError
@@ -38,7 +38,7 @@ def test_a_larger_images_pre_logits_are_the_mean_of_those_of_its_parts(grid, fac
     large = make_model(classes=0, num_blocks=3, tokens_mlp_dim=12 * factor**2)
     images = np.random.default_rng(1).uniform(-1, 1, (2, factor * grid * PATCH, factor * grid * PATCH, 3))
     images = images.astype(np.float32)
-    found = logits(large, resolution.extend(params, factor), images)
+    found = logits(large, resolution.extend(params, grid * factor), images)
     expected = np.mean([logits(small, params, part) for part in parts_of(images, factor)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.std(expected) > 0.1
@@ -58,7 +58,7 @@ def test_the_models_at_448_have_as_many_parameters_as_the_papers_d_s_makes(varia
     model = models.create(variant, 0)
     image = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image((1, 224, 224, 3)))["params"]
-    extended = resolution.extend(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), 2)
+    extended = resolution.extend(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), 28)
     assert count(extended) == expected
     larger = models.create(variant, 0, tokens_mlp_dim=4 * model.tokens_mlp_dim)
     at_448 = jax.eval_shape(larger.init, jax.random.key(0), image((1, 448, 448, 3)))["params"]
@@ -67,7 +67,7 @@ def test_the_models_at_448_have_as_many_parameters_as_the_papers_d_s_makes(varia
 
 def test_only_token_mixing_changes():
     params = make_params(make_model())
-    for changed in (resolution.extend(params, 2), resolution.interpolate(params, 5)):
+    for changed in (resolution.extend(params, 4), resolution.interpolate(params, 5)):
         for name, array in flat(params).items():
             if "token_mixing" not in name:
                 np.testing.assert_array_equal(flat(changed)[name], array)
@@ -152,11 +152,11 @@ def test_weights_at_another_image_size_are_a_model_of_it():
     assert (resampled.image_size, resampled.model().tokens_mlp_dim) == (20, 12)
 
 
-@pytest.mark.parametrize(("size", "resize"), [(12, "extend"), (10, "interpolate"), (0, "extend"), (-8, "extend"),
+@pytest.mark.parametrize(("size", "method"), [(12, "extend"), (10, "interpolate"), (0, "extend"), (-8, "extend"),
                                               (-4, "interpolate")])  # fmt: skip
-def test_an_image_size_that_cannot_be_reached_is_answered_with_those_that_can(size, resize):
+def test_an_image_size_that_cannot_be_reached_is_answered_with_those_that_can(size, method):
     with pytest.raises(UserError) as caught:
-        Weights(make_params(make_model()), "m.npz").at_image_size(size, resize)
+        Weights(make_params(make_model()), "m.npz").at_image_size(size, method)
     assert str(caught.value) == (
         "m.npz (Mixer-2x16/4, patches of 4 pixels) has weights for images of 8 pixels, which "
         f"image_size={size} does not fit: possible are 8 and its multiples (16, 24, ..., Appendix C of the paper), or, "

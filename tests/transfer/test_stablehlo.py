@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from jax import export
-from mixers import make_model, make_params
+from random_models import make_model, make_params
 
 from mixer.runtime.errors import UserError
 from mixer.transfer import stablehlo
@@ -14,7 +14,7 @@ from mixer.transfer import stablehlo
 
 def written(params, model, size):
     file = io.BytesIO()
-    stablehlo.write(file, params, model, size)
+    stablehlo.save_program(file, params, model, size)
     return export.deserialize(bytearray(file.getvalue()))
 
 
@@ -40,4 +40,4 @@ def test_parameters_too_large_for_the_format_are_refused():
     """As H/14 at 448 pixels is; these zeros take no memory."""
     params = {"stem": {"kernel": np.broadcast_to(np.float32(0), (2**29,))}}
     with pytest.raises(UserError, match=r"take 2\.00 GiB, and a \.stablehlo file cannot hold more than 2: use"):
-        stablehlo.write(io.BytesIO(), params, make_model(), 8)
+        stablehlo.save_program(io.BytesIO(), params, make_model(), 8)

@@ -12,12 +12,12 @@ import types
 import jax
 import numpy as np
 import pytest
-from mixers import logits, make_params
+from random_models import logits, make_params
 
 from mixer import models
 from mixer.transfer import model_card, resolution
 from mixer.transfer import timm as our_timm
-from mixer.transfer.weights import Weights, read
+from mixer.transfer.weights import Weights, load
 
 torch = pytest.importorskip("torch")
 # torchvision registers shapes of operators that its builds for CUDA bring along, which is an error without them.
@@ -33,7 +33,7 @@ TINY = models.create("Ti/8", 5, num_blocks=3, hidden_dim=48, tokens_mlp_dim=20, 
 def extended(model, params, factor):
     """The block-diagonal model for larger images, of Appendix C."""
     wider = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * factor**2)
-    return wider, resolution.extend(params, factor)
+    return wider, resolution.extend(params, resolution.grid_of(params) * factor)
 
 
 CASES = {
@@ -81,7 +81,7 @@ def test_an_exported_file_gives_the_same_logits_in_timm(name, tmp_path):
     model, params, size, images = case(name)
     path = tmp_path / "m.safetensors"
     with path.open("wb") as file:
-        our_timm.write(file, params)
+        our_timm.save_params(file, params)
     module = torch_model(model, size)
     module.load_state_dict(safetensors_torch.load_file(path), strict=True)
     assert_close(torch_logits(module, images), logits(model, params, images))
@@ -91,9 +91,9 @@ def test_the_lines_of_the_card_load_a_named_variant_and_only_all_of_it(tmp_path,
     model, params, _, images = case("S/16")
     path = tmp_path / "m.safetensors"
     with path.open("wb") as file:
-        our_timm.write(file, params)
+        our_timm.save_params(file, params)
     weights = Weights(params, "m.npz")
-    card = model_card.card(weights, model, to="timm", file=path.name, command="", ema=False, measured={})
+    card = model_card.card(weights, to="timm", file=path.name, command="", ema=False, measured={})
     code = card.partition("```python\n")[2].partition("```")[0]
     assert "checkpoint_path" in code
     monkeypatch.chdir(tmp_path)
@@ -128,7 +128,7 @@ def test_what_timm_saves_is_read_to_the_same_logits(name, dtype, tmp_path):
         torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path / "m.safetensors"
     safetensors_torch.save_file(module.state_dict(), path)
-    weights = read(str(path))
+    weights = load(str(path))
     assert weights.model() == model
     assert weights.image_size == size
     assert_close(torch_logits(module.float(), images), logits(model, weights.params, images))
@@ -138,7 +138,7 @@ def test_gelus_exact_form_is_another_model():
     """What the card warns of: without the tanh form the logits differ, here by more than the tolerance."""
     model, params, size, images = case("odd widths")
     file = io.BytesIO()
-    our_timm.write(file, params)
+    our_timm.save_params(file, params)
     module = eval(our_timm.constructor(model, size), {"timm": timm}).eval()
     module.load_state_dict(safetensors_torch.load(file.getvalue()), strict=True)
     expected = logits(Weights(params, "m").model(), params, images)

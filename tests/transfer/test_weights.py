@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixers import flat, make_model, make_params, make_state, nested, same, write_run
+from random_models import flat, make_model, make_params, make_state, nested, same, write_run
 
 from mixer import models
 from mixer.runtime.errors import UserError
-from mixer.transfer import npz, timm, weights
-from mixer.transfer.weights import Weights, read
+from mixer.transfer import npz, published, timm
+from mixer.transfer.mismatch import mismatches
+from mixer.transfer.weights import Weights, load
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 PARAMS, AVERAGES, EARLIER = (make_params(make_model(), seed=seed) for seed in (1, 2, 3))
@@ -23,13 +24,13 @@ PARAMS, AVERAGES, EARLIER = (make_params(make_model(), seed=seed) for seed in (1
 
 def npz_bytes(params):
     file = io.BytesIO()
-    npz.write(file, params)
+    npz.save_params(file, params)
     return file.getvalue()
 
 
 def timm_bytes(params):
     file = io.BytesIO()
-    timm.write(file, params)
+    timm.save_params(file, params)
     return file.getvalue()
 
 
@@ -41,7 +42,7 @@ def test_a_file_is_read_by_its_ending(tmp_path, monkeypatch, name, write):
     (tmp_path / name).write_bytes(write(PARAMS))
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in (str(tmp_path / name), f"~/{name}"):
-        found = read(source)
+        found = load(source)
         assert same(found.params, PARAMS)
         assert found.source == source
         assert found.config is found.class_names is found.step is found.workdir is None
@@ -55,7 +56,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_runs_folder_gives_its_newest_checkpoint_and_what_the_run_knows(run, ema):
-    found = read(str(run), ema)
+    found = load(str(run), ema)
     assert same(found.params, AVERAGES if ema else PARAMS)
     assert (found.step, found.class_names, found.workdir) == (7, NAMES, run)
     assert found.config.input.image_size == 8
@@ -64,20 +65,20 @@ def test_a_runs_folder_gives_its_newest_checkpoint_and_what_the_run_knows(run, e
 @pytest.mark.parametrize(("step", "params"), [(3, EARLIER), (7, PARAMS)])
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_runs_checkpoint_can_be_chosen(run, step, params, slash):
-    found = read(f"{run}/checkpoints/{step}{slash}")
+    found = load(f"{run}/checkpoints/{step}{slash}")
     assert same(found.params, params)
     assert (found.step, found.class_names, found.workdir) == (step, NAMES, run)
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the --workdir of an"):
-        read(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_a_step_of_which_there_is_no_checkpoint_is_refused(run):
     (run / "checkpoints" / "5").mkdir()
     with pytest.raises(UserError, match="small holds no checkpoint of step 5 with params that can be read"):
-        read(f"{run}/checkpoints/5")
+        load(f"{run}/checkpoints/5")
 
 
 @pytest.mark.parametrize("name", ["model.pth", "pytorch_model.bin", "model.npy", "model.npz.zip", "model"])
@@ -85,37 +86,39 @@ def test_files_of_other_kinds_are_refused_unread(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"never looked at")
     path.chmod(0)
-    with pytest.raises(UserError, match=r"expected a run's folder, an \.npz or a \.safetensors file, not '"):
-        read(str(path))
+    with pytest.raises(
+        UserError, match=r"expected a run's folder or a file that ends in \.npz or \.safetensors, not '"
+    ):
+        load(str(path))
 
 
 @pytest.mark.parametrize("source", ["B/16-i21", "b/16-i21k", "B16-i21k", "B/16_i21k"])
 def test_the_nearest_name_of_a_published_checkpoint_is_offered(source):
     with pytest.raises(UserError, match=r"no such file or folder; did you mean B/16-i21k\?$"):
-        read(source)
+        load(source)
 
 
 def test_a_file_that_is_missing_is_answered_with_the_names_there_are(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; published checkpoints are B/16-i1k, L/16-i1k, "):
-        read(f"{tmp_path}/nowhere.npz")
+        load(f"{tmp_path}/nowhere.npz")
 
 
 def test_a_place_of_another_kind_is_told():
     with pytest.raises(
         UserError, match=r"cannot be read \(there is no such file system\); expected a local path, gs://"
     ):
-        read("ftp://host/m.npz")
+        load("ftp://host/m.npz")
 
 
 def test_the_home_of_nobody_holds_no_file():
     with pytest.raises(UserError, match="no such file or folder"):
-        read("~nobody-of-this-name/m.npz")
+        load("~nobody-of-this-name/m.npz")
 
 
 def test_a_file_has_no_averages(tmp_path):
     (tmp_path / "m.npz").write_bytes(npz_bytes(PARAMS))
     with pytest.raises(UserError, match="is not the folder of a run: it has no averaged parameters"):
-        read(str(tmp_path / "m.npz"), ema=True)
+        load(str(tmp_path / "m.npz"), ema=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- published
@@ -136,7 +139,7 @@ def test_the_published_checkpoints_are_where_their_authors_put_them():
         "S/8-gsam": f"{bucket}/gsam/Mixer-S_8.npz",
         "S/16-gsam": f"{bucket}/gsam/Mixer-S_16.npz",
         "S/32-gsam": f"{bucket}/gsam/Mixer-S_32.npz",
-    } == weights.PUBLISHED
+    } == published.PUBLISHED
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -180,7 +183,7 @@ def changed(**arrays):
          "is not a Mixer's parameters: MixerBlock_1/LayerNorm_0/scale: missing there; stem/bias: missing there; "
          "stem/kernel: missing there"),
         (without("head/bias"), "is not a Mixer's parameters: head/bias: missing there"),
-        (without("head/kernel"), "does not hold together as Mixer-2x16/4: head/kernel: missing there"),
+        (without("head/kernel"), "looks like Mixer-2x16/4, but does not match it: head/kernel: missing there"),
         (without(*(f"MixerBlock_{n}/{m}_mixing/Dense_0/bias" for n in (0, 1) for m in ("channel", "token"))),
          "is not a Mixer's parameters: MixerBlock_0..1/channel_mixing/Dense_0/bias: missing there; "
          "MixerBlock_0..1/token_mixing/Dense_0/bias: missing there"),
@@ -190,12 +193,12 @@ def changed(**arrays):
          "is not a Mixer's parameters: stem/bias has the shape (0,); head/bias has the shape ()"),
         (changed(MixerBlock_0__token_mixing__Dense_1__bias=5), "5 tokens are no square grid of patches"),
         (without("MixerBlock_1/LayerNorm_0/scale"),
-         "does not hold together as Mixer-2x16/4: MixerBlock_1/LayerNorm_0/scale: missing there"),
-        (changed(cls__token=(1, 16)), "does not hold together as Mixer-2x16/4: cls/token: not in this model"),
+         "looks like Mixer-2x16/4, but does not match it: MixerBlock_1/LayerNorm_0/scale: missing there"),
+        (changed(cls__token=(1, 16)), "looks like Mixer-2x16/4, but does not match it: cls/token: not in this model"),
         (changed(stem__kernel=(4, 2, 3, 16)),
-         "does not hold together as Mixer-2x16/4: stem/kernel: (4, 2, 3, 16) there, (4, 4, 3, 16) here"),
+         "looks like Mixer-2x16/4, but does not match it: stem/kernel: (4, 2, 3, 16) there, (4, 4, 3, 16) here"),
         (changed(MixerBlock_1__channel_mixing__Dense_0__kernel=(24, 16)),
-         "does not hold together as Mixer-2x16/4: MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) "
+         "looks like Mixer-2x16/4, but does not match it: MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) "
          "here"),
     ],
 )  # fmt: skip
@@ -224,10 +227,10 @@ def test_any_arrays_under_these_names_are_a_model_or_refused(shapes):
 def test_mismatches_lists_each_array_once():
     there = {"a": np.zeros(2), "b": {"c": np.zeros((2, 3)), "d": np.zeros(1)}}
     here = {"b": {"c": np.zeros((3, 2)), "d": np.zeros(1), "e": np.zeros(1)}}
-    assert weights.mismatches(there, here) == [
+    assert mismatches(there, here) == [
         "b/e: missing there", "a: not in this model", "b/c: (2, 3) there, (3, 2) here",
     ]  # fmt: skip
-    assert weights.mismatches(there, there) == []
+    assert mismatches(there, there) == []
 
 
 def blocks(numbers, width=3, **more):
@@ -244,13 +247,13 @@ def blocks(numbers, width=3, **more):
     ],
 )  # fmt: skip
 def test_whole_blocks_are_one_mismatch(there, here, listed):
-    assert weights.mismatches(blocks(there), blocks(here)) == listed
+    assert mismatches(blocks(there), blocks(here)) == listed
 
 
 def test_what_is_the_same_for_many_blocks_is_one_mismatch():
     there = {**blocks(range(12)), **blocks([3], cls=np.zeros(1)), **blocks([5], width=4), "MixerBlock_x": np.zeros(1)}
     del there["MixerBlock_1"]["norm"]["bias"], there["MixerBlock_10"]["norm"]["bias"]
-    assert weights.mismatches(there, blocks(range(12), width=2)) == [
+    assert mismatches(there, blocks(range(12), width=2)) == [
         "MixerBlock_1,10/norm/bias: missing there",
         "MixerBlock_3/cls: not in this model",
         "MixerBlock_x: not in this model",

@@ -1,0 +1,51 @@
+"""A file format for weights: how it is written, how it is read, and what a model card says of it."""
+
+import io
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mixer.models.mlp_mixer import MlpMixer
+
+
+class Exported(NamedTuple):
+    """A model that is written to a file.
+
+    Attributes:
+      params: nested float32 arrays under the names of the published checkpoints.
+      model: the model of these parameters.
+      image_size: height and width of its images in pixels.
+      has_tanh_gelu: whether it was trained with the tanh form of GELU, as this project trains; False if unknown.
+    """
+
+    params: Any
+    model: MlpMixer
+    image_size: int
+    has_tanh_gelu: bool
+
+
+class Format(NamedTuple):
+    """A file format for weights.
+
+    Attributes:
+      suffix: the end of its files' names, such as ".npz".
+      described: what it is, for the model card.
+      input: the input of the model in this format, for the model card. {size} stands for the image size in pixels,
+        {cut} for the color channels and the patch size.
+      save: from (file, model) to nothing. Writes to a file that is open in binary mode. Raises UserError if the model
+        is beyond the limits of the format.
+      loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card.
+      load: from (file, name for messages) to nested float32 parameters; None if this project cannot read the format.
+        Raises UserError if the file is not as it should be.
+    """
+
+    suffix: str
+    described: str
+    input: str
+    save: Callable[[io.BufferedIOBase, Exported], None]
+    loading: Callable[[Exported, str], list[str]]
+    load: Callable[[io.BufferedIOBase, str], Any] | None = None
+
+
+def code_block(language: str, *lines: str) -> list[str]:
+    """Returns lines of Markdown that show code."""
+    return [f"```{language}", *lines, "```"]
