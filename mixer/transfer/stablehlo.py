@@ -1,4 +1,4 @@
-"""The forward pass as a `jax.export` artifact: StableHLO with the parameters inside. JAX runs it without this project."""
+"""The forward pass as a `jax.export` artifact: StableHLO with the parameters inside. JAX runs it without this code."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Weights of a trained model: read from a run's folder, or from a published or other file, and checked by their shapes."""
+"""The weights of a trained model: read from a run's folder or from a file, and checked by their names and shapes."""
 
 import contextlib
 import dataclasses

@@ -198,8 +198,8 @@ def changed(**arrays):
         (changed(stem__kernel=(4, 2, 3, 16)),
          "looks like Mixer-2x16/4, but does not match it: stem/kernel: (4, 2, 3, 16) there, (4, 4, 3, 16) here"),
         (changed(MixerBlock_1__channel_mixing__Dense_0__kernel=(24, 16)),
-         "looks like Mixer-2x16/4, but does not match it: MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) "
-         "here"),
+         "looks like Mixer-2x16/4, but does not match it: "
+         "MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) here"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_whole_model_is_named(params, problem):
