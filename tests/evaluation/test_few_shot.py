@@ -186,7 +186,7 @@ def test_a_mistake_is_one_line_at_the_start(data_dir, dataset, settings, line):
 
 def test_several_labels_are_refused(monkeypatch, tmp_path):
     several = sources.Source(6, ("a", "b"), 4, True, lambda numbers: [])
-    monkeypatch.setattr(few_shot.readers, "open_source", lambda *of: several)
+    monkeypatch.setattr("mixer.data.readers.open_source", lambda *of: several)
     with pytest.raises(UserError, match=r"^few-shot evaluation: tags has several labels an example"):
         make("tags", tmp_path)
 
