@@ -1,4 +1,4 @@
-"""From a command line to a config; and what is wrong with it, in one line, when there is something wrong."""
+"""Turns a command line into a config, and explains in one line what is wrong with it."""
 
 import errno
 import functools
@@ -21,7 +21,7 @@ from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
 
-# What a full disk, a folder that is read-only, or a lost permission or device says: the user's to mend, wherever it is.
+# A full disk, a read-only folder, a lost permission or device: the user can mend these, so they get one line.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -30,7 +30,7 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
 def run(
     main: Callable[[list[str]], None], define_flags: Callable[[], None], *, takes_arguments: bool = False
 ) -> NoReturn:
-    """Runs a command and exits; with status 1 and one line if the user has something to mend.
+    """Runs a command and exits. If the user has something to mend, the status is 1 and the message one line.
 
     Args:
       main: gets the command line without its flags.
@@ -57,7 +57,7 @@ def run(
         if error.errno not in _DISK_ERRORS:
             raise
         problem = f"error: {error}"
-    sys.exit(problem)  # here, where the error and all that its traceback holds are gone
+    sys.exit(problem)  # outside the handlers: the error, and the arrays that its traceback holds, are freed by now
 
 
 def refuse_unread(names: Iterable[str], why: str) -> None:
@@ -72,7 +72,7 @@ def refuse_unread(names: Iterable[str], why: str) -> None:
 
 
 def define_checkpoint_flags() -> None:
-    """The flags of every command that takes a trained model."""
+    """Defines the flags of every command that takes a trained model."""
     flags.DEFINE_string(
         "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
     )
@@ -80,10 +80,10 @@ def define_checkpoint_flags() -> None:
 
 
 def checkpoint() -> str:
-    """The value of --checkpoint.
+    """Returns the value of --checkpoint.
 
     Raises:
-      UserError: there is none.
+      UserError: it was not given.
     """
     if not flags.FLAGS.checkpoint:
         raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
@@ -91,19 +91,19 @@ def checkpoint() -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses a command line with --config FILE[:ARGUMENTS] and any --config.NAME=VALUE; returns the arguments left.
+    """Parses a command line with --config FILE[:ARGUMENTS] and --config.NAME=VALUE; returns the other arguments.
 
     Raises:
-      UserError: a file, name or value that is not right; names the nearest right one.
+      UserError: a file, a name or a value is wrong; names the nearest right one.
     """
     try:
         return flags.FLAGS(argv)
-    except Exception as error:  # whatever a config file raises is among them
+    except Exception as error:  # this includes whatever a config file raises
         raise UserError(_explanation(argv, error)) from None
 
 
 def from_flags() -> tuple[ConfigDict, str]:
-    """Returns the checked config that the flags give, and its file's name without ending.
+    """Returns the checked config that the flags describe, and the name of its file without the ending.
 
     Raises:
       UserError: there is no config, or a value is not allowed.
@@ -119,7 +119,7 @@ def from_flags() -> tuple[ConfigDict, str]:
 
 
 def _explanation(argv: list[str], error: Exception) -> str:
-    """Says what is wrong with a command line that could not be parsed."""
+    """Returns what is wrong with a command line that could not be parsed."""
     line = "\n".join(argv)
     given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
     overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
@@ -149,7 +149,7 @@ def _explanation(argv: list[str], error: Exception) -> str:
 
 
 def run_file(spec: str) -> ConfigDict:
-    """Runs a config file, with the argument behind its colon; config_flags does it too, but its errors are long."""
+    """Runs a config file with the argument after its colon. Unlike config_flags, it reports an error in one line."""
     path, *argument = spec.split(":", 1)
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config {spec}: no such file")

@@ -1,4 +1,4 @@
-"""The results of the paper (arXiv 2105.01601v4) for Mixer, to set beside one's own: Tables 2 and 3."""
+"""The paper's results for Mixer (arXiv 2105.01601v4, Tables 2 and 3), for comparison with one's own."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ class Row:
     Attributes:
       variant: such as "B/16".
       pretraining: a key of `DATA`.
-      image_size: in fine-tuning, pixels; pre-training was at 224.
+      image_size: of fine-tuning, in pixels; pre-training was at 224.
       epochs: of pre-training.
       imagenet: accuracy after fine-tuning, per cent.
       real: the same with the ReaL labels.
       avg5: accuracy, per cent, on average over the five tasks of `mixer.tasks.AVG5`.
       images_per_sec_per_core: inference on TPU-v3, at the best batch size.
-      thousand_core_days: pre-training, thousands of TPU-v3 core-days; the paper extrapolated those for i1k and i21k.
+      thousand_core_days: of pre-training, in thousands of TPU-v3 core-days; extrapolated by the paper for i1k and i21k.
       table: a key of `EVAL_CROPS`.
     """
 
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def eval_crop(self) -> str:
-        """How the images were cropped in evaluation."""
+        """The evaluation crop of the row's table."""
         return EVAL_CROPS[self.table]
 
 
@@ -62,9 +62,9 @@ ROWS = (
 
 
 def find(variant: str, pretraining: str, image_size: int, eval_crop: str = "resize_small") -> Row:
-    """Returns the paper's row, if it can be the one evaluated with this crop.
+    """Returns the paper's row for a model; the one evaluated with `eval_crop`, if there are two.
 
-    Of two that differ in epochs alone (L/16, JFT-300M) it is the longer training's.
+    Of two rows that differ in epochs alone (L/16, JFT-300M), it is the one with more epochs.
 
     Raises:
       ValueError: the paper has none; lists what it has for this data.

@@ -55,7 +55,7 @@ def _with_defaults(settings: dict[str, Setting]) -> ConfigDict:
 
 
 def pretrain(variant: str, *, dataset: str, epochs: float, learning_rate: float, weight_decay: float) -> ConfigDict:
-    """What all pre-training runs of the paper share (Section 3, Table 4)."""
+    """Makes the settings that all pre-training runs of the paper share (Section 3, Table 4)."""
     config = base()
     config.model.variant = variant
     config.input.dataset = dataset
@@ -66,7 +66,7 @@ def pretrain(variant: str, *, dataset: str, epochs: float, learning_rate: float,
 
 
 def imagenet1k(variant: str, *, magnitude: float = 15.0, mixup: float = 0.5) -> ConfigDict:
-    """ImageNet-1k, 300 epochs (Table 4), with the evaluators of the published config."""
+    """Pre-training on ImageNet-1k, 300 epochs (Table 4), with the evaluators of the published config."""
     config = pretrain(variant, dataset="imagenet2012", epochs=300, learning_rate=1e-3, weight_decay=0.1)
     config.input.train_split = "train[:99%]"
     _regularise(config, magnitude, mixup)
@@ -98,25 +98,30 @@ _FEW_SHOT = {
 
 
 def imagenet21k(variant: str, *, magnitude: float, mixup: float) -> ConfigDict:
-    """ImageNet-21k as prepared by scripts/prepare.py, 300 epochs (Table 4)."""
+    """Pre-training on ImageNet-21k as scripts/prepare.py prepares it, 300 epochs (Table 4)."""
     config = pretrain(variant, dataset="imagenet21k", epochs=300, learning_rate=1e-3, weight_decay=0.1)
     config.input.train_split, config.input.eval_split = "train[:99%]", "train[99%:]"  # the archive has no validation
     _regularise(config, magnitude, mixup)
-    config.model.head_bias_init = -10.0  # -ln 21843; the paper is silent, the published ViT config for this data has it
+    config.model.head_bias_init = -10.0  # -ln 21843, from the published ViT config for this data; the paper gives none
     duration(config, "eval", epochs=10)
     return config
 
 
 def jft(variant: str, *, epochs: float, learning_rate: float) -> ConfigDict:
-    """A JFT-300M-like multi-label collection prepared by scripts/prepare.py: crops and flips alone (Section 3)."""
+    """Pre-training on a multi-label collection such as JFT-300M: crops and flips are the only augmentation (Section 3).
+
+    scripts/prepare.py prepares the data.
+    """
     config = pretrain(variant, dataset="multilabel", epochs=epochs, learning_rate=learning_rate, weight_decay=0.03)
-    config.model.head_bias_init = -math.log(18_291)  # JFT-300M's classes; the paper is silent, as on the loss
+    config.model.head_bias_init = -math.log(
+        18_291
+    )  # JFT-300M's number of classes; the paper gives neither this nor the loss
     duration(config, "eval", epochs=0.5)
     return config
 
 
 def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
-    """Fine-tuning of a pre-trained model (Section 3 and Appendix A.2; ViT, arXiv 2010.11929, Appendix B.1.1)."""
+    """Fine-tuning of a pre-trained model (Section 3, Appendix A.2; ViT, arXiv 2010.11929, Appendix B.1.1)."""
     task.check_trainable()
     config = base()
     config.batch_size = 512
@@ -136,8 +141,8 @@ def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
     config.input.train_split, config.input.eval_split = task.train, task.test
     config.input.label_key, config.input.max_labels = task.label_key, task.max_labels
     config.input.image_size = image_size
-    # The paper is silent on the crop in training; Inception crops did not help it (Appendix A.2). As in BiT, on which
-    # ViT's fine-tuning is modelled: a random crop of the image as evaluation resizes it.
+    # The paper does not give the crop in training; it found that Inception crops did not help (Appendix A.2). This is
+    # the crop of BiT, whose fine-tuning ViT follows: a random part of the image as evaluation resizes it.
     config.input.crop = "random"
     return config
 

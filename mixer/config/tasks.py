@@ -1,4 +1,4 @@
-"""The tasks that a pre-trained model is fine-tuned and evaluated on, a row each; add a row for one of your own."""
+"""The tasks on which a pre-trained model is fine-tuned and evaluated, a row each. Add a row for a task of your own."""
 
 import dataclasses
 
@@ -9,17 +9,18 @@ class Task:
 
     Attributes:
       dataset: its TFDS name.
-      test: the split that is reported.
-      train: the split of the final runs; None for test data alone, which needs no more than `dataset` and `test`.
-      sweep_train: what is left of `train` while the learning rate is chosen.
-      sweep_dev: the rest of it, by which the learning rate is chosen.
+      test: the split on which results are reported.
+      train: the split on which the final runs train; None for test data alone, which needs only `dataset` and `test`.
+      sweep_train: the part of `train` on which runs train while the learning rate is chosen.
+      sweep_dev: the rest of `train`, by which the learning rate is chosen.
       steps: of fine-tuning, with batches of 512.
-      warmup_steps: neither paper says; those of the published transfer configs.
-      learning_rates: the grid. The paper changes ViT's, for the four small tasks, to this; ViT's for ImageNet is it.
-      few_shot_train: the split from which few-shot evaluation chooses, where `train` is too large to read for it.
-      shots: of few-shot evaluation, images of each class.
-      label_key: the feature with the labels, where it is not found by its type.
-      max_labels: the most that an example has.
+      warmup_steps: from the published transfer configs; neither paper gives them.
+      learning_rates: the grid. For the four small tasks the paper replaces ViT's grid by this one, which is also ViT's
+        for ImageNet.
+      few_shot_train: the split from which few-shot evaluation chooses, if `train` is too large to read for that.
+      shots: of few-shot evaluation, numbers of images of each class.
+      label_key: the feature with the labels, if its type does not identify it.
+      max_labels: the most labels that an example has.
     """
 
     dataset: str
@@ -36,7 +37,7 @@ class Task:
     max_labels: int | None = None
 
     def check_trainable(self) -> None:
-        """Raises ValueError where there is test data alone."""
+        """Raises ValueError if the task has test data alone."""
         if self.train is None:
             trainable = ", ".join(name for name, task in TASKS.items() if task.train is not None)
             raise ValueError(f"{self.dataset} is test data alone; tasks to fine-tune on are {trainable}")
@@ -57,20 +58,20 @@ TASKS = {
         "oxford_flowers102", "test", "train+validation",
         "train[:90%]+validation[:90%]", "train[90%:]+validation[90%:]", 500, 100, shots=(1, 5, 10, 20),
     ),
-    # ImageNet's other test sets: what is fine-tuned is ImageNet. ReaL has several labels an image, or none (then it
-    # does not count); at most 15, so 32 is room enough.
+    # ImageNet's other test sets; a model for them is fine-tuned on ImageNet. An image of ReaL has up to 15 labels, or
+    # none, and then it does not count.
     "imagenet_real": Task("imagenet2012_real", "validation", label_key="real_label", max_labels=32),
     "imagenet_v2": Task("imagenet_v2/matched-frequency", "test"),
 }  # fmt: skip
 
-# Those whose average is the paper's "Avg 5".
+# The tasks of the paper's "Avg 5".
 AVG5 = ("imagenet2012", "cifar10", "cifar100", "oxford_iiit_pet", "oxford_flowers102")
 
 _SHORT = {"imagenet": "imagenet2012", "pets": "oxford_iiit_pet", "flowers": "oxford_flowers102"}
 
 
 def find(name: str) -> tuple[str, Task]:
-    """Returns a task's full name and its row; "pets", "flowers" and "imagenet" are short for theirs.
+    """Returns a task's full name and its row. "pets", "flowers" and "imagenet" are short names.
 
     Raises:
       ValueError: there is no such task.
