@@ -1,4 +1,4 @@
-"""The compilation cache: programs that a run has compiled are kept in its folder."""
+"""The compilation cache of a run: a restarted run finds its compiled programs in its folder."""
 
 import os
 
@@ -7,12 +7,13 @@ from etils import epath
 
 
 def keep_compiled(folder: epath.PathLike) -> None:
-    """Makes JAX keep compiled programs in a folder, local or gs://, so that a restart compiles nothing.
+    """Makes JAX keep all compiled programs in a folder, local or gs://.
 
-    If JAX_COMPILATION_CACHE_DIR is set, that folder is used instead.
+    If the variable JAX_COMPILATION_CACHE_DIR is set, JAX uses that folder instead.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         path = epath.Path(folder)
         jax.config.update("jax_compilation_cache_dir", str(path if "://" in str(folder) else path.resolve()))
+        # By default JAX keeps only programs that took a second or more to compile. A run has many small ones too.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

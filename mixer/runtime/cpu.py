@@ -1,12 +1,12 @@
-"""What holds on a CPU alone: how many processors there are, and three tricks that make training on them faster.
+"""The number of processors, and three tricks that make training on a CPU faster.
 
 Each trick applies where JAX computes on a CPU and changes nothing elsewhere:
 
-    keep_freed_memory   JAX_PLATFORMS=cpu and glibc   the memory of one step is kept for the next
-    suited              a mesh of CPU devices         the gradient of a dense kernel is multiplied the faster way
-    init_options        a mesh of CPU devices         the initialisation, which runs once, is compiled in less time
+    keep_freed_memory   JAX_PLATFORMS=cpu and glibc   a step reuses the memory of the step before
+    suited              a mesh of CPU devices         the gradient of a dense kernel is multiplied in a faster order
+    init_options        a mesh of CPU devices         the initialisation, which runs once, compiles in less time
 
-What each gains is in docs/lab/cpu.md.
+docs/lab/cpu.md has the measured gains.
 """
 
 import ctypes
@@ -24,16 +24,16 @@ _NEVER = -1  # as a trim threshold
 
 
 def processors() -> int:
-    """Returns how many processors this process may use. JAX on a CPU and TensorFlow start as many threads."""
+    """Returns how many processors this process may use. TensorFlow, and JAX on a CPU, start one thread for each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory, if JAX_PLATFORMS=cpu. Call it before JAX computes.
 
-    XLA allocates the temporary memory of each step with malloc. By default, glibc returns blocks of that size to the
-    kernel, which then clears and maps every page again in the next step. Only the first arena can grow to such sizes,
-    so all threads share one.
+    XLA allocates the temporary memory of each step with malloc. By default, glibc returns large blocks to the kernel,
+    and the kernel must clear and map every page again in the next step. Only glibc's main arena can grow to such sizes,
+    so all threads share this one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if os.environ.get("JAX_PLATFORMS") == "cpu" and mallopt is not None:
@@ -42,9 +42,10 @@ def keep_freed_memory() -> None:
 
 
 def suited(model: Any, mesh: Mesh) -> Any:
-    """Returns the model with the dense layers' products as they are fastest on the mesh's devices.
+    """Returns the model with the fastest product of dense layers for the mesh's devices.
 
-    On CPU devices this is `dense_dot`; on any other device, and for a model without such layers, it is the model.
+    On CPU devices this is `dense_dot`. On other devices, the model is returned as it is. So is a model without the
+    attribute `dot_general`.
     """
     return model.clone(dot_general=dense_dot) if hasattr(model, "dot_general") and _is_cpu(mesh) else model
 
@@ -52,7 +53,8 @@ def suited(model: Any, mesh: Mesh) -> Any:
 def init_options(mesh: Mesh) -> dict[str, Any] | None:
     """Returns XLA's compiler options for the initialisation of a state.
 
-    At level 1, LLVM takes a third less time for it. Level 1 keeps every bit of Ti/8's parameters; level 0 does not.
+    LLVM's optimisation level 1 compiles it in a third less time. The parameters of Ti/8 keep every bit at level 1, but
+    not at level 0.
     """
     return {"xla_backend_optimization_level": 1} if _is_cpu(mesh) else None
 
@@ -62,23 +64,23 @@ def _is_cpu(mesh: Mesh) -> bool:
 
 
 def dense_dot(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
-    """The product of `nn.Dense`, with the signature that its argument `dot_general` must have."""
+    """Multiplies the last axis of x with the first of the kernel. It serves as `dot_general` of `nn.Dense`."""
     return _product(x, kernel)
 
 
 @jax.custom_jvp
 def _product(x: Float[Array, "*batch k"], kernel: Float[Array, "k n"]) -> Float[Array, "*batch n"]:
-    """x @ kernel. Value and derivative are those of the plain product; see `_product_jvp`."""
+    """Returns x @ kernel."""
     return jnp.matmul(x, kernel)
 
 
 @_product.defjvp
 def _product_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Value and tangent are unchanged. In the backward pass the kernel's gradient is computed as (g^T x)^T.
+    """Returns x @ kernel and its tangent. In the backward pass, the kernel's gradient is computed as (g^T x)^T.
 
-    JAX transposes this rule: the two transposes around the barrier become the order in which the gradient is
-    multiplied. Without the barrier XLA simplifies (g^T x)^T to x^T g, for which it first copies the hidden layer in
-    transposed order, or multiplies at a third of the speed.
+    JAX derives the backward pass by transposing this rule, and so the two transposes around the barrier set the order
+    of the product. Without the barrier, XLA simplifies (g^T x)^T to x^T g. For that product it first copies x, the
+    hidden layer, in transposed order, or it multiplies at a third of the speed.
     """
     (x, kernel), (dx, dkernel) = primals, tangents
     dkernel = jax.lax.optimization_barrier(dkernel.T).T

@@ -1,4 +1,7 @@
-"""The mesh of devices and how a batch lies on it: one axis over all devices, along which the rows are split."""
+"""The mesh of devices, and how a batch is placed on it.
+
+The mesh has one axis, "data", over all devices. The rows of a batch are split along this axis.
+"""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -11,21 +14,21 @@ from mixer.runtime.errors import UserError
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh with the axis "data" over the devices; all devices of JAX if none are given.
+    """Makes the mesh of these devices; by default of all devices.
 
-    The devices of a process stand side by side, so that its rows of a batch are contiguous.
+    The devices of a process are neighbours in the mesh, so that the process holds contiguous rows of a batch.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the leading axis over the devices."""
+    """Returns the sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Copies an array to every device."""
+    """Returns the sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -52,7 +55,10 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
 
 def device_batches(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Copies batches to the devices, one ahead of the batch in use, so that copying overlaps with computing."""
+    """Copies batches to the devices, one batch ahead.
+
+    The step on one batch and the copy of the next run at the same time.
+    """
     ahead: collections.deque[dict[str, jax.Array]] = collections.deque()
     for rows in batches:
         ahead.append(to_devices(rows, mesh))
@@ -62,11 +68,11 @@ def device_batches(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iter
 
 
 def to_host(mesh: Mesh, *arrays: jax.Array) -> tuple[np.ndarray, ...]:
-    """Copies arrays, however they lie on the mesh, to the memory of every host."""
+    """Copies arrays of the mesh, with any sharding, to the memory of every host."""
     gathered = jax.jit(_same, out_shardings=replicated(mesh))(*arrays)
     return tuple(np.asarray(array) for array in gathered)
 
 
 def _same(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The identity. It stands here because JAX would compile a new function at every call of `to_host`."""
+    """Returns the arrays. If `to_host` defined this function, JAX would compile it again at each call."""
     return arrays

@@ -1,4 +1,4 @@
-"""What a user is told: errors that are theirs to mend, each one line, and this project's own warnings."""
+"""Errors that the user can correct, and the libraries' logs, which are silenced."""
 
 import logging
 
@@ -6,24 +6,27 @@ from absl import logging as absl_logging
 
 
 class UserError(Exception):
-    """What was wrong, the value, what is allowed, what to do. Commands print this one line and exit with status 1."""
+    """An error that the user can correct. A command prints it as one line and exits with status 1.
+
+    The message names what is wrong, the value, the allowed values, and what to do.
+    """
 
 
 class MissingDataError(UserError):
-    """A dataset is not there."""
+    """A dataset does not exist."""
 
 
 class DivergedError(UserError):
-    """Loss or gradient is no longer finite: the run cannot go on as it is."""
+    """The loss or the gradient is no longer finite, so the run cannot continue with this config."""
 
 
 def quiet_libraries() -> None:
-    """Silences the libraries' logs, since what they raise is told in one line; this project's warnings are shown."""
+    """Silences the logs of libraries, whose errors reach the user in one line. Shows this project's warnings."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("mixer").setLevel(logging.WARNING)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or its type's name."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # KeyError puts quotes on
+    """Returns the first line of an error's message that is not empty; the name of its type if there is none."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # str(KeyError) adds quotes
     return next((line for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -9,10 +9,10 @@ from etils import epath
 
 @contextlib.contextmanager
 def written_whole(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields another name beside `path` to write to. At the end the file gets the name `path`.
+    """Yields a temporary path to write to, in the same folder. At the end renames this file to `path`.
 
-    A process that is killed before the end leaves the old file as it was. The other name is a new one each time, so
-    several processes may write the same file.
+    If the process is killed before the end, the old file remains as it was. The temporary name is random, so several
+    processes may write the same file.
 
     Raises:
       OSError: the file cannot be written.
@@ -30,7 +30,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a text file whole or not at all.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with written_whole(path) as partial:
         partial.write_text(text)

@@ -1,14 +1,15 @@
-"""Being asked to stop: SIGTERM when a machine is taken away, SIGINT from a person. The one owner of these signals.
+"""Requests to stop: SIGTERM when a machine is taken away, SIGINT from a person. Only this module handles them.
 
-    asked while                             the process
-    starting, restoring, compiling          leaves at once: there is nothing new to save
-    training                                finishes the step in flight, saves and leaves
-    evaluating                              abandons the evaluation, saves and leaves; it is made up for on return
-    already leaving                         leaves at once
+    during                                  the process
+    start-up, restoring, compiling          exits at once: there is nothing new to save
+    training                                finishes the current step, saves and exits
+    an evaluation                           abandons the evaluation, saves and exits; the next start repeats it
+    saving after an earlier request         exits at once
 
-Of several processes, all leave behind the same step when one is asked, be it by a signal or by a notice that reaches
-JAX's preemption service. The exit status is EXIT_STATUS: start the run again, and it continues. A thread watches, since
-the main one may be inside a compilation for minutes, where no handler of Python's runs.
+If one of several processes is asked to stop, all exit after the same step. The request may be a signal, or a notice to
+JAX's preemption service. The exit status is EXIT_STATUS: start the run again, and it continues.
+
+A thread receives the signals. The main thread may compile for minutes, and Python runs no signal handler meanwhile.
 """
 
 import functools
@@ -26,9 +27,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mixer.runtime import devices, distributed
+from mixer.runtime import devices
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the failure is a passing one; scripts/tpu_vm.py starts the run again
+EXIT_STATUS = 75  # EX_TEMPFAIL in sysexits.h, a temporary failure: scripts/tpu_vm.py starts the run again
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,52 +38,55 @@ T = TypeVar("T")
 
 @functools.partial(jax.jit, static_argnums=1)
 def _any(asked: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
+    """Returns 1 if any device's entry is 1."""
     return jax.lax.with_sharding_constraint(jnp.max(asked["asked"]), devices.replicated(mesh))
 
 
 def ignore() -> None:
-    """Makes this process deaf to its signals: for the very end, when all is saved and its status is decided.
+    """Ignores the signals from here on. Call it at the very end, when all is saved and the status is decided.
 
-    Python, as it ends, gives signals back their default, and one that came then would count as a failure.
+    When Python exits, it restores the default handlers. Without this function, a signal that arrives then would end
+    the process with the status of a failure.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class PreemptedError(Exception):
-    """The run was asked to stop, and what it had is saved."""
+    """The run was asked to stop, and its state is saved."""
 
 
 class AbandonedError(PreemptedError):
-    """What was under way need not be finished: the run was asked to stop, and has nothing new to save but for that."""
+    """The run was asked to stop, and abandons what it was doing, such as an evaluation. The next start repeats it."""
 
 
 class Stop:
-    """Whether this process was asked to stop. Without `listen` signals do what they always do."""
+    """Knows whether the run was asked to stop. Before `listen`, the signals have their usual effect."""
 
     def __init__(self, after: int | None = None) -> None:
-        """Asks by itself behind step `after`, if given."""
+        """Prepares for requests; with `after`, the loop stops after this step as if it had been asked."""
         self.after = after
         self._asked = threading.Event()
         self._calls = 0
         self._has_work_to_save = False
         self._mesh: Mesh | None = None
-        self._latest: jax.Array | None = None  # whether any process had been asked, at the call before
+        self._latest: jax.Array | None = None  # whether any process had been asked, at the last call of `asked`
 
     def listen(self) -> None:
-        """Takes over the signals; to be called once, from the main thread, behind jax.distributed's own start.
+        """Takes over the signals. Call it once, from the main thread, after jax.distributed.initialize.
 
-        JAX's preemption service takes SIGTERM too, when it starts; whoever comes last has it.
+        JAX's preemption service handles SIGTERM too, from its start. The last handler that is set wins.
         """
-        told, tell = socket.socketpair()
-        tell.setblocking(False)
-        signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)  # written to whatever the main thread is doing
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        # Python writes the signal's number here at once, even while the main thread is busy in C++.
+        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
 
         def watch() -> None:
-            with tell:
-                while number := told.recv(1):
+            with sender:
+                while number := receiver.recv(1):
                     if number[0] in _SIGNALS:
                         self._ask(signal.Signals(number[0]).name)
 
@@ -94,21 +98,21 @@ class Stop:
             self._asked.set()
         else:
             print(f"{name}: leaving at once", file=sys.stderr, flush=True)
-            distributed.farewell()
             os._exit(EXIT_STATUS)
 
     def work_begins(self) -> None:
-        """From here on there is work that would be lost: the loop is told, and saves it."""
+        """Notes that from here on there is work to save, so that a request no longer ends the process at once."""
         self._has_work_to_save = True
 
     def agree(self, mesh: Mesh) -> None:
-        """Of several processes, lets one that was asked speak for all; they must call `asked` equally often."""
+        """Makes several processes share their requests. All of them must then call `asked` equally often."""
         self._mesh = mesh if jax.process_count() > 1 else None
 
     def asked(self) -> bool:
-        """Whether the process is to save and leave.
+        """Tells whether to save and exit.
 
-        Several processes get the same answer, one call late: what is read here was computed behind the step before.
+        All processes get the same answer, but one call late. This call starts the reduction over the processes, and
+        reads the result of the last call, which is ready: so the loop never waits for it.
         """
         self._calls += 1
         serves = jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
@@ -121,10 +125,10 @@ class Stop:
         return before is not None and bool(before)
 
     def unless_asked(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes items on.
+        """Yields the items.
 
         Raises:
-          AbandonedError: once the process is asked to stop.
+          AbandonedError: the run was asked to stop.
         """
         for item in items:
             if self.asked():

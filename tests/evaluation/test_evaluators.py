@@ -9,7 +9,8 @@ from mixer.evaluation import evaluators
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
 from mixer.train import train
-from mixer.training.metrics import Console, read_metrics
+from mixer.training.console import Console
+from mixer.training.metrics import read_metrics
 
 DATASET = "fractals/4x20x16"  # 72 training and 8 validation images of four classes
 TINY = {

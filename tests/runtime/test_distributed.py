@@ -1,50 +1,10 @@
-"""How processes meet, and the witness of one that is lost. tests/chaos (peer) tries what happens to the others."""
+"""How a process joins the others. tests/chaos (peer) tries what happens when one of them dies."""
 
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-
+import jax
 import pytest
 
 from mixer.runtime import distributed
 from mixer.runtime.errors import UserError
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-LOST = """
-import os, signal, sys
-from mixer.runtime import distributed, preemption
-distributed._summon_witness("error: it was lost")
-ends = {
-    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "aborted": os.abort,
-    "at the end": lambda: None,
-    "by an exception": lambda: 1 / 0,
-    "asked to stop": lambda: preemption.Stop()._ask("SIGTERM"),
-}
-ends[sys.argv[1]]()
-"""
-
-
-@pytest.mark.parametrize(
-    ("how", "status", "said"),
-    [
-        ("killed", -signal.SIGKILL, "error: it was lost\n"),
-        ("aborted", -signal.SIGABRT, "error: it was lost\n"),
-        ("at the end", 0, ""),
-        ("by an exception", 1, "ZeroDivisionError: division by zero\n"),
-        ("asked to stop", 75, "SIGTERM: leaving at once\n"),
-    ],
-)
-def test_the_witness_speaks_of_a_process_that_left_without_a_farewell(how, status, said):
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOST, how], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )  # it ends when the witness does, which has its standard error
-    assert (done.returncode, done.stderr.splitlines(keepends=True)[-1:]) == (status, [said] if said else [])
-    assert ("it was lost" in done.stderr) == (how in ("killed", "aborted"))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +15,22 @@ def test_the_witness_speaks_of_a_process_that_left_without_a_farewell(how, statu
         ((None, None, None), "--distributed: JAX could not join the processes: "),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(monkeypatch, arguments, said):
-    monkeypatch.setattr(distributed, "_summon_witness", lambda last_words: None)
+def test_wrong_arguments_are_told_in_one_line(arguments, said):
     with pytest.raises(UserError) as error:
         distributed.start(*arguments)
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("host0:8476", 2, 1), "process 1 joins the others at host0:8476, within 300 s; "),
+        ((None, None, None), "this process joins the others, within 300 s; "),
+    ],
+)
+def test_what_to_do_about_a_lost_process_is_said_before_joining(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: None)
+    distributed.start(*arguments)
+    expected = f"{said}if one of them is lost, JAX ends all: start all again, and they continue\n"
+    assert capsys.readouterr().err == expected
