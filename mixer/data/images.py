@@ -63,7 +63,7 @@ def _plain_png(data: bytes) -> Image | None:
     return Image(data, PNG, height, width, OK) if plain else None
 
 
-# Baseline, extended and progressive: the kinds with Huffman coding. TensorFlow's decoder may not know the others.
+# Baseline, extended and progressive, with Huffman coding. The others are lossless, hierarchical or arithmetic-coded.
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
