@@ -7,7 +7,7 @@ The paper: 76.44% ImageNet top-1 (Table 3); about 10 TPU-v3 core-days.
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ The data: scripts/prepare.py imagenet21k, from the released archive.
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@ python -m mixer.train --config configs/cifar10.py --config.input.data_dir=DIR
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:

@@ -10,8 +10,8 @@ The paper, Mixer-B/16 from ImageNet-21k at 224 pixels: 80.64% on ImageNet, 92.50
 
 from ml_collections import ConfigDict
 
-from mixer import models
-from mixer.config import recipe, tasks
+from mixer import models, recipe
+from mixer.config import tasks
 
 
 def get_config(arguments: str = "") -> ConfigDict:

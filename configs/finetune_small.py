@@ -8,7 +8,8 @@ The recipe is that of configs/finetune.py but for the batch and the number of st
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe, tasks
+from mixer import recipe
+from mixer.config import tasks
 
 
 def get_config(arguments: str = "task=cifar10") -> ConfigDict:

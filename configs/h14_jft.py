@@ -9,7 +9,7 @@ The data: any collection of images with sets of labels, prepared by scripts/prep
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:

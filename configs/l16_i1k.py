@@ -7,7 +7,7 @@ The paper: 71.76% ImageNet top-1 (Table 3), below B/16: it overfits; about 40 TP
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:

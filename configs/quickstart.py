@@ -6,7 +6,7 @@ python -m mixer.train --config configs/quickstart.py:digits --workdir runs/digit
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config(stage: str = "fractals") -> ConfigDict:

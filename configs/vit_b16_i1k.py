@@ -8,7 +8,7 @@ are not told; these are Mixer's, so that the two differ in the model alone. L/16
 
 from ml_collections import ConfigDict
 
-from mixer.config import recipe
+from mixer import recipe
 
 
 def get_config() -> ConfigDict:
