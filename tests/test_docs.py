@@ -47,7 +47,10 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_named_in_code_exist(page):
     for path in PATH.findall(code_of(page)):
-        assert (ROOT / path).exists(), f"{path} does not exist"
+        exists = (ROOT / path).exists()
+        if page.name == "extending.md":  # it names files for the reader to make
+            exists = (ROOT / path).parent.exists()
+        assert exists, f"{path} does not exist"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
