@@ -1,16 +1,16 @@
 """Checks that a run continues to the same bits on this machine: `python -m mixer.verify_resume --config FILE`.
 
-Takes the arguments of `mixer.train`. It runs that command for a few steps straight, then again with a stop in the
-middle, each time as a process of its own, and compares what they saved: parameters, optimizer, averages and counters
-bit for bit, and every metric that is not a time. Before a long run on a new device, a new version or with new settings
-it says in minutes whether an interruption would change the outcome: a compiler or a library that chooses other
-algorithms in another process would.
+The command takes the arguments of `mixer.train` and trains for a few steps twice: once without a stop, and once with a
+stop in the middle. Each time `mixer.train` runs in a process of its own. Then it compares what the two runs saved:
+parameters, optimizer state, averages and counters bit for bit, and all metrics except times.
+
+Use it before a long run on a new device, with a new version or with new settings. It tells in minutes whether an
+interruption would change the result, for example because a compiler chooses another algorithm in another process.
 """
 
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +19,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import train
-from mixer.config import command_line, recipe
+from mixer.config import command_line
 from mixer.config.checks import checked
+from mixer.config.durations import set_duration
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
 from mixer.runtime.files import write_text
@@ -28,104 +29,133 @@ from mixer.training.checkpoint import load_state
 from mixer.training.metrics import deterministic, read_metrics
 
 _FOLDER = "verify_resume"  # in the run's folder
+# The runs read the shortened config from a file, which is JSON. --config asks for a Python file that returns it.
 _CONFIG = """from ml_collections import ConfigDict
 
-from mixer.config import load
+from mixer.config.run_folder import load_config
 
 
 def get_config():
-    return ConfigDict(load({folder!r}))
+    return ConfigDict(load_config({folder!r}))
 """
 
 
 def short(config: ConfigDict, steps: int) -> ConfigDict:
-    """The config of a run that ends after a few steps and says all that it can of each."""
+    """Returns the config of a run that ends after a few steps, logs each step, and evaluates and saves the last."""
     config = ConfigDict(config)
-    recipe.duration(config, "total", steps=steps)
-    for name in ("log", "eval", "checkpoint"):
-        recipe.duration(config, name, steps=1 if name == "log" else steps)
+    for name in ("total", "eval", "checkpoint"):
+        set_duration(config, name, steps=steps)
+    set_duration(config, "log", steps=1)
     return checked(config)
 
 
 def differences(one: epath.PathLike, other: epath.PathLike) -> list[str]:
-    """Names what is not the same in two runs: arrays of their last state, and metrics of any step."""
-    states = [dict(_named(load_state(folder)[1])) for folder in (one, other)]
-    found = [name for name in states[0] if not _same_bits(states[0][name], states[1][name])]
-    metrics = [{row["step"]: row for row in map(deterministic, read_metrics(folder))} for folder in (one, other)]
-    for step in sorted({*metrics[0], *metrics[1]}):
-        rows = [rows.get(step, {}) for rows in metrics]
-        # Compared as text: NaN is equal to itself.
-        texts = [{key: repr(value) for key, value in row.items()} for row in rows]
-        found += [f"{key} at step {step}" for key in rows[0] | rows[1] if texts[0].get(key) != texts[1].get(key)]
+    """Returns the names of arrays that differ in the last states of two runs, and of metrics that differ at a step."""
+    metrics = [{line["step"]: deterministic(line) for line in read_metrics(folder)} for folder in (one, other)]
+    return _array_differences(arrays_of(one), arrays_of(other)) + _metric_differences(*metrics)
+
+
+def arrays_of(workdir: epath.PathLike) -> dict[str, np.ndarray]:
+    """Reads all arrays of the last state of a run, by names such as "params/stem/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(load_state(workdir)[1])
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _array_differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in one if not _same_bits(one[name], other[name])]
+
+
+def _metric_differences(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> list[str]:
+    """Compares the metrics of two runs, given by step."""
+    found = []
+    for step in sorted({*one, *other}):
+        # Numbers are compared as text, because NaN is not equal to itself.
+        ours, theirs = ({name: repr(value) for name, value in run.get(step, {}).items()} for run in (one, other))
+        found += [f"{name} at step {step}" for name in ours | theirs if ours.get(name) != theirs.get(name)]
     return found
-
-
-def _named(state: Any) -> list[tuple[str, np.ndarray]]:
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)]  # fmt: skip
 
 
 def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def _train(config: pathlib.Path, workdir: epath.Path, *arguments: str, expect: int) -> None:
-    passed_on = [f"--{name}={flags.FLAGS[name].value}" for name in _PASSED_ON if flags.FLAGS[name].value is not None]
-    command = [
-        sys.executable,
-        "-m",
-        "mixer.train",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        *passed_on,
-        *arguments,
-    ]
-    print(f"$ mixer.train {' '.join(command[3:])}", flush=True)
-    status = subprocess.run(command, check=False).returncode
-    if status != expect:
-        raise UserError(f"the training ended with status {status} instead of {expect}; what it said stands above")
+# ------------------------------------------------------------------------------------------------------- command line
 
-
-_PASSED_ON = ("distributed", "coordinator", "num_processes", "process_id")
+_JOINING_FLAGS = ("coordinator", "num_processes", "process_id")
+_UNREAD_FLAGS = ("print_config", "inspect", "allow_config_change", "stop_after")
 
 
 def define_flags() -> None:
-    """The command's flags: those of `mixer.train`, and how far to go."""
+    """Defines the flags of `mixer.train`, and the number of steps."""
     train.define_flags()
     flags.DEFINE_integer("steps", 6, "How many steps to train; the stop is in the middle.", 2)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; exits with status 1 where the two runs differ."""
-    jax.config.update("jax_platforms", "cpu")  # this process leaves the accelerator to the runs
-    config, name = command_line.from_flags()
-    if flags.FLAGS.distributed and flags.FLAGS.process_id is None:
+    """Runs the command. Exits with status 1 if the two runs differ."""
+    given = flags.FLAGS
+    command_line.refuse_unread(_UNREAD_FLAGS, "by mixer.verify_resume")
+    if not given.distributed:
+        command_line.refuse_unread(_JOINING_FLAGS, "without --distributed")
+    elif given.process_id is None:
         raise UserError("--process_id is missing: of several processes the first compares; number them from 0")
-    steps = flags.FLAGS.steps
-    folder = epath.Path(flags.FLAGS.workdir or f"runs/{name}").resolve() / _FOLDER
-    first = not flags.FLAGS.process_id
-    if first:
-        if folder.exists():
-            folder.rmtree()
-        folder.mkdir(parents=True)
-        write_text(folder / "config.json", short(config, steps).to_json(indent=2))
-        write_text(folder / "config.py", _CONFIG.format(folder=str(folder)))
-    straight, interrupted = folder / "straight", folder / "interrupted"
+    jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the runs
+    config, name = command_line.from_flags()
+    folder = epath.Path(given.workdir or f"runs/{name}").resolve() / _FOLDER
+    is_first = not given.process_id
+    if is_first:
+        _prepare(folder, short(config, given.steps))
+    _run_twice(folder, given.steps)
+    if is_first:
+        print(_verdict(folder, given.steps))
+
+
+def _prepare(folder: epath.Path, config: ConfigDict) -> None:
+    """Makes an empty folder with the config of the runs."""
+    if folder.exists():
+        folder.rmtree()
+    folder.mkdir(parents=True)
+    write_text(folder / "config.json", config.to_json(indent=2))
+    write_text(folder / "config.py", _CONFIG.format(folder=str(folder)))
+
+
+def _run_twice(folder: epath.Path, steps: int) -> None:
     file = pathlib.Path(folder / "config.py")
-    _train(file, straight, expect=0)
-    _train(file, interrupted, f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
-    _train(file, interrupted, expect=0)
-    if not first:
-        return
-    found = differences(straight, interrupted)
+    _train(file, folder / "straight", expect=0)
+    _train(file, folder / "interrupted", f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
+    _train(file, folder / "interrupted", expect=0)
+
+
+def _train(config: pathlib.Path, workdir: epath.Path, *arguments: str, expect: int) -> None:
+    """Runs `mixer.train` in a process.
+
+    Raises:
+      UserError: its exit status is not `expect`.
+    """
+    joining = [f"--{name}={flags.FLAGS[name].value}" for name in ("distributed", *_JOINING_FLAGS)
+               if flags.FLAGS[name].value is not None]  # fmt: skip
+    command = ["mixer.train", f"--config={config}", f"--workdir={workdir}", *joining, *arguments]
+    print(f"$ {' '.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    if status != expect:
+        raise UserError(f"the training ended with status {status} instead of {expect}; see its output above")
+
+
+def _verdict(folder: epath.Path, steps: int) -> str:
+    """Compares the two runs. If they are the same, deletes the folder and returns a line that says so.
+
+    Raises:
+      UserError: they differ.
+    """
+    found = differences(folder / "straight", folder / "interrupted")
     if found:
         raise UserError(
             f"interrupted after step {steps // 2} of {steps}, the run did NOT end at the same bits: {len(found)} "
             f"arrays and metrics differ, the first {', '.join(found[:5])}; both runs are in {folder}"
         )
-    arrays = len(_named(load_state(straight)[1]))
+    arrays = len(arrays_of(folder / "straight"))
     folder.rmtree()
-    print(
+    return (
         f"interrupted after step {steps // 2} of {steps}, the run ended at the same bits: {arrays} arrays of its "
         f"state, and the metrics of {steps} steps"
     )

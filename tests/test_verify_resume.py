@@ -1,4 +1,4 @@
-"""The check of a user's own set-up: it says when a run continues to the same bits, and when it does not."""
+"""The check of a user's set-up tells whether an interrupted run ends at the same bits."""
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -56,6 +56,24 @@ def test_a_step_without_its_metrics_is_a_difference(two_runs, tmp_path):
     found = verify_resume.differences(two_runs[0], tmp_path)
     assert "train/loss at step 2" in found
     assert not [name for name in found if not name.endswith(" at step 2")]
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--inspect", "by mixer.verify_resume"),
+        ("--print_config", "by mixer.verify_resume"),
+        ("--stop_after=2", "by mixer.verify_resume"),
+        ("--allow_config_change", "by mixer.verify_resume"),
+        ("--process_id=0", "without --distributed"),
+    ],
+)
+def test_a_flag_that_would_not_be_read_is_refused(tmp_path, flag, why):
+    command = ["-m", "mixer.verify_resume", "--config", "configs/quickstart.py", f"--workdir={tmp_path}", flag]
+    done = run([sys.executable, *command])
+    name = flag.partition("=")[0]
+    assert (done.returncode, done.stderr) == (1, f"error: {name} would not be read {why}; leave it out\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow  # four processes: half a minute
