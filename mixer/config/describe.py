@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mixer.config.checks import flat
 from mixer.config.schema import Setting
-from mixer.config.settings import EVALUATOR, SETTINGS
+from mixer.config.settings import EVALUATOR, SETTINGS, UNITS
 
 _GROUPS = {
     "": "The run",
@@ -52,22 +52,25 @@ def table() -> str:
 
 
 def values(config: ConfigDict) -> str:
-    """Returns every setting of a run with its value and meaning, in groups. A star marks values that were changed."""
+    """Returns every setting of a run with its value and meaning, in groups. A star marks values that were changed.
+
+    Of a duration, the unit that is set is shown.
+    """
     fields = flat(config)
+    evaluators = {f"evaluators.{name}.{key}": of for name in config.evaluators for key, of in EVALUATOR.items()}
     lines = []
-    for group, names in _grouped({name: _setting(name) for name in fields}):
+    for group, settings in _grouped(SETTINGS | evaluators):
         lines.append(f"# {_GROUPS[group].replace('`', '')}")
-        for name, of in names:
-            default = list(of.default) if isinstance(of.default, tuple) else of.default
-            mark = " " if fields[name] == default else "*"
-            unit = f" [{of.unit}]" if of.unit else ""
-            lines.append(f"{mark} {name + ' = ' + _text(fields[name]):50} # {of.meaning}{unit}")
+        for name, of in settings:
+            value, default = fields[name], list(of.default) if isinstance(of.default, tuple) else of.default
+            names_unit = of.unit in UNITS and name.endswith(of.unit)
+            if names_unit and value is None:
+                continue
+            unit = "" if names_unit or value is None else of.unit
+            shown = f"{name} = {_text(value)} {unit}".rstrip()
+            lines.append(f"{' ' if value == default else '*'} {shown:50} # {of.meaning}")
         lines.append("")
     return "\n".join([*lines, "* not the default"])
-
-
-def _setting(name: str) -> Setting:
-    return SETTINGS[name] if name in SETTINGS else EVALUATOR[name.split(".", 2)[2]]
 
 
 def _grouped(settings: Mapping[str, Setting]) -> Iterator[tuple[str, list[tuple[str, Setting]]]]:
