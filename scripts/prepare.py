@@ -5,8 +5,8 @@
     python scripts/prepare.py fractals --categories 64 --instances 200 --size 32 --data_dir DIR
     python scripts/prepare.py digits --data_dir DIR
 
-Progress goes to stderr, the answer to stdout. A dataset's folder appears only when it is whole; a run that
-was stopped starts again from the beginning.
+Progress is written to stderr, the result to stdout. The folder of a dataset appears when the dataset is whole. If the
+script is stopped, the next run starts from the beginning.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts: no chatter about missing GPUs
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: no messages about missing GPUs
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line `argv` (default: the process's own) and returns the exit status."""
+    """Runs the command line `argv` (default: that of the process) and returns the exit status."""
     args = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
@@ -55,42 +55,46 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--data_dir", required=True, help="where datasets lie, local or gs://")
+        sub.add_argument("--data_dir", required=True, help="the folder of datasets, local or gs://")
         sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
         return sub
 
-    sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs twice its size meanwhile")
+    sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs room for twice its size")
     sub.add_argument("--archive", required=True, help="winter21_whole.tar.gz or fall11_whole.tar, local or gs://")
-    sub.add_argument("--classes", required=True, help="text file, one WordNet id a line, in the order of the labels")
-    sub.add_argument("--allow_truncated", action="store_true", help="keep what can be read of a damaged archive")
+    sub.add_argument(
+        "--classes", required=True, help="text file with one WordNet id a line, in the order of the labels"
+    )
+    sub.add_argument("--allow_truncated", action="store_true", help="use what can be read of a damaged archive")
     sub.add_argument("--name", default=Imagenet21k.name, help="name of the dataset (default: %(default)s)")
 
     sub = command("multilabel", "images with several labels each, from a manifest of JSON lines")
     sub.add_argument("--manifest", required=True, help='lines {"image": "a/path.jpg", "labels": ["cat", 3]}')
-    sub.add_argument("--classes", required=True, help="text file, one class name a line, in the order of the labels")
-    sub.add_argument("--images", required=True, help="the folder that the manifest's paths start from")
-    sub.add_argument("--validation_share", type=float, default=0.0, help="of the lines without a split, 0 to 1")
+    sub.add_argument(
+        "--classes", required=True, help="text file with one class name a line, in the order of the labels"
+    )
+    sub.add_argument("--images", required=True, help="the folder to which the manifest's paths are relative")
+    sub.add_argument("--validation_share", type=float, default=0.0, help="share of the lines without a split, 0 to 1")
     sub.add_argument("--skip_bad", action="store_true", help="count and skip unusable lines instead of stopping")
     sub.add_argument("--name", default=Multilabel.name, help="name of the dataset (default: %(default)s)")
 
-    sub = command("fractals", "fractals, for pre-training without any image; made here")
+    sub = command("fractals", "fractals, for pre-training without photographs")
     sub.add_argument("--categories", type=int, default=64)
-    sub.add_argument("--instances", type=int, default=200, help="of each category, a tenth of them for validation")
+    sub.add_argument("--instances", type=int, default=200, help="of each category; a tenth is for validation")
     sub.add_argument("--size", type=int, default=32, help="side in pixels")
     sub.add_argument("--seed", type=int, default=0)
 
-    sub = command("digits", "handwritten digits of scikit-learn, ten training examples a class")
+    sub = command("digits", "handwritten digits of scikit-learn, with ten training examples for each class")
     sub.add_argument("--size", type=int, default=32, help="side in pixels")
     return parser
 
 
 def _prepare(args: argparse.Namespace) -> str:
-    """Prepares what the arguments ask for, unless it is there, and returns what to tell."""
+    """Prepares the dataset, unless it is there, and returns a summary of it."""
     name = args.name if "name" in args else args.command
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: use small letters, digits and _, beginning with a letter")
     if name not in (args.command, *datasets.EMBEDDED) and name in tfds.list_builders(with_community_datasets=False):
-        raise ValueError(f"--name {name}: TFDS has a dataset of its own with this name; choose another")
+        raise ValueError(f"--name {name}: TFDS already has a dataset with this name; choose another")
     if args.command != name and name in datasets.EMBEDDED:
         raise ValueError(f"--name {name}: that is the name of an embedded dataset; choose another")
     config = _config(args)
@@ -99,7 +103,7 @@ def _prepare(args: argparse.Namespace) -> str:
     there = (epath.Path(args.data_dir) / full_name / version).exists()
     if not there:
         datasets.prepare(_builder(args, name, config))
-    # Read back by the way that training takes, which needs none of the code that built it.
+    # Open it as training does, from its files and without the code that built it.
     return _summary(tfds.builder(full_name, data_dir=args.data_dir), full_name, args.data_dir, there)
 
 
@@ -128,7 +132,7 @@ def _builder(args: argparse.Namespace, name: str, config: str) -> base.Builder:
 
 
 def _report(line: str) -> None:
-    tqdm.tqdm.write(line, file=sys.stderr)  # keeps TFDS's progress bar whole
+    tqdm.tqdm.write(line, file=sys.stderr)  # does not break TFDS' progress bar
 
 
 def _summary(builder: tfds.core.DatasetBuilder, name: str, data_dir: str, there: bool) -> str:
@@ -150,8 +154,8 @@ def _summary(builder: tfds.core.DatasetBuilder, name: str, data_dir: str, there:
     sizes = ", ".join(f"{split.name} {split.num_examples:,}" for split in builder.info.splits.values())
     lines += [
         f"Examples: {sizes}",
-        f"{name} lies in {builder.data_dir}"
-        + ("; it was there before and was left as it is: delete that folder to build it anew" if there else ""),
+        f"{name} is in {builder.data_dir}"
+        + ("; it was there before and was left as it is: delete that folder to build it again" if there else ""),
         "To use it, write in the config:",
         f'  config.input.dataset = "{name}"',
         f'  config.input.data_dir = "{data_dir}"',

@@ -69,7 +69,7 @@ def test_as_processes_and_read_back_without_our_code(tmp_path, archive):
         "WARNING: 1 classes of the list have no image: n02084071",
         "Skipped: 1 (1 image: empty)",
         "Examples: train 1",
-        f"imagenet21k lies in {tmp_path}/d/imagenet21k/1.0.0",
+        f"imagenet21k is in {tmp_path}/d/imagenet21k/1.0.0",
         "To use it, write in the config:",
         '  config.input.dataset = "imagenet21k"',
         f'  config.input.data_dir = "{tmp_path}/d"',
@@ -86,7 +86,7 @@ def test_errors_are_one_line(prepare, archive, tmp_path, capsys):
         "no class list at": [*command, "--classes=nowhere.txt"],
         "no archive at": [*command, "--archive=nowhere.tar"],
         "--name 'My Set': use small letters": [*command, "--name=My Set"],
-        "--name mnist: TFDS has": [*command, "--name=mnist"],
+        "--name mnist: TFDS already has": [*command, "--name=mnist"],
         "--name digits: that is": [*command, "--name=digits"],
         "fractals/4x1x32: needs at least 2": [
             "fractals",
@@ -117,7 +117,7 @@ def test_multilabel(prepare, tmp_path, capsys):
     assert "m.jsonl, line 2: image cannot be read" in capsys.readouterr().err
     assert prepare.main([*command, "--skip_bad"]) == 0
     out = capsys.readouterr().out
-    assert "Skipped: 1 (1 image cannot be read)\nMost labels on one image: 2\nExamples: train 1\npets lies in" in out
+    assert "Skipped: 1 (1 image cannot be read)\nMost labels on one image: 2\nExamples: train 1\npets is in" in out
     assert 'config.input.dataset = "pets"' in out
 
 

@@ -1,7 +1,7 @@
-"""The datasets prepared by this project itself; those that need no download are made when first asked for.
+"""Datasets that this project prepares itself. The embedded ones need no download and are made when first opened.
 
-Each is an ordinary TFDS dataset once it is prepared: `tfds.builder(name, data_dir=...)` reads it from its
-files, with or without these modules.
+A prepared dataset is an ordinary TFDS dataset: `tfds.builder(name, data_dir=...)` reads it from its files, with or
+without this project.
 """
 
 import contextlib
@@ -23,50 +23,49 @@ EMBEDDED: dict[str, type[base.Builder]] = {"digits": Digits, "fractals": Fractal
 
 
 def is_embedded(name: str) -> bool:
-    """Whether `name`, as in "fractals/64x200x32" or "digits", can be made without a download."""
+    """Returns whether `name`, such as "fractals/64x200x32" or "digits", is an embedded dataset."""
     return name.partition("/")[0] in EMBEDDED
 
 
 def prepare_embedded(name: str, data_dir: str) -> None:
-    """Makes an embedded dataset below `data_dir` unless it is there already, whole.
+    """Makes an embedded dataset below `data_dir`, unless it is there and whole.
 
-    Of several processes on a machine one makes it and the others wait.
+    If several processes of a machine call this, one makes the dataset and the others wait.
 
     Raises:
-        UserError: there is no such dataset, the config in its name has another form, or it is the digits and there is
-            no scikit-learn.
+      UserError: there is no such dataset, its config has another form, or scikit-learn is missing for the digits.
     """
     dataset, _, config = name.partition("/")
     if dataset not in EMBEDDED:
-        raise UserError(f"{name!r} is no embedded dataset; those are {', '.join(EMBEDDED)}")
+        raise UserError(f"{name!r} is not an embedded dataset; use one of {', '.join(EMBEDDED)}")
     try:
         builder = EMBEDDED[dataset](config=config or None, data_dir=data_dir)
-        if builder.is_prepared():  # without the lock: the folder may be one that cannot be written to
+        if builder.is_prepared():  # before the lock, because the folder may be read-only
             return
         tfds.disable_progress_bar()
-        with _alone(data_dir, dataset), contextlib.redirect_stderr(io.StringIO()):  # seconds, nothing to report
+        with _lock(data_dir, dataset), contextlib.redirect_stderr(io.StringIO()):  # takes seconds: no progress needed
             prepare(builder)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from None
 
 
 def prepare(builder: base.Builder) -> None:
-    """Builds the dataset and its index unless it is there; the folder gets its name only when it is whole."""
+    """Builds a dataset and its index, unless it is there. The folder gets its name when it is whole."""
     if builder.is_prepared():
         return
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress there, beside what a command answers
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for a command's answer, not for TFDS' progress
         builder.download_and_prepare()
     records.write_index(str(builder.data_dir))
 
 
 @contextlib.contextmanager
-def _alone(data_dir: str, dataset: str) -> Iterator[None]:
-    """Holds a lock among the processes that see this folder; none where it is in a bucket."""
+def _lock(data_dir: str, dataset: str) -> Iterator[None]:
+    """Holds a lock file in a local folder while the `with` block runs. A bucket has no lock."""
     if "://" in data_dir:
         yield
         return
     folder = pathlib.Path(data_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{dataset}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed when the file is closed, also by a crash
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also when the process is killed
         yield

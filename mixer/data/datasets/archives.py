@@ -1,12 +1,11 @@
-"""Reading tar archives, and tars within tars, as one forward stream that writes nothing to disk.
+"""Reads tar archives, and tars inside tars, as a stream from front to back. Nothing is written to disk.
 
-`tarfile` reads streams too, but it takes an archive cut off between two members, or one whose next header is
-garbage, for a finished one; it believes a header that claims 2^60 bytes and skips that far; and a broken
-inner tar and a broken outer one raise the same error. Here the three have names, which decides whether one
-class or a whole download is lost: `BrokenTarError` (this tar), `BrokenArchiveError` (the stream all of it
-comes from).
+Python's `tarfile` reads streams too, but not safely. If an archive is cut off between two members, or the next header
+is damaged, `tarfile` ends without an error. It believes a header that claims 2^60 bytes, and skips that far. And it
+raises the same error for a broken inner tar and a broken outer tar. Here these are two errors: `BrokenTarError` costs
+one tar, such as one class. `BrokenArchiveError` says that the outermost stream is broken, and nothing more can be read.
 
-Source of the format: POSIX.1-2001 pax and the GNU manual, "Basic Tar Format".
+Source of the format: POSIX.1-2001 pax, and the GNU manual, "Basic Tar Format".
 """
 
 import bz2
@@ -31,10 +30,11 @@ _WITHOUT_DATA = (
     tarfile.CHRTYPE,
     tarfile.BLKTYPE,
 )
-_MAX_EXTENSION_BYTES = 64 << 10  # a pax or GNU long-name header; real ones have a few hundred bytes
-MAX_IMAGE_BYTES = 64 << 20  # ImageNet's largest JPEG has under 20 MiB; more is a damaged header or a trap
-_MOST_RATIO = 10  # of unpacked to packed bytes; JPEGs hardly compress, and tar adds a few per cent of zeros
-_ALWAYS_READ = 1 << 30  # unpacked bytes, whatever the ratio
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)  # headers before a file's own
+_MAX_EXTENSION_BYTES = 64 << 10  # of such a header; real ones have a few hundred bytes
+MAX_IMAGE_BYTES = 64 << 20  # ImageNet's largest JPEG has less than 20 MiB; more means a damaged header or an attack
+_MAX_RATIO = 10  # of unpacked to packed bytes; JPEGs hardly compress, and tar adds a few per cent of zeros
+_ALWAYS_READ = 1 << 30  # unpacked bytes that are read at any ratio
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # the last two: TIFF
 _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -44,102 +44,124 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 
 
 class BrokenTarError(ValueError):
-    """A tar that is cut off or whose structure is damaged."""
+    """A tar is cut off, or its structure is damaged."""
 
 
 class BrokenArchiveError(ValueError):
-    """The outermost stream ends too soon or cannot be decompressed: nothing behind this place can be read."""
+    """The outermost stream is cut off or cannot be decompressed. Nothing after this place can be read."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What bytes are read from: a file (fewer than `count` at its end), a `Stream` or a `Section` (never)."""
+    """A source of bytes: a file, which may return fewer than `count` bytes, or a `Stream` or `Section`, which may not."""
 
     def read(self, count: int) -> bytes: ...
 
 
 class Stream:
-    """The outermost bytes, decompressed: `read` returns exactly `count` bytes.
+    """The decompressed bytes of an archive.
 
     Args:
-        raw: where they come from.
-        packed: how many bytes were taken from the file so far, where it is a compressed one.
+      raw: the source of the bytes.
+      packed: returns how many compressed bytes were read so far; None if the archive is not compressed.
 
-    Raises:
-        BrokenArchiveError: by `read`, where the stream ends, its compression is damaged, or it is a decompression
-            bomb: what is unpacked is written to disk by whoever reads it.
+    Attributes:
+      position: number of bytes read so far, after decompression.
     """
 
     def __init__(self, raw: Reader, packed: Callable[[], int] | None = None) -> None:
         self._raw = raw
         self._packed = packed
-        self.position = 0  # bytes read so far, after decompression
+        self.position = 0
 
     def read(self, count: int) -> bytes:
+        """Returns exactly `count` bytes.
+
+        Raises:
+          BrokenArchiveError: the stream ends before, or `read_up_to` raises it.
+        """
         data = self.read_up_to(count)
         if len(data) < count:
             raise BrokenArchiveError(f"it ends after {self.position:,} bytes (unpacked), before its end mark")
         return data
 
     def read_up_to(self, count: int) -> bytes:
-        """Like `read`, but shorter at the end of the stream."""
+        """Returns `count` bytes, or fewer at the end of the stream.
+
+        Raises:
+          BrokenArchiveError: the compressed data is damaged, or it is a decompression bomb. A bomb must not be read
+            further, because the caller writes the data to disk.
+        """
         try:
             data = self._raw.read(count)
-            # A raw file may return less than was asked for; only an empty answer is the end.
+            # A raw file may return fewer bytes than asked for. Only an empty result means its end.
             while len(data) < count and (more := self._raw.read(count - len(data))):
                 data += more
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:  # bz2 says OSError for damaged data
             raise BrokenArchiveError(f"reading fails after {self.position:,} bytes: {error}") from None
         self.position += len(data)
-        if self._packed and self.position > max(_ALWAYS_READ, _MOST_RATIO * self._packed()):
+        if self._packed and self.position > max(_ALWAYS_READ, _MAX_RATIO * self._packed()):
             raise BrokenArchiveError(
-                f"its first {self._packed():,} bytes unpack to {self.position:,}, a decompression bomb: images come to "
-                f"{_MOST_RATIO} times as many at most"
+                f"its first {self._packed():,} bytes unpack to {self.position:,}, a decompression bomb: images unpack "
+                f"to at most {_MAX_RATIO} times as many"
             )
         return data
 
     def drain(self) -> None:
-        """Reads what is left, so that the checksum at a compressed stream's end is verified."""
+        """Reads the stream to its end, where a compressed stream has a checksum."""
         while self.read_up_to(_SKIP_CHUNK):
             pass
 
 
 class Member(NamedTuple):
-    """One entry of a tar. `data` is valid until the next member is asked for."""
+    """One entry of a tar.
 
-    name: str  # undecodable bytes appear as \\xNN
-    size: int  # bytes
-    kind: str  # "file", "directory", "link" or "special"
+    Attributes:
+      name: bytes that are not UTF-8 appear as \\xNN.
+      size: in bytes.
+      kind: "file", "directory", "link" or "special".
+      data: can be read until the next member is requested.
+    """
+
+    name: str
+    size: int
+    kind: str
     data: "Section"
 
 
 class Section:
-    """The `size` bytes of one member, read from `source` as they are asked for."""
+    """The next `size` bytes of `source`, read when they are requested."""
 
     def __init__(self, source: Reader, size: int) -> None:
         self._source = source
         self.remaining = size
 
     def read(self, count: int) -> bytes:
-        """Returns exactly `count` bytes. Raises BrokenTarError when fewer are left in the member."""
+        """Returns exactly `count` bytes.
+
+        Raises:
+          BrokenTarError: the section has fewer bytes left.
+        """
         if count > self.remaining:
             raise BrokenTarError(f"it needs {count - self.remaining:,} bytes more than it has")
         self.remaining -= count
         return self._source.read(count)
 
     def skip(self, count: int) -> None:
+        """Reads `count` bytes and drops them."""
         while count > 0:
             count -= len(self.read(min(count, _SKIP_CHUNK)))
 
 
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
-    """Opens, for a `with` block, a tar, plain or compressed by gzip, bzip2 or xz; local or `gs://`.
+    """Opens an archive for a `with` block. It may be compressed with gzip, bzip2 or xz; its first bytes tell which.
 
-    The content tells which, not the name.
+    Args:
+      path: local or `gs://`.
 
     Raises:
-        FileNotFoundError: there is none.
+      FileNotFoundError: there is no such file.
     """
     file = epath.Path(path)
     if not file.exists():
@@ -151,15 +173,15 @@ def open_stream(path: str) -> Iterator[Stream]:
 
 
 def read_tar(source: Reader, size: int | None = None) -> Iterator[Member]:
-    """Yields the members of the tar that `source` holds, each before the next is read.
+    """Yields the members of a tar. Each is yielded before the next is read.
 
     Args:
-        source: where the tar begins.
-        size: bytes of the tar if they are known (a tar within a tar); `None` for the outermost stream.
+      source: of the tar's bytes.
+      size: of the tar in bytes, for a tar inside a tar; None for the outermost stream.
 
     Raises:
-        BrokenTarError: a header is damaged, or the tar ends without its end marker.
-        BrokenArchiveError: passed on from the outermost stream.
+      BrokenTarError: a header is damaged, or the tar ends without its end marker.
+      BrokenArchiveError: the outermost stream raised it.
     """
     tar = Section(source, size if size is not None else 1 << 62)
     long_name: str | None = None
@@ -168,34 +190,19 @@ def read_tar(source: Reader, size: int | None = None) -> Iterator[Member]:
         header = tar.read(_BLOCK)
         if not any(header):  # the end marker: a block of zeros
             return
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
-        except tarfile.HeaderError as error:
-            raise BrokenTarError(f"a header is damaged ({error})") from None
-        if info.size < 0:
-            raise BrokenTarError("a header gives a negative size")
-        extension = info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-        if extension:
-            if info.size > _MAX_EXTENSION_BYTES:
-                raise BrokenTarError(f"a name of {info.size:,} bytes")
-            payload = tar.read(info.size)
-            tar.skip(-info.size % _BLOCK)
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = payload.rstrip(b"\0").decode("utf-8", "backslashreplace")
-            else:
-                records = _pax_records(payload)
-                long_name = records.get("path", long_name)
-                long_size = _number(records["size"]) if "size" in records else long_size
+        info = _parse_header(header)
+        if info.type in _EXTENSIONS:  # it gives the name or the size of the next member
+            name, number = _read_extension(tar, info)
+            long_name = long_name if name is None else name
+            long_size = long_size if number is None else number
             continue
-        if info.type == tarfile.GNUTYPE_SPARSE and header[_SPARSE_CONTINUES]:
-            raise BrokenTarError(f"{info.name} is a sparse file with a list of holes, which is not read here")
         member_size = info.size if long_size is None else long_size
         if info.type in _WITHOUT_DATA:
-            member_size = 0  # whatever the header says: a hard link repeats its target's size
+            member_size = 0  # the header of a hard link repeats the size of its target
         if member_size > tar.remaining:
             raise BrokenTarError(f"{info.name} claims {member_size:,} bytes where {tar.remaining:,} are left")
         section = Section(tar, member_size)
-        # Global pax headers and long link targets belong to no file and change nothing that is read here.
+        # Global pax headers and long names of link targets belong to no file, and nothing here needs them.
         if info.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
             yield Member(long_name or info.name, member_size, _kind(info), section)
             long_name = long_size = None
@@ -203,16 +210,40 @@ def read_tar(source: Reader, size: int | None = None) -> Iterator[Member]:
         tar.skip(-member_size % _BLOCK)
 
 
+def _parse_header(header: bytes) -> tarfile.TarInfo:
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
+    except tarfile.HeaderError as error:
+        raise BrokenTarError(f"a header is damaged ({error})") from None
+    if info.size < 0:
+        raise BrokenTarError("a header gives a negative size")
+    if info.type == tarfile.GNUTYPE_SPARSE and header[_SPARSE_CONTINUES]:
+        raise BrokenTarError(f"{info.name} is a sparse file with a list of holes, which is not read here")
+    return info
+
+
+def _read_extension(tar: Section, info: tarfile.TarInfo) -> tuple[str | None, int | None]:
+    """Reads the body of an extension. Returns the next member's name and size, each None if it is not given."""
+    if info.size > _MAX_EXTENSION_BYTES:
+        raise BrokenTarError(f"a name of {info.size:,} bytes")
+    payload = tar.read(info.size)
+    tar.skip(-info.size % _BLOCK)
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return payload.rstrip(b"\0").decode("utf-8", "backslashreplace"), None
+    records = _pax_records(payload)
+    return records.get("path"), _number(records["size"]) if "size" in records else None
+
+
 def unsafe_name(name: str) -> bool:
-    """Whether a member's or a manifest's name leaves its folder: absolute, or with a `..` in it."""
+    """Returns whether a name in a tar or a manifest leads out of its folder: it is absolute, or has a `..` in it."""
     return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
 
 
 def is_image(data: bytes) -> bool:
-    """Whether `data` begins like an image that the input pipeline decodes, whatever its file is called.
+    """Returns whether `data` begins like an image in a format that the input pipeline decodes.
 
-    Some files named .JPEG in ImageNet are PNGs, GIFs or BMPs; they are kept. Damage further inside is the
-    pipeline's to find, which looks at every image anyway.
+    The name does not matter: some files of ImageNet are named .JPEG and are PNGs, GIFs or BMPs. Damage after the first
+    bytes is found by the pipeline, which examines every image.
     """
     return data.startswith(_MAGIC) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
 
@@ -226,7 +257,7 @@ def _kind(info: tarfile.TarInfo) -> str:
 
 
 def _pax_records(payload: bytes) -> dict[str, str]:
-    """Parses `length key=value\\n` records (lengths in bytes, themselves included)."""
+    """Parses records of the form `length key=value\\n`. The length is in bytes and includes its own digits."""
     records: dict[str, str] = {}
     while payload.strip(b"\0"):
         length = _number(payload.split(b" ", 1)[0].decode("ascii", "replace"))

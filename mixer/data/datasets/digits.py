@@ -1,10 +1,11 @@
-"""Handwritten digits that come with scikit-learn, cut into a tiny training set and the rest.
+"""The handwritten digits of scikit-learn, divided into three tiny training splits and a test split.
 
-1,797 images of 8x8 pixels with values 0..16, ten classes. With ten training examples a class they are a quick
-question about a pre-trained model: does it learn from so few what a model from scratch does not?
+These are 1,797 images of 8x8 pixels with values from 0 to 16, in ten classes. A training split has ten examples of each
+class. With it, one sees quickly whether a pre-trained model learns from few examples what an untrained model does not.
 
-Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998; scikit-learn (BSD) holds a copy of its test part, whose 13 writers are not told apart.
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+scikit-learn (BSD licence) has a copy of its test part. Each image there is from one of 13 writers, and it is not known
+from which.
 """
 
 import io
@@ -21,26 +22,25 @@ from mixer.data.datasets import base
 
 SEEDS = (0, 1, 2)
 EXAMPLES_A_CLASS = 10
-_GREY_LEVELS = 16  # the images' brightest value
+_GREY_LEVELS = 16  # the largest value of a pixel
 _MAX_SIZE = 1024
 
 Example = tuple[int, dict[str, Any]]
 
 
 class Digits(base.Builder):
-    """Builds the dataset; once built, `tfds.builder("digits/32", data_dir=...)` reads it from files.
+    """Builds the dataset. When it is built, `tfds.builder("digits/32", data_dir=...)` reads it from its files.
 
-    Features: `image` (RGB PNG) and `label` (the digit). Splits: `train_seed0`, `train_seed1` and
-    `train_seed2`, each ten examples of every class, no two sharing an image, and `test` with all that is in
-    none of them.
+    Features: `image` (RGB PNG) and `label` (the digit). Splits: `train_seed0`, `train_seed1` and `train_seed2` with ten
+    examples of each class, and `test` with all other examples. No example is in two splits.
 
     Args:
-        config: side of the images in pixels, as text ("32"); they are enlarged bilinearly.
-        kwargs: TFDS's own: `data_dir`, `file_format`.
+      config: side of the images in pixels, as text ("32"). The images are enlarged bilinearly.
+      kwargs: arguments of TFDS builders: `data_dir`, `file_format`.
 
     Raises:
-        ValueError: `config` is not a number from 8 to 1024.
-        ImportError: while building, without scikit-learn.
+      ValueError: `config` is not a number from 8 to 1024.
+      ImportError: while building, if scikit-learn is missing.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -91,9 +91,9 @@ class Digits(base.Builder):
 
 
 def split_indices(labels: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "_"]]:
-    """Divides the examples into the splits.
+    """Returns the indices of the examples of each split.
 
-    Each training split is drawn by its own seed from what the ones before it left.
+    Each training split is drawn with its own seed, from the examples that no split before it has.
     """
     free = np.ones(len(labels), bool)
     splits: dict[str, np.ndarray] = {}
@@ -110,7 +110,7 @@ def split_indices(labels: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "_"
 
 
 def enlarge(image: Float[np.ndarray, "8 8"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scales values 0..16 to 0..255, and the picture to `size` x `size` bilinearly (half-pixel centres)."""
+    """Scales values from 0..16 to 0..255, and resizes to `size` x `size` pixels bilinearly (half-pixel centres)."""
     scaled = Image.fromarray(image * (255 / _GREY_LEVELS)).resize((size, size), Image.Resampling.BILINEAR)
     grey = np.clip(np.rint(np.asarray(scaled)), 0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,19 +1,19 @@
-"""Fractals as a pre-training set that needs no photograph, no download and no licence.
+"""Fractals for pre-training. They need no photograph, no download and no licence.
 
-A category is a random iterated function system: two to eight affine maps whose attractor fills enough of the
-picture. Its instances are the same system with slightly different parameters, drawn anew.
+A category is a random iterated function system: two to eight affine maps with an attractor that fills enough of the
+picture. An instance of a category is the attractor of the same system with slightly different parameters.
 
-Source: Kataoka et al., "Pre-training without Natural Images" (FractalDB), ACCV 2020. Kept from it: the number
-of maps and their coefficients, the choice of a map in proportion to its |determinant|, acceptance by filled
-area, instances by scaling the six parameters by 0.8 to 1.2, flips, and random 3x3 dots. Different here:
+Source: Kataoka et al., "Pre-training without Natural Images" (FractalDB), ACCV 2020. As there: the number of maps and
+the distribution of their coefficients; a map is chosen in proportion to its |determinant|; a category is accepted by
+its filled area; the six parameters of an instance are scaled by 0.8 to 1.2; flips; random 3x3 dots. Different here:
 
-- The six factors of an instance are drawn together and continuously, FractalDB varies one at a time in steps.
-- Systems that do not contract on average are rejected before they are drawn: they have no attractor.
-- Instances are also turned, scaled and moved a little, and have two colours of their own on a background,
-  light on dark or dark on light. Only the shape tells the category, so a model cannot learn the colour
-  instead, and it has seen strokes of any polarity before it meets handwriting.
+- The six factors of an instance are drawn together and continuously. FractalDB changes one at a time, in steps.
+- Systems that do not contract on average are rejected before drawing, because they have no attractor.
+- Instances are also rotated, scaled and moved a little. Each has its own two colours and its own background, light on
+  dark or dark on light. Only the shape depends on the category, so a model cannot classify by colour. And it has seen
+  strokes of both polarities before it is fine-tuned to handwriting.
 
-Every image is a function of (seed, category, instance, size) alone, whatever else is drawn before or with it.
+Each image is a function of (seed, category, instance, size) only. It does not depend on other images.
 """
 
 import collections
@@ -32,16 +32,16 @@ from mixer.data.datasets import base
 from mixer.data.datasets.iterated_functions import draw
 from mixer.runtime import cpu
 
-VALIDATION_SHARE = 0.1  # of each category's instances, but at least one
+VALIDATION_SHARE = 0.1  # of the instances of each category, at least one
 _NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
 _MAX_SIZE = 1024
-_TOGETHER = 256  # instances that a thread draws before it hands them over
+_CHUNK = 256  # instances that one task of a thread draws
 
 Example = tuple[str, dict[str, Any]]
 
 
 class Shape(NamedTuple):
-    """What a config's name says: `64x200x32` is categories x instances of each x pixels, `-seed7` a seed."""
+    """The parameters in a config's name. `64x200x32-seed7` is categories x instances of each x pixels, and a seed."""
 
     categories: int
     instances: int
@@ -54,7 +54,11 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Shape":
-        """Raises ValueError when the name has another form, or a number is out of range."""
+        """Parses a config's name.
+
+        Raises:
+          ValueError: the name has another form, or a number is out of range.
+        """
         match = _NAME.fullmatch(name)
         if not match:
             raise ValueError(
@@ -70,17 +74,17 @@ class Shape(NamedTuple):
 
 
 class Fractals(base.Builder):
-    """Builds the dataset; once built, `tfds.builder("fractals/64x200x32", data_dir=...)` reads it from files.
+    """Builds the dataset. When it is built, `tfds.builder("fractals/64x200x32", data_dir=...)` reads it from its files.
 
-    Features: `image` (RGB PNG) and `label`. Splits: `train`, and `validation` with the last tenth of every
-    category's instances (at least one).
+    Features: `image` (RGB PNG) and `label`. Splits: `train`, and `validation` with the last tenth of each category's
+    instances (at least one).
 
     Args:
-        config: categories x instances x pixels, as in "64x200x32"; see `Shape`.
-        kwargs: TFDS's own: `data_dir`, `file_format`.
+      config: categories x instances x pixels, such as "64x200x32"; see `Shape`.
+      kwargs: arguments of TFDS builders: `data_dir`, `file_format`.
 
     Raises:
-        ValueError: `config` has another form.
+      ValueError: `config` has another form.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -125,12 +129,12 @@ class Fractals(base.Builder):
             ]
 
         parts = (
-            (category, instances[first : first + _TOGETHER])
+            (category, instances[first : first + _CHUNK])
             for category in range(shape.categories)
-            for first in range(0, len(instances), _TOGETHER)
+            for first in range(0, len(instances), _CHUNK)
         )
         threads = cpu.processors()
-        with futures.ThreadPoolExecutor(threads) as pool:  # NumPy and OpenCV let others run meanwhile
+        with futures.ThreadPoolExecutor(threads) as pool:  # threads are enough: NumPy and OpenCV release Python's lock
             ahead = collections.deque(pool.submit(drawn, *part) for part in itertools.islice(parts, 2 * threads))
             while ahead:
                 yield from ahead.popleft().result()
@@ -138,5 +142,5 @@ class Fractals(base.Builder):
 
 
 def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Encodes an RGB image, in six tenths of the time that Pillow takes."""
+    """Encodes an RGB image. OpenCV needs 60% of the time that Pillow needs."""
     return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

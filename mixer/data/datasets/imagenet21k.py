@@ -1,14 +1,14 @@
-"""ImageNet-21k from its official archive, read once from front to back and never unpacked.
+"""ImageNet-21k from its official archive, which is read once from front to back and never unpacked to disk.
 
-The archives (`winter21_whole.tar.gz`, 19,167 classes; `fall11_whole.tar`, 21,841) are tars of one tar a
-class, named by WordNet id: `n01440764.tar`, perhaps below a folder, holding `n01440764_123.JPEG` and so on.
-Which classes there are, and their numbers, is an input: a file with one WordNet id a line.
+The archives (`winter21_whole.tar.gz` with 19,167 classes, `fall11_whole.tar` with 21,841) are tars with one tar for
+each class. A class tar is named by its WordNet id, such as `n01440764.tar`, and may be in a folder. It has files named
+`n01440764_123.JPEG`. A list of classes, with one WordNet id on each line, gives the classes and their order.
 
-The JPEGs are stored byte by byte as they came. TFDS shuffles them on the way through files in `data_dir`, so
-the disk there needs about twice the archive's size while this runs.
+The JPEGs are stored byte by byte as they are. TFDS shuffles them through temporary files in `data_dir`. So this folder
+needs about twice the size of the archive during the preparation.
 
-Source: https://image-net.org/download-images.php; Deng et al., "ImageNet: A Large-Scale Hierarchical Image
-Database", CVPR 2009.
+Source: https://image-net.org/download-images.php; Deng et al., "ImageNet: A Large-Scale Hierarchical Image Database",
+CVPR 2009.
 """
 
 import collections
@@ -28,24 +28,25 @@ _REPORT_SECONDS = 30.0
 Example = tuple[str, dict[str, Any]]
 
 
-class Imagenet21k(base.Builder):
-    """Builds the dataset; once built, `tfds.builder("imagenet21k", data_dir=...)` reads it from files.
+class Imagenet21k(base.ImportBuilder):
+    """Builds the dataset. When it is built, `tfds.builder("imagenet21k", data_dir=...)` reads it from its files.
 
-    Features: `image` (the file's bytes as they came), `label` (the class's line in the list, from 0),
-    `file_name`. One split, `train`. `info.metadata` then tells `skipped` (members left out, by kind),
-    `classes_not_listed` (class tars that the list does not name), `classes_without_images`, and `truncated`.
+    Features: `image` (the bytes of the file), `label` (the line of the class in the list, from 0) and `file_name`.
+    Split: `train`. After building, `info.metadata` has `skipped` (number of members left out, by reason),
+    `classes_not_listed` (class tars that are not in the list), `classes_without_images`, and `truncated` (what is wrong
+    with a damaged archive, else "").
 
     Args:
-        archive: path of the archive, local or `gs://`.
-        classes: path of the class list.
-        allow_truncated: keep what could be read when the archive breaks off, instead of raising.
-        name: name of the dataset, when there is to be more than one in a data directory.
-        report: called now and then with a line about the progress.
-        kwargs: TFDS's own: `data_dir`, `file_format`.
+      archive: path of the archive, local or `gs://`.
+      classes: path of the class list.
+      allow_truncated: True keeps what could be read of a damaged archive; False raises.
+      name: name of the dataset. Choose another if a folder is to have several.
+      report: is called now and then with a line about the progress.
+      kwargs: arguments of TFDS builders: `data_dir`, `file_format`.
 
     Raises:
-        ValueError, FileNotFoundError: the class list or the archive cannot be used; also while building.
-        archives.BrokenArchiveError: while building, when the archive breaks off.
+      ValueError, FileNotFoundError: the class list or the archive cannot be used. This may be raised while building.
+      archives.BrokenArchiveError: while building, the archive is damaged.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -58,16 +59,13 @@ class Imagenet21k(base.Builder):
         classes: str,
         allow_truncated: bool = False,
         name: str = "imagenet21k",
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = base.no_report,
         **kwargs: Any,
     ) -> None:
-        self.name = name
         self._archive = archive
         self._classes = base.read_class_list(classes, "WordNet id such as n01440764", _WORDNET_ID)
         self._allow_truncated = allow_truncated
-        self._report = report
-        self.skipped: collections.Counter[str] = collections.Counter()
-        super().__init__(**kwargs)
+        super().__init__(name=name, report=report, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -89,28 +87,48 @@ class Imagenet21k(base.Builder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[Example]:
-        images: collections.Counter[str] = collections.Counter()  # per class
-        unlisted: list[str] = []
+        images: collections.Counter[str] = collections.Counter()  # number of images of each class
+        unlisted: list[str] = []  # class tars that are not in the class list
         truncated = ""
-        started = reported = time.monotonic()
         with archives.open_stream(self._archive) as stream:
             try:
-                for class_tar in self._class_tars(stream, unlisted, images):
-                    for example in self._images(class_tar, images):
-                        if time.monotonic() - reported > _REPORT_SECONDS:
-                            reported = time.monotonic()
-                            rate = images.total() / (reported - started)
-                            self._report(
-                                f"class {len(images):,} of {len(self._classes):,}: {images.total():,} images "
-                                f"({rate:,.0f}/s), {self.skipped.total():,} members skipped, "
-                                f"{stream.position / 2**30:,.1f} GiB read"
-                            )
-                        yield example
+                yield from self._reported(self._examples(stream, unlisted, images), stream, images)
                 stream.drain()
             except archives.BrokenArchiveError as error:
                 truncated = f"the archive {self._archive} is damaged: {error}"
-            except archives.BrokenTarError as error:  # not of a class: those are caught where they are read
+            except archives.BrokenTarError as error:  # of the outer tar; `_images` catches those of class tars
                 truncated = f"the archive {self._archive} is no tar of class tars, or damaged: {error}"
+        self._check(truncated, unlisted, images)
+        self.info.metadata.update(
+            skipped=dict(self.skipped),
+            classes_not_listed=unlisted,
+            classes_without_images=[name for name in self._classes if not images[name]],
+            truncated=truncated,
+        )
+
+    def _examples(
+        self, stream: archives.Stream, unlisted: list[str], images: collections.Counter[str]
+    ) -> Iterator[Example]:
+        for class_tar in self._class_tars(stream, unlisted, images):
+            yield from self._images(class_tar, images)
+
+    def _reported(
+        self, examples: Iterator[Example], stream: archives.Stream, images: collections.Counter[str]
+    ) -> Iterator[Example]:
+        """Passes the examples on, and reports the progress every 30 seconds."""
+        started = reported = time.monotonic()
+        for example in examples:
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                self.report(
+                    f"class {len(images):,} of {len(self._classes):,}: {images.total():,} images "
+                    f"({images.total() / (reported - started):,.0f}/s), {self.skipped.total():,} members skipped, "
+                    f"{stream.position / 2**30:,.1f} GiB read"
+                )
+            yield example
+
+    def _check(self, truncated: str, unlisted: list[str], images: collections.Counter[str]) -> None:
+        """Raises an error if the archive is damaged and that is not allowed, or if no image was found."""
         if truncated and not (self._allow_truncated and images.total()):
             advice = "fetch it again" + ("" if not images else ", or keep what was read with --allow_truncated")
             raise archives.BrokenArchiveError(f"{truncated}; {advice}")
@@ -120,17 +138,11 @@ class Imagenet21k(base.Builder):
                 f"{self._archive} has no image of any of the {len(self._classes):,} listed classes{found}: "
                 f"check that it is the whole archive and that the class list belongs to it"
             )
-        self.info.metadata.update(
-            skipped=dict(self.skipped),
-            classes_not_listed=unlisted,
-            classes_without_images=[name for name in self._classes if not images[name]],
-            truncated=truncated,
-        )
 
     def _class_tars(
         self, stream: archives.Stream, unlisted: list[str], images: collections.Counter[str]
     ) -> Iterator[archives.Member]:
-        """Yields the tars of listed classes, enters each in `images`, and counts everything else."""
+        """Yields the tars of the listed classes, adds each class to `images`, and counts all other members."""
         labels = set(self._classes)
         for member in archives.read_tar(stream):
             if member.kind == "directory":
@@ -150,7 +162,7 @@ class Imagenet21k(base.Builder):
                 yield member
 
     def _images(self, class_tar: archives.Member, images: collections.Counter[str]) -> Iterator[Example]:
-        """Yields the images of one class tar; a damaged tar ends early and is counted."""
+        """Yields the images of a class tar. If the tar is damaged, it counts this and ends early."""
         wordnet_id = posixpath.basename(class_tar.name).removesuffix(".tar")
         seen: set[str] = set()
         try:
@@ -161,7 +173,7 @@ class Imagenet21k(base.Builder):
                 fault = _fault(member)
                 if not fault and member.size > archives.MAX_IMAGE_BYTES:
                     fault = f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB"
-                # TFDS needs keys that differ, and would say so only after the last image, hours later.
+                # TFDS needs different keys, and checks them after the last image, hours later.
                 if not fault and file_name in seen:
                     fault = "repeated"
                 image = member.data.read(member.size) if not fault else b""
@@ -179,7 +191,7 @@ class Imagenet21k(base.Builder):
 
 
 def _fault(member: archives.Member) -> str:
-    """Why this member cannot be a file of the dataset; empty when it can."""
+    """Returns why this member cannot be a file of the dataset, or "" if it can."""
     if member.kind != "file":
         return "not a regular file" if member.kind == "special" else member.kind
     if archives.unsafe_name(member.name):

@@ -1,7 +1,7 @@
-"""Pictures of iterated function systems: finding systems, their points, and painting them.
+"""Pictures of iterated function systems: finds systems, computes their points and paints them.
 
-An iterated function system is a few contracting affine maps; its attractor is what their repeated, random
-application draws. `fractals` says what is taken from where.
+An iterated function system is a small set of contracting affine maps. Its attractor is the set of points that one
+reaches by applying randomly chosen maps again and again (the chaos game). `fractals.py` names the source.
 """
 
 import functools
@@ -11,27 +11,32 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-MIN_FILLED = 0.2  # share of the picture's pixels that a category must touch
-# Mean log norm of the maps: below log(1/1.2), so that systems with scaled parameters contract as well.
+MIN_FILLED = 0.2  # the least share of the picture's pixels that a category must fill
+# The largest mean log norm of the maps. It is below log(1/1.2), so systems with scaled parameters contract too.
 MAX_LOG_STRETCH = -0.2
-_AREA_SIZE = 32  # pixels; the filled area is measured here, so the categories are the same at every size
-_ROWS = 128  # points that move at once
-_BURN_IN = 20  # steps until the points lie on the attractor
-_POINTS_A_PIXEL = 4.0
-_POINTS_AT_ONCE = 1 << 21  # bounds the memory: about 60 bytes a point
+_AREA_SIZE = 32  # pixels; the filled area is always measured at this size, so categories do not depend on the size
+_WALKERS = 128  # points that move at the same time
+_BURN_IN = 20  # steps until the points are on the attractor
+_POINTS_PER_PIXEL = 4.0
+_POINTS_AT_ONCE = 1 << 21  # limits the memory; a point takes about 60 bytes
 _STREAM_SYSTEM, _STREAM_ORBIT, _STREAM_INSTANCE = 0, 1, 2  # separate random streams of one category
 
 
 class System(NamedTuple):
-    """An iterated function system. Row (a, b, c, d, e, f) maps (x, y) to (ax + by + e, cx + dy + f)."""
+    """An iterated function system.
+
+    Attributes:
+      maps: coefficients. Row (a, b, c, d, e, f) maps (x, y) to (ax + by + e, cx + dy + f).
+      probabilities: the probability of each map, proportional to |ad - bc|.
+    """
 
     maps: Float[np.ndarray, "maps 6"]
-    probabilities: Float[np.ndarray, "maps"]  # of choosing each map; proportional to |ad - bc|
+    probabilities: Float[np.ndarray, "maps"]
 
 
 @functools.lru_cache(maxsize=4096)
 def find_system(seed: int, category: int) -> System:
-    """Draws systems until one contracts and its attractor touches at least MIN_FILLED of the pixels."""
+    """Draws random systems until one contracts and its attractor fills at least MIN_FILLED of the pixels."""
     rng = np.random.default_rng([seed, category, _STREAM_SYSTEM])
     while True:
         maps = rng.uniform(-1.0, 1.0, (rng.integers(2, 9), 6))
@@ -47,33 +52,33 @@ def find_system(seed: int, category: int) -> System:
 
 
 def draw(seed: int, category: int, instances: range, size: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-    """Yields the images of these instances of one category, `[size, size, 3]` each."""
+    """Yields the images of some instances of one category, each [size, size, 3]."""
     system = find_system(seed, category)
-    at_once = max(1, int(_POINTS_AT_ONCE // (_POINTS_A_PIXEL * size**2)))
+    at_once = max(1, int(_POINTS_AT_ONCE // (_POINTS_PER_PIXEL * size**2)))
     for first in range(0, len(instances), at_once):
         part = instances[first : first + at_once]
-        # One generator an instance: what it draws cannot depend on its neighbours.
+        # Each instance has its own generator, so its draws do not depend on other instances.
         uniform = np.stack([np.random.default_rng([seed, category, _STREAM_INSTANCE, i]).random(_DRAWS) for i in part])
         counts = _count(system, uniform, (seed, category), size)
         yield from paint(counts, uniform[:, _LOOK])
 
 
-# What each of an instance's uniform numbers decides.
+# What the uniform numbers of an instance are used for.
 _WEIGHTS, _PLACE, _LOOK, _DRAWS = slice(0, 6), slice(6, 12), slice(12, 32), 32
 
 
 def _count(
     system: System, uniform: Float[np.ndarray, "n draws"], key: tuple[int, int], size: int
 ) -> Int[np.ndarray, "n {size} {size}"]:
-    """Counts each instance's points per pixel; where the scaled system shrinks to a speck, scales it less."""
+    """Counts each instance's points per pixel. If the scaled system fills too little, it is scaled less."""
     counts = np.zeros((len(uniform), size, size), np.int64)
     todo = np.arange(len(uniform))
     for strength in (0.2, 0.1, 0.05, 0.0):
         weights = 1.0 + strength * (2.0 * uniform[todo, _WEIGHTS] - 1.0)
         x, y = orbit(system.maps * weights[:, None, :], system.probabilities, key, size)
         counts[todo] = count_points(*fit(x, y, uniform[todo, _PLACE]), size)
-        # A quarter of what a category needs: an instance may take half of the picture, and the share of a
-        # thin shape shrinks with the pixels.
+        # A quarter of the category's minimum is enough, because an instance may cover only half of the picture. The
+        # share of a thin shape is smaller in a larger picture.
         todo = todo[filled(counts[todo]) < MIN_FILLED / 4 * min(1.0, _AREA_SIZE / size)]
         if not len(todo):
             break
@@ -86,27 +91,27 @@ def orbit(
     key: tuple[int, int],
     size: int,
 ) -> tuple[Float32[np.ndarray, "points n"], Float32[np.ndarray, "points n"]]:
-    """Plays the chaos game for `n` systems at once and returns the coordinates of their points.
+    """Plays the chaos game for `n` systems at once and returns the x and y coordinates of their points.
 
-    In every step the rows of points are shuffled and cut into one block a map, in proportion to the
-    probabilities: each map then is one multiplication of a block, where a choice for every single point would
-    gather six coefficients for it. The shuffles are the category's own, the same for all its instances.
+    Each step shuffles the walkers and cuts them into one block for each map, in proportion to the probabilities. So a
+    map is one multiplication of a block. If each walker chose its own map, its six coefficients would have to be
+    gathered. The shuffles depend on the category, and are the same for all its instances.
 
     Args:
-        maps: coefficients of each system's maps.
-        probabilities: shared by the systems.
-        key: (seed, category).
-        size: pixels of a side, which decides how many points there are.
+      maps: coefficients of each system's maps.
+      probabilities: of the maps, the same for all systems.
+      key: (seed, category).
+      size: side of the picture in pixels. The number of points is proportional to its square.
     """
     rng = np.random.default_rng([*key, _STREAM_ORBIT])
-    cuts = np.rint(np.cumsum(probabilities) * _ROWS).astype(int)
+    cuts = np.rint(np.cumsum(probabilities) * _WALKERS).astype(int)
     blocks = [slice(start, stop) for start, stop in zip([0, *cuts[:-1]], cuts, strict=True)]
     a, b, c, d, e, f = np.moveaxis(maps.astype(np.float32), (2, 1, 0), (0, 1, 2))  # each [maps, n]
-    steps = int(np.ceil(_POINTS_A_PIXEL * size**2 / _ROWS))
-    x, y = np.zeros((2, _ROWS, len(maps)), np.float32)
-    xs, ys = np.empty((2, steps, _ROWS, len(maps)), np.float32)
+    steps = int(np.ceil(_POINTS_PER_PIXEL * size**2 / _WALKERS))
+    x, y = np.zeros((2, _WALKERS, len(maps)), np.float32)
+    xs, ys = np.empty((2, steps, _WALKERS, len(maps)), np.float32)
     for step in range(-_BURN_IN, steps):
-        order = rng.permutation(_ROWS)
+        order = rng.permutation(_WALKERS)
         old_x, old_y = x[order], y[order]
         if step >= 0:
             x, y = xs[step], ys[step]
@@ -122,17 +127,23 @@ def fit(
     y: Float32[np.ndarray, "points n"],
     place: Float[np.ndarray, "n 6"] | None = None,
 ) -> tuple[Float32[np.ndarray, "points n"], Float32[np.ndarray, "points n"]]:
-    """Brings each system's points into the unit square; `place` (uniform numbers) flips and moves them."""
+    """Scales each system's points to the unit square. `place`, if given, first rotates and flips, then moves them.
+
+    Args:
+      x: coordinates.
+      y: coordinates.
+      place: uniform numbers in [0, 1): rotation, flip of x, flip of y, scale, and position in x and y.
+    """
     if place is not None:
         turn, flip_x, flip_y, scale, left, top = place.T.astype(np.float32)
-        angle = (turn - 0.5) * np.float32(np.pi / 6)  # 15 degrees either way
+        angle = (turn - 0.5) * np.float32(np.pi / 6)  # from -15 to 15 degrees
         sign_x, sign_y = np.where(flip_x < 0.5, 1, -1), np.where(flip_y < 0.5, 1, -1)
         cos, sin = np.cos(angle), np.sin(angle)
         x, y = (
             x * (sign_x * cos).astype(np.float32) - y * (sign_y * sin).astype(np.float32),
             x * (sign_x * sin).astype(np.float32) + y * (sign_y * cos).astype(np.float32),
         )
-        side = 0.7 + 0.3 * scale  # of the square that the points take
+        side = 0.7 + 0.3 * scale  # of the square that the points fill
     fitted = []
     for values in (x, y):
         low, high = values.min(0), values.max(0)
@@ -148,24 +159,28 @@ def count_points(
 ) -> Int[np.ndarray, "n {size} {size}"]:
     """Counts the points of each system in each pixel of the unit square."""
     systems = x.shape[1]
-    # A system that escaped has no finite points; they land in the first pixel and its area is too small.
-    columns, rows = (
+    # The points of a diverging system are not finite. They all go to the first pixel, so its filled area is too small.
+    column, row = (
         np.nan_to_num(np.minimum(values * size, size - 1), nan=0.0, posinf=0.0, neginf=0.0).astype(np.int32)
         for values in (x, y)
     )
-    pixels = (np.arange(systems, dtype=np.int32) * size + rows) * size + columns
+    pixels = (np.arange(systems, dtype=np.int32) * size + row) * size + column
     return np.bincount(pixels.ravel(), minlength=systems * size**2).reshape(systems, size, size)
 
 
 def filled(counts: Int[np.ndarray, "n h w"]) -> Float[np.ndarray, "n"]:
-    """Share of the pixels that hold a point."""
+    """Returns the share of pixels that have a point, for each picture."""
     return np.mean(counts > 0, axis=(1, 2))
 
 
 def paint(counts: Int[np.ndarray, "n h w"], look: Float[np.ndarray, "n 20"]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Turns densities into pictures in two colours on a third; `look` (uniform numbers) chooses how.
+    """Paints the counts of points in two colours on a background.
 
-    Half of the instances are drawn with a random 3x3 dot at every point, the others with single pixels.
+    Half of the instances have a random 3x3 dot at each point, the others a single pixel.
+
+    Args:
+      counts: points in each pixel.
+      look: uniform numbers in [0, 1). They choose the dots, the gamma, the polarity and the colours.
     """
     choice, gamma, polarity = look[:, 0], look[:, 1], look[:, 2]
     dots = (look[:, 3:12] < 0.5).astype(np.float32)
@@ -180,7 +195,7 @@ def paint(counts: Int[np.ndarray, "n h w"], look: Float[np.ndarray, "n 20"]) -> 
     level /= np.maximum(level.max(axis=(1, 2), keepdims=True), 1e-6)
     level **= (0.5 + gamma[:, None, None]).astype(np.float32)
 
-    # Two thirds light on dark. Light and dark differ by at least 0.25 in each channel, so every shape shows.
+    # Two thirds are light on dark. Light and dark differ by at least 0.25 in each channel, so every shape is visible.
     light = (1.0 - 0.5 * look[:, 12:18]).reshape(-1, 2, 3)
     dark = (0.25 * look[:, 12:18]).reshape(-1, 2, 3)
     other = look[:, [18, 19, 12]]

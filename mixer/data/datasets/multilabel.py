@@ -1,8 +1,8 @@
-"""Images with any number of labels each (as JFT has), from a manifest of JSON lines and a folder of images.
+"""Images with any number of labels each, like JFT's, from a manifest of JSON lines and a folder of images.
 
-One line an image: `{"image": "folder/picture.jpg", "labels": ["cat", "dog"]}`. The image's path is relative
-to the root folder; a label is a name from the class list, or its number (its line, from 0). A line may say
-`"split": "train"` or `"split": "validation"`; lines that do not are divided by `validation_share`.
+Each line is one image: `{"image": "folder/picture.jpg", "labels": ["cat", "dog"]}`. The path is relative to the root
+folder. A label is a name from the class list, or its number (its line, from 0). A line may have `"split": "train"` or
+`"split": "validation"`. Lines without a split are divided by `validation_share`.
 """
 
 import collections
@@ -24,10 +24,16 @@ Example = tuple[int, dict[str, Any]]
 
 
 class Line(NamedTuple):
-    """One good line of the manifest."""
+    """One line of the manifest that can be used.
 
-    image: str  # path below the root
-    labels: list[int]  # class numbers, ascending, none twice
+    Attributes:
+      image: path below the root folder.
+      labels: class numbers, ascending, without duplicates.
+      split: "train" or "validation".
+    """
+
+    image: str
+    labels: list[int]
     split: str
 
 
@@ -35,7 +41,7 @@ class BadLineError(ValueError):
     """A line of the manifest that cannot be used.
 
     Attributes:
-        kind: a few words, the same for every line with this fault.
+      kind: a few words, the same for all lines with this fault.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -47,17 +53,17 @@ def parse_line(text: str, classes: dict[str, int], validation_share: float) -> L
     """Parses one line of a manifest.
 
     Args:
-        text: the line.
-        classes: number of each class name.
-        validation_share: probability, 0 to 1, that a line without a split goes to validation. A hash of the
-            image's path decides it, so an image stays where it is when lines are added or moved.
+      text: the line.
+      classes: the number of each class name.
+      validation_share: probability, 0 to 1, that a line without a split goes to validation. A hash of the image's path
+        decides. So an image stays in its split when other lines are added or moved.
 
     Raises:
-        BadLineError: saying what is wrong with it.
+      BadLineError: the line cannot be used. The message says why.
     """
     try:
         entry = json.loads(text)
-    except (ValueError, RecursionError) as error:  # the latter: of a hundred thousand brackets
+    except (ValueError, RecursionError) as error:  # RecursionError: a line of very many brackets
         raise BadLineError("malformed JSON", str(error)) from None
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise BadLineError("no image", f'{text.strip()[:80]!r} is no object with "image": "a/path.jpg"')
@@ -73,25 +79,26 @@ def parse_line(text: str, classes: dict[str, int], validation_share: float) -> L
     return Line(entry["image"], labels, split)
 
 
-class Multilabel(base.Builder):
-    """Builds the dataset; once built, `tfds.builder(name, data_dir=...)` reads it without this class.
+class Multilabel(base.ImportBuilder):
+    """Builds the dataset. When it is built, `tfds.builder(name, data_dir=...)` reads it without this class.
 
-    Features: `image` (the file's bytes as they are) and `labels` (class numbers). Splits: `train`,
-    and `validation` if any line goes there. `info.metadata` then tells `max_labels` (the most on one image)
-    and `skipped` (lines left out, by kind).
+    Features: `image` (the bytes of the file) and `labels` (class numbers). Splits: `train`, and `validation` if any
+    line belongs to it. After building, `info.metadata` has `max_labels` (the largest number of labels of an image) and
+    `skipped` (number of lines left out, by reason).
 
     Args:
-        manifest: path of the manifest, local or `gs://`.
-        classes: path of the class list.
-        images: the root folder.
-        validation_share: see `parse_line`.
-        skip_bad: count and skip lines that cannot be used, instead of raising at the first.
-        name: name of the dataset.
-        report: called now and then with a line about the progress.
-        kwargs: TFDS's own: `data_dir`, `file_format`.
+      manifest: path of the manifest, local or `gs://`.
+      classes: path of the class list.
+      images: the root folder.
+      validation_share: see `parse_line`.
+      skip_bad: True counts and skips lines that cannot be used; False raises at the first.
+      name: name of the dataset.
+      report: is called now and then with a line about the progress.
+      kwargs: arguments of TFDS builders: `data_dir`, `file_format`.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file and line that cannot be used; also while building.
+      ValueError, FileNotFoundError: a file or a line cannot be used; the message names it. This may be raised while
+        building.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -106,7 +113,7 @@ class Multilabel(base.Builder):
         validation_share: float = 0.0,
         skip_bad: bool = False,
         name: str = "multilabel",
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = base.no_report,
         **kwargs: Any,
     ) -> None:
         if not 0 <= validation_share < 1:
@@ -115,16 +122,13 @@ class Multilabel(base.Builder):
             raise FileNotFoundError(f"there is no manifest at {manifest}")
         if not epath.Path(images).is_dir():
             raise FileNotFoundError(f"there is no folder of images at {images}")
-        self.name = name
         self._manifest = manifest
         self._names = base.read_class_list(classes, "class name", re.compile(".+"))
         self._classes = {name: number for number, name in enumerate(self._names)}
         self._root = images
         self._validation_share = validation_share
         self._skip_bad = skip_bad
-        self._report = report
-        self.skipped: collections.Counter[str] = collections.Counter()
-        super().__init__(**kwargs)
+        super().__init__(name=name, report=report, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -140,8 +144,8 @@ class Multilabel(base.Builder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        # A first pass over the manifest alone finds its faults, and whether there is a validation split,
-        # before hours of reading images; memory stays constant however many lines there are.
+        # The first pass reads only the manifest. It finds bad lines, and whether there is a validation split, before
+        # the images are read for hours. It keeps no lines, so its memory does not depend on their number.
         sizes: collections.Counter[str] = collections.Counter()
         for _, line in self._lines(count_bad=True):
             sizes[line.split] += 1
@@ -161,7 +165,7 @@ class Multilabel(base.Builder):
                 continue
             used += 1
             if used % 100_000 == 0:
-                self._report(f"{split}: {used:,} of {size:,} images, {self.skipped.total():,} lines skipped")
+                self.report(f"{split}: {used:,} of {size:,} images, {self.skipped.total():,} lines skipped")
             metadata = self.info.metadata
             metadata["max_labels"] = max(metadata["max_labels"], len(line.labels))
             yield number, {"image": image, "labels": line.labels}
@@ -170,6 +174,7 @@ class Multilabel(base.Builder):
         self.info.metadata["skipped"] = dict(self.skipped)
 
     def _lines(self, count_bad: bool) -> Iterator[tuple[int, Line]]:
+        """Yields (number, line) for the lines that can be used. `count_bad`: whether to count the others."""
         with epath.Path(self._manifest).open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 text = raw.decode("utf-8", "backslashreplace")
@@ -186,14 +191,14 @@ class Multilabel(base.Builder):
         path = epath.Path(self._root) / name
         try:
             inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
-            # A link below the root may point anywhere; buckets have no links.
-            if inside and not os.path.isfile(path):  # a pipe would keep us waiting
+            # A link below the root may point outside it. In buckets there are no links.
+            if inside and not os.path.isfile(path):  # reading a pipe would wait forever
                 raise BadLineError("image cannot be read", f"{str(path)!r} is no file")
             image = _read_up_to(path, archives.MAX_IMAGE_BYTES + 1) if inside or "://" in self._root else None
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
             raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None
         if image is None:
-            raise BadLineError("image outside the root", f"{name!r} is a link that leads out of {self._root}")
+            raise BadLineError("image outside the root", f"{name!r} is a link to a place outside {self._root}")
         if len(image) > archives.MAX_IMAGE_BYTES:
             raise BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
         if not archives.is_image(image):
@@ -201,6 +206,7 @@ class Multilabel(base.Builder):
         return image
 
     def _reject(self, number: int, error: BadLineError, count: bool) -> None:
+        """Raises an error for a bad line, or counts it if bad lines are skipped and `count` is set."""
         if not self._skip_bad:
             raise ValueError(f"{self._manifest}, line {number}: {error} (--skip_bad leaves such lines out)")
         self.skipped[error.kind] += count
@@ -220,6 +226,6 @@ def _class_number(label: Any, classes: dict[str, int]) -> int:
 
 
 def _unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """Returns a number in [0, 1) that depends only on the text."""
     digest = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -48,6 +48,6 @@ def test_a_prepared_dataset_may_lie_where_nothing_can_be_written(tmp_path, monke
 
 @pytest.mark.parametrize("name", ["cifar10", "fractals/x", "digits/a/b", ""])
 def test_wrong_names_are_named(tmp_path, name):
-    with pytest.raises(UserError, match=name or "no embedded dataset"):
+    with pytest.raises(UserError, match=name or "not an embedded dataset"):
         datasets.prepare_embedded(name, str(tmp_path))
     assert not list(tmp_path.iterdir())

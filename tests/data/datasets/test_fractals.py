@@ -143,7 +143,7 @@ def test_dataset_reads_back(tmp_path):
 
 def test_threads_hand_over_every_image_once_and_in_order(tmp_path, monkeypatch):
     """In more parts than are drawn ahead, the last of each category a short one."""
-    monkeypatch.setattr(fractals, "_TOGETHER", 2)
+    monkeypatch.setattr(fractals, "_CHUNK", 2)
     examples = list(fractals.Fractals(config="3x9x16", data_dir=tmp_path)._generate_examples(range(7)))
     assert [key for key, _ in examples] == [f"{category}/{instance}" for category in range(3) for instance in range(7)]
     for category in range(3):

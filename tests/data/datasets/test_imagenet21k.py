@@ -210,7 +210,7 @@ def test_a_class_list_of_another_archive_is_told(tmp_path, images):
     ("text", "message"),
     [
         ("n01440764\nn0144\n", "line 2: 'n0144' is not a WordNet id"),
-        ("n01440764\n\nn01440764\n", "line 3: 'n01440764' stands already in line 1"),
+        ("n01440764\n\nn01440764\n", "line 3: 'n01440764' is already in line 1"),
         ("\n \n", "is empty"),
         ("n01440764,tench\n", "line 1"),
     ],
