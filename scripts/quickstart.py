@@ -1,8 +1,8 @@
-"""The five-minute tour, `make quickstart`: pre-trains a small Mixer on fractals, then asks what it learnt.
+"""The five-minute tour, `make quickstart`: pre-trains a small Mixer on fractals, then fine-tunes it on digits.
 
-The question: from ten labelled handwritten digits a class, how well does the pre-trained model read the other 1,497,
-and how well the same model from scratch? Three seeds each, every run an ordinary `mixer.train` in a folder of its own.
-Run again, it continues where it stopped.
+The digits are handwritten, ten of each class to train on and 1,497 to test on. The same model is also trained on them
+from scratch. The tour prints the accuracy of both, for three seeds. Each run is an ordinary `mixer.train` in its own
+folder. If the tour is interrupted, the same command continues it.
 """
 
 import pathlib
@@ -25,15 +25,15 @@ from mixer.training.metrics import read_metrics
 FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"
 STARTS = ("pre-trained", "from scratch")
-SEEDS = (0, 1, 2)  # each has a hundred training digits of its own
-_EXPECTED_SECONDS = 12.0  # of a fine-tuning run, until the first was measured
+SEEDS = (0, 1, 2)  # each seed has its own hundred training digits
+_EXPECTED_SECONDS = 12.0  # for a fine-tuning run, until one is measured
 
 
 def main() -> None:
-    """Runs the stages that are not done yet, and prints what came out."""
+    """Runs the stages that are not done yet, and prints the result."""
     quiet_libraries()
     cpu.keep_freed_memory()
-    # The fine-tuning runs are one program: compiled once, then read from here.
+    # All fine-tuning runs are the same program, so only the first compiles it.
     compilation_cache.keep_compiled(FOLDER / "compiled")
     started = time.monotonic()
     runs = [(start, seed) for seed in SEEDS for start in STARTS]
@@ -70,8 +70,9 @@ def _folder(start: str, seed: int) -> pathlib.Path:
 
 
 def _curve(workdir: pathlib.Path, name: str) -> tuple[list[int], list[float]]:
-    rows = [row for row in read_metrics(workdir) if name in row]
-    return [int(row["step"]) for row in rows], [row[name] for row in rows]
+    """Returns the steps that have this metric, and its values."""
+    lines = [line for line in read_metrics(workdir) if name in line]
+    return [int(line["step"]) for line in lines], [line[name] for line in lines]
 
 
 def _accuracies(start: str) -> list[float]:
@@ -79,9 +80,9 @@ def _accuracies(start: str) -> list[float]:
 
 
 def _draw(path: pathlib.Path) -> None:
-    """Draws loss and accuracy of the pre-training, and the digits' accuracies, as a PNG."""
+    """Draws three curves as a PNG: loss and accuracy on fractals, and accuracy on digits."""
     matplotlib.use("agg")
-    from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+    from matplotlib import pyplot as plt  # only now, because the backend must be chosen before
 
     figure, (loss, accuracy, digits) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     loss.plot(*_curve(PRETRAINING, "train/loss"))
@@ -101,10 +102,10 @@ def _draw(path: pathlib.Path) -> None:
 
 def _summarise(seconds: float) -> None:
     speed = statistics.median(_curve(PRETRAINING, "train/images_per_sec_per_core")[1]) * jax.device_count()
-    rows = {start: _accuracies(start) for start in STARTS}
+    accuracies = {start: _accuracies(start) for start in STARTS}
     print(f"\nQuickstart done in {format_seconds(seconds)}; pre-training ran at {speed:.0f} images/s.\n")
     print("Accuracy on 1,497 handwritten digits after training on 100 (mean and standard deviation of three seeds):")
-    for start, values in rows.items():
+    for start, values in accuracies.items():
         each = ", ".join(f"{value:.1f}" for value in values)
         print(f"  {start:13} {statistics.mean(values):5.1f}% +- {statistics.stdev(values):.1f}  ({each})")
     print(f"\nCheckpoints and logs   {FOLDER}/fractals and {FOLDER}/digits_*")

@@ -1,11 +1,11 @@
-"""Rents a Cloud TPU slice, trains on it, and rents it again after a preemption. Needs `gcloud`, no package.
+"""Rents a Cloud TPU slice, trains on it, and rents another after a preemption. Needs `gcloud` and no Python package.
 
     python scripts/tpu_vm.py run --name b16 --zone europe-west4-a --project my-project --type v3-128 --spot \\
         --workdir gs://bucket/b16 -- --config configs/b16_i21k.py --config.input.data_dir=gs://bucket/tfds
 
-What stands after `--` goes to mixer.train as it is. `--dry-run` prints the shell commands and runs none.
-The training does not need this program: it may be interrupted, and the same `run` follows the training again.
-`logs`, `status` and `delete` take --name, --zone and --project. docs/tpu.md tells the rest.
+The arguments after `--` are passed on to mixer.train. `--dry-run` prints the shell commands and runs none.
+You may interrupt this program: the training goes on, and the same `run` command follows it again.
+`logs`, `status` and `delete` take --name, --zone and --project. See docs/tpu.md.
 """
 
 import argparse
@@ -17,19 +17,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-# mixer.train exits with this after SIGTERM and a last checkpoint: EX_TEMPFAIL of sysexits.h, "try again".
-# Like the loss of the slice it asks for a new one; 0 is the end of the run, any other status stops it.
+# The exit status of mixer.train after SIGTERM and a last checkpoint: EX_TEMPFAIL in sysexits.h, "try again".
+# After this status, or if the slice is lost, the launcher requests a new slice. Status 0 means that the training is
+# done. Any other status ends the launcher with an error.
 PREEMPTED = 75
-ABSENT = "ABSENT"  # our name for what gcloud calls NOT_FOUND
-SUSPENDED = ("SUSPENDING", "SUSPENDED")  # of a queued resource: the service has taken the slice back
+ABSENT = "ABSENT"  # our name for NOT_FOUND of gcloud
+SUSPENDED = ("SUSPENDING", "SUSPENDED")  # states of a queued resource whose slice the service has taken back
 GIT = ["git", "-C", str(pathlib.Path(__file__).resolve().parents[1])]
-# What a dry run pretends to see, call by call: no slice, then a slice, on which the training is done at once.
+# What each command of a dry run "prints", call by call: first there is no slice, then there is one whose training is
+# done at once.
 PRETENDED = {"queue": iter([ABSENT, "ACTIVE"]), "node": iter(["READY"]), "look": iter(["exited 0"] * 2)}
 
-# A slice is called <family>-<size>; the size counts cores, or chips (v5litepod, which is v5e, and v6e).
+# The name of a slice is <family>-<size>. The size counts chips for v5litepod (v5e) and v6e, and cores for the others.
 CHIPS = (1, 4, 8, 16, 32, 64, 128, 256)
 FAMILIES: dict[str, tuple[str, int, int, Sequence[int]]] = {
-    # image (https://cloud.google.com/tpu/docs/runtimes), largest single host, host among several, sizes
+    # image (https://cloud.google.com/tpu/docs/runtimes), largest size that is one host, size of one of several hosts,
+    # allowed sizes
     "v2": ("tpu-ubuntu2204-base", 8, 8, (8, 32, 128, 256, 512)),
     "v3": ("tpu-ubuntu2204-base", 8, 8, (8, 32, 64, 128, 256, 512, 1024, 2048)),
     "v4": ("tpu-ubuntu2204-base", 8, 8, range(8, 8193, 8)),
@@ -40,15 +43,15 @@ FAMILIES: dict[str, tuple[str, int, int, Sequence[int]]] = {
 
 
 class LaunchError(Exception):
-    """Printed as one line."""
+    """An error that is printed as one line."""
 
 
 class CommandError(LaunchError):
-    """A command failed, perhaps only because the slice has been taken away."""
+    """A command failed. Perhaps the slice was preempted."""
 
 
 def parse_type(name: str) -> tuple[str, int]:
-    """Returns the runtime version and the number of hosts of a slice such as v3-128."""
+    """Returns the runtime version and the number of hosts of a type of slice, such as v3-128."""
     family, _, size = name.partition("-")
     image, single_host, host, sizes = FAMILIES.get(family, ("", 0, 0, ()))
     if not size.isdecimal() or int(size) not in sizes:
@@ -57,8 +60,8 @@ def parse_type(name: str) -> tuple[str, int]:
     return image, 1 if int(size) <= single_host else int(size) // host
 
 
-# Scripts for the workers. The images bring Python 3.10 and the package needs 3.11 to 3.13, so uv fetches one;
-# uv comes by its own installer, because newer images forbid pip outside a virtual environment.
+# Scripts for the workers. The images have Python 3.10, but the package needs 3.11 to 3.13, so uv installs one. uv comes
+# from its own installer, because newer images do not allow pip outside a virtual environment.
 SETUP = """\
 set -e
 mkdir -p ~/mixer; cd ~/mixer
@@ -68,8 +71,8 @@ rm -rf source; mkdir source; tar -xzf ~/mixer.tar.gz -C source
 cd source
 ../uv/uv pip install --quiet --compile-bytecode --python ../venv/bin/python -c constraints.txt -e '.[tpu]'"""
 
-# The remains of an earlier training would hold the chips. A machine that shuts down sends SIGTERM to all: the
-# trap keeps the inner shell, and with it the exit status, until the training has saved.
+# An earlier training may still run and hold the chips: kill it first. When a machine shuts down, all processes get
+# SIGTERM. The inner shell traps it, so that it can still write the exit status after the training has saved.
 START = """\
 cd ~/mixer/source || exit
 [ ! -e ../pid ] || ! kill -KILL -- "-$(cat ../pid)" 2> /dev/null || sleep 2
@@ -81,8 +84,8 @@ trap : TERM
 PYTHONUNBUFFERED=1 ../venv/bin/python -m mixer.train {train} > ../train.log 2>&1
 echo $? > ../exit_status.new; mv ../exit_status.new ../exit_status"""
 
-# Prints the state of the training on one line, then its log from a byte on. Whether it lives is asked before
-# the exit status is looked for: otherwise an end in between would pass for a loss.
+# Prints the state of the training on one line, then its log from a given byte. It first looks whether the training runs
+# and then for the exit status. In the other order, a training that ends in between would count as lost.
 LOOK = """\
 cd ~/mixer 2> /dev/null && [ -e pid ] || {{ echo absent; exit; }}
 grep -qs mixer.train "/proc/$(cat pid)/cmdline" && state=running || state=lost
@@ -92,10 +95,11 @@ tail -c +{first_byte} train.log 2> /dev/null || true"""
 
 
 def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[str]]:
-    """Returns all commands; a queued resource and its node share a name, the log goes on at `offset`."""
+    """Returns all commands by name. `offset` is the first byte of the log to print."""
+    # The queued resource and its node have the same name.
     where = [args.name, f"--zone={args.zone}", f"--project={args.project}", "--quiet"]
     queue, node = ["gcloud", "compute", "tpus", "queued-resources"], ["gcloud", "compute", "tpus", "tpu-vm"]
-    # Without the two ssh flags we would wait for a machine that vanished for as long as TCP does.
+    # Without the two ssh flags, a vanished machine would be noticed only after TCP's own timeout.
     ssh = [*node, "ssh", *where, "--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=30"]
     tail = 'tail -n 30 ~/mixer/train.log | sed "s/^/$(hostname): /"'
     archive = f"{tempfile.gettempdir()}/mixer-{args.name}.tar.gz"
@@ -120,29 +124,37 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
 
 
 def say(message: str) -> None:
+    """Prints a message to standard error."""
     print(f"tpu_vm: {message}", file=sys.stderr, flush=True)
 
 
 class Launcher:
-    """The steps, each of which may find the slice in any state."""
+    """The steps of the launcher. Each step may find the slice in any state."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.commands = build_commands(args)
 
     def call(self, name: str, capture: bool = False) -> bytes:
-        """Runs a command; returns what it printed, if captured; raises CommandError where it fails."""
+        """Runs a command.
+
+        Returns:
+          Its output, if captured.
+
+        Raises:
+          CommandError: it failed.
+        """
         command, pipe = self.commands[name], subprocess.PIPE if capture else None
         if self.args.dry_run:
             print(shlex.join(command), flush=True)
             return next(PRETENDED.get(name, iter(())), "").encode()
-        try:  # without standard input, so that nothing waits for an answer that nobody will type
+        try:  # standard input is closed, so that no command waits for an answer
             result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
         except FileNotFoundError:
             raise LaunchError(f"{command[0]} is not installed, or not on PATH") from None
         if result.returncode:
             lines = (result.stderr or b"see above").decode(errors="replace").splitlines()
-            reason = next((line for line in lines if "ERROR" in line), lines[-1])  # gcloud adds explanations
+            reason = next((line for line in lines if "ERROR" in line), lines[-1])  # gcloud prints explanations too
             raise CommandError(f"{name} failed, status {result.returncode}: {reason}")
         return result.stdout or b""
 
@@ -153,35 +165,40 @@ class Launcher:
         except CommandError as error:
             if "NOT_FOUND" in str(error):
                 return ABSENT
-            if retries == 0:  # some, because one lost packet should not end a wait of hours
+            if retries == 0:  # some retries, because one network error should not end a wait of hours
                 raise
             say(f"{error}; trying again")
         time.sleep(self.args.poll_seconds)
         return self.state(name, retries - 1)
 
     def is_lost(self) -> bool:
-        """Tells whether the service has taken the slice back. That somebody deleted it is an error."""
+        """Tells whether the service has taken the slice back.
+
+        Raises:
+          LaunchError: somebody deleted the slice.
+        """
         try:
             queue = self.state("queue")
             if queue in (ABSENT, "DELETING"):
                 raise LaunchError(f"{self.args.name} was deleted while it was followed")
             return queue in SUSPENDED or self.state("node") in ("PREEMPTED", "TERMINATED", ABSENT)
         except CommandError:
-            return False  # gcloud does not get through, which says nothing about the slice
+            return False  # gcloud itself failed, so nothing is known about the slice
 
     def delete(self) -> None:
-        while self.state("queue") == "SUSPENDING":  # cannot be deleted yet
+        """Deletes the slice."""
+        while self.state("queue") == "SUSPENDING":  # a queued resource cannot be deleted in this state
             time.sleep(self.args.poll_seconds)
         self.call("delete")
 
     def acquire(self) -> None:
-        """Asks for the slice, unless it is there already, and waits for it."""
+        """Requests the slice, if it does not exist yet, and waits until it is ready."""
         before = self.state("queue")
-        remains = before in SUSPENDED or before.startswith("FAILED")
-        if remains:
+        useless = before in SUSPENDED or before.startswith("FAILED")
+        if useless:
             self.delete()
-        if remains or before == ABSENT:
-            say(f"asking for {self.args.type} as {self.args.name}; `status` tells how that stands")
+        if useless or before == ABSENT:
+            say(f"requesting {self.args.type} as {self.args.name}; `status` shows the state of the request")
             self.call("create")
         while (now := self.state("queue")) != "ACTIVE":
             if now in SUSPENDED and self.args.spot:
@@ -191,13 +208,13 @@ class Launcher:
             time.sleep(self.args.poll_seconds)
 
     def look(self, offset: int = 0) -> tuple[str, bytes]:
-        """Returns the state of the training (absent, running, lost, exited N), its log from `offset` on."""
+        """Returns the state of the training (absent, running, lost or exited N), and its log from byte `offset`."""
         self.commands["look"] = build_commands(self.args, offset)["look"]
         state, _, log = self.call("look", capture=True).partition(b"\n")
         return state.decode(), log
 
     def follow(self) -> int:
-        """Copies the log of worker 0 to standard output until the training ends; returns its exit status."""
+        """Copies the log of worker 0 to standard output until the training ends. Returns its exit status."""
         offset = 0
         while True:
             try:
@@ -212,16 +229,18 @@ class Launcher:
             sys.stdout.flush()
             if state == "absent":
                 raise LaunchError(f"nothing was started on {self.args.name}")
-            if state != "running":  # "lost" is a machine that rebooted
+            if state != "running":  # "lost": the machine rebooted
                 return PREEMPTED if state == "lost" else int(state.removeprefix("exited "))
             time.sleep(self.args.poll_seconds)
 
     def train_on_slice(self) -> int:
-        """Trains until the training ends or the slice is lost; returns the exit status, or PREEMPTED."""
+        """Trains until the training ends or the slice is lost. Returns the exit status, or PREEMPTED."""
         try:
             self.acquire()
             if self.look()[0] == "running":
-                say(f"following what runs on {self.args.name} already; the arguments after -- are not used")
+                say(
+                    f"following the training that already runs on {self.args.name}; the arguments after -- are not used"
+                )
             else:
                 say(f"setting up {self.args.name}")
                 for name in ("copy", "setup", "start"):
@@ -231,17 +250,17 @@ class Launcher:
             if self.is_lost():
                 return PREEMPTED
             raise
-        if status not in (0, PREEMPTED):  # JAX aborts, with a status of its own, where another host is gone
-            time.sleep(self.args.poll_seconds)  # the state of a slice lags behind
+        if status not in (0, PREEMPTED):  # if another host is lost, JAX aborts with another status
+            time.sleep(self.args.poll_seconds)  # gcloud reports a lost slice with a delay
             return PREEMPTED if self.is_lost() else status
         return status
 
     def run(self) -> None:
-        """Trains to the end, on as many slices as it takes."""
+        """Trains to the end. Requests a new slice after each preemption."""
         if self.call("uncommitted", capture=True):
             raise LaunchError("uncommitted changes would not be copied to the slice: commit or stash them")
-        self.call("pack")  # once: a relaunch continues with the code that the run began with
-        bill = f"{self.args.name} still costs money; to end that: {shlex.join(self.commands['delete'])}"
+        self.call("pack")  # once, so that every relaunch has the same code
+        bill = f"{self.args.name} still costs money; to delete it: {shlex.join(self.commands['delete'])}"
         for relaunches in range(self.args.max_relaunches + 1):
             if relaunches:
                 say(f"preempted: relaunch {relaunches} of at most {self.args.max_relaunches}")
@@ -256,6 +275,7 @@ class Launcher:
         raise LaunchError(f"preempted more often than --max_relaunches={self.args.max_relaunches}; {bill}")
 
     def status(self) -> None:
+        """Prints the states of the queued resource, its node and the training."""
         queue, node = self.state("queue"), self.state("node")
         training = self.look()[0] if node == "READY" else "absent"
         if not self.args.dry_run:
@@ -266,31 +286,37 @@ STEPS = {"run": Launcher.run, "logs": Launcher.follow, "status": Launcher.status
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command. Returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("command", choices=STEPS)
     for name in ("--name", "--zone", "--project"):
         add(name, required=True)
-    add("--type", default="", help="run: such as v3-8, v3-128, v5litepod-16 or v6e-8")
-    add("--workdir", default="", help="run: gs:// directory of checkpoints and metrics")
-    add("--spot", action="store_true", help="run: cheaper, and may be preempted at any time")
-    add("--runtime_version", help="run: default by --type")
-    add("--create_flag", action="append", default=[], help="run: for gcloud: --create_flag=--network=mine")
-    add("--max_relaunches", type=int, default=100, help="run: after preemptions (default: 100)")
-    add("--delete_when_done", action="store_true", help="run: delete the slice after a success")
-    add("--poll_seconds", type=float, default=30, help="between two looks (default: 30)")
+    add("--type", default="", help="run: the slice, such as v3-8, v3-128, v5litepod-16 or v6e-8")
+    add("--workdir", default="", help="run: gs:// folder for checkpoints and metrics")
+    add("--spot", action="store_true", help="run: a cheaper slice, which may be preempted at any time")
+    add("--runtime_version", help="run: the image of the machines (default: by --type)")
+    add(
+        "--create_flag",
+        action="append",
+        default=[],
+        help="run: a flag for `gcloud ... create`, as in --create_flag=--network=mine",
+    )
+    add("--max_relaunches", type=int, default=100, help="run: how often to relaunch after preemptions (default: 100)")
+    add("--delete_when_done", action="store_true", help="run: delete the slice when the training is done")
+    add("--poll_seconds", type=float, default=30, help="seconds between two looks (default: 30)")
     add("--dry-run", "--dry_run", action="store_true", help="print the commands and run none")
     split = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:split], argparse.Namespace(train=list(argv[split + 1 :])))
     try:
         if args.command == "run" and not args.workdir.startswith("gs://"):
-            raise LaunchError(f"--workdir {args.workdir!r} must be gs://...: a slice's disks go with it")
+            raise LaunchError(f"--workdir {args.workdir!r} must be gs://...: the disks of a slice are deleted with it")
         return STEPS[args.command](Launcher(args)) or 0
     except LaunchError as error:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say("interrupted: what runs on the slice goes on; `run` or `logs` follows it again")
+        say("interrupted: the training goes on; `run` or `logs` follows it again")
         return 130
 
 
