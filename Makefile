@@ -54,6 +54,9 @@ SEED ?= 0
 chaos: install-dev  ## kill, damage and starve the real command at random, TRIALS=100 times, within an hour on two cores
 	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED)
 
+mutants: install-dev  ## change one operator or number at a time and see whether a test fails; hours, or SAMPLE=20 a module
+	$(BIN)/python -m scripts.mutants --seed $(SEED) $(if $(SAMPLE),--sample $(SAMPLE))
+
 bench: $(VENV)-timm/installed  ## Mixer beside timm's on this CPU; and the input, with PHOTOS=DIR of class folders
 	$(VENV)-timm/bin/python -m scripts.against_timm
 ifdef PHOTOS

@@ -5,9 +5,9 @@
     python -m scripts.mutants --modules mixer/data/order.py
     python -m scripts.mutants --retry                       the survivors again, after new assertions
 
-A mutant is killed if a test of its module fails or takes too long; otherwise it survives. Mutants that compute the same
-as the original are listed, with the reason, in tests/equivalent_mutants.md; they are not run. Results are kept in a JSON
-file: a run that was interrupted goes on where it stopped. The tests run in a copy of the tree, never in place.
+A mutant is killed if a test of its module fails or takes too long; otherwise it survives. Mutants that compute the
+same as the original are listed with the reason in tests/equivalent_mutants.md and are not run. Results are kept in a
+JSON file, so a run that was interrupted goes on where it stopped. The tests run in a copy of the tree, never in place.
 
 The heavy libraries are imported once. Each mutant is a fork of this process, which must therefore never start a backend
 of JAX or a thread of TensorFlow; and all share a compilation cache.
@@ -183,6 +183,10 @@ def import_libraries() -> None:
     import beartype, cv2, flax.linen, hypothesis, jax, jaxtyping, ml_collections, optax, optax.contrib, PIL  # noqa: E401, F401, I001
     import pytest, scipy.stats, sklearn.metrics, tensorflow  # noqa: E401, F401
 
+    # A failure is enough: hypothesis need not look for a smaller one.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, phases=phases)
+
 
 def start(folder: pathlib.Path, module: str, source: str, log: pathlib.Path) -> int:
     """Starts the tests of a changed module in a copy of the tree, in a fork. Returns the fork's process number."""
@@ -203,7 +207,8 @@ def start(folder: pathlib.Path, module: str, source: str, log: pathlib.Path) -> 
         import pytest
 
         quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
-        status = int(pytest.main([*TESTS[module], "-x", "-m", "not slow", "-p", "no:cacheprovider", *quiet]))
+        options = ["-x", "-m", "not slow", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", *quiet]
+        status = int(pytest.main([*TESTS[module], *options]))
     except BaseException:
         traceback.print_exc()
     finally:  # without the clean-up of the process that was forked
@@ -270,10 +275,10 @@ def check(module: str, folders: list[pathlib.Path], results: dict[str, str], arg
     if not todo:
         return
     original = Mutant(module, "", "", "", 0, (ROOT / module).read_text())
-    ((_, outcome, seconds),) = run([original], folders[:1], 3600)
+    ((_, outcome, usual),) = run([original], folders[:1], 3600)
     if outcome != "survived":
         sys.exit(f"the tests of {module} fail before any change:\n{(folders[0] / 'log').read_text()}")
-    for mutant, outcome, seconds in run(todo, folders, 60 + 5 * seconds):
+    for mutant, outcome, seconds in run(todo, folders, 60 + 5 * usual):
         results[mutant.key] = outcome
         args.results.write_text(json.dumps(results, indent=1))
         print(f"{outcome:8} {seconds:4.0f} s  {mutant.key}", flush=True)

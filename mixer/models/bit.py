@@ -1,10 +1,10 @@
-"""BiT-ResNet (Big Transfer, Kolesnikov et al. 2020, arXiv 1912.11370): the convolutions Mixer is measured against.
+"""BiT-ResNet (Big Transfer, Kolesnikov et al. 2020, arXiv 1912.11370), a convolutional network to compare Mixer with.
 
     image -> 7x7 `root`, max-pool -> 4 blocks of Units -> GroupNorm, ReLU -> mean over pixels -> `head`
 
-A ResNet-v2 (arXiv 1603.05027) with group normalisation (arXiv 1803.08494) in place of batch normalisation and
-standardised weights (arXiv 1903.10520). Padding is that of the published code: explicit and symmetric, zeros before the
-max-pool too, where "SAME" would pad strided windows on one side only.
+It is a ResNet-v2 (arXiv 1603.05027) with group normalisation (arXiv 1803.08494) instead of batch normalisation, and
+with standardised weights (arXiv 1903.10520). Padding follows the published code: it is explicit and symmetric, and the
+max-pool is padded with zeros. "SAME" would pad strided windows on one side only.
 """
 
 import re
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from mixer.models import layers
 
-# Depth -> units of each block (Table 1 of ResNet, arXiv 1512.03385); with a width factor it makes a variant: R50x1.
+# Depth -> units in each block (Table 1 of ResNet, arXiv 1512.03385). A variant is a depth and a width factor: R50x1.
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 NAMES = f"BiT-R and one of {', '.join(map(str, UNITS))}, an x and the width factor, such as BiT-R50x1"
@@ -33,9 +33,15 @@ def parse(name: str) -> dict[str, Any] | None:
 
 
 class StandardisedConv(nn.Module):
-    """Convolution whose kernel has mean 0 and variance 1 over all but the output channels, so its scale is not learned.
+    """Convolution with a standardised kernel: for each output channel, its mean is 0 and its variance is 1.
 
-    Standardised in float32: in bfloat16 the mean of thousands of weights would be mostly rounding.
+    The kernel is standardised in float32. In bfloat16 the mean of thousands of weights would be mostly rounding error.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the kernel in pixels.
+      stride: along both axes, in pixels.
+      dtype: of activations and products; the kernel is stored and standardised in float32.
     """
 
     features: int
@@ -57,7 +63,7 @@ class StandardisedConv(nn.Module):
 
 
 class Unit(nn.Module):
-    """Bottleneck of 1x1, 3x3 and 1x1 convolutions, each behind a norm and a ReLU, and a skip connection.
+    """Bottleneck of 1x1, 3x3 and 1x1 convolutions with a skip connection. A norm and a ReLU precede each convolution.
 
     Attributes:
       features: channels of the output; the bottleneck has a quarter of them.
@@ -73,7 +79,7 @@ class Unit(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
         shortcut, bottleneck = x, self.features // 4
         y = _norm_relu(x, "norm_a", self.dtype)
-        if x.shape[-1] != self.features:  # the first unit of each block, and no other
+        if x.shape[-1] != self.features:  # in the first unit of each block only
             shortcut = StandardisedConv(self.features, 1, self.stride, self.dtype, name="projection")(y)
         y = StandardisedConv(bottleneck, dtype=self.dtype, name="conv_a")(y)
         y = _norm_relu(y, "norm_b", self.dtype)
@@ -90,11 +96,11 @@ class BiT(nn.Module):
     """BiT-ResNet.
 
     Attributes:
-      num_classes: width of the head; 0 for none, the output is then the pre-logits.
-      units: how many of each block, a row of `UNITS`.
-      width: factor of every width; the first block's output has 256 times that many channels, each further one twice
-        its predecessor's.
-      head_bias_init: every logit's starting value; about -ln(num_classes) suits sigmoid cross-entropy.
+      num_classes: width of the head. With 0 there is no head, and the output is the pre-logits.
+      units: number of units in each block, a value of `UNITS`.
+      width: width factor. The first block has 256 * width output channels, and each later block has twice as many as
+        the one before.
+      head_bias_init: initial value of every logit; about -ln(num_classes) suits sigmoid cross-entropy.
       dtype: bfloat16 or float32, of activations and products. Parameters, standardisation, normalisation statistics,
         the mean over pixels and the logits are float32 in either case.
     """
@@ -109,9 +115,9 @@ class BiT(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Maps images in [-1, 1] to float32 logits; `train` changes nothing, for there is no dropout."""
+        """Maps images in [-1, 1] to float32 logits. `train` has no effect, because there is no dropout."""
         x = StandardisedConv(64 * self.width, 7, 2, self.dtype, name="root")(images)
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the pool's own padding is -inf, the published one 0
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # nn.max_pool itself would pad with -inf
         x = nn.max_pool(x, (3, 3), strides=(2, 2))
         for name, features, stride in self._units():
             x = Unit(features, stride, self.dtype, name=name)(x)
@@ -120,7 +126,7 @@ class BiT(nn.Module):
         return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
     def _units(self) -> list[tuple[str, int, int]]:
-        """Name, output channels and stride of each unit; every block but the first halves the image."""
+        """Returns name, output channels and stride of each unit. Every block but the first halves the image."""
         return [
             (f"block{block + 1}_unit{unit + 1}", 256 * self.width * 2**block, 2 if block > 0 and unit == 0 else 1)
             for block, units in enumerate(self.units)
@@ -130,7 +136,7 @@ class BiT(nn.Module):
     def forward_macs(self, image_size: int) -> int:
         """Returns the multiply-accumulates of a square image's forward pass.
 
-        FLOPs are twice that, and six times that for a training step.
+        A forward pass takes twice as many FLOPs, a training step six times as many.
 
         Only the convolutions and the head are counted. Products with padding are left out, as in XLA's cost analysis.
         Most published figures include them (3.6% more for R50x1 at 224 pixels); some also include the normalisation of
@@ -150,11 +156,14 @@ class BiT(nn.Module):
 
 
 def _strided(size: int, stride: int) -> int:
-    """Rows that a convolution or pool leaves of `size`, whatever its kernel, padded as here."""
+    """Returns the output size of a convolution or pool with this input size. Padded as here, no kernel changes it."""
     return (size - 1) // stride + 1
 
 
 def _products(size: int, kernel_size: int, stride: int) -> int:
-    """How often a square kernel's taps meet a pixel of a square image; along one axis, squared."""
+    """Returns how many products of a kernel weight and a pixel a convolution has, for each pair of channels.
+
+    Kernel and image are square, so the number is that along one axis, squared. Products with padding are not counted.
+    """
     starts = range(-(kernel_size // 2), size - kernel_size // 2, stride)
     return sum(min(start + kernel_size, size) - max(start, 0) for start in starts) ** 2

@@ -5,7 +5,7 @@
 Parameter names and shapes are those of the published checkpoints. Options such as remat, scan and dtype change how the
 function is computed, never its parameters.
 
-Every module's output can be had without a change to the model:
+Every module's output can be captured, without a change to the model:
 
     _, captured = model.apply({"params": params}, images, capture_intermediates=True, mutable=["intermediates"])
     captured["intermediates"]["MixerBlock_0"]["token_mixing"]["__call__"][0]  # [batch, channels, tokens]
@@ -100,14 +100,14 @@ class MlpMixer(nn.Module):
     """MLP-Mixer.
 
     Attributes:
-      num_classes: width of the head; 0 for none, the output is then the pre-logits.
-      patch_size: pixels of a patch's side; must divide the image's height and width.
+      num_classes: width of the head. With 0 there is no head, and the output is the pre-logits.
+      patch_size: side of a patch in pixels; must divide the image's height and width.
       num_blocks, hidden_dim, tokens_mlp_dim, channels_mlp_dim: n, C, D_S and D_C of Table 1.
       dropout: see `MlpBlock`.
       stochastic_depth: probability of dropping a branch in the last block; it grows linearly from 0 in the first
         (Appendix B), the same for both branches of a block.
       stochastic_depth_rescale: False is the form of the published code, which does not rescale kept branches.
-      head_bias_init: every logit's starting value; about -ln(num_classes) suits sigmoid cross-entropy.
+      head_bias_init: initial value of every logit; about -ln(num_classes) suits sigmoid cross-entropy.
       dtype: bfloat16 or float32, of activations and matrix products. Parameters, normalisation statistics, the mean
         over tokens and the logits are float32 in either case.
       remat: recompute each block's activations in the backward pass instead of keeping them.
@@ -157,7 +157,7 @@ class MlpMixer(nn.Module):
     def forward_macs(self, image_size: int) -> int:
         """Returns the multiply-accumulates of a square image's forward pass.
 
-        FLOPs are twice that, and six times that for a training step.
+        A forward pass takes twice as many FLOPs, a training step six times as many.
 
         Only matrix products are counted: the stem, both MLPs of each block, and the head. Normalisation, GELU and skip
         connections add less than one per cent in the paper's models.

@@ -1,9 +1,9 @@
-"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929): what Mixer is measured against.
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), to compare Mixer with.
 
     image -> patches -> `embedding` -> class token, positions -> n x EncoderBlock -> LayerNorm -> token 0 -> `head`
 
-The form of the paper's Table 1 with a class token and a single linear head; parameter names and shapes are those of the
-published checkpoints.
+The model has a class token and a linear head. Parameter names and shapes are those of the published checkpoints. Every
+module's output can be captured, as `mlp_mixer.py` shows.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Variant:
 
 
 VARIANTS = {
-    "Ti": Variant(12, 192, 768, 3),  # this and S are of DeiT (arXiv 2012.12877) and of ViT's published code
+    "Ti": Variant(12, 192, 768, 3),  # Ti and S are from DeiT (arXiv 2012.12877); ViT's published code has them too
     "S": Variant(12, 384, 1536, 6),
     "B": Variant(12, 768, 3072, 12),
     "L": Variant(24, 1024, 4096, 16),
@@ -45,7 +45,13 @@ def parse(name: str) -> dict[str, Any] | None:
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention among the tokens, then an MLP on each token, each with a skip connection (Eq. 2 and 3)."""
+    """Self-attention among the tokens, then an MLP on each token, each with a skip connection (Eq. 2 and 3).
+
+    Attributes:
+      num_heads: heads of the attention.
+      channels_mlp_dim: hidden width of the MLP.
+      dropout, stochastic_depth_rescale, dtype, dot_general: as in `mlp_mixer.MixerBlock`.
+    """
 
     num_heads: int
     channels_mlp_dim: int
@@ -80,7 +86,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Position embedding, the blocks, and the last normalisation. Attributes as in `VisionTransformer`."""
+    """Position embedding, the blocks, and the last normalisation. Its attributes are those of `VisionTransformer`."""
 
     num_blocks: int
     num_heads: int
@@ -120,10 +126,11 @@ class VisionTransformer(nn.Module):
     """ViT.
 
     Attributes:
-      num_classes: width of the head; 0 for none, the output is then the pre-logits.
-      patch_size: pixels of a patch's side; must divide the image's height and width.
+      num_classes: width of the head. With 0 there is no head, and the output is the pre-logits.
+      patch_size: side of a patch in pixels; must divide the image's height and width.
       num_blocks, hidden_dim, channels_mlp_dim, num_heads: layers, hidden size D, MLP size and heads of Table 1.
-      dropout: after the position embedding, the attention and both dense layers of an MLP; none inside the attention.
+      dropout: probability of dropping a unit after the position embedding, the attention and each dense layer of an
+        MLP. Attention weights are not dropped.
       stochastic_depth, stochastic_depth_rescale, head_bias_init, dtype, remat, scan, dot_general: as in `MlpMixer`.
     """
 
@@ -164,10 +171,10 @@ class VisionTransformer(nn.Module):
     def forward_macs(self, image_size: int) -> int:
         """Returns the multiply-accumulates of a square image's forward pass.
 
-        FLOPs are twice that, and six times that for a training step.
+        A forward pass takes twice as many FLOPs, a training step six times as many.
 
-        Only matrix products are counted: the embedding, the head, and of each block the four projections, the MLP and
-        the two products of the attention, which grow with the square of the number of tokens.
+        Only matrix products are counted: the embedding, the head, and in each block the four projections, the MLP and
+        the two products of the attention. The latter two grow with the square of the number of tokens.
         """
         patches = (image_size // self.patch_size) ** 2
         tokens = patches + 1

@@ -1,4 +1,4 @@
-"""Classification losses, for labels that travel as padded class indices."""
+"""Classification losses. In a batch, labels are class indices, padded with -1; a loss takes them as rows of targets."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,21 +10,28 @@ from jaxtyping import Array, Float, Int
 
 
 def targets(labels: Int[Array, "batch max_labels"], num_classes: int) -> Float[Array, "batch classes"]:
-    """Turns class indices, padded with -1, into rows of zeros and ones."""
+    """Returns rows with a one for each class of an example and zeros elsewhere. Padding (-1) adds nothing."""
     return jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
 
 
 def sigmoid_cross_entropy(
     logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    """Every class decides for itself; summed over classes. The published ImageNet-1k recipe uses it too."""
+    """Computes the binary cross-entropy of each class and sums it over the classes.
+
+    The paper does not name its loss. The published ImageNet-1k config uses this one.
+    """
     return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
 def softmax_cross_entropy(
     logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    """One class among all; an example with several labels spreads its probability evenly over them."""
+    """Computes the cross-entropy of the softmax over all classes.
+
+    Targets are divided by their sum, so several labels of an example share its probability equally. The loss of an
+    example without a label is 0.
+    """
     total = jnp.maximum(jnp.sum(targets, axis=-1, keepdims=True), 1e-8)
     return optax.softmax_cross_entropy(logits, targets / total)
 

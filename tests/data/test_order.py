@@ -19,6 +19,78 @@ def epoch_order(n: int, seed: int = 0, epoch: int = 0, block: int = 1, window: i
     return record_numbers(np.arange(n) + epoch * n, n, seed, block, window)
 
 
+# ------------------------------------------------------------------------------- the same numbers, one by one, as ints
+
+
+def mix(z: int) -> int:
+    """SplitMix64's finaliser, as Vigna publishes it."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+def fold(key: int, number: int) -> int:
+    return mix((key + number * 0x9E3779B97F4A7C15) % 2**64)
+
+
+def shuffled(index: int, size: int, key: int) -> int:
+    """A walk over a grid that ends inside it: eight rounds down and along, by hashes of the other coordinate."""
+    height = 2 * math.ceil(math.isqrt(4 * size - 1) / 4) if size > 1 else 2
+    while height**2 < size:  # isqrt rounds down
+        height += 2
+    width = -(-size // height)
+    while True:
+        row, column = divmod(index, width)
+        for number in range(0, 16, 2):
+            row = (row + fold(key, column * 16 + number) % height) % height
+            column = (column + fold(key, row * 16 + number + 1) % width) % width
+        index = row * width + column
+        if index < size:
+            return index
+
+
+def expected_record(position: int, n: int, seed: int, block: int, window: int) -> int:
+    epoch, slot = divmod(position, n)
+    key = fold(fold(0, seed + 1), epoch)
+    block = min(block, n)
+    number, within = divmod(slot, block)
+    blocks = n // block
+    if number < blocks:
+        first = number - number % window if 0 < window < blocks else 0
+        number = first + shuffled(
+            number - first, min(window or blocks, blocks - first), fold(key, first // (window or 1))
+        )
+    return (number * block + within + key) % n
+
+
+def test_the_hash_is_splitmix64():
+    """Its first output for the seed 0, as published."""
+    assert fold(0, 1) == 0xE220A8397B1DCDAF
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), SEEDS, st.integers(0, 10**6), st.integers(1, 30), st.integers(0, 60))
+def test_record_numbers_are_their_definition(n, seed, epoch, block, window):
+    positions = np.arange(epoch * n, epoch * n + min(n, 40))
+    expected = [expected_record(int(position), n, seed, block, window) for position in positions]
+    np.testing.assert_array_equal(record_numbers(positions, n, seed, block, window), expected)
+    np.testing.assert_array_equal(record_numbers(positions, n, seed), [
+        expected_record(int(position), n, seed, 1, 0) for position in positions
+    ])  # fmt: skip
+
+
+@given(SEEDS, st.integers(0, 2**40), st.integers(1, 30))
+def test_draws_are_their_definition(seed, position, count):
+    key = fold(fold(0, seed + 1), position)
+    expected = [(fold(key, index) >> 40) / 2**24 for index in range(1, count + 1)]
+    (found,) = uniform(seed, np.array([position]), count)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+# ----------------------------------------------------------------------------------------------------- their properties
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2000), SEEDS, st.integers(0, 10**6), st.integers(1, 2500), st.integers(0, 2500))
 def test_an_epoch_meets_every_record_once(n, seed, epoch, block, window):
