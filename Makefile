@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos docs lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos mutants docs lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
