@@ -167,9 +167,10 @@ def mutants(module: str) -> list[Mutant]:
     return found
 
 
-def equivalents() -> set[tuple[str, str, str, str]]:
+def equivalents() -> set[tuple[str, ...]]:
     """Reads the list of equivalent mutants: (module, line, old, new)."""
-    found, module = set(), ""
+    found: set[tuple[str, ...]] = set()
+    module = ""
     for line in EQUIVALENT.read_text().splitlines():
         if heading := re.fullmatch(r"## (mixer/\S+\.py)", line):
             module = heading[1]
@@ -218,7 +219,8 @@ def start(folder: pathlib.Path, module: str, source: str, log: pathlib.Path) -> 
 
 def run(todo: list[Mutant], folders: list[pathlib.Path], timeout: float) -> Iterator[tuple[Mutant, str, float]]:
     """Runs mutants, one in each folder at a time, and yields each with its outcome and its seconds."""
-    todo, free, running = todo[::-1], list(folders), {}
+    todo, free = todo[::-1], list(folders)
+    running: dict[int, tuple[Mutant, pathlib.Path, float]] = {}
     while todo or running:
         while todo and free:
             mutant, folder = todo.pop(), free.pop()
