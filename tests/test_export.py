@@ -9,19 +9,13 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import safetensors.numpy
-from flax import traverse_util
+from random_models import flat, make_model, make_params, make_state, write_run
 
 from mixer import export as export_module
-from mixer import models
-from mixer.config import checks, durations, recipe, run_folder
 from mixer.runtime.errors import UserError
-from mixer.training.checkpoint import Checkpoints
-from mixer.training.step import TrainState
 from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
@@ -29,7 +23,7 @@ from mixer.transfer.weights import Weights
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
-MODEL = models.create("Ti/4", 5, num_blocks=2, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24)
+MODEL = make_model()
 # Added up by hand: stem, two blocks of nine tokens, the last norm, the head.
 PARAMETERS = (
     (3 * 16 * 16 + 16)
@@ -39,19 +33,7 @@ PARAMETERS = (
 )
 
 
-def make_params(seed, model=MODEL, pixels=PIXELS):
-    """Random: a fresh head is zero, and biases are."""
-    image = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
-
-
-def flat(params):
-    return traverse_util.flatten_dict(params, sep="/")
-
-
-PARAMS, AVERAGES = make_params(1), make_params(2)
+PARAMS, AVERAGES = (make_params(MODEL, PIXELS, seed) for seed in (1, 2))
 
 
 def export(*arguments, **options):
@@ -74,24 +56,12 @@ def exported(*arguments, **options):
 def run(tmp_path_factory):
     """A run's folder at step 7 of 20, evaluated at steps 4 and 7."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    config = recipe.base()
     settings = {
-        "model.variant": "Ti/4", "model.num_blocks": 2, "model.hidden_dim": 16, "model.tokens_mlp_dim": 12,
-        "model.channels_mlp_dim": 24, "input.image_size": PIXELS, "input.dataset": "cifar10", "total_steps": 20,
+        "input.image_size": PIXELS, "input.eval_resize": None, "input.dataset": "cifar10", "total_steps": 20,
         "ema_decay": 0.9, "mixup.p": 0.5, "input.randaugment.layers": 2, "init_from": "B/16-i21k",
         "input.eval_split": "test",
     }  # fmt: skip
-    config.update_from_flattened_dict(settings)
-    folder.mkdir()
-    checkpoints = Checkpoints(folder, 2, 0, 0)
-    for step, params, averages in ((3, AVERAGES, PARAMS), (7, PARAMS, AVERAGES)):
-        state = TrainState(
-            step=np.int32(step), params=params, opt_state=optax.trace(0.9).init(params), ema_params=averages,
-            bad_images=np.zeros(7, np.int32), nonfinite_steps=np.int32(0),
-        )  # fmt: skip
-        checkpoints.save(jax.tree.map(jnp.asarray, state), {})
-    checkpoints.close()
-    run_folder.save(checks.checked(durations.one_unit_each(config, settings)), NAMES, folder)
+    write_run(folder, [make_state(AVERAGES, PARAMS, step=3), make_state(PARAMS, AVERAGES, step=7)], NAMES, **settings)
     (folder / "metrics.jsonl").write_text(
         '{"step": 4, "val/accuracy": 0.4, "val/count": 9999, "val_ema/accuracy": 0.45, "val_ema/count": 9999}\n'
         '{"step": 7, "train/loss": 1.5}\n'

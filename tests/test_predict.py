@@ -8,23 +8,19 @@ import sys
 import types
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+import random_models
 import tensorflow as tf
 from absl import flags
 from etils import epath
 from PIL import Image
 from test_train import environment
 
-from mixer import models, predict
-from mixer.config import checks, recipe, run_folder
+from mixer import predict
 from mixer.data import image_status
 from mixer.runtime.errors import UserError
-from mixer.training.checkpoint import Checkpoints
-from mixer.training.step import TrainState
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
@@ -34,31 +30,17 @@ SHOWN = ["tench (n01440764)", "a b", "n99999999", "tabby", "0"]
 
 
 def make_model(classes):
-    return models.create("Ti/4", classes, num_blocks=1, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24)
+    return random_models.make_model(classes, num_blocks=1)
 
 
 def make_params(classes, seed):
-    """Random: a fresh head is zero, and all its classes alike."""
-    shapes = jax.eval_shape(make_model(classes).init, jax.random.key(0), jnp.zeros((1, PIXELS, PIXELS, 3)))["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
+    return random_models.make_params(make_model(classes), PIXELS, seed)
 
 
 def write_run(folder, params, ema_params, **settings):
-    """A run's folder, with one checkpoint."""
-    config = recipe.base()
-    given = {"model.variant": "Ti/4", "input.image_size": PIXELS, "input.eval_resize": RESIZE, **settings}
-    config.update_from_flattened_dict(given)
-    state = TrainState(
-        step=jnp.asarray(7), params=params, opt_state=optax.trace(0.9).init(params), ema_params=ema_params,
-        bad_images=jnp.zeros(7, jnp.int32), nonfinite_steps=jnp.int32(0),
-    )  # fmt: skip
-    folder.mkdir()
-    checkpoints = Checkpoints(folder, 1, 0, 0)
-    checkpoints.save(jax.tree.map(jnp.asarray, state), {})
-    checkpoints.close()
-    run_folder.save(checks.checked(config), NAMES, folder)
-    return folder
+    """A run's folder with one checkpoint."""
+    given = {"input.image_size": PIXELS, "input.eval_resize": RESIZE, **settings}
+    return random_models.write_run(folder, [random_models.make_state(params, ema_params, step=7)], NAMES, **given)
 
 
 def write_npz(path, params):

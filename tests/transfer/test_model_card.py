@@ -9,6 +9,7 @@ from random_models import make_model, make_params
 
 from mixer import models
 from mixer.config import recipe
+from mixer.config.settings import SETTINGS
 from mixer.transfer import model_card
 from mixer.transfer.published import PUBLISHED
 from mixer.transfer.weights import Weights
@@ -87,6 +88,17 @@ def test_what_a_run_may_have_otherwise_is_told():
     assert found["Regularisation"] == "dropout 0.1"
     assert found["Steps"] == "93,000 taken; planned: 20,000 steps"
     assert "brought to 240x240 pixels and the central 224x224 taken (eval_crop=resize_square, eval_resize=240)" in text
+
+
+@pytest.mark.parametrize("name", ["loss", "input.crop", "input.eval_crop"])
+def test_every_choice_has_words(name):
+    """Read from the registries, so that a new entry needs no change of the card."""
+    texts = set()
+    for choice in SETTINGS[name].allowed_names:
+        config = recipe.imagenet1k("B/16")
+        config.update_from_flattened_dict({name: choice})
+        texts.add(card(make_weights(config=config), measured=MEASURED))
+    assert len(texts) == len(SETTINGS[name].allowed_names)
 
 
 def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
