@@ -1,4 +1,4 @@
-"""Small Mixers with random parameters, and folders of runs that hold them."""
+"""Small Mixers with random parameters, and run folders with their checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def make_model(classes=5, patch=4, **widths):
 
 
 def make_params(model, pixels=8, seed=0):
-    """Random parameters as NumPy arrays: fresh ones are zeros and ones in places, and alike in every model."""
+    """Returns random NumPy arrays. Initial parameters would not do: some are all zeros or all ones."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes["params"])
@@ -34,7 +34,7 @@ def nested(arrays):
 
 
 def same(one, other):
-    """Whether two trees have the same names and, bit for bit, the same float32 arrays."""
+    """Returns whether two trees have the same names and bit for bit the same float32 arrays."""
     one, other = flat(one), flat(other)
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype == np.float32 and np.array_equal(one[name], other[name]) for name in one
@@ -53,7 +53,7 @@ def make_state(params, ema_params=None, step=0):
 
 
 def write_run(folder, states, class_names, **settings):
-    """A run's folder with a checkpoint for each of the states."""
+    """Makes a run's folder with a checkpoint for each state."""
     config = recipe.base()
     given = {"model.variant": "Ti/4", "input.image_size": 8, "input.eval_resize": 8, **settings}
     config.update_from_flattened_dict({**given, **{f"model.{name}": width for name, width in WIDTHS.items()}})

@@ -1,4 +1,4 @@
-"""Export by the command itself: every format, the model card beside it, and the lines that errors print."""
+"""The command mixer.export: every format, the model card, and the lines of errors."""
 
 import io
 import os
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 MODEL = make_model()
-# Added up by hand: stem, two blocks of nine tokens, the last norm, the head.
+# Computed by hand: stem, two blocks of nine tokens, last LayerNorm, head.
 PARAMETERS = (
     (3 * 16 * 16 + 16)
     + 2 * ((9 * 12 + 12 + 12 * 9 + 9) + (16 * 24 + 24 + 24 * 16 + 16) + 4 * 16)
@@ -37,7 +37,7 @@ PARAMS, AVERAGES = (make_params(MODEL, PIXELS, seed) for seed in (1, 2))
 
 
 def export(*arguments, **options):
-    """Runs the command; options are flags."""
+    """Runs the command with these flags."""
     flags = [f"--{name}={value}" for name, value in options.items()]
     return subprocess.run(
         [sys.executable, "-m", "mixer.export", *flags, *map(str, arguments)],
@@ -54,7 +54,7 @@ def exported(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder at step 7 of 20, evaluated at steps 4 and 7."""
+    """Makes the folder of a run at step 7 of 20, evaluated at steps 4 and 7."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     settings = {
         "input.image_size": PIXELS, "input.eval_resize": None, "input.dataset": "cifar10", "total_steps": 20,
@@ -120,7 +120,7 @@ print(*model.platforms, *model.in_avals, *model.out_avals)
 
 @pytest.mark.parametrize("classes", [5, 0])
 def test_stablehlo_needs_nothing_of_ours(run, tmp_path, classes):
-    """Within 1e-6 of the largest logit of the model's own: the same program, compiled for one device and not eight."""
+    """Logits are within 1e-6 of the largest one: the same program, compiled for one device instead of eight."""
     source, params, model = run, PARAMS, MODEL
     if classes == 0:
         params, model = {name: part for name, part in PARAMS.items() if name != "head"}, MODEL.clone(num_classes=0)
@@ -148,7 +148,7 @@ def test_stablehlo_needs_nothing_of_ours(run, tmp_path, classes):
 
 
 class Trap:
-    """Unpickling it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -164,7 +164,7 @@ def npz_of(arrays):
 
 
 def bad_input(kind, folder):
-    """Makes a bad checkpoint; returns its path and the line that names what is wrong."""
+    """Makes a bad checkpoint. Returns its path and the line of the error."""
     arrays, path = flat(PARAMS), folder / "bad.npz"
     dense = "MixerBlock_1/channel_mixing/Dense_0/kernel"
     if kind == "pickle":
@@ -251,7 +251,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
     def save(file, exported):
         file.write(b"half of it")
         file.flush()
-        assert out.exists() == earlier  # a kill here leaves it as it was, too
+        assert out.exists() == earlier  # so a process killed here leaves the earlier file
         raise OSError("No space left on device")
 
     monkeypatch.setitem(FORMATS, "npz", FORMATS["npz"]._replace(save=save))

@@ -1,4 +1,4 @@
-"""Weights that do not fit are refused in one line, and the run's folder is as it was."""
+"""Weights that do not fit are refused in one line, and the run's folder does not change."""
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -33,7 +33,7 @@ WRONG_WEIGHTS = {
 def make_weights(
     path: pathlib.Path, hidden: int = 16, blocks: int = 2, patch: int = 8, **changed: np.ndarray | None
 ) -> str:
-    """Weights of TINY's model for five classes, some of them replaced or, if None, left out."""
+    """Saves weights for TINY's model with five classes. `changed` replaces arrays, or leaves them out if None."""
     model = models.create(f"Ti/{patch}", 5, num_blocks=blocks, hidden_dim=hidden, tokens_mlp_dim=8, channels_mlp_dim=32)
     pixels = 16 - 16 % patch
     params = model.init(jax.random.key(1), jnp.zeros((1, pixels, pixels, 3)))["params"]

@@ -1,4 +1,4 @@
-"""Naming what is in pictures: by the command itself, beside a computation of the same with Pillow and NumPy."""
+"""The command mixer.predict, compared with a computation with Pillow and NumPy."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from mixer.runtime.errors import UserError
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
-PIXELS, RESIZE = 16, 20  # evaluation takes the central 16 of an image whose shorter side is 20: no pixel is resampled
+PIXELS, RESIZE = 16, 20  # images with a shorter side of 20 are cropped to 16 pixels and not resampled
 NAMES = ["n01440764", "a b", "n99999999", "tabby", "0"]
 SHOWN = ["tench (n01440764)", "a b", "n99999999", "tabby", "0"]
 
@@ -38,7 +38,7 @@ def make_params(classes, seed):
 
 
 def write_run(folder, params, ema_params, **settings):
-    """A run's folder with one checkpoint."""
+    """Makes a run's folder with one checkpoint."""
     given = {"input.image_size": PIXELS, "input.eval_resize": RESIZE, **settings}
     return random_models.write_run(folder, [random_models.make_state(params, ema_params, step=7)], NAMES, **given)
 
@@ -72,7 +72,7 @@ def write_image(path, height, width, seed, mode="RGB"):
 
 
 def logits_of(path, params):
-    """What the model says of an image whose shorter side is RESIZE, float64 [classes]."""
+    """Returns the logits of an image whose shorter side is RESIZE, float64 [classes]."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     top, left = (pixels.shape[0] - PIXELS) // 2, (pixels.shape[1] - PIXELS) // 2
     pixels = pixels[top : top + PIXELS, left : left + PIXELS].astype(np.float32) / 127.5 - 1.0
@@ -97,14 +97,14 @@ def run(*arguments, cwd, devices=8):
 
 
 def check_top(top, probabilities, names):
-    """The named classes are the likeliest, likeliest first, with these probabilities."""
+    """Checks that the named classes are the most probable ones, in order, with their probabilities."""
     order = np.argsort(-probabilities, kind="stable")[: len(top)]
     assert [item["class"] for item in top] == [names[number] for number in order]
     np.testing.assert_allclose([item["probability"] for item in top], probabilities[order], rtol=2e-5)
 
 
 def write_broken(folder):
-    """Files that cannot be used, and why; in the order in which they are given."""
+    """Makes files that cannot be used. Returns for each the reason, in the order in which they are given."""
     picture = write_image(folder / "picture.png", 20, 20, seed=0).read_bytes()
     picture_jpeg = folder / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture_jpeg)
@@ -112,7 +112,7 @@ def write_broken(folder):
     picture_jpeg.write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "notes.jpg").write_text("no picture")
     (folder / "empty.png").write_bytes(b"")
-    # Its header and its end are right: only decoding it to the end shows what it is.
+    # Its header and its end are right. Only decoding all of it shows the error.
     (folder / "flipped.png").write_bytes(picture[:200] + bytes([picture[200] ^ 255]) + picture[201:])
     write_image(folder / "huge.png", 50, 50, seed=0)
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
@@ -152,7 +152,7 @@ def test_good_images_among_broken_ones_are_answered(softmax_run, params, tmp_pat
 
 
 def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params, tmp_path):
-    """More classes are asked for than there are, of the averaged parameters, on one device, by relative paths."""
+    """With --top above the number of classes, averaged parameters, one device and relative paths."""
     write_image(tmp_path / "one.png", 20, 20, seed=1)
     write_image(tmp_path / "more" / "two.png", 20, 24, seed=2)
     (tmp_path / "notes.jpg").write_text("no picture")
@@ -176,7 +176,7 @@ def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params,
 def test_a_folder_is_searched_to_its_depths_and_each_class_of_a_sigmoid_decides_for_itself(params, tmp_path):
     workdir = write_run(tmp_path / "run", params, None, loss="sigmoid_xent")
     photos = tmp_path / "photos"
-    places = ("", "a", "a/deep/er", "b.jpg")  # a folder may be called like a picture
+    places = ("", "a", "a/deep/er", "b.jpg")  # a folder may have the name of a picture
     paths = [photos / places[n % 4] / f"{n:03}.{('png', 'PNG', 'bmp')[n % 3]}" for n in range(150)]
     for number, path in enumerate(paths):
         write_image(path, 20, 20 + number % 3, seed=number)
@@ -193,7 +193,7 @@ def test_a_folder_is_searched_to_its_depths_and_each_class_of_a_sigmoid_decides_
 
 
 def test_an_npz_has_no_names_and_who_reads_may_stop_reading(tmp_path):
-    """`python -m mixer.predict ... | head -6` ends without a word, after the first image."""
+    """`python -m mixer.predict ... | head -6` ends after the first image, without a message."""
     params = make_params(10, seed=3)
     file = write_npz(tmp_path / "mixer.npz", params)
     # Without a config the shorter side becomes 8/7 of the image size before the crop: 18 for 16.
@@ -246,7 +246,7 @@ def test_nothing_to_look_at_is_refused(tmp_path):
 
 
 def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run, tmp_path):
-    """No such file system, a NUL, and a folder without images, among which one image is."""
+    """The paths are on an unknown file system, with a NUL, a folder without images, and one image."""
     picture = str(write_image(tmp_path / "one.png", 20, 20, seed=1))
     given = ["ftp://host/b.jpg", f"{tmp_path}/a\0b.jpg", str(tmp_path / ".git"), picture]
     (tmp_path / ".git").mkdir()
@@ -257,7 +257,7 @@ def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run,
 
 
 def test_a_file_system_that_fails_is_no_folder_and_unreadable(monkeypatch):
-    """As TensorFlow's errors of gs:// are, which are no OSErrors."""
+    """TensorFlow's errors for gs:// are not OSErrors."""
 
     class Denied(type(epath.Path())):
         def is_dir(self):
@@ -304,7 +304,7 @@ def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
 
 def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
     weights = transfer_weights.load(str(softmax_run))
-    weights = Weights(weights.params, "weights.npz")  # no config, hence photographs of any size
+    weights = Weights(weights.params, "weights.npz")  # without a config, so that max_pixels is the default
     paths, _ = predict.image_files([str(shared_data / "imagenet_samples")])
     assert len(paths) == 200
     batches = list(predict.predict(weights, paths, top=5, batch_size=60))  # 64 on eight devices
@@ -317,7 +317,7 @@ def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
         assert sorted(numbers) == list(range(5))
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         assert list(shares) == sorted(shares, reverse=True)
-    assert len({prediction.top[0] for prediction in found}) > 150  # each has an answer of its own
+    assert len({prediction.top[0] for prediction in found}) > 150  # images have different predictions
     one = next(iter(predict.predict(weights, paths[130:131], top=5, batch_size=60)))[0]
     np.testing.assert_allclose([share for _, share in one.top], [share for _, share in found[130].top], rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""The evaluator against features computed one image at a time, without the mesh and through the model's head."""
+"""The few-shot evaluator, compared with features computed one image at a time, without a mesh, by another head."""
 
 import pathlib
 
@@ -22,10 +22,10 @@ PIXELS = 8
 
 
 def make(dataset, folder, model=None, mesh=None, batch_size=16, **settings):
-    """A FewShot of this dataset, beside a run whose data lies in `folder`."""
+    """Makes a FewShot for this dataset, in a run whose data is in `folder`."""
     config = recipe.base()
     config.input.image_size, config.input.data_dir = PIXELS, str(folder)
-    config.input.label_key, config.input.max_labels = "another", 4  # those of the run's own dataset
+    config.input.label_key, config.input.max_labels = "another", 4  # for the run's own dataset only
     settings = recipe.evaluator_settings("few_shot", dataset=dataset, **{"eval_crop": "resize_square", **settings})
     model = model or make_model(classes=3)  # the head does not matter
     mesh = mesh or devices.make_mesh()
@@ -33,7 +33,7 @@ def make(dataset, folder, model=None, mesh=None, batch_size=16, **settings):
 
 
 def one_by_one(params, source, config):
-    """Features of the images that can be read, NaN for others; and labels. A head that copies gives the features."""
+    """Returns features, NaN for images that cannot be read, and labels. The head is the identity."""
     model, width = make_model(WIDTHS["hidden_dim"]), WIDTHS["hidden_dim"]
     params = {**params, "head": {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}}
     apply = jax.jit(model.apply)
@@ -117,7 +117,7 @@ def test_other_parameters_other_accuracies(data_dir):
 
 
 def pictures(folder: pathlib.Path, bad: set[str]) -> None:
-    """Three classes of noise around colours, eight images each in either split; `bad` ones cannot be read."""
+    """Makes two splits of three classes of eight noisy images; those in `bad` cannot be read."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in range(3):

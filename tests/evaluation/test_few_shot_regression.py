@@ -1,4 +1,4 @@
-"""Few-shot regression against least squares written another way, and the choice of examples by its properties."""
+"""Few-shot regression, compared with ordinary least squares; and properties of the choice of examples."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mixer.runtime.errors import UserError
 
 
 def least_squares_scores(features, labels, test, num_classes, l2):
-    """Scores of ridge regression as ordinary least squares with sqrt(l2) I below X and zeros below Y."""
+    """Returns the scores of ridge regression by least squares, with sqrt(l2) I appended to X and zeros to Y."""
     features, test = features.astype(np.float64), test.astype(np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
 
@@ -25,7 +25,7 @@ def least_squares_scores(features, labels, test, num_classes, l2):
 
 
 def task(seed, examples, width, classes):
-    """Random features around a centre for each class, of very different scales, in float32 as models give them."""
+    """Returns random float32 features around a centre for each class, with very different scales, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, examples).astype(np.int32)
     centres = rng.normal(size=(classes, width))
@@ -51,17 +51,17 @@ def test_regression_is_least_squares(examples, width, classes, l2, seed):
     assert (classifier.kernel.shape, classifier.bias.shape) == ((width, classes), (classes,))
     expected = least_squares_scores(few, labels[:examples], test, classes, l2)
     scores = test @ classifier.kernel + classifier.bias
-    # A single example has no spread: the rest of features that differ from it are divided by 1e-5.
+    # A single example has the standard deviation 0, so test features are divided by 1e-5 and become large.
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max()))
     share = np.mean(expected.argmax(axis=1) == labels[examples:])
     assert few_shot_regression.accuracy(classifier, test, labels[examples:]) == pytest.approx(share)
 
 
-@pytest.mark.parametrize("examples", [12, 13, 14, 40])  # thirteen columns with the constant: either form, and the turn
+@pytest.mark.parametrize("examples", [12, 13, 14, 40])  # 13 features with the constant one: both forms, and the border
 def test_both_forms_are_the_same_function(examples):
     features, labels = task(0, examples, 12, 3)
     scores = features @ few_shot_regression.regress(features, labels, 3, 8.0).kernel
-    more = np.concatenate([features, np.zeros((examples, 30), np.float32)], axis=1)  # features that say nothing
+    more = np.concatenate([features, np.zeros((examples, 30), np.float32)], axis=1)  # constant features
     np.testing.assert_allclose(more @ few_shot_regression.regress(more, labels, 3, 8.0).kernel, scores, rtol=1e-9)
 
 
@@ -73,7 +73,7 @@ def test_by_hand():
 
 
 def test_the_bias_is_hardly_regularised():
-    """Without anything to tell classes apart the score is the mean of the targets: 2 * share - 1."""
+    """With constant features, the score is the mean of the targets: 2 * share - 1."""
     labels = np.repeat([0, 1], [30, 10])
     classifier = few_shot_regression.regress(np.ones((40, 3), np.float32), labels, 3, 1024.0)
     np.testing.assert_allclose(classifier.bias, [0.5, -0.5, -1.0], rtol=0.01)
@@ -105,7 +105,7 @@ def test_of_equal_scores_the_first_counts():
     shots=st.integers(1, 6),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_the_choice_has_so_many_of_each_class(counts, shots, seed):
+def test_the_choice_has_this_many_of_each_class(counts, shots, seed):
     names = [str(number) for number in range(len(counts))]
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(-1, len(counts)), [3, *counts]))
     chosen = few_shot_regression.choose(labels, names, shots, seed)
@@ -117,7 +117,7 @@ def test_the_choice_has_so_many_of_each_class(counts, shots, seed):
 
 
 def test_the_choice_is_the_published_one():
-    """One generator, class after class, over each class's examples in their order."""
+    """One generator permutes the examples of each class, class after class."""
     labels = np.array([1, 0, 0, 1, 1, 0, 0, 1])
     rng = np.random.default_rng(7)
     expected = [rng.permutation([1, 2, 5, 6])[:2], rng.permutation([0, 3, 4, 7])[:2]]

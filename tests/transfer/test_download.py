@@ -1,4 +1,4 @@
-"""Weights fetched over HTTP, from a server of this test's own."""
+"""Weights downloaded over HTTP, from a server that this file starts."""
 
 import contextlib
 import http.client
@@ -23,7 +23,7 @@ def npz_bytes(params):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves whole.npz, cut.npz that ends before its announced length, and endless.npz; counts what is asked for."""
+    """Serves whole.npz, endless.npz, and cut.npz, which is shorter than its Content-Length. Records the requests."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -100,7 +100,7 @@ def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
 
 @pytest.mark.parametrize("name", ["endless.npz", "whole.npz"])
 def test_a_download_has_an_end(server, tmp_path, monkeypatch, name):
-    """A server that goes on and on, and one that announces more than is fetched."""
+    """Either the server never stops, or its Content-Length is above the limit."""
     monkeypatch.setattr(download, "_MOST_BYTES", len(npz_bytes(PARAMS)) - 1)
     with pytest.raises(UserError) as caught:
         load(f"{server.address}/{name}")

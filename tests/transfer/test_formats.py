@@ -30,7 +30,7 @@ def test_a_format_reads_what_it_writes(name):
     assert same(FORMATS[name].load(file, "m"), params)
 
 
-# A format that holds the names of the arrays, one a line, and a command that knows it.
+# mixer.export with one more format: a text file with the names of the arrays, one a line.
 NEW_FORMAT = r"""
 import sys
 from flax import traverse_util

@@ -1,4 +1,4 @@
-"""Weights as the start of a run."""
+"""Runs that start from given weights."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ NAMES = ["ant", "bee", "cat", "dog", "elk"]
 
 
 def make_params(classes, seed, pixels=8, **widths):
-    """Random parameters of a small Mixer."""
+    """Returns random parameters of a small Mixer."""
     return random_params(make_model(classes, **{"num_blocks": 1, **widths}), pixels, seed)
 
 
@@ -28,7 +28,7 @@ def make_weights(params, class_names=None):
 
 
 def on_devices(params, ema=False):
-    """A fresh state of these parameters on all devices, and its shardings."""
+    """Returns a new state with these parameters on all devices, and its shardings."""
     state = make_state(params, params if ema else None)
     shardings = sharding.state_sharding(jax.eval_shape(lambda: state), devices.make_mesh(), "data_parallel")
     return jax.device_put(state, shardings), shardings
@@ -43,10 +43,10 @@ def same(one, other):
     ("theirs", "ours", "keeps_head"),
     [
         (NAMES, NAMES, True),
-        (None, NAMES, True),  # a file does not name its classes: their number must do
+        (None, NAMES, True),  # a file has no class names, so only their number counts
         (NAMES, NAMES[:3], False),
         (None, NAMES[:3], False),
-        (NAMES, ["ant", "bee", "cat", "dog", "fly"], False),  # as many classes, others
+        (NAMES, ["ant", "bee", "cat", "dog", "fly"], False),  # the same number of classes, but others
         (NAMES, NAMES[::-1], False),  # the same classes in another order
     ],
 )
@@ -70,7 +70,7 @@ def test_a_model_without_head_is_given_one():
 
 
 def test_the_state_can_be_donated():
-    """The step gives its buffers away: parameters and their average must not share one."""
+    """The step donates the state, so parameters and their average must not share a buffer."""
     fresh, shardings = on_devices(make_params(3, seed=2), ema=True)
     state = initial_params(fresh, make_weights(make_params(5, seed=1)), NAMES[:3], shardings)
     jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state))
@@ -124,7 +124,7 @@ def test_every_mismatch_is_named_in_one_line():
 
 
 def shapes_of(variant, classes):
-    """Parameters at 224 pixels that take no memory."""
+    """Returns parameters at 224 pixels that take no memory."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(models.create(variant, classes).init, jax.random.key(0), image)["params"]
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
@@ -139,7 +139,7 @@ def test_weights_of_another_variant_are_told_by_its_name_and_briefly():
         "Mixer-B/16 for images of 224 pixels: MixerBlock_12..23: not in this model; "
     )
     assert "MixerBlock_0..11/token_mixing/Dense_0/kernel: (196, 512) there, (196, 384) here" in line
-    assert len(line.split("; ")) == 1 + 11 + 4  # the blocks, what differs in each of the others, and outside them
+    assert len(line.split("; ")) == 1 + 11 + 4  # missing blocks, arrays of the other blocks, arrays outside
     assert "; head/" not in line
 
 

@@ -1,4 +1,4 @@
-"""The model card: what is known, from the paper's own recipe; what is not; and the code it gives."""
+"""Model cards: what they say of runs, of published checkpoints and of unknown files, and the code they show."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ MEASURED = {"accuracy": 0.76443, "count": 50000, "loss": 1.0}
 
 
 def make_weights(source="runs/b16", config=None, classes=1000):
-    """B/16's, of which only the shapes matter: they take no memory."""
+    """Returns weights with the shapes of B/16 that take no memory."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(models.create("B/16", classes).init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
@@ -92,7 +92,7 @@ def test_what_a_run_may_have_otherwise_is_told():
 
 @pytest.mark.parametrize("name", ["loss", "input.crop", "input.eval_crop"])
 def test_every_choice_has_words(name):
-    """Read from the registries, so that a new entry needs no change of the card."""
+    """The words come from the registries, so a new entry needs no change of the card."""
     texts = set()
     for choice in SETTINGS[name].allowed_names:
         config = recipe.imagenet1k("B/16")

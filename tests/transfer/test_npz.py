@@ -1,4 +1,4 @@
-"""The published checkpoints' format."""
+"""The format of the published checkpoints."""
 
 import contextlib
 import io
@@ -65,7 +65,7 @@ def test_the_optimizers_state_beside_the_parameters_is_left(prefix, state):
 
 
 def older_layout(params):
-    """The names, numbers and axes that the published loader of big_vision had to rename."""
+    """Returns the arrays with the names, numbers and axes that big_vision's published loader renames."""
     arrays = {"embedding/kernel": params["stem"]["kernel"], "embedding/bias": params["stem"]["bias"]}
     arrays |= {f"head/{leaf}": array for leaf, array in params["head"].items()}
     arrays |= {f"Mixer/encoder_norm/{leaf}": array for leaf, array in params["pre_head_layer_norm"].items()}
@@ -102,7 +102,7 @@ def test_other_precisions_become_float32(dtype):
 
 
 class Trap:
-    """Unpickling it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -180,7 +180,7 @@ def packed(members, method=zipfile.ZIP_DEFLATED):
 
 
 def says_it_has(content, size):
-    """The zip with this uncompressed size in every entry of its list of contents, which readers go by."""
+    """Returns the zip with this uncompressed size in every entry of its list of contents, which readers trust."""
     content, at = bytearray(content), 0
     while (at := content.find(b"PK\1\2", at)) >= 0:
         content[at + 24 : at + 28] = size.to_bytes(4, "little")
@@ -190,7 +190,7 @@ def says_it_has(content, size):
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     many = {f"a{i}.npy": b"\0" * 1000 for i in range(3)}
-    bomb = says_it_has(packed(many).getvalue(), 10**9)  # each below any limit, together not
+    bomb = says_it_has(packed(many).getvalue(), 10**9)  # each file is below the limit, all together are not
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("was unpacked"))
     size = len(bomb.getvalue())
     with pytest.raises(UserError) as caught:
@@ -202,7 +202,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch):
 
 
 def test_the_bomb_s_limits_are_as_large_as_weights_need(monkeypatch):
-    """Any model up to H/14 even if it is all zeros; beyond, ten times the file, as no trained weights are."""
+    """Every model up to H/14 is read, even if it is all zeros; larger files only up to ten times their size."""
     h14 = 431_000_000 + 21_843 * (1280 + 1)  # Table 1, and a head for ImageNet-21k
     assert 4 * h14 < npz._ALWAYS_READ
     zeros = {"stem/kernel": np.zeros(10**5, np.float32)}
@@ -226,7 +226,7 @@ def test_compressed_weights_are_read():
 def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further():
     file = io.BytesIO()
     np.savez_compressed(file, a=np.zeros(10**6))
-    # The checksum of all of it is right, so it was taken of the first thousand bytes.
+    # The checksum is that of all bytes. The error shows that only the first thousand were unpacked.
     with pytest.raises(UserError, match="Bad CRC-32"):
         npz.load_params(says_it_has(file.getvalue(), 1000), "m.npz")
 
@@ -247,7 +247,7 @@ SMALL = {"stem/kernel": np.ones((2, 2, 3, 4), np.float32), "stem/bias": np.ones(
 
 @given(data=st.data(), compressed=st.booleans())
 def test_a_damaged_file_is_read_or_refused(data, compressed):
-    """Bytes overwritten or cut off, anywhere: never another error, such as those of zipfile, zlib and NumPy."""
+    """With bytes changed or cut off anywhere, no other error is raised, such as one of zipfile, zlib or NumPy."""
     file = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(file, **SMALL)
     content = bytearray(file.getvalue())

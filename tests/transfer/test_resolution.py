@@ -23,7 +23,7 @@ def count(params):
 
 
 def parts_of(images, factor):
-    """The factor x factor parts of each image, cut out by their edges."""
+    """Cuts each image into factor x factor parts."""
     size = images.shape[1] // factor
     edges = [slice(i * size, (i + 1) * size) for i in range(factor)]
     return [images[:, rows, columns] for rows in edges for columns in edges]
@@ -32,7 +32,7 @@ def parts_of(images, factor):
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("grid", [1, 2, 3])
 def test_a_larger_images_pre_logits_are_the_mean_of_those_of_its_parts(grid, factor):
-    """Appendix C: what the extended model knows of each part is what the old one did, before and after the blocks."""
+    """Appendix C: the extended model computes the same features for each part as the old model."""
     small = make_model(classes=0, num_blocks=3)
     params = make_params(small, grid * PATCH)
     large = make_model(classes=0, num_blocks=3, tokens_mlp_dim=12 * factor**2)
@@ -46,7 +46,7 @@ def test_a_larger_images_pre_logits_are_the_mean_of_those_of_its_parts(grid, fac
 
 @given(grid=st.integers(1, 4), factor=st.integers(1, 4))
 def test_the_tokens_of_a_part_are_where_its_patches_lie(grid, factor):
-    """A picture whose pixels are the numbers of the tokens, cut with scissors."""
+    """Cuts a picture whose pixels are the numbers of the tokens."""
     picture = np.arange((grid * factor) ** 2).reshape(1, grid * factor, grid * factor)
     expected = [part.ravel() for part in parts_of(picture, factor)]
     np.testing.assert_array_equal(resolution.tokens_of_parts(grid, factor), expected)
@@ -54,7 +54,7 @@ def test_the_tokens_of_a_part_are_where_its_patches_lie(grid, factor):
 
 @pytest.mark.parametrize(("variant", "expected"), [("S/16", 30_068_352), ("B/16", 86_227_392)])
 def test_the_models_at_448_have_as_many_parameters_as_the_papers_d_s_makes(variant, expected):
-    """D_S is four times as large, counted from the specification; no head."""
+    """D_S is four times as large. The numbers are computed from the paper's specification, without a head."""
     model = models.create(variant, 0)
     image = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image((1, 224, 224, 3)))["params"]
@@ -75,10 +75,11 @@ def test_only_token_mixing_changes():
 
 
 def resampling(before, after):
-    """Bilinear resampling of a line of pixels as a float64 matrix [after, before], by its definition.
+    """Returns bilinear resampling of a line of pixels as a float64 matrix [after, before].
 
-    Pixel centres lie at (i + 1/2) / length. A triangle as wide as the coarser of the two spacings weighs the pixels
-    (so a smaller image averages), and the weights of those inside the image are brought to a sum of one.
+    By definition, pixel centres are at (i + 1/2) / length. Pixels are weighted by a triangle whose half-width is the
+    larger of the two pixel distances, so that downsampling averages. The weights of each new pixel are divided by their
+    sum, which leaves out what is outside the image.
     """
     here = (np.arange(after) + 0.5) * before / after - 0.5
     width = max(1.0, before / after)
@@ -91,7 +92,7 @@ def test_interpolation_is_bilinear_with_the_sum_over_an_image_kept(before, after
     params = make_params(make_model(num_blocks=1), before * PATCH, seed)
     found = resolution.interpolate(params, after)["MixerBlock_0"]["token_mixing"]
     line = resampling(before, after)
-    plane = np.kron(line, line)  # rows and columns: tokens lie row by row
+    plane = np.kron(line, line)  # over rows and columns; tokens are numbered row by row
     mlp = jax.tree.map(lambda leaf: leaf.astype(np.float64), params["MixerBlock_0"]["token_mixing"])
     expected = {
         "Dense_0": {"kernel": plane @ mlp["Dense_0"]["kernel"] * before**2 / after**2, "bias": mlp["Dense_0"]["bias"]},

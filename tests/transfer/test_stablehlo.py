@@ -1,4 +1,4 @@
-"""The exported forward pass as text; tests/test_export.py runs it without this project."""
+"""The text of the exported forward pass. tests/test_export.py runs it without this project."""
 
 import io
 import re
@@ -22,7 +22,7 @@ def test_products_are_float32_on_every_platform():
     program = written(make_params(make_model()), make_model(), 8).mlir_module()
     products = [line for line in program.splitlines() if "stablehlo.dot_general" in line or ".convolution" in line]
     count = 2 * 4 + 2  # two blocks of two MLPs, the stem and the head
-    assert len(products) in (count, len(stablehlo.PLATFORMS) * count)  # JAX may write the program once for each
+    assert len(products) in (count, len(stablehlo.PLATFORMS) * count)  # JAX may write one program for each platform
     for line in products:
         assert re.search(r"precision(_config)? = \[[^\]]*HIGHEST[^\]]*HIGHEST", line), line
         assert "bf16" not in line
@@ -37,7 +37,7 @@ def test_images_of_another_size_or_type_are_refused():
 
 
 def test_parameters_too_large_for_the_format_are_refused():
-    """As H/14 at 448 pixels is; these zeros take no memory."""
+    """H/14 at 448 pixels is too large, for example. These zeros take no memory."""
     params = {"stem": {"kernel": np.broadcast_to(np.float32(0), (2**29,))}}
     with pytest.raises(UserError, match=r"take 2\.00 GiB, and a \.stablehlo file cannot hold more than 2: use"):
         stablehlo.save_program(io.BytesIO(), params, make_model(), 8)

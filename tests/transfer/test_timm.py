@@ -1,4 +1,4 @@
-"""timm's format, without timm: tests/transfer/test_timm_model.py loads it there."""
+"""The format of timm, tested without timm. test_timm_model.py loads such files into timm's models."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ def written(params):
 
 
 def encoded(tensors):
-    """A safetensors file, byte by byte as its format says: length of the header, JSON, data."""
+    """Returns the bytes of a safetensors file by its definition: length of the header, JSON, data."""
     header, data = {}, b""
     for name, (dtype, array) in tensors.items():
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
@@ -34,7 +34,7 @@ def encoded(tensors):
 
 
 def test_names_and_axes_are_timms():
-    """One block, written out; the axes of PyTorch's layers: outputs first, a convolution's height and width last."""
+    """A model of one block. PyTorch's layers have the outputs first, and height and width of a convolution last."""
     params = make_params(make_model(num_blocks=1))
     block = params["MixerBlock_0"]
     expected = {
@@ -62,12 +62,12 @@ def test_names_and_axes_are_timms():
     for name, array in expected.items():
         assert tensors[name].dtype == np.float32
         np.testing.assert_array_equal(tensors[name], array)
-    assert expected["blocks.0.mlp_tokens.fc1.weight"].shape == (12, 4)  # D_S by S
+    assert expected["blocks.0.mlp_tokens.fc1.weight"].shape == (12, 4)  # [D_S, S]
     assert expected["stem.proj.weight"].shape == (16, 3, 4, 4)
 
 
 def test_what_is_written_says_that_it_is_pytorchs():
-    """transformers and others ask for it."""
+    """The transformers library needs this entry, for example."""
     content = written(make_params(make_model()))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert header["__metadata__"] == {"format": "pt"}
@@ -75,7 +75,7 @@ def test_what_is_written_says_that_it_is_pytorchs():
 
 @pytest.mark.parametrize("classes", [0, 5])
 def test_what_is_written_is_read_to_the_same_bits(classes):
-    params = make_params(make_model(classes, num_blocks=11))  # two digits
+    params = make_params(make_model(classes, num_blocks=11))  # block numbers of two digits
     assert same(timm.load_params(io.BytesIO(written(params)), "m.safetensors"), params)
 
 
@@ -181,7 +181,7 @@ def test_other_models_are_made_by_their_widths(model, size, widths):
 
 @given(hidden=st.integers(1, 2000), tokens=st.integers(1, 9000), channels=st.integers(1, 9000))
 def test_timms_ratios_come_back_to_the_widths(hidden, tokens, channels):
-    """timm takes int(ratio * width), which rounding can leave one short."""
+    """timm computes int(ratio * width). Rounding can make this one less than the width that is meant."""
     model = models.create("Ti/4", 10, hidden_dim=hidden, tokens_mlp_dim=tokens, channels_mlp_dim=channels)
     made = {}
     fake = type("timm", (), {"models": type("models", (), {"mlp_mixer": type("m", (), {"MlpMixer": made.update})})})

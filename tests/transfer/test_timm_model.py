@@ -1,4 +1,4 @@
-"""timm's own models hold what we write, and we read what they save. Needs torch and timm: `make test-timm`.
+"""Files that we write give the same logits in timm, and files of timm in our model. Needs torch: `make test-timm`.
 
 timm 1.0.31 with torch 2.13.0 on a CPU: logits of the models below differ from ours by up to 6e-7 of their largest, and
 by 7e-5 where GELU is the exact one.
@@ -20,7 +20,7 @@ from mixer.transfer import timm as our_timm
 from mixer.transfer.weights import Weights, load
 
 torch = pytest.importorskip("torch")
-# torchvision registers shapes of operators that its builds for CUDA bring along, which is an error without them.
+# torchvision registers shapes of operators that only its CUDA builds have; without them this import fails.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 timm = pytest.importorskip("timm")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -31,7 +31,7 @@ TINY = models.create("Ti/8", 5, num_blocks=3, hidden_dim=48, tokens_mlp_dim=20, 
 
 
 def extended(model, params, factor):
-    """The block-diagonal model for larger images, of Appendix C."""
+    """Returns the block-diagonal model of Appendix C for larger images."""
     wider = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * factor**2)
     return wider, resolution.extend(params, resolution.grid_of(params) * factor)
 
@@ -49,7 +49,7 @@ CASES = {
 @functools.cache
 def case(name):
     model, params, size = CASES[name]()
-    # Kernels that keep the size of what they are given, so that the curve of GELU matters.
+    # These kernels keep the scale of their input, so that activations reach the curved part of GELU.
     kernel = lambda leaf: leaf / np.float32(0.3 * np.sqrt(leaf.size / leaf.shape[-1]))  # noqa: E731
     params = jax.tree.map(lambda leaf: kernel(leaf) if leaf.ndim > 1 else leaf, params)
     images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), np.uint8).astype(np.float32) / 127.5 - 1
@@ -57,7 +57,7 @@ def case(name):
 
 
 def torch_model(model, size):
-    """By the very line of the model card, with GELU set to the tanh form as the card says."""
+    """Makes the model by the line of the model card, with the tanh form of GELU as the card says."""
     line = our_timm.constructor(model, size)
     assert line.endswith(")")
     gelu = functools.partial(torch.nn.GELU, approximate="tanh")
@@ -73,7 +73,7 @@ def assert_close(found, expected):
     assert found.shape == expected.shape
     largest = np.abs(expected).max()
     assert np.abs(found - expected).max() <= TOLERANCE * largest, np.abs(found - expected).max() / largest
-    assert np.std(expected, axis=0).max() > 10 * TOLERANCE * largest  # the images are told apart
+    assert np.std(expected, axis=0).max() > 10 * TOLERANCE * largest  # different images have different logits
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -135,7 +135,7 @@ def test_what_timm_saves_is_read_to_the_same_logits(name, dtype, tmp_path):
 
 
 def test_gelus_exact_form_is_another_model():
-    """What the card warns of: without the tanh form the logits differ, here by more than the tolerance."""
+    """The card warns of this: without the tanh form, logits differ by more than the tolerance."""
     model, params, size, images = case("odd widths")
     file = io.BytesIO()
     our_timm.save_params(file, params)
