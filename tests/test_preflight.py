@@ -14,7 +14,6 @@ from mixer.config import checks, recipe
 from mixer.config.tasks import TASKS
 from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
 from mixer.performance.data_facts import DataFacts
-from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 
@@ -37,9 +36,8 @@ def parameters(hidden=256, tokens=16, tokens_mlp=32, channels_mlp=512, classes=1
     return 3 * 64 * hidden + hidden + 2 * (block + 4 * hidden) + 2 * hidden + hidden * classes + classes
 
 
-def test_memory_and_work_agree_with_arithmetic():
+def test_memory_and_work_agree_with_arithmetic(mesh):
     told = []
-    mesh = devices.make_mesh()
     found = preflight.examine(small(), mesh, FACTS, memory=2**30, largest=False, tell=told.append)
     assert found["parameters"] == parameters()
     kinds = found["memory_by_kind"]
@@ -57,7 +55,7 @@ def test_memory_and_work_agree_with_arithmetic():
     assert len(told) == 2
 
 
-def test_what_is_compiled_is_the_production_step(monkeypatch):
+def test_what_is_compiled_is_the_production_step(monkeypatch, mesh):
     built, compiled = [], []
     build, compile_step = setup.build, compiling.compile_step
 
@@ -71,15 +69,14 @@ def test_what_is_compiled_is_the_production_step(monkeypatch):
 
     monkeypatch.setattr(setup, "build", recorded_build)
     monkeypatch.setattr(compiling, "compile_step", recorded_compile)
-    mesh = devices.make_mesh()
     tpu_topology.compile_train(small(), mesh, 10, 1)
     ((step, state, batch),) = compiled
     assert step is built[0].train_step
     assert (state, batch) == (built[0].state, setup.batch_shapes(small(), mesh, 1))
 
 
-def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
-    found = preflight.examine(small(sharding="fully_sharded"), devices.make_mesh(), FACTS, 2**30, largest=False)
+def test_fully_sharded_gathers_parameters_and_holds_an_eighth(mesh):
+    found = preflight.examine(small(sharding="fully_sharded"), mesh, FACTS, 2**30, largest=False)
     kinds = found["memory_by_kind"]
     assert kinds["parameters"] == pytest.approx(4 * parameters() / 8, rel=0.15)  # small arrays are copied
     assert found["checkpoint_bytes"] - 12 * parameters() in range(64)
@@ -87,9 +84,8 @@ def test_fully_sharded_gathers_parameters_and_holds_an_eighth():
 
 
 @pytest.mark.slow  # five programs
-def test_what_does_not_fit_is_compiled_with_each_remedy():
+def test_what_does_not_fit_is_compiled_with_each_remedy(mesh):
     """The core has 80% of the memory that the config needs. Fully sharded, the config fits; the text says so."""
-    mesh = devices.make_mesh()
     whole = preflight.examine(small(), mesh, FACTS, 2**30, largest=False)["total"]
     found = preflight.examine(small(), mesh, FACTS, 0.8 * whole)
     assert not found["fits"]
@@ -118,6 +114,31 @@ def fake(slope, fixed, recomputes_from, limit):
     return compile_train
 
 
+def test_each_remedy_changes_the_config_as_it_is(monkeypatch, mesh):
+    """And leaves it so: no change of one remedy is there for the next."""
+    compiled = []
+
+    def compile_train(config, *arguments):
+        compiled.append((config.model.remat, config.sharding, config.accumulate_steps))
+        raise compiling.DoesNotFitError(None)
+
+    monkeypatch.setattr(tpu_topology, "compile_train", compile_train)
+    config = small(batch_size=512)
+    before = config.to_dict()
+    fitting = memory_fit.Fitting(config, mesh, 10, 1, memory=1)
+    tried = [remedy["change"] for remedy in fitting.remedies()]
+    assert compiled == [
+        (True, "data_parallel", 1),
+        (False, "fully_sharded", 1),
+        (False, "data_parallel", 2),
+        (False, "data_parallel", 4),
+        (True, "fully_sharded", 1),
+        (True, "fully_sharded", 4),
+    ]
+    assert tried[-1] == "--config.model.remat=True --config.sharding=fully_sharded --config.accumulate_steps=4"
+    assert config.to_dict() == before
+
+
 @pytest.mark.parametrize(
     ("recomputes_from", "memory", "expected"),
     [
@@ -128,9 +149,9 @@ def fake(slope, fixed, recomputes_from, limit):
         (10_000, 1000 + 10 * 65, (64, 1640, 0.0)),  # 64 fit, and no more
     ],
 )
-def test_the_largest_batch(monkeypatch, recomputes_from, memory, expected):
+def test_the_largest_batch(monkeypatch, mesh, recomputes_from, memory, expected):
     monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, recomputes_from, memory))
-    fit = memory_fit.Fitting(small(), devices.make_mesh(), 10, 1, memory)
+    fit = memory_fit.Fitting(small(), mesh, 10, 1, memory)
     found = fit.largest(fit.train())
     assert (found and (found["per_core"], found["total"], pytest.approx(found["extra_work"]))) == expected
 

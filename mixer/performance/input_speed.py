@@ -10,8 +10,8 @@ Each stage is the pipeline of training, cut off after that stage. It runs on all
     decoding alone    the decoder with images and crop windows that are in memory: no reading, no resizing
 
 The own cost of a stage is its time for an image minus that of the stage before, multiplied by the number of cores. A
-stage costs nothing in this sense if it uses only cores that were idle before. That happens, because reading is mostly
-Python, and only one thread runs Python at a time.
+stage costs nothing in this sense if it uses only cores that the stages before leave idle. They leave some idle because
+reading is mostly Python, and only one thread runs Python at a time.
 """
 
 import dataclasses
@@ -138,7 +138,7 @@ def measure(
     """
     mesh = devices.make_mesh()
     rows = devices.host_rows(mesh, config.batch_size)
-    count = len(range(config.batch_size)[rows])
+    count = rows.stop - rows.start
     source = readers.open_source(config.input, config.input.train_split, cache_dir)
     feeds = _feeds(source, config, mesh, rows)
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in feeds}
@@ -160,7 +160,9 @@ def measure(
     )
 
 
-# From a stage to its function of (groups of examples, `config.input`), for the stages that process groups.
+Feed = Callable[[range], Iterator[Any]]
+
+# The stages that process groups of examples, each as a function of (groups, `config.input`).
 _STAGES: dict[str, Callable[[tf.data.Dataset, ml_collections.ConfigDict], tf.data.Dataset]] = {
     "read": lambda examples, config: examples,
     "decode and crop": lambda examples, config: pipeline.train_images(examples, config, augmented=False),
@@ -168,13 +170,10 @@ _STAGES: dict[str, Callable[[tf.data.Dataset, ml_collections.ConfigDict], tf.dat
 }
 
 
-Feed = Callable[[range], Iterator[Any]]
-
-
 def _feeds(
     source: sources.Source, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, rows: slice
 ) -> dict[str, Feed]:
-    """Returns, for each stage, a function from steps to an iterator that yields once for each step.
+    """Returns a function for each stage, from a range of steps to an iterator that has one item for each step.
 
     Args:
       source: the training split.
@@ -183,7 +182,7 @@ def _feeds(
       rows: this host's rows of a batch.
     """
     of_run = {"seed": config.seed, "batch_size": config.batch_size, "rows": rows}
-    count = len(range(config.batch_size)[rows])
+    count = rows.stop - rows.start
 
     def feed_of(stage: str) -> Feed:
         def dataset(steps: range, verify: bool) -> tf.data.Dataset:
@@ -209,7 +208,7 @@ def _feeds(
 
 def _kept(source: sources.Source, config: ml_collections.ConfigDict, rows: slice) -> dict[str, tf.Tensor]:
     """Reads the first images of a run: bytes, crop windows and the other items of `pipeline.train_examples`."""
-    count = len(range(config.batch_size)[rows])
+    count = rows.stop - rows.start
     steps = range(math.ceil(_KEPT / count))
     examples = pipeline.train_examples(
         source, config.input, seed=config.seed, batch_size=config.batch_size, rows=rows, steps=steps, verify=True

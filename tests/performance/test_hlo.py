@@ -48,8 +48,7 @@ def test_a_program_counted_by_hand():
     }
 
 
-def compiled(function, spec):
-    mesh = devices.make_mesh()
+def compiled(function, spec, mesh):
     out = jax.sharding.NamedSharding(mesh, spec)
     rows = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=devices.batch_sharding(mesh))
     return hlo.collectives(jax.jit(function, out_shardings=out).lower(rows).compile().as_text())
@@ -68,5 +67,5 @@ def compiled(function, spec):
     ],
     ids=["none", "a sum over devices", "gathering", "in a loop"],
 )  # fmt: skip
-def test_programs_whose_traffic_is_known(function, spec, expected):
-    assert compiled(function, spec) == expected
+def test_programs_whose_traffic_is_known(function, spec, expected, mesh):
+    assert compiled(function, spec, mesh) == expected

@@ -10,7 +10,6 @@ import pytest
 from mixer import models
 from mixer.config import checks, recipe
 from mixer.performance import batch_size_search, compiling, model_speed, timing
-from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 
@@ -53,7 +52,7 @@ def forward_macs():
     return tokens * 3 * 64 * 128 + 4 * 2 * tokens * 128 * (64 + 512) + 128 * 1000
 
 
-def test_what_is_timed_in_training_is_the_production_step(monkeypatch):
+def test_what_is_timed_in_training_is_the_production_step(monkeypatch, mesh):
     """The timed program is compiled from `setup.build`'s step, and gives the metrics of that step, bit by bit."""
     built, compiled, timed_metrics = [], [], []
     build, compile_step = setup.build, compiling.compile_step
@@ -79,9 +78,9 @@ def test_what_is_timed_in_training_is_the_production_step(monkeypatch):
     (one,) = built
     ((step, state, batch),) = compiled
     assert step is one.train_step
-    assert (state, batch) == (one.state, setup.batch_shapes(run_config(), devices.make_mesh(), 1))
+    assert (state, batch) == (one.state, setup.batch_shapes(run_config(), mesh, 1))
 
-    production = build(run_config(), devices.make_mesh(), num_classes=1000)
+    production = build(run_config(), mesh, num_classes=1000)
     state, rows = production.init(), model_speed._random_batch(batch)
     for expected in timed_metrics:
         state, metrics = production.train_step(state, rows)
