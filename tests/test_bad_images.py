@@ -1,4 +1,4 @@
-"""Images of every kind that is found in the wild, by the command: used or counted, alike in training and evaluation."""
+"""Images as people have them. Training and evaluation use each file, or count it as unusable."""
 
 import io
 import pathlib
@@ -23,7 +23,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def header_of_a_bomb() -> bytes:
-    """A PNG that says it has 400 million pixels."""
+    """Returns a PNG whose header says that it has 400 million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -33,7 +33,7 @@ def header_of_a_bomb() -> bytes:
 
 
 def zoo() -> dict[str, bytes]:
-    """Sixteen files by name; those that cannot be used are named by what is wrong with them."""
+    """Returns sixteen files by name. An unusable file has the name of its status."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
@@ -68,7 +68,7 @@ BAD = ("empty", "unknown_format", "truncated", "undecodable", "too_large")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Two classes, and the same sixteen files to train on and to validate with."""
+    """A folder of two classes, with the same sixteen files in training and validation."""
     root = tmp_path_factory.mktemp("zoo")
     for split in ("train", "validation"):
         for i, (name, data) in enumerate(zoo().items()):
@@ -78,19 +78,19 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-# A batch is an epoch: every file is met once a step.
+# A batch is an epoch: each step reads each file once.
 SETTINGS = {"input.dataset": "folder", "total_steps": 3, "eval_steps": 3, "input.crop": "random"}
 
 
-def test_every_kind_is_used_or_counted(folder, tmp_path):
+def test_every_file_is_used_or_counted(folder, tmp_path):
     done = run(command(str(folder), tmp_path, **SETTINGS, **{"input.max_bad_share": 0.5}))
     assert done.returncode == 0, done.stderr
-    for row in read_metrics(tmp_path):
-        counted = {name: count for name, count in row.items() if name.startswith("train/bad_images/")}
-        assert counted == {f"train/bad_images/{kind}": row["step"] for kind in BAD}
-    counted = {name: count for name, count in row.items() if name.startswith("val/bad_images/")}
+    for line in read_metrics(tmp_path):
+        counted = {name: count for name, count in line.items() if name.startswith("train/bad_images/")}
+        assert counted == {f"train/bad_images/{kind}": line["step"] for kind in BAD}
+    counted = {name: count for name, count in line.items() if name.startswith("val/bad_images/")}
     assert counted == {f"val/bad_images/{kind}": 1 for kind in BAD}
-    assert (row["val/count"], row["val/unreadable"]) == (11, 5)
+    assert (line["val/count"], line["val/unreadable"]) == (11, 5)
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("images that could not be used: ")]
     assert said == (
         "images that could not be used: in training 3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
@@ -98,8 +98,11 @@ def test_every_kind_is_used_or_counted(folder, tmp_path):
     )
 
 
-def test_too_many_stop_the_run_be_they_trained_on_or_evaluated_with(folder, tmp_path):
-    strict = {**SETTINGS, "input.max_bad_share": 0.004}  # of a thousand images, since fewer were seen
+def test_too_many_unusable_images_stop_the_run_in_training_and_in_evaluation(folder, tmp_path):
+    strict = {
+        **SETTINGS,
+        "input.max_bad_share": 0.004,
+    }  # the share counts at least a thousand images, so four are allowed
     with pytest.raises(UserError, match=r"^31.25% of 16 images cannot be used \(1 empty, .*more than .*=0.40%: mend"):
         train.train(tiny(str(folder), **strict), tmp_path / "run")
     shutil.copytree(folder, tmp_path / "data")
@@ -108,4 +111,4 @@ def test_too_many_stop_the_run_be_they_trained_on_or_evaluated_with(folder, tmp_
             shutil.copy(folder / "train" / "cat" / "colour.jpg", path)
     with pytest.raises(UserError, match=r"^31.25% of 16 images cannot be used \(1 empty"):
         train.train(tiny(str(tmp_path / "data"), **strict), tmp_path / "other")
-    assert [row["step"] for row in read_metrics(tmp_path / "other")] == [1, 2]  # the evaluation was at step 3
+    assert [line["step"] for line in read_metrics(tmp_path / "other")] == [1, 2]  # the evaluation was at step 3

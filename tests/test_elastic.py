@@ -1,4 +1,4 @@
-"""A run goes on wherever there is room: on other devices, laid out another way, with some settings changed."""
+"""A run continues on other devices, with another sharding, and with some other settings."""
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -9,18 +9,18 @@ from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train
 from mixer.config import run_folder
-from mixer.runtime import preemption
+from mixer.runtime import devices, preemption
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 
-# Wide enough for some arrays to be split when fully sharded; by groups of two rows even sixteen devices can mix.
+# Wide enough that fully_sharded splits some arrays. Mixup has groups of two rows, so 16 devices can mix 32 rows.
 WIDE = {**DROPPING, "model.hidden_dim": 64, "model.channels_mlp_dim": 256, "batch_size": 32}
 
 
 def losses(workdir):
-    rows = read_metrics(workdir)
-    assert [row["step"] for row in rows] == list(range(1, 13))
-    return [row["train/loss"] for row in rows]
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    return [line["train/loss"] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def undisturbed(data_dir, tmp_path_factory):
 
 @pytest.mark.slow  # two and a half minutes
 def test_a_run_moves_from_8_devices_to_4_to_2_to_1(undisturbed, data_dir, tmp_path, monkeypatch):
-    """With its layout changed on the way; the batches stay the same, so the losses do, to rounding."""
-    for devices, kind, until in (
+    """Its sharding changes too. The batches stay the same, and so the losses are equal up to rounding."""
+    for count, kind, until in (
         (8, "data_parallel", 3), (4, "fully_sharded", 6), (2, "data_parallel", 8), (8, "fully_sharded", 10),
         (1, "data_parallel", 12),
     ):  # fmt: skip
-        mesh = devices.make_mesh(jax.devices()[:devices])
-        monkeypatch.setattr(sharding, "make_mesh", lambda mesh=mesh: mesh)
+        mesh = devices.make_mesh(jax.devices()[:count])
+        monkeypatch.setattr(devices, "make_mesh", lambda mesh=mesh: mesh)
         stop = preemption.Stop(after=until) if until < 12 else None
         config = tiny(data_dir, **WIDE, sharding=kind)
         if stop:
@@ -48,14 +48,14 @@ def test_a_run_moves_from_8_devices_to_4_to_2_to_1(undisturbed, data_dir, tmp_pa
             train.train(config, tmp_path)
         monkeypatch.undo()
     found = losses(tmp_path)
-    # Rounding grows with every step: the first three behind the first move keep the bound, the rest stays close.
+    # Rounding errors grow with each step: only the first three steps after the first move keep the tight bound.
     np.testing.assert_allclose(found[:6], undisturbed[:6], rtol=1e-5)
     np.testing.assert_allclose(found, undisturbed, rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_a_run_moves_from_8_devices_to_16(undisturbed, data_dir, tmp_path):
-    """By the command, since a process has a fixed number of devices."""
+    """The command starts a second process, because the number of devices of a process is fixed."""
     half = run(command(data_dir, tmp_path, "--stop_after=6", **WIDE))
     assert half.returncode == preemption.EXIT_STATUS, half.stderr
     rest = run(command(data_dir, tmp_path, **WIDE, sharding="fully_sharded"), devices=16)

@@ -1,4 +1,4 @@
-"""The run's folder can no longer be written to; a full disk is tried by tests/chaos (disk)."""
+"""A run loses the permission to write to its folder. tests/chaos (disk) tries a full disk."""
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -12,7 +12,7 @@ from test_train import ROOT, command, data_dir, run  # noqa: F401
 
 from mixer.training.metrics import read_metrics
 
-# Root may write anywhere: without these capabilities it is held to permissions as everybody is.
+# Root may write anywhere. Without these capabilities, root needs permissions like any other user.
 AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 pytestmark = pytest.mark.skipif(
@@ -57,4 +57,4 @@ def test_a_lost_permission_stops_the_run_or_not(on_error, data_dir, tmp_path):
     else:
         assert process.returncode == 0, complained
         assert any("heckpoint" in line and "Permission denied" in line for line in lines), complained
-    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(10, 401, 10))
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(10, 401, 10))

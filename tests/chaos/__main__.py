@@ -1,6 +1,7 @@
-"""Disturbs the real command at random and compares its bits: python -m tests.chaos --trials 100 --seed 0.
+"""Disturbs real runs at random and compares their results bit for bit: python -m tests.chaos --trials 100 --seed 0.
 
-Of a trial the seed and its number decide everything but the machine's speed; `--only` repeats one.
+The seed and a trial's number decide everything that is drawn. Only the machine's speed differs when `--only` repeats a
+trial.
 """
 
 import argparse
@@ -20,9 +21,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     known = ",".join(session.KINDS)
-    parser.add_argument("--kinds", default="", help=f"some of {known}; or all, peer from {session.LONG} trials on")
-    parser.add_argument("--only", type=int, help="the number of one trial to repeat; the other arguments as they were")
-    parser.add_argument("--folder", type=pathlib.Path, help="where to work, new; what failed stays there to look at")
+    parser.add_argument(
+        "--kinds", default="", help=f"some of {known}; by default all, peer only from {session.LONG} trials on"
+    )
+    parser.add_argument("--only", type=int, help="the number of a trial to repeat; give the other arguments as before")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="a new folder to work in; the files of failed trials stay there"
+    )
     arguments = parser.parse_args()
     arguments.kinds = [kind for kind in arguments.kinds.split(",") if kind]
     if unknown := set(arguments.kinds) - session.KINDS.keys():
@@ -34,7 +39,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a session that is asked to end leaves nothing behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupted session still ends its processes
     since = time.monotonic()
     planned = dict(enumerate(session.plan(arguments.trials, arguments.seed, arguments.kinds)))
     if arguments.only is not None:

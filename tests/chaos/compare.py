@@ -1,4 +1,4 @@
-"""What two runs that computed the same must have in common: every bit of the state, and every line of the metrics."""
+"""Compares two runs: every bit of the state, and every line of the metrics."""
 
 import pathlib
 import threading
@@ -7,16 +7,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mixer.training.metrics import read_metrics
+from mixer.training.metrics import deterministic, read_metrics
 
-_TIMED = ("images_per_sec_per_core", "device_wait_share", "seconds_left")
-_SHOWN = 3  # differences of one kind that are listed
+_SHOWN = 3  # how many differences of one kind are listed
 
-_reading = threading.Lock()  # two trials may end at once
+_reading = threading.Lock()  # two trials may end at the same time
 
 
 def state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """All arrays of a checkpoint by their paths: parameters, averages, optimizer state, counters and checksums."""
+    """Reads all arrays of a checkpoint by path: parameters, averages, optimizer state, counters and checksums."""
     folder = workdir.resolve() / "checkpoints" / str(step) / "default"
     with _reading, ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
@@ -26,7 +25,7 @@ def state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 def state_differences(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[str]:
-    """Names the arrays that are not the same bit for bit."""
+    """Returns a line for each array that differs in any bit."""
     names = [name for name in sorted({*expected, *found}) if not _same_bits(expected.get(name), found.get(name))]
     return _shortened([f"array {name} differs" for name in names])
 
@@ -38,31 +37,31 @@ def _same_bits(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of the metrics without what depends on the clock."""
-    return [{key: value for key, value in row.items() if not key.endswith(_TIMED)} for row in read_metrics(workdir)]
+    """Reads the lines of the metrics without measured times."""
+    return [deterministic(line) for line in read_metrics(workdir)]
 
 
 def metrics_differences(expected: list[dict[str, float]], found: list[dict[str, float]]) -> list[str]:
-    """Names the steps whose lines are not the same."""
+    """Returns a line for each step whose metrics differ."""
     pairs = zip(expected, found, strict=False)
-    lines = [f"metrics of step {one['step']} differ: {one} and {other}" for one, other in pairs if one != other]
-    return _shortened(lines)
+    problems = [f"metrics of step {one['step']} differ: {one} and {other}" for one, other in pairs if one != other]
+    return _shortened(problems)
 
 
 def order_differences(found: list[dict[str, float]], steps: int) -> list[str]:
-    """Says so if the metrics do not hold every step exactly once and in order."""
-    numbers = [row["step"] for row in found]
+    """Returns a line if the metrics do not have every step exactly once and in order."""
+    numbers = [line["step"] for line in found]
     if numbers == list(range(1, steps + 1)):
         return []
     return [f"metrics.jsonl holds the steps {numbers}, not 1 to {steps}"]
 
 
 def differences(expected: pathlib.Path, found: pathlib.Path, steps: int) -> list[str]:
-    """All in which a disturbed run differs from the undisturbed one."""
-    rows = metrics(found)
+    """Returns all differences between a disturbed run and the undisturbed one, one line each."""
+    lines = metrics(found)
     return (
-        order_differences(rows, steps)
-        + metrics_differences(metrics(expected), rows)
+        order_differences(lines, steps)
+        + metrics_differences(metrics(expected), lines)
         + state_differences(state(expected, steps), state(found, steps))
     )
 
@@ -70,10 +69,20 @@ def differences(expected: pathlib.Path, found: pathlib.Path, steps: int) -> list
 def loss_differences(
     expected: pathlib.Path, found: pathlib.Path, steps: int, after: int, near: int, tight: float, loose: float
 ) -> list[str]:
-    """Losses that differ by more than `tight` in the `near` steps behind step `after`, or than `loose` later on."""
-    rows = metrics(found)
-    problems = order_differences(rows, steps)
-    for one, other in zip(metrics(expected), rows, strict=False):
+    """Returns a line for each step whose losses differ too much.
+
+    Args:
+      expected: folder of the undisturbed run.
+      found: folder of the disturbed run.
+      steps: of both runs.
+      after: the step after which the layout of the disturbed run changed. Until then the losses must be equal.
+      near: how many steps after the change have the tight tolerance. Later steps have the loose one.
+      tight: relative tolerance.
+      loose: relative tolerance.
+    """
+    lines = metrics(found)
+    problems = order_differences(lines, steps)
+    for one, other in zip(metrics(expected), lines, strict=False):
         step, losses = one["step"], (one["train/loss"], other["train/loss"])
         tolerance = 0.0 if step <= after else tight if step <= after + near else loose
         if abs(losses[0] - losses[1]) > tolerance * abs(losses[0]):

@@ -1,4 +1,4 @@
-"""Damaging what a stopped run left: the newest checkpoint, all of them, or the files beside them."""
+"""Damages the files of a killed run: the newest checkpoint, all checkpoints, or the files beside them."""
 
 import pathlib
 import random
@@ -13,7 +13,7 @@ from tests.chaos.trials import Trial
 _MARKS = ("commit_success.txt", "_CHECKPOINT_METADATA", "manifest.ocdbt", "files.json")
 _GARBAGE = b'{"half a li\xff'
 
-# ------------------------------------------------------------------------- each damages a checkpoint and says in words
+# ----------------------------------------------- damages; each takes the folder of a checkpoint and says what it did
 
 
 def truncate(rng: random.Random, folder: pathlib.Path) -> str:
@@ -45,21 +45,21 @@ def delete_mark(rng: random.Random, folder: pathlib.Path) -> str:
 
 
 def delete_manifest(rng: random.Random, folder: pathlib.Path) -> str:
-    """The one file without which no array can be read, whatever else is there."""
+    """Deletes the index, without which no array can be read."""
     path = folder / "default" / "manifest.ocdbt"
     path.unlink()
     return f"{_short(path)} deleted"
 
 
 def empty(rng: random.Random, folder: pathlib.Path) -> str:
-    """Removes all files, with or without the folders that held them."""
+    """Deletes all files, and at random also the folders."""
     for path in _files(folder):
         path.unlink()
     folders = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
     kept = rng.random() < 0.5
     for path in () if kept else folders:
         path.rmdir()
-    return f"{folder.name} emptied" + (", its folders left" if kept else "")
+    return f"{folder.name} emptied" + (", its folders kept" if kept else "")
 
 
 def garbage(rng: random.Random, folder: pathlib.Path) -> str:
@@ -76,18 +76,18 @@ _DAMAGES: tuple[Callable[[random.Random, pathlib.Path], str], ...] = (
 
 
 def damage_newest(trial: Trial) -> None:
-    """A checkpoint that is not whole is passed over, with a line that says why, and the one before it serves."""
+    """Damages the newest checkpoint. The run must skip it, say why in one line, and continue from the one before."""
     *_, before, newest = committed(trial.workdir)
     trial.did(trial.rng.choice(_DAMAGES)(trial.rng, _checkpoint(trial, newest)))
     run = trial.survive()
     continued, skipped = run.continued_from(), re.findall(r"Checkpoint (\d+) skipped", run.stderr)
     trial.expect(continued in (before, newest), f"it continued from step {continued}, not {before} or {newest}")
-    if continued != newest:  # else the damage is in nothing that is read, and the bits are the judge
-        trial.expect(skipped == [str(newest)], f"checkpoint {newest} was to be named in one line, not: {run.stderr}")
+    if continued != newest:  # otherwise the damaged part is never read; the comparison of bits decides
+        trial.expect(skipped == [str(newest)], f"expected one line about checkpoint {newest}, not: {run.stderr}")
 
 
 def damage_all(trial: Trial) -> None:
-    """With no checkpoint left the run stops, and leaves them as they are to whoever can mend them."""
+    """Damages all checkpoints. The run must stop and delete nothing, since somebody may be able to repair one."""
     steps = committed(trial.workdir)
     for step in steps:
         trial.did(trial.rng.choice((delete_manifest, empty))(trial.rng, _checkpoint(trial, step)))
@@ -95,11 +95,11 @@ def damage_all(trial: Trial) -> None:
     run = trial.start()
     run.end()
     trial.one_error(run, rf"none of the {len(steps)} checkpoints .* can be read")
-    trial.expect(_listing(trial) == left, f"of {left} it left {_listing(trial)}")
+    trial.expect(_listing(trial) == left, f"of {left} only {_listing(trial)} remain")
 
 
 def tear_metrics(trial: Trial) -> None:
-    """The last line of the metrics is cut short."""
+    """Cuts off the end of the metrics, within the last line."""
     path = trial.workdir / "metrics.jsonl"
     data = path.read_bytes()
     last = len(data) - data.rstrip(b"\n").rfind(b"\n") - 1
@@ -110,7 +110,7 @@ def tear_metrics(trial: Trial) -> None:
 
 
 def spoil_config(trial: Trial) -> None:
-    """Garbage in the run's config, which the command line can replace: a warning, or an error that names the file."""
+    """Damages the run's config. The run must warn of it and replace it, or stop with an error that names the file."""
     path = trial.workdir / "config.json"
     whole = path.read_bytes()
     path.write_bytes(trial.rng.choice((_GARBAGE, b"", b"[]", whole[: len(whole) // 2])))
@@ -119,7 +119,7 @@ def spoil_config(trial: Trial) -> None:
     if run.end():
         trial.one_error(run, r"config\.json")
         path.write_bytes(whole)
-    trial.expect("config.json" in run.stderr, f"nothing was said of it: {run.stderr}")
+    trial.expect("config.json" in run.stderr, f"no line names the file: {run.stderr}")
     trial.survive()
 
 
@@ -127,7 +127,7 @@ _WAYS = (damage_newest,) * 7 + (damage_all, tear_metrics, spoil_config)
 
 
 def damage(trial: Trial) -> None:
-    """SIGKILL when there are two checkpoints and more, then damage."""
+    """Kills a run that has two checkpoints or more, then damages its files."""
     run = trial.start()
     run.wait_until(lambda: len(_whole(run)) >= 2)
     moment = run.seconds + trial.rng.uniform(0, 0.2) * trial.bench.undisturbed().seconds
@@ -171,7 +171,7 @@ def _short(path: pathlib.Path) -> str:
 
 
 def _listing(trial: Trial) -> list[str]:
-    """What the checkpoints hold, without those whose saving was interrupted: what is left of them may go."""
+    """Lists the files of committed checkpoints. (A run may delete the others, whose saving was interrupted.)"""
     folder = trial.workdir / "checkpoints"
     paths = [str(path.relative_to(folder)) for path in folder.rglob("*")]
     return sorted(path for path in paths if ".orbax-checkpoint-tmp" not in path.split("/")[0])

@@ -1,4 +1,4 @@
-"""Ending a run from outside, at any moment: SIGKILL, and the signals that ask it to leave."""
+"""Ends a run at any moment: by SIGKILL, or by a signal that asks it to stop."""
 
 import signal
 import time
@@ -10,19 +10,19 @@ from tests.chaos.trials import Trial
 
 _ASKED = (signal.SIGTERM, signal.SIGINT)
 
-# Before Python has installed handlers a signal does what it always does; as the status of a shell or of a process.
+# Statuses of a process that a signal ended before the run installed its handlers, as Python and as a shell report them.
 _BEFORE_HANDLERS = {status for number in _ASKED for status in (-number, 128 + number)}
 
 
 def at_any_time(trial: Trial, run: Run) -> str:
-    """Waits for a moment drawn uniformly from the time that a run takes."""
+    """Waits until a moment that is drawn uniformly from the duration of a run."""
     moment = trial.rng.uniform(0, trial.bench.undisturbed().seconds)
     run.wait_until(lambda: run.seconds >= moment, pause=0.005)
     return ""
 
 
 def at_a_bad_time(trial: Trial, run: Run) -> str:
-    """Waits for a moment at which a run is most easily hurt."""
+    """Waits for one of the critical moments of a run."""
     moment, times = trial.rng.choice(list(MOMENTS)), trial.rng.randint(1, 3)
     wait_for(run, moment, times)
     time.sleep(trial.rng.choice((0, 0, 0.002, 0.01, 0.05)))
@@ -30,7 +30,7 @@ def at_a_bad_time(trial: Trial, run: Run) -> str:
 
 
 def kill(trial: Trial) -> None:
-    """SIGKILL, one to three times."""
+    """Kills one to three starts of a run."""
     for _ in range(trial.rng.choice((1, 1, 2, 3))):
         run = trial.start()
         why = trial.rng.choice((at_any_time, at_a_bad_time))(trial, run)
@@ -39,7 +39,7 @@ def kill(trial: Trial) -> None:
 
 
 def preempt(trial: Trial) -> None:
-    """SIGTERM or SIGINT, sometimes a second one soon after."""
+    """Sends SIGTERM or SIGINT, and sometimes a second signal soon after."""
     run = trial.start()
     why = trial.rng.choice((at_any_time, at_any_time, at_a_bad_time))(trial, run)
     had_said = bool(run.said)
@@ -50,7 +50,7 @@ def preempt(trial: Trial) -> None:
             trial.hit(run, trial.rng.choice(_ASKED), "a second one")
     status = run.end()
     allowed = {0, EXIT_STATUS} | (set() if had_said else _BEFORE_HANDLERS)
-    trial.expect(status in allowed, f"asked to stop it ended with status {status}: {run.stderr[-2000:]}")
+    trial.expect(status in allowed, f"after the request to stop, it ended with status {status}: {run.stderr[-2000:]}")
     saved = [line for line in run.said if line.startswith("asked to stop: saved at step ")]
     newest = max(committed(trial.workdir), default=None)
     if saved:

@@ -1,7 +1,7 @@
-"""Starts the real command as a user does, and keeps what the trials of one session share.
+"""Starts the real command as a user does, and holds everything that the trials of a session share.
 
-A trial costs two or three starts, and most of a start is compilation. So JAX's compilation cache is filled by the
-undisturbed runs; runs that are to be killed only read it, since a kill could leave half an entry for those after it.
+A trial starts the command two or three times, and most of a start is compilation. So the undisturbed runs fill JAX's
+compilation cache. Runs that will be killed only read the cache, because a killed run could leave an incomplete entry.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from mixer.runtime.errors import quiet_libraries
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# A model of a few thousand parameters on 72 fractals of 16 pixels, with all that draws at random or averages, and so
-# often evaluated and saved that a moment picked at random falls into anything that a run does.
+# A model of a few thousand parameters on 72 fractals of 16 pixels. Everything random is on, and the average too. It
+# evaluates and saves so often that a random moment can fall into anything that a run does.
 SETTINGS = {
     "model.num_blocks": 2,
     "model.hidden_dim": 16,
@@ -47,24 +47,34 @@ SETTINGS = {
 }
 DEVICES = 8
 
-_NEVER = "1e9"  # seconds that a compilation must take to be kept
-_WARM_SHARE = 0.5  # of the time of a run that compiles, what one takes that finds all compiled; where not measured
-_PATIENCE = 900  # seconds; a run takes 20 on a quiet machine
+_NEVER = "1e9"  # seconds that a compilation must take to be cached: nothing is
+_WARM_SHARE = 0.5  # assumed time of a run with a full cache, as a share of the time of one that compiles
+_PATIENCE = 900  # seconds; a run takes 20 s on an idle machine
 
 T = TypeVar("T")
 
 
 class UnexpectedError(Exception):
-    """The command did what it must not, and the trial cannot go on."""
+    """The command failed in a way that ends the trial."""
 
 
 class Run:
-    """One process of `python -m mixer.train`, and its lines as they come."""
+    """A process of `python -m mixer.train`, and the lines that it prints."""
 
     def __init__(
         self, bench: "Bench", workdir: pathlib.Path, *arguments: str, devices: int, compiles: bool | None, **changes
     ):
-        """Starts it; one that `compiles` adds to the compilation cache, and is not to be killed; None does without."""
+        """Starts the process.
+
+        Args:
+          bench: of the session.
+          workdir: the run's folder.
+          *arguments: more arguments of the command.
+          devices: how many virtual devices the process sees.
+          compiles: True writes the compilation cache, so the run must not be killed; False only reads it; None does
+            not use it.
+          **changes: settings that differ from the bench's.
+        """
         self.workdir, self.settings = workdir, {**bench.settings, **changes}
         config = {**self.settings, "input.data_dir": bench.data_dir}
         flags = [f"--config.{name}={value}" for name, value in config.items()]
@@ -96,11 +106,11 @@ class Run:
         return "\n".join(self.complained)
 
     def last_step(self) -> int:
-        """The step of the last line that shows one, 0 before."""
+        """Returns the step of the last line that shows one; 0 if none does."""
         return next((int(found[1]) for line in self.said[::-1] if (found := re.match(r"step (\d+)", line))), 0)
 
     def continued_from(self) -> int | None:
-        """The step that it says to continue from."""
+        """Returns the step from which the run says that it continues."""
         found = re.search(r"^continuing from step (\d+)", "\n".join(self.said), re.MULTILINE)
         return int(found[1]) if found else None
 
@@ -108,22 +118,22 @@ class Run:
         self.process.send_signal(number)
 
     def end(self, patience: float = _PATIENCE) -> int:
-        """Waits for its end and returns its status."""
+        """Waits until the process ends. Returns its status."""
         try:
             status = self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise UnexpectedError(f"did not end within {patience:.0f} s; it said last: {self.said[-1:]}") from None
+            raise UnexpectedError(f"did not end within {patience:.0f} s; its last line: {self.said[-1:]}") from None
         for reader in self._readers:
             reader.join()
         return status
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
+        """Kills the process, if it still runs."""
         self.process.kill()
         self.end()
 
     def wait_until(self, condition: Callable[[], bool], pause: float = 0.02) -> bool:
-        """Waits until something holds; False if the process ended before it did."""
+        """Waits until a condition holds. Returns False if the process ended before."""
         while self.alive:
             if condition():
                 return True
@@ -142,11 +152,11 @@ def _read(pipe: IO[str], lines: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to.
+    """A run without disturbance.
 
     Attributes:
-      workdir: its folder.
-      seconds: what it takes when all is compiled; moments of a disturbance are drawn from it.
+      workdir: the run's folder.
+      seconds: its duration with a full compilation cache. The moments of disturbances are drawn from it.
     """
 
     workdir: pathlib.Path
@@ -154,10 +164,16 @@ class Undisturbed:
 
 
 class Bench:
-    """What the trials of a session share: data, JAX's compilation cache, and the runs to compare with."""
+    """Everything that the trials of a session share: data, compilation cache, and the runs to compare with."""
 
     def __init__(self, folder: pathlib.Path, measures: bool = True, **changes):
-        """Works in `folder`; `measures` how long an undisturbed run takes by a second one."""
+        """Prepares the data.
+
+        Args:
+          folder: to work in.
+          measures: measure the duration of an undisturbed run with a second one, which finds a full cache.
+          **changes: settings that differ from `SETTINGS`.
+        """
         self.folder, self.settings, self._measures = folder, {**SETTINGS, **changes}, measures
         self.data_dir = str(folder / "data")
         quiet_libraries()
@@ -165,9 +181,10 @@ class Bench:
         self._made: dict[object, object] = {}
         self._locks: dict[object, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._running: list[Run] | None = []  # None: no more
+        self._running: list[Run] | None = []  # None: no more processes may start
 
     def environment(self, devices: int, compiles: bool | None) -> dict[str, str]:
+        """Returns the environment of a process. See `Run` for the arguments."""
         return {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -180,7 +197,7 @@ class Bench:
         }
 
     def began(self, run: Run) -> None:
-        """Takes note of a process, so that it does not outlive an interrupted session."""
+        """Registers a process, so that `close` can kill it."""
         with self._lock:
             if self._running is not None:
                 self._running = [*(other for other in self._running if other.alive), run]
@@ -189,14 +206,14 @@ class Bench:
         raise UnexpectedError("the session was interrupted")
 
     def close(self) -> None:
-        """Kills every process, and lets no more begin."""
+        """Kills all processes. No other may start."""
         with self._lock:
             running, self._running = self._running or [], None
         for run in running:
             run.process.kill()
 
     def once(self, key: object, make: Callable[[], T]) -> T:
-        """What `make` returned the first time that any trial asked for this key."""
+        """Returns what `make` returned at the first call with this key. Other threads wait for that call."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
@@ -205,7 +222,7 @@ class Bench:
             return self._made[key]  # type: ignore[return-value]
 
     def undisturbed(self, **changes) -> Undisturbed:
-        """The undisturbed run with these settings, made when first asked for."""
+        """Returns the undisturbed run with these settings. The first call makes it."""
         key = tuple(sorted(changes.items()))
         return self.once(key, functools.partial(self._undisturbed, changes))
 
@@ -214,7 +231,7 @@ class Bench:
         seconds = self._through(workdir, changes) * _WARM_SHARE
         if self._measures:
             seconds = self._through(workdir.with_name(f"{workdir.name}-measured"), changes)
-            self._through(workdir, changes)  # compiles what a continued run needs besides
+            self._through(workdir, changes)  # compiles the other programs of a continued run
         return Undisturbed(workdir, seconds)
 
     def _through(self, workdir: pathlib.Path, changes: dict[str, object]) -> float:

@@ -1,4 +1,4 @@
-"""A session of trials: which there are, two side by side, and the table of what came of them."""
+"""A session of trials: it plans them, runs two at a time, and reports the outcomes."""
 
 import collections
 import concurrent.futures
@@ -16,14 +16,14 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "kill": kill, "preempt": preempt, "damage": damage, "disk": disk, "elastic": elastic, "peer": peer,
 }  # fmt: skip
 _SHARES = {"kill": 35, "preempt": 18, "damage": 29, "disk": 9, "elastic": 9}
-_PEERS = 2  # trials of two processes in a long session; each takes minutes
-LONG = 50  # trials
+_PEERS = 2  # how many trials of two processes a long session has; each takes minutes
+LONG = 50  # trials of a long session
 
 SIDE_BY_SIDE = 2
 
 
 def plan(trials: int, seed: int, kinds: Iterable[str] = ()) -> list[str]:
-    """The kind of each trial of a session: in their shares, in an order that the seed decides."""
+    """Returns the kind of each trial. The number of each kind follows `_SHARES`; the seed decides the order."""
     chosen = list(kinds) or list(_SHARES)
     shares = {kind: _SHARES[kind] for kind in chosen if kind in _SHARES}
     peers = _PEERS if trials >= LONG and not kinds else 0
@@ -43,8 +43,8 @@ def plan(trials: int, seed: int, kinds: Iterable[str] = ()) -> list[str]:
 def run(
     bench: Bench, seed: int, trials: dict[int, str], tell: Callable[[Outcome], None] = lambda outcome: None
 ) -> list[Outcome]:
-    """Conducts the trials, given by number and kind, and tells of each as it ends."""
-    bench.undisturbed()  # first, so that all after it find compiled what it compiled
+    """Conducts the trials, given by number and kind. Calls `tell` with each outcome."""
+    bench.undisturbed()  # first, because it fills the compilation cache
     outcomes = []
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         started = [pool.submit(conduct, bench, seed, number, kind, KINDS[kind]) for number, kind in trials.items()]
@@ -52,7 +52,7 @@ def run(
             for future in concurrent.futures.as_completed(started):
                 outcomes.append(future.result())
                 tell(outcomes[-1])
-        except BaseException:  # interrupted: the trials under way clean up and end
+        except BaseException:  # interrupted: the current trials clean up and end
             pool.shutdown(wait=False, cancel_futures=True)
             bench.close()
             raise
@@ -60,15 +60,15 @@ def run(
 
 
 def line(outcome: Outcome) -> str:
-    """One trial in one line."""
+    """Describes a trial in one line."""
     verdict = f"skipped, {outcome.skipped}" if outcome.skipped else "FAILED" if outcome.problems else "survived"
-    problems = [problem.splitlines()[-1][:200] for problem in outcome.problems[:1]]  # all of it stands in the report
+    problems = [problem.splitlines()[-1][:200] for problem in outcome.problems[:1]]  # the report has all of it
     words = "; ".join(outcome.done + problems)
     return f"trial {outcome.number}  {outcome.kind}  {outcome.seconds:.0f} s  {verdict}: {words}"
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The trials by kind, and how often each phase of a run was hit."""
+    """Returns a table of the trials by kind, and how often each phase of a run was hit."""
     row = "{:<10}{:>8}{:>14}{:>10}{:>13}{:>9}{:>9}".format
     lines = [row("kind", "trials", "disturbances", "survived", "differences", "skipped", "s/trial")]
     for kind in [*KINDS, "all"]:
@@ -86,7 +86,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def report(outcome: Outcome, repeat: str) -> str:
-    """What was done in a trial that failed, what was wrong, and how to repeat it."""
+    """Describes a failed trial: what was done, what was wrong, and how to repeat it."""
     lines = [f"trial {outcome.number} ({outcome.kind}); to repeat it: {repeat}"]
     lines += [f"  did:   {what}" for what in outcome.done]
     lines += [f"  wrong: {problem}" for problem in outcome.problems]

@@ -1,4 +1,4 @@
-"""What is around a run changes: the disk is full, the devices are others, a process of several dies."""
+"""Changes the surroundings of a run: a full disk, another number of devices, the death of one of two processes."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from tests.chaos.trials import SkippedError, Trial
 
 _FULL = "No space left on device"
 _ENDS_WITHIN = 300  # seconds
-_LEFT = (0, 40, 120, 250)  # KiB; a checkpoint of this model takes some 400
+_LEFT = (0, 40, 120, 250)  # KiB of free space; a checkpoint of this model takes about 400
 
 # ---------------------------------------------------------------------------------------------------------------- disk
 
 
 def disk(trial: Trial) -> None:
-    """A file system that is full after some checkpoint, and is enlarged later."""
+    """Fills the file system after some checkpoint, and enlarges it later."""
     on_error = trial.rng.choice(("stop", "stop", "continue"))
     with _small_disk(trial.workdir):
         run = trial.start(**{"checkpoint.on_error": on_error})
@@ -42,9 +42,9 @@ def disk(trial: Trial) -> None:
 
 
 def _stopped(trial: Trial, run: Run, left: int) -> None:
-    """It ends with one line of error, and what was saved before is whole."""
+    """Expects that the run ends with one line of error, and that the older checkpoints are whole."""
     while run.alive and run.seconds < _ENDS_WITHIN:
-        _fill(trial.workdir, left)  # an old checkpoint may have been deleted, which made room for another
+        _fill(trial.workdir, left)  # a deleted checkpoint may have made room for a new one
         time.sleep(0.02)
     run.end()
     trial.outcome.hits["saving"] += 1
@@ -58,13 +58,13 @@ def _stopped(trial: Trial, run: Run, left: int) -> None:
 
 
 def _went_on(trial: Trial, run: Run) -> None:
-    """It warns, goes on, and saves again once there is space."""
+    """Expects that the run warns, goes on, and saves again as soon as there is space."""
     run.wait_until(lambda: bool(re.search(rf"[Cc]heckpoint \d+ could not .*{_FULL}", run.stderr)))
     trial.outcome.hits["saving"] += 1
     _enlarge(trial.workdir)
     trial.did(f"the disk enlarged after step {run.last_step()}")
     status = run.end()
-    trial.expect(status == 0, f"it was to go on, and ended with status {status}: {run.stderr[-2000:]}")
+    trial.expect(status == 0, f"expected it to go on, but it ended with status {status}: {run.stderr[-2000:]}")
     trial.expect(_FULL in run.stderr, f"no line said that the disk was full: {run.stderr[-2000:]}")
     trial.expect("Traceback" not in run.stderr, f"a traceback: {run.stderr[-2000:]}")
 
@@ -84,7 +84,7 @@ def _small_disk(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _fill(folder: pathlib.Path, left: int) -> None:
-    """A file beside the run's grows until so many KiB of space are left."""
+    """Grows a file in the run's folder until `left` KiB of space are free."""
     free = os.statvfs(folder)
     more = free.f_bavail * free.f_frsize - left * 1024
     if more > 0:
@@ -98,12 +98,12 @@ def _enlarge(folder: pathlib.Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- elastic
 
-_UNMIXED = {"mixup.p": 0.0}  # partners of mixup lie within the rows of one device, so 16 devices would leave none
+_UNMIXED = {"mixup.p": 0.0}  # mixup mixes rows of one device, and 16 devices have one row each
 _NEAR, _TIGHT, _LOOSE = 3, 1e-5, 1e-3
 
 
 def elastic(trial: Trial) -> None:
-    """The run goes on with another number of devices, and parameters laid out in another way."""
+    """Continues a run with another number of devices and another sharding."""
     expected = trial.bench.undisturbed(**_UNMIXED)
     step = trial.rng.randint(2, trial.total - 2)
     if trial.rng.random() < 0.5:
@@ -114,7 +114,9 @@ def elastic(trial: Trial) -> None:
         run.wait_until(lambda: run.last_step() >= step)
         trial.hit(run, signal.SIGTERM)
     if status := run.end():
-        trial.expect(status == EXIT_STATUS, f"asked to stop it ended with status {status}: {run.stderr[-2000:]}")
+        trial.expect(
+            status == EXIT_STATUS, f"after the request to stop, it ended with status {status}: {run.stderr[-2000:]}"
+        )
     saved = max(committed(trial.workdir))
     devices, sharding = trial.rng.choice((1, 2, 4, 16)), trial.rng.choice(("data_parallel", "fully_sharded"))
     trial.did(f"continued from step {saved} on {devices} devices, {sharding}")
@@ -129,14 +131,16 @@ def elastic(trial: Trial) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- peer
 
-_PATIENCE = 120  # seconds until a process has to have noticed that another is gone
-_MISSED = "Gloo context initialization failed"  # on CPUs processes must meet within 30 s, and a busy machine is slower
+_PATIENCE = 120  # seconds within which a process must notice that another is lost
+_MISSED = (
+    "Gloo context initialization failed"  # on CPUs, processes must meet within 30 s, which a busy machine may miss
+)
 _MEETINGS = 3
 _ENDED_BY_JAX = "Terminating process because the JAX distributed service detected fatal errors"
 
 
 def peer(trial: Trial) -> None:
-    """Of two processes one dies: the other ends and says so, and both continue."""
+    """Kills one of two processes. The other must end and say why. Started again, both must continue."""
     expected = trial.bench.once("pair", lambda: _undisturbed_pair(trial))
     step, victim = trial.rng.randint(1, trial.total - 4), trial.rng.randrange(2)
     pair = _pair_at(trial, step)
@@ -160,7 +164,7 @@ def _undisturbed_pair(trial: Trial) -> pathlib.Path:
 
 
 def _whole_pair(trial: Trial, workdir: pathlib.Path) -> None:
-    """Two processes that must end well, started again where one was too slow to meet the other."""
+    """Runs two processes to the end. Starts them again if one was too slow to meet the other."""
     for _ in range(_MEETINGS):
         pair = _pair(trial, workdir)
         statuses = [run.end() for run in pair]
@@ -173,23 +177,25 @@ def _whole_pair(trial: Trial, workdir: pathlib.Path) -> None:
 
 
 def _pair_at(trial: Trial, step: int) -> list[Run]:
-    """Two processes that have come to this step."""
+    """Starts two processes and waits until they reach a step."""
     for _ in range(_MEETINGS):
         pair = _pair(trial, trial.workdir)
         if pair[0].wait_until(lambda: pair[0].last_step() >= step, pause=0.002):  # noqa: B023 (called at once)
             return pair
         statuses = [run.end() for run in pair]
     raise UnexpectedError(
-        f"two processes did not come to step {step}, their status {statuses}: {pair[0].stderr[-2000:]}"
+        f"two processes did not reach step {step}; their statuses are {statuses}: {pair[0].stderr[-2000:]}"
     )
 
 
 def _pair(trial: Trial, workdir: pathlib.Path) -> list[Run]:
+    """Starts two processes that train as one."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     joined = ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
-    runs = [  # without the compilation cache: process 0 alone writes it, and would come to the meeting too early
+    # No cache: only process 0 writes it, so process 0 would find its programs and arrive too early at the meeting.
+    runs = [
         Run(trial.bench, workdir, *joined, f"--process_id={number}", devices=4, compiles=None) for number in range(2)
     ]
     trial.runs += runs

@@ -1,4 +1,4 @@
-"""A short session of tests.chaos, and that its comparison finds what it is there to find."""
+"""A short session of tests.chaos; and its comparison finds a flipped bit and a lost line."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def assert_survived(outcomes):
     assert not failed, "\n".join(failed)
 
 
-def test_killed_asked_to_leave_and_damaged_it_comes_to_the_same_bits(bench):
+def test_a_killed_and_a_damaged_run_end_at_the_same_bits(bench):
     assert_survived(session.run(bench, seed=26, trials=dict(enumerate(("kill", "damage")))))
 
 
@@ -48,12 +48,12 @@ def test_a_flipped_bit_and_a_lost_line_are_found(bench, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4] + lines[5:]))
     assert compare.differences(straight, tmp_path / "run", 12)[0].startswith("metrics.jsonl holds the steps")
-    row = json.loads(lines[4]) | {"train/loss": 1.0}
-    path.write_text("".join([*lines[:4], json.dumps(row) + "\n", *lines[5:]]))
+    changed_line = json.loads(lines[4]) | {"train/loss": 1.0}
+    path.write_text("".join([*lines[:4], json.dumps(changed_line) + "\n", *lines[5:]]))
     (problem,) = compare.differences(straight, tmp_path / "run", 12)
     assert problem.startswith("metrics of step 5 differ")
     limits = {"steps": 12, "near": 3, "tight": 1e-5, "loose": 1e-3}
-    for after in (2, 5):  # as soon after the change, and before it
+    for after in (2, 5):  # step 5 is soon after the change, or before it
         (problem,) = compare.loss_differences(straight, tmp_path / "run", after=after, **limits)
         assert problem.startswith("loss of step 5")
 

@@ -1,4 +1,4 @@
-"""One trial: the runs that it starts, what was done to them, and what was found to be wrong."""
+"""A trial: the runs that it starts, what it does to them, and what goes wrong."""
 
 import collections
 import dataclasses
@@ -17,21 +17,21 @@ from tests.chaos.runs import DEVICES, Bench, Run, UnexpectedError
 
 
 class SkippedError(Exception):
-    """This machine does not allow this kind of trial."""
+    """This kind of trial is not possible on this machine."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a trial came to.
+    """The outcome of a trial.
 
     Attributes:
-      number: of the trial in its session; with the seed it decides all that was drawn.
+      number: of the trial in its session. The session's seed and this number decide all that is drawn.
       kind: of the disturbance.
-      done: what was done, in words, in order.
+      done: what was done, one line for each disturbance.
       hits: how often each phase of a run was hit.
-      problems: what was wrong; nothing if the run survived and came to the same bits.
-      skipped: why it was not tried.
-      seconds: what it took.
+      problems: what was wrong; empty if the run survived and ended at the same bits.
+      skipped: why the trial was not possible; "" if it was.
+      seconds: the duration of the trial.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Trial:
-    """What the kinds of trial work with."""
+    """A trial in progress. The functions of each kind of trial work with it."""
 
     def __init__(self, bench: Bench, seed: int, outcome: Outcome):
         self.bench, self.outcome = bench, outcome
@@ -55,39 +55,40 @@ class Trial:
         self.runs: list[Run] = []
 
     def start(self, *arguments: str, devices: int = DEVICES, compiles: bool = False, **changes) -> Run:
-        """Starts the command; the trial's end is the process's end."""
+        """Starts the command. The process ends with the trial at the latest. See `Run` for the arguments."""
         run = Run(self.bench, self.workdir, *arguments, devices=devices, compiles=compiles, **changes)
         self.runs.append(run)
         return run
 
     def did(self, what: str) -> None:
+        """Notes a disturbance."""
         self.outcome.done.append(what)
 
     def expect(self, holds: bool, otherwise: str) -> None:
-        """Notes a problem that the trial can go on with."""
+        """Notes a problem if a condition does not hold. The trial goes on."""
         if not holds:
             self.outcome.problems.append(otherwise)
 
     def hit(self, run: Run, number: signal.Signals, why: str = "") -> None:
-        """Sends a signal and notes what the run was doing; SIGKILL also waits for the end."""
+        """Sends a signal and notes what the run was doing. After SIGKILL, waits for the end of the process."""
         run.send(number)
         seconds = run.seconds
         if number == signal.SIGKILL:
-            run.end()  # so that all that it said is read, and its folder stands still
+            run.end()  # then all its lines are read, and its folder no longer changes
         doing = phase(run)
         self.outcome.hits[doing] += 1
         when = f"at {seconds:.2f} s" + (f" ({why})" if why else "")
         self.did(f"{number.name} {when}, while {doing}, last at step {run.last_step()}")
 
     def finish(self, run: Run) -> None:
-        """Waits for a run that must end well."""
+        """Waits for the last run of the trial, which must succeed."""
         status = run.end()
         if status:
             raise UnexpectedError(f"the last start ended with status {status}: {run.stderr[-2000:]}")
         self.expect("Traceback" not in run.stderr, f"the last start said: {run.stderr[-2000:]}")
 
     def survive(self, **changes) -> Run:
-        """The last start: it must end well and come to the bits of the undisturbed run."""
+        """Starts the last run. It must succeed and end at the same bits as the undisturbed run."""
         run = self.start(**changes)
         self.finish(run)
         for problem in compare.differences(self.bench.undisturbed().workdir, self.workdir, self.total):
@@ -95,7 +96,7 @@ class Trial:
         return run
 
     def one_error(self, run: Run, pattern: str) -> None:
-        """Expects that a run ended with status 1 and one line of error which says this."""
+        """Expects that a run ends with status 1 and one line of error that matches the pattern."""
         errors = [line for line in run.complained if line.startswith("error:")]
         self.expect(run.end() == 1, f"status {run.end()} instead of 1")
         self.expect(len(errors) == 1 and bool(re.search(pattern, errors[0])), f"expected one line of error with "
@@ -104,7 +105,7 @@ class Trial:
 
 
 def conduct(bench: Bench, seed: int, number: int, kind: str, disturb: Callable[[Trial], None]) -> Outcome:
-    """Runs one trial to its end, whatever that is, and removes what a good one left."""
+    """Runs a trial. Deletes its files if nothing went wrong."""
     outcome = Outcome(number, kind)
     trial = Trial(bench, seed, outcome)
     trial.folder.mkdir()
@@ -115,7 +116,7 @@ def conduct(bench: Bench, seed: int, number: int, kind: str, disturb: Callable[[
         outcome.skipped = str(reason)
     except UnexpectedError as error:
         outcome.problems.append(str(error))
-    except Exception:  # a mistake in the trial itself, or a folder that is not what it should be
+    except Exception:  # a bug in the trial itself, or unexpected files
         outcome.problems.append(traceback.format_exc())
     finally:
         for run in trial.runs:

@@ -1,4 +1,4 @@
-"""Asked to stop, the real command saves and leaves with a status of its own, and loses nothing."""
+"""A run that is asked to stop saves its state, exits with its own status, and later continues to the same bits."""
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -35,7 +35,7 @@ def wait_for(process, beginning):
 
 @pytest.fixture(scope="module")
 def straight(data_dir, tmp_path_factory):
-    """An undisturbed run."""
+    """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("straight")
     train.train(tiny(data_dir, **DROPPING), folder)
     return folder
@@ -45,11 +45,11 @@ def assert_same_run(straight, other):
     for ema in (False, True):
         jax.tree.map(np.testing.assert_array_equal, load_params(straight, ema)[1], load_params(other, ema)[1])
     assert deterministic(other) == deterministic(straight)
-    assert [row["step"] for row in read_metrics(other)] == list(range(1, 13))
+    assert [line["step"] for line in read_metrics(other)] == list(range(1, 13))
 
 
 def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(straight, data_dir, tmp_path):
-    # Checkpoints are far apart: what is there afterwards was saved because of the signal.
+    # Without the signal, the first checkpoint would be that of step 12.
     changes = {**DROPPING, "checkpoint_steps": 12}
     process = start(command(data_dir, tmp_path, **changes))
     wait_for(process, "step 2/12")
@@ -69,7 +69,7 @@ def test_asked_while_training_it_saves_this_step_and_continues_to_the_same_bits(
 
 def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
     process = start(command(data_dir, tmp_path, total_steps=100_000))
-    wait_for(process, "8 x cpu")  # what follows is compiling
+    wait_for(process, "8 x cpu")  # compiling follows
     before = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=300)
@@ -80,13 +80,13 @@ def test_asked_while_starting_it_leaves_at_once(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(12, marks=pytest.mark.slow)])
-def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, monkeypatch, step):
-    """Asked at the first batch of the evaluation of a step in the middle, and of the last."""
+def test_an_abandoned_evaluation_is_repeated(straight, data_dir, tmp_path, monkeypatch, step):
+    """The request comes at the first batch of an evaluation: in the middle of the run, or at its end."""
     stop, evaluations, original = preemption.Stop(), [], pipeline.eval_batches
 
     def eval_batches(*arguments, **named):
         evaluations.append(len(evaluations))
-        if len(evaluations) == 2 * (step // 6) - 1:  # each step has two, one of them of the averages
+        if len(evaluations) == 2 * (step // 6) - 1:  # each evaluated step has two; the second evaluates the averages
             stop._ask("SIGTERM")
         return original(*arguments, **named)
 
@@ -101,7 +101,7 @@ def test_an_abandoned_evaluation_is_made_up_for(straight, data_dir, tmp_path, mo
 
 @pytest.mark.parametrize("during", ["training", "evaluation", "few-shot evaluation"])
 def test_saving_begins_within_a_second(data_dir, tmp_path, monkeypatch, during):
-    """Of a request at step 7 of a run whose steps take milliseconds, or within the second evaluation of each kind."""
+    """The request comes at step 7, or within the second evaluation of each kind. A step takes milliseconds."""
     stop, times = preemption.Stop(), {}
 
     def ask():
@@ -145,7 +145,7 @@ from mixer.runtime import preemption
 jax.distributed.initialize(sys.argv[1], 1, 0)
 stop = preemption.Stop()
 assert not stop.asked()
-os.kill(os.getpid(), signal.SIGTERM)  # nobody listens but JAX
+os.kill(os.getpid(), signal.SIGTERM)  # only JAX listens
 until = time.monotonic() + 30
 while not stop.asked():
     assert time.monotonic() < until, "JAX's preemption service said nothing"
@@ -154,7 +154,7 @@ print("noticed")
 """
 
 
-def test_what_jax_s_preemption_service_notices_counts(tmp_path):
+def test_a_notice_to_jax_s_preemption_service_counts(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -163,7 +163,7 @@ def test_what_jax_s_preemption_service_notices_counts(tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_without_work_or_asked_again_it_leaves_at_once(monkeypatch, capsys, times):
+def test_a_request_before_training_or_a_second_one_ends_the_process_at_once(monkeypatch, capsys, times):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     stop = preemption.Stop()
@@ -187,7 +187,7 @@ preemption.Stop().listen()
 """
 
 
-def test_a_signal_in_the_last_moment_does_not_make_a_failure_of_a_good_end():
+def test_a_signal_at_the_very_end_does_not_change_the_status():
     process = subprocess.Popen([sys.executable, "-c", LATE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "the end\n"
     while process.poll() is None:
@@ -198,7 +198,7 @@ def test_a_signal_in_the_last_moment_does_not_make_a_failure_of_a_good_end():
 
 
 @pytest.mark.slow  # two runs of two processes each: about a minute
-def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, tmp_path):
+def test_a_request_to_one_of_two_processes_stops_both(straight, data_dir, tmp_path):
     changes = {**DROPPING, "checkpoint_steps": 12}
 
     def start_pair():
@@ -226,7 +226,7 @@ def test_of_two_processes_one_that_is_asked_speaks_for_both(straight, data_dir, 
     assert [process.returncode for process in pair] == [0, 0], said
     assert f"continuing from step {saved}" in said[0][0]
     found, expected = read_metrics(tmp_path), read_metrics(straight)
-    assert [row["step"] for row in found] == list(range(1, 13))
+    assert [line["step"] for line in found] == list(range(1, 13))
     for name in ("train/loss", "val/loss"):
-        of = [[row[name] for row in rows if name in row] for rows in (found, expected)]
-        np.testing.assert_allclose(*of, rtol=1e-5)
+        values = [[line[name] for line in lines if name in line] for lines in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The launcher as a process, against a `gcloud` that runs the workers' scripts in directories of ours."""
+"""Runs the launcher as a process with a fake `gcloud`, which runs the workers' scripts in local folders."""
 
 import pathlib
 import shlex
@@ -33,7 +33,7 @@ def dry_run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def get_argv(worker: pathlib.Path) -> list[str]:
-    """Returns what the training on a worker was called with."""
+    """Returns the arguments of the training on a worker."""
     return (worker / "argv").read_text().split("\0")[:-1]
 
 
@@ -176,7 +176,7 @@ LOST = "touch gone; printf 'SUSPENDING\\nSUSPENDING\\nSUSPENDED\\n' > queue; ech
         {"exits": None, "events": {3: LOST}},
         {"exits": None, "events": {3: "touch gone; echo PREEMPTED > node"}},
         {"exits": None, "events": {3: 'kill -KILL -- "-$(cat worker0/mixer/pid)"; sleep 0.1'}},
-        {"exits": 134, "events": {2: "echo SUSPENDED > queue"}},  # JAX aborts where another host is lost
+        {"exits": 134, "events": {2: "echo SUSPENDED > queue"}},  # JAX aborts because another host is lost
         {"queue": ["PROVISIONING", "SUSPENDED"]},
         {"events": {1: LOST}},
     ],
@@ -281,8 +281,8 @@ def test_second_run_follows_and_third_starts_again(cloud: Cloud) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        said = process.stdout.readline()  # it follows
-        (here / "worker0" / "exits").write_text("3")  # while worker 1 goes on
+        said = process.stdout.readline()  # it follows the training
+        (here / "worker0" / "exits").write_text("3")  # worker 1 goes on
         said += process.stdout.read()
         errors = process.stderr.read()
     second = subprocess.CompletedProcess(process.args, process.returncode, said, errors)

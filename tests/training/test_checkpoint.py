@@ -1,4 +1,4 @@
-"""Checkpoints: every bit comes back, and what is damaged is noticed and passed over."""
+"""Checkpoints keep every bit, and a damaged checkpoint is noticed and skipped."""
 
 import errno
 
@@ -17,10 +17,10 @@ from mixer.training.step import TrainState
 
 
 def make_state(step, ema=True, seed=0):
-    """A state with every kind of leaf that a run has, of the values that are hard to keep."""
+    """Returns a state with every kind of leaf that a run has, and with values that are easily lost, such as -0.0."""
     rng = np.random.default_rng(1000 * seed + step)
     params = {
-        # A kernel large enough for orbax to keep it outside its index.
+        # A kernel so large that Orbax does not store it in its index.
         "head": {"kernel": rng.normal(size=(256, 257)).astype(np.float32), "bias": np.float32([0, -0.0, 1e-45, 3e38])},
         "stem": {"kernel": rng.normal(size=(4, 4, 3, 16)).astype(np.float32), "bias": np.full(16, -0.1, np.float32)},
     }
@@ -32,13 +32,14 @@ def make_state(step, ema=True, seed=0):
 
 
 def placed(state, mesh, kind):
+    """Puts a state on a mesh. Returns it with its shapes and shardings."""
     shapes = jax.eval_shape(lambda: state)
     shardings = sharding.state_sharding(shapes, mesh, kind)
     return jax.device_put(state, shardings), shapes, shardings
 
 
 def save_steps(folder, steps, keep=(2, 0, 0), ema=True):
-    """A run's checkpoints: (keep_last, keep_every, keep_best); steps maps step to accuracy, None for none."""
+    """Saves checkpoints of a run. `steps` gives each step's accuracy or None; `keep` is keep_last, _every and _best."""
     checkpoints = Checkpoints(folder, *keep)
     for step, accuracy in steps.items():
         state = placed(make_state(step, ema), devices.make_mesh(), "data_parallel")[0]
@@ -59,14 +60,14 @@ def assert_same_state(one, other):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run with checkpoints of steps 10 and 20, laid out data parallel on eight devices."""
+    """A run with checkpoints of steps 10 and 20, saved data parallel on eight devices."""
     folder = tmp_path_factory.mktemp("run")
     save_steps(folder, {10: None, 20: None})
     return folder
 
 
 @pytest.mark.parametrize("kind", [*sharding.SHARDINGS, "one_device"])
-def test_a_state_comes_back_bit_for_bit_on_any_layout(saved, mesh, one_device, kind):
+def test_a_state_comes_back_bit_for_bit_with_any_sharding(saved, mesh, one_device, kind):
     mesh, kind = (one_device, "data_parallel") if kind == "one_device" else (mesh, kind)
     _, shapes, shardings = placed(make_state(0), mesh, kind)
     checkpoints = Checkpoints(saved, 2, 0, 0)
@@ -131,12 +132,12 @@ def test_load_params_without_a_checkpoint_or_an_average(tmp_path):
         ((1, 0, 0), {1: 0.9, 2: 0.1}, [2]),
     ],
 )
-def test_what_is_kept(tmp_path, keep, steps, left):
+def test_which_checkpoints_are_kept(tmp_path, keep, steps, left):
     save_steps(tmp_path, steps, keep)
     assert steps_in(tmp_path) == left
 
 
-def test_the_best_is_remembered_over_a_restart(tmp_path):
+def test_a_restarted_run_remembers_its_best_checkpoints(tmp_path):
     save_steps(tmp_path, {1: 0.5, 2: 0.9, 3: 0.1}, (1, 0, 1))
     save_steps(tmp_path, {4: 0.6, 5: None}, (1, 0, 1))
     assert steps_in(tmp_path) == [2, 5]
@@ -163,7 +164,7 @@ def test_no_checkpoint_is_none(tmp_path, mesh):
 
 
 def array_files(folder):
-    """Where orbax keeps large arrays; how many share a file differs from save to save."""
+    """Returns the files of large arrays. The number of arrays in a file differs from save to save."""
     return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
 
 
@@ -206,12 +207,12 @@ DAMAGES = {
 
 @pytest.fixture
 def warnings(caplog):
-    """The project's own, so far."""
+    """Returns the project's own warnings so far."""
     return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("mixer.")]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on(tmp_path, mesh, warnings, damage):
+def test_a_damaged_checkpoint_is_skipped_and_the_run_continues(tmp_path, mesh, warnings, damage):
     save_steps(tmp_path, {10: None, 20: None})
     how, find = DAMAGES[damage]
     for path in (found := list(find(tmp_path / "checkpoints" / "20"))):
@@ -224,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on(tmp_path, mesh,
     skipped = [line for line in warnings() if line.startswith("Checkpoint 20 skipped, it cannot be read: ")]
     assert len(skipped) == 2  # by load_params and by restore
     assert all("\n" not in line and "tensorstore_spec" not in line for line in skipped)
-    # The run comes by step 20 again, saves it again, and finds it the next time.
+    # The run reaches step 20 again, and saves a checkpoint that the next start finds.
     checkpoints.save(placed(make_state(20, seed=1), mesh, "data_parallel")[0], {})
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, 2, 0, 0)
@@ -235,7 +236,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_goes_on(tmp_path, mesh,
 
 @pytest.mark.parametrize(("small", "reason"), [(1 << 20, "is not what was written"), (0, "its checksum differs")])
 def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings, monkeypatch, small, reason):
-    """In a file that has a checksum, and in one so large that only its arrays have."""
+    """The file has a checksum, or it is so large that only its arrays have one."""
     monkeypatch.setattr(integrity, "_SMALL", small)
     save_steps(tmp_path, {10: None, 20: None})
     flip_one_bit(array_files(tmp_path / "checkpoints" / "20")[0])
@@ -248,7 +249,7 @@ def test_one_flipped_bit_is_noticed(tmp_path, mesh, warnings, monkeypatch, small
 
 
 def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path, mesh):
-    """orbax writes to a folder with another name and renames it."""
+    """Orbax writes to a folder with a temporary name and renames it at the end."""
     save_steps(tmp_path, {10: None})
     (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
     _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
@@ -269,7 +270,7 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero(tmp_path, mesh, w
     checkpoints.close()
     with pytest.raises(UserError, match="holds no checkpoint with params"):
         load_params(tmp_path)
-    assert steps_in(tmp_path) == [10, 20]  # nothing is deleted: they may be mended
+    assert steps_in(tmp_path) == [10, 20]  # nothing is deleted: somebody may repair them
 
 
 def test_arrays_of_other_shapes_are_named_before_any_is_read(tmp_path, mesh, warnings, capfd):
@@ -290,7 +291,7 @@ def test_arrays_of_other_shapes_are_named_before_any_is_read(tmp_path, mesh, war
 
 
 def fill_disk(patched):
-    """Lets the last file of every checkpoint find no room."""
+    """Makes the last file of every checkpoint fail for lack of space."""
 
     def write_list(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -298,7 +299,7 @@ def fill_disk(patched):
     patched.setattr(integrity, "write_list", write_list)
 
 
-def test_a_save_that_finds_no_room_stops_the_run_and_spares_the_others(tmp_path, mesh, monkeypatch):
+def test_a_full_disk_stops_the_run_and_the_older_checkpoints_remain(tmp_path, mesh, monkeypatch):
     save_steps(tmp_path, {10: None}, (1, 0, 0))
     checkpoints = Checkpoints(tmp_path, 1, 0, 0)
     with monkeypatch.context() as patched:
@@ -313,7 +314,9 @@ def test_a_save_that_finds_no_room_stops_the_run_and_spares_the_others(tmp_path,
     assert_same_state(load_params(tmp_path)[1], make_state(10).params)
 
 
-def test_without_room_a_run_goes_on_when_told_to_but_not_beyond_its_end(tmp_path, mesh, warnings, monkeypatch):
+def test_a_run_that_continues_in_spite_of_a_full_disk_still_needs_its_last_checkpoint(
+    tmp_path, mesh, warnings, monkeypatch
+):
     fill_disk(monkeypatch)
     checkpoints = Checkpoints(tmp_path, 1, 0, 0, on_error="continue")
     checkpoints.save(placed(make_state(10), mesh, "data_parallel")[0], {})
