@@ -203,7 +203,8 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         ),
         (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
         (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
-        (["{run}"], "unexpected argument"),
+        (["--checkpoint={run}", "--shots=5"], "--shots would not be read without --fewshot; leave it out"),
+        (["--checkpoint={run}", "--resize=extend"], "--resize would not be read without --image_size; leave it out"),
     ],
 )
 def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, arguments, line):

@@ -375,15 +375,16 @@ def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
 
 # Imports once, then the command in a fork for each of its command lines.
 COMMANDS = """
-import json, os, runpy, sys
-import mixer.sweep
+import json, os, sys
+from mixer import sweep
+from mixer.config import command_line
 for arguments in json.loads(sys.argv[1]):
     child = os.fork()
     if not child:
         os.dup2(1, 2)
         sys.argv = ["mixer/sweep.py", *arguments]
         try:
-            runpy.run_module("mixer.sweep", run_name="__main__")
+            command_line.run(sweep.main, sweep.define_flags)
         except SystemExit as end:  # without the seconds that Python needs to take everything down
             print(end.code, flush=True)
             os._exit(1)

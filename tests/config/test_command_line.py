@@ -185,22 +185,23 @@ def test_a_config_file_cannot_invent_or_leave_out_a_setting(command_line, tmp_pa
 
 
 def test_as_a_command_it_prints_the_line_alone(tmp_path):
-    """The way of `mixer.train`, without its imports: absl must not add usage, nor Python a traceback."""
+    """As `mixer.train`, without its imports: absl must not add usage, nor Python a traceback."""
     script = tmp_path / "command.py"
     script.write_text(
-        "import sys\n"
-        "from absl import app\n"
         "from ml_collections import config_flags\n"
         "from mixer.config import command_line\n"
-        "from mixer.runtime.errors import UserError\n"
-        "config_flags.DEFINE_config_file('config', None, '')\n"
-        "try:\n"
-        "    app.run(lambda argv: print(command_line.from_flags()[0].seed), flags_parser=command_line.parse_flags)\n"
-        "except UserError as error:\n"
-        "    sys.exit(f'error: {error}')\n"
+        "def define_flags():\n"
+        "    config_flags.DEFINE_config_file('config', None, '')\n"
+        "command_line.run(lambda argv: print(command_line.from_flags()[0].seed), define_flags)\n"
     )
-    run = [sys.executable, str(script), "--config", CONFIG]
-    good = subprocess.run([*run, "--config.seed=3"], capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stdout, good.stderr) == (0, "3\n", "")
-    bad = subprocess.run([*run, "--config.seed=x"], capture_output=True, text=True, check=False)
-    assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", "error: config.seed='x': expected a whole number\n")
+    command = [sys.executable, str(script), "--config", CONFIG]
+
+    def run(argument):
+        done = subprocess.run([*command, argument], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("--config.seed=3") == (0, "3\n", "")
+    assert run("--config.seed=x") == (1, "", "error: config.seed='x': expected a whole number\n")
+    status, _, line = run("seed=3")
+    assert (status, line.count("\n")) == (1, 1)
+    assert line.startswith("error: unexpected argument 'seed=3'; flags look like --NAME=VALUE")
