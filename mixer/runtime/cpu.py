@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_NEVER = -1  # as a trim threshold
+_NEVER = -1  # a trim threshold
 
 
 def processors() -> int:
@@ -31,8 +31,8 @@ def processors() -> int:
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory, if JAX_PLATFORMS=cpu. Call it before JAX computes.
 
-    XLA allocates the temporary memory of each step with malloc. By default, glibc returns large blocks to the kernel,
-    and the kernel must clear and map every page again in the next step. Only glibc's main arena can grow to such sizes,
+    XLA allocates the temporary memory of each step with malloc. By default, glibc returns large blocks to the operating
+    system, which must clear and map every page again in the next step. Only glibc's main arena can grow to such sizes,
     so all threads share this one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""A `gcloud` that runs the workers' scripts in directories of ours, for the tests of the launcher."""
+"""A fake `gcloud` for the tests of the launcher. It runs the workers' scripts in local folders."""
 
 import contextlib
 import dataclasses
@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 LAUNCHER = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "tpu_vm.py"
 TRAIN = ("--config", "configs/b16_i21k.py", '--config.note=it\'s $HOME; "two"  {words}')
 
-# Slice n, the one of the n-th `create`, is the directory slices/n: `queue` has the states that its queued
-# resource goes through, `node` has the node's, `event3` is run at the third look at the training, and `exits`
-# in the home of a worker says with what status its training ends; without it the training goes on.
+# The n-th `create` makes slice n, which is the folder slices/n. Its files are a test's plan for the slice:
+#   queue          the states of the queued resource, one a line; each `describe` takes the next
+#   node           the state of the node
+#   event3         a script that runs at the third look at the training
+#   workerI/exits  the exit status of the training on worker I, which runs until this file exists
 GCLOUD = """\
 #!/bin/bash
 cd "$FAKE_CLOUD"
@@ -55,7 +57,7 @@ esac
 exit $status
 """
 
-# What stands in for the installer of uv, for uv, and for the Python that uv installs.
+# Stand-ins for the installer of uv, for uv, and for the Python that uv installs.
 CURL = """\
 #!/bin/sh
 echo 'mkdir -p "$UV_UNMANAGED_INSTALL" && cp "$FAKE_CLOUD/uv" "$UV_UNMANAGED_INSTALL/uv"'
@@ -79,7 +81,7 @@ exit "$(cat ~/exits)"
 
 @dataclasses.dataclass
 class Cloud:
-    """A working tree with the launcher in it, and the fake cloud that it talks to."""
+    """A git repository with the launcher, and the fake cloud that the launcher uses."""
 
     root: pathlib.Path
     repository: pathlib.Path
@@ -96,7 +98,7 @@ class Cloud:
         queue: Sequence[str] = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"),
         events: Mapping[int, str] = types.MappingProxyType({}),
     ) -> pathlib.Path:
-        """Says what the next slice will do, and returns its directory."""
+        """Plans what the next slice will do. Returns its folder."""
         here = self.root / "slices" / str(1 + len(list(self.root.glob("slices/*"))))
         for worker in range(hosts):
             (here / f"worker{worker}").mkdir(parents=True)
@@ -126,7 +128,7 @@ class Cloud:
         return [call.split("\037")[:-1] for call in text.split("\036")[:-1]]
 
     def changes(self) -> list[str]:
-        """The calls that change something, by name; an ssh to all workers is set-up, start or tail."""
+        """Returns the names of the calls that change something. An ssh to all workers is setup, start or tail."""
         names = []
         for words in self.calls():
             if "--worker=all" in words and words[3] == "ssh":
@@ -139,7 +141,7 @@ class Cloud:
 
 @contextlib.contextmanager
 def opened(tmp_path: pathlib.Path) -> Iterator[Cloud]:
-    """A cloud in this folder; what its workers run ends with it."""
+    """Makes a cloud in a folder. At the end, kills the trainings of its workers."""
     for name, text in {
         "laptop/gcloud": GCLOUD,
         "bin/curl": CURL,
