@@ -13,10 +13,15 @@ def norm(x, q):
     return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
 
 
-def mlp(x, q):
-    h = x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"]
-    h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-    return h @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"]
+def gelu(h):
+    """The tanh approximation."""
+    return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+
+
+def mlp(x, q, kept=(1.0, 1.0)):
+    """Two dense layers. `kept` multiplies the output of GELU and of the second layer: the masks of dropout."""
+    h = kept[0] * gelu(x @ q["Dense_0"]["kernel"] + q["Dense_0"]["bias"])
+    return kept[1] * (h @ q["Dense_1"]["kernel"] + q["Dense_1"]["bias"])
 
 
 def patch_tokens(images, patch, q):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from float64 import mixer
+from float64 import mixer, mlp, norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parameters import in_float64, random_params, shapes_of
+from parameters import in_float64, kept, primitives, random_params, shapes_of
 
 from mixer import models
 from mixer.models.mlp_mixer import MixerBlock
@@ -141,6 +141,21 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     assert 0 < float(jnp.max(jnp.abs(logits - exact))) < 0.05 * float(jnp.max(jnp.abs(exact)))
 
 
+def test_all_activations_before_the_mean_over_tokens_are_bfloat16():
+    model = models.create("Ti/4", 5, **SMALL, dtype=jnp.bfloat16)
+    variables = {"params": random_params(model, 8)}
+    _, captured = model.apply(variables, IMAGES, capture_intermediates=True, mutable=["intermediates"])
+    outputs = captured["intermediates"]
+    assert outputs.pop("head")["__call__"][0].dtype == jnp.float32
+    assert outputs.pop("__call__")[0].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}
+    headless = models.create("Ti/4", 0, **SMALL, dtype=jnp.bfloat16)
+    pre_logits = headless.apply(variables, IMAGES)
+    assert pre_logits.dtype == jnp.float32
+    last = np.float64(outputs["pre_head_layer_norm"]["__call__"][0])
+    np.testing.assert_allclose(pre_logits, last.mean(1), rtol=1e-5, atol=1e-6)  # added up in float32
+
+
 def test_a_fresh_model_predicts_its_head_bias():
     model = models.create("Ti/4", 5, **SMALL, head_bias_init=-6.9)
     logits = model.apply(model.init(jax.random.key(0), IMAGES), IMAGES)
@@ -237,3 +252,77 @@ def test_an_option_that_a_model_does_not_have_is_refused_unless_it_is_off(varian
     models.create(variant, 10, **off)
     with pytest.raises(ValueError, match=wrong):
         models.create(variant, 10, **{**off, **options})
+
+
+# ------------------------------------------------------------------------------------------------- options and defaults
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_a_block_in_training_equals_float64_with_the_draws_of_its_key(rescale):
+    """One key for each MLP and each branch, in this order: tokens, their branch, channels, their branch."""
+    block = MixerBlock(5, 6, dropout=0.3, stochastic_depth_rescale=rescale)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 4)), jnp.float32)
+    shapes = jax.eval_shape(block.init, jax.random.key(0), x, None, None)["params"]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
+    keys, q = jax.random.split(jax.random.key(2), 4), in_float64(params)
+
+    def branch(y, q, mlp_key, branch_key, hidden):
+        first, second = jax.random.split(mlp_key)
+        y = mlp(y, q, (kept(first, 0.3, (*y.shape[:2], hidden)), kept(second, 0.3, y.shape)))
+        return y * kept(branch_key, 0.4, (8, 1, 1)) * (1 if rescale else 0.6)
+
+    normal = np.swapaxes(norm(np.float64(x), q["LayerNorm_0"]), 1, 2)
+    expected = np.float64(x) + np.swapaxes(branch(normal, q["token_mixing"], keys[0], keys[1], 5), 1, 2)
+    expected = expected + branch(norm(expected, q["LayerNorm_1"]), q["channel_mixing"], keys[2], keys[3], 6)
+    ours = block.apply({"params": params}, x, jax.random.key(2), jnp.float32(0.4))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_by_default_nothing_is_dropped_recomputed_or_looped_over():
+    model = models.create("Ti/4", 5, **SMALL)
+    params = {"params": random_params(model, 8)}
+    np.testing.assert_array_equal(model.apply(params, IMAGES, train=True), model.apply(params, IMAGES))
+    gradient = jax.grad(lambda params: jnp.sum(model.apply(params, IMAGES)))
+    assert not primitives(jax.make_jaxpr(gradient)(params).jaxpr) & {"checkpoint", "remat2", "scan"}
+    assert (model.stochastic_depth_rescale, MixerBlock(4, 8).stochastic_depth_rescale) == (True, True)
+    assert not np.any(model.init_with_output(jax.random.key(0), IMAGES)[0])  # the bias of a new head
+    dropping = models.create("Ti/4", 5, **DROPPING)  # evaluates unless told otherwise, and needs no key for it
+    np.testing.assert_array_equal(dropping.apply(params, IMAGES), model.apply(params, IMAGES))
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.1}, {"stochastic_depth": 0.5}], ids=str)
+def test_each_kind_of_dropping_works_without_the_other(options):
+    model = models.create("Ti/4", 5, **SMALL, **options)
+    params = {"params": random_params(model, 8)}
+    one, other = (model.apply(params, IMAGES, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    assert not np.allclose(one, model.apply(params, IMAGES))
+    assert not np.allclose(one, other)
+
+
+def test_the_form_of_stochastic_depth_reaches_the_blocks():
+    outputs = []
+    for rescale in (True, False):
+        model = models.create("Ti/4", 5, **SMALL, stochastic_depth=0.5, stochastic_depth_rescale=rescale)
+        params = {"params": random_params(model, 8)}
+        outputs.append(model.apply(params, IMAGES, train=True, rngs={"dropout": jax.random.key(0)}))
+    assert not np.allclose(*outputs)
+
+
+def test_every_dense_layer_of_the_blocks_computes_with_the_given_product():
+    kernels = []
+
+    def dot_general(x, kernel, *arguments, **options):
+        kernels.append(kernel.shape)
+        return jax.lax.dot_general(x, kernel, *arguments, **options)
+
+    model = models.create("Ti/4", 5, **SMALL, dot_general=dot_general)
+    params = {"params": random_params(model, 8)}
+    kernels.clear()
+    model.apply(params, IMAGES)
+    assert kernels == [(4, 12), (12, 4), (16, 24), (24, 16)] * 2
+
+
+def test_the_smallest_variant_has_the_ratios_of_table_1():
+    model = models.create("Ti/8", 10)
+    assert (model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim) == (4, 128, 64, 512)

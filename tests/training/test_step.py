@@ -226,6 +226,38 @@ def test_the_first_steps_equal_float64(monkeypatch, num_devices, kind, loss, mix
                 np.testing.assert_allclose(array, theirs[name], rtol=1e-6, atol=3e-7, err_msg=f"{step} {name}")
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_model_is_trained_with_a_dropout_key_of_each_step_and_part(one_device, parts):
+    run = make_run(one_device, **{"model.dropout": 0.5, "accumulate_steps": parts})
+    state, batch = run.state(), small_batch(8)
+
+    @jax.jit
+    def apply(params, images, key):
+        return run.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+
+    for step in range(2):
+        key = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), step))[1]
+        total = 0.0
+        for part in range(parts):  # of every `parts` rows one goes to each part
+            rows = slice(part, None, parts)
+            part_key = key if parts == 1 else jax.random.fold_in(key, part)
+            images = jnp.asarray(batch["image"][rows] / 127.5 - 1, jnp.float32)
+            logits = np.float64(apply(state.params, images, part_key))
+            losses = LOSSES["sigmoid_xent"](logits, targets(batch["labels"][rows], CLASSES))
+            total += np.sum(losses * batch["weight"][rows])
+        state, metrics = run.step(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(total / np.sum(batch["weight"]), rel=1e-5)
+
+
+def test_the_loss_of_a_batch_with_one_usable_row_is_that_rows(plain):
+    batch = small_batch(8, unusable=(0, 1, 2, 4, 5, 6, 7))
+    params = jax.tree.map(np.float64, jax.device_get(plain.state().params))
+    value, _ = loss_and_gradient(
+        "sigmoid_xent", params, batch["image"][3:4] / 127.5 - 1, targets(batch["labels"][3:4], CLASSES)
+    )
+    assert float(plain.step(plain.state(), batch)[1]["loss"]) == pytest.approx(value, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def plain(one_device):
     """A run without chance, with a moving average, on one device."""
