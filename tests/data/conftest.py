@@ -1,4 +1,4 @@
-"""Small prepared datasets in both formats, made once."""
+"""Small prepared datasets in both formats, made once for all tests."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from making import CLASSES, labelled, pictures, write_dataset
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """`data_dir` by format: `pictures` with 41 training examples in 4 shards, shuffled by TFDS, and 7 of validation."""
+    """Returns `data_dir` by format. `pictures` has 41 training examples in 4 shards, shuffled, and 7 for validation."""
     files = pictures(48)
     folders = {}
     for file_format in ("tfrecord", "array_record"):
@@ -21,7 +21,7 @@ def prepared(tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.fixture(scope="session")
 def prepared_multilabel(tmp_path_factory) -> pathlib.Path:
-    """`data_dir` of `pictures` with no label, one, two or three."""
+    """Returns the `data_dir` of `pictures` with zero to three labels each."""
     data_dir = tmp_path_factory.mktemp("multilabel")
     features = {
         "image": tfds.features.Image(),

@@ -1,4 +1,4 @@
-"""Pictures, their files, and small prepared datasets for the tests of the input."""
+"""Makes pictures, image files and small prepared datasets for the tests of the input."""
 
 import io
 import pathlib
@@ -22,14 +22,14 @@ CLASSES = ("axolotl", "bulbul", "conch")
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth, and another for every seed: uint8 [height, width, 3]."""
+    """Returns a smooth picture, a different one for each seed: uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = [np.sin(5 * y + 3 * x + seed), np.cos(4 * x - y + seed), np.sin(7 * x * y - seed)]
     return np.clip(np.stack(waves, -1) * [60, 90, 30] + [90, 140, 100], 0, 255).astype(np.uint8)
 
 
 def encode(pixels: np.ndarray | Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    """The file's bytes; with "JPEG" in its best quality unless said otherwise."""
+    """Returns the bytes of an image file. A JPEG has quality 95 by default."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {}) | options)
@@ -37,7 +37,7 @@ def encode(pixels: np.ndarray | Image.Image, file_format: str = "PNG", **options
 
 
 def png_of(header: tuple[int, int, int, int], rows: bytes) -> bytes:
-    """A PNG of this width, height, depth and colour type; `rows` each begin with their filter's byte."""
+    """Returns a PNG. `header`: width, height, depth and colour type. Each of the `rows` begins with its filter type."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -47,20 +47,20 @@ def png_of(header: tuple[int, int, int, int], rows: bytes) -> bytes:
 
 
 def broken_huffman_table(jpeg: bytes) -> bytes:
-    """A JPEG with all its markers in place that no decoder can decode."""
-    at = jpeg.index(b"\xff\xc4") + 5  # behind marker, length and the table's number: the counts of code lengths
+    """Returns the JPEG with all markers in place and an invalid Huffman table, so that no decoder can decode it."""
+    at = jpeg.index(b"\xff\xc4") + 5  # after marker, length and table number: the counts of code lengths
     return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
 
 
 def wrong_checksum(png: bytes) -> bytes:
-    """A PNG whose pixel data does not match its checksum."""
+    """Returns the PNG with pixel data that does not match its checksum."""
     at = png.index(b"IDAT") + 4
     size = struct.unpack(">I", png[at - 8 : at - 4])[0]
     return png[: at + size] + bytes([png[at + size] ^ 1]) + png[at + size + 1 :]
 
 
 def input_config(**fields: Any) -> ConfigDict:
-    """`config.input` with some fields of its own; `randaugment` is its number of layers."""
+    """Returns `config.input` with some fields replaced; `randaugment` is the number of layers."""
     config = recipe.base().input
     config.image_size = 16
     config.randaugment.layers = fields.pop("randaugment", 0)
@@ -69,7 +69,7 @@ def input_config(**fields: Any) -> ConfigDict:
 
 
 def pictures(count: int) -> list[bytes]:
-    """Files of many sizes, JPEG and PNG in turn."""
+    """Returns image files of many sizes, JPEG and PNG alternately."""
     shapes = [(17 + 5 * (i % 7), 40 - 4 * (i % 5)) for i in range(count)]
     return [encode(photo(*shape, seed=i), ("JPEG", "PNG")[i % 2]) for i, shape in enumerate(shapes)]
 
@@ -83,7 +83,7 @@ def write_dataset(
     features: dict[str, Any] | None = None,
     shuffled: bool = False,
 ) -> None:
-    """Prepares the TFDS dataset `pictures` from (file, label or labels); record n is example n unless shuffled."""
+    """Prepares the TFDS dataset `pictures` from (file, label or labels). Record n is example n, unless shuffled."""
     features = features or {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=CLASSES)}
     image_key, label_key = features
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -106,12 +106,12 @@ def labelled(files: Sequence[bytes]) -> list[tuple[bytes, int]]:
 
 
 def all_of(source: Source) -> list[Example]:
-    """Every example, in the source's order."""
+    """Returns all examples, in the order of the source."""
     return [Example(image, tuple(labels)) for image, labels in source.fetch(np.arange(source.num_examples))]
 
 
 def complaint(folder: pathlib.Path, split: str = "train", **fields: Any) -> str:
-    """The one line with which `open_source` refuses a config."""
+    """Returns the message with which `open_source` refuses a config, and checks that it is one line."""
     config = input_config(**{"dataset": "pictures", "data_dir": str(folder)} | fields)
     with pytest.raises(UserError) as caught:
         open_source(config, split, folder / "cache")

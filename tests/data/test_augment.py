@@ -1,4 +1,4 @@
-"""Windows as TensorFlow draws them, pixels as NumPy and Pillow compute them."""
+"""Crop windows have TensorFlow's distribution. Pixels are those that NumPy and Pillow compute."""
 
 import io
 import math
@@ -21,7 +21,7 @@ def draws_of(config, count: int, seed: int = 0) -> np.ndarray:
 
 
 def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Without antialiasing, centres at half pixels: float64 [height, width, 3]."""
+    """Resizes without antialiasing, with half-pixel centres: float64 [height, width, 3]."""
 
     def weights(size: int, target: int) -> np.ndarray:
         at = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
@@ -37,7 +37,7 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def averaged(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The mean of what each new pixel covers: float64 [height, width, 3]."""
+    """Resizes to the mean of the area that each new pixel covers: float64 [height, width, 3]."""
 
     def weights(size: int, target: int) -> np.ndarray:
         edges = np.arange(target + 1) * size / target
@@ -49,18 +49,18 @@ def averaged(image: np.ndarray, height: int, width: int) -> np.ndarray:
     )
 
 
-FLOAT32, FIXED_POINT = 1e-3, 0.35  # levels beyond rounding: of TensorFlow's resizing, and of OpenCV's
+FLOAT32, FIXED_POINT = 1e-3, 0.35  # error in levels besides rounding: of TensorFlow's resize, and of OpenCV's
 
 
 def assert_rounded(found: np.ndarray, exact: np.ndarray, beyond: float) -> None:
-    """Equal to the exact values but for rounding and so many levels beyond it."""
+    """Checks that the pixels are the exact values up to rounding and `beyond` levels."""
     assert found.dtype == np.uint8
     assert found.shape == exact.shape
     np.testing.assert_allclose(found, exact, atol=0.5 + beyond)
 
 
 def stored(pixels: np.ndarray, encoding: int) -> tuple[bytes, np.ndarray]:
-    """A file of these pixels, and what it holds: a JPEG's are as its most exact decoder has them."""
+    """Encodes pixels. Returns the file, and the pixels that it has; Pillow decodes those of a JPEG."""
     if encoding == images.RAW:
         return pixels.tobytes(), pixels
     if encoding == images.PNG:
@@ -101,7 +101,7 @@ def test_windows_are_distributed_as_tensorflow_s(shape, area):
 
     def measures(windows: np.ndarray, last_place: int) -> dict[str, np.ndarray]:
         top, left, h, w = windows.T
-        within = np.random.default_rng(0).random(count)  # a place, for a comparison of continuous distributions
+        within = np.random.default_rng(0).random(count)  # makes positions continuous, as the test needs
         return {
             "area": h * w / (height * width),
             "aspect": w / h,
@@ -110,7 +110,7 @@ def test_windows_are_distributed_as_tensorflow_s(shape, area):
             "left": (left + within) / np.maximum(width - w + last_place, 1),
         }
 
-    its = measures(theirs, 0)  # TensorFlow never uses the last place
+    its = measures(theirs, 0)  # TensorFlow never uses the last position
     for name, mine in measures(ours, 1).items():
         assert stats.ks_2samp(mine, its[name]).pvalue > 1e-3, name
         assert np.abs(np.quantile(mine, [0, 0.5, 1]) - np.quantile(its[name], [0, 0.5, 1])).max() < 0.06, name
@@ -123,7 +123,7 @@ def test_windows_are_distributed_as_tensorflow_s(shape, area):
     st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
     st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted),
 )
-def test_windows_lie_inside(sizes, seed, area, aspect):
+def test_windows_are_inside_the_image(sizes, seed, area, aspect):
     config = input_config(crop_area=tuple(area), crop_aspect=tuple(aspect))
     sizes = np.array(sizes)
     windows = augment.crop_windows(sizes, draws_of(config, len(sizes), seed), config)
@@ -131,7 +131,7 @@ def test_windows_lie_inside(sizes, seed, area, aspect):
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, 2:] >= 1).all()
     assert (windows[:, :2] + windows[:, 2:] <= sizes).all()
-    # Either the whole image, or as asked, within what rounding to pixels does.
+    # A window is the whole image, or it has the requested area and aspect up to rounding to pixels.
     share = windows[:, 2] * windows[:, 3] / sizes.prod(axis=1)
     slack = 1.5 / sizes.min(axis=1)
     is_whole = (windows[:, 2:] == sizes).all(axis=1)
@@ -189,7 +189,7 @@ def test_training_crops_resizes_and_flips(encoding, shape, window):
     for draws in draws_of(config, 8):
         found = train(data, encoding, shape, window, draws, config)
         expected = exact if draws[0] < 0.5 else exact[:, ::-1]
-        if encoding == images.JPEG:  # of which TensorFlow, as in the published code, decodes some levels off
+        if encoding == images.JPEG:  # TensorFlow's decoder is some levels off, as in the published code
             assert (found.shape, found.dtype) == ((16, 16, 3), np.uint8)
             assert np.abs(found - expected).max() <= 10
             assert np.abs(found - expected).mean() < 2
@@ -217,7 +217,7 @@ def test_half_are_flipped_whatever_the_window():
 
 
 def test_a_part_of_a_jpeg_is_what_the_whole_has_there():
-    """Blocks do not show; a window's outermost pixels alone lack the neighbours that smooth subsampled colours."""
+    """Only the outermost pixels of a window may differ: subsampled colours are smoothed with their neighbours."""
     config = input_config(flip=False, image_size=8)
     rng = np.random.default_rng(0)
     for subsampling in (0, 1, 2):
@@ -242,7 +242,7 @@ def test_scaled_decoding_averages_what_a_crop_has_to_spare(window, ratio):
     assert pixels.shape == (height // ratio, width // ratio, 3)
     found = train(data, images.JPEG, (160, 200), window, draws_of(config, 1)[0], config)
     exact = bilinear(averaged(smooth[top : top + height, left : left + width], *pixels.shape[:2]), 16, 16)
-    assert np.abs(found - exact).mean() < 4  # the scaled window begins at a whole pixel of its own
+    assert np.abs(found - exact).mean() < 4  # the scaled window begins at a whole pixel of the scaled image
     config.scaled_decoding = False
     whole = train(data, images.JPEG, (160, 200), window, draws_of(config, 1)[0], config)
     assert (found != whole).any() == (ratio > 1)
@@ -367,7 +367,7 @@ def test_evaluation_of_a_jpeg():
 
 @pytest.mark.parametrize("shape", [(64, 64), (50, 80)])
 def test_the_paper_s_sizes(shape):
-    """256, of which the central 224."""
+    """An image is resized to 256 pixels, and its central 224 are used."""
     config = input_config(image_size=224)
     data, pixels = stored(photo(*shape), images.RAW)
     height, width = (round(side * 256 / min(shape)) for side in shape)
@@ -379,7 +379,7 @@ def test_the_paper_s_sizes(shape):
 # ----------------------------------------------------------------------------------------------------------- a last try
 
 
-def test_can_decode_says_whether_the_header_s_promise_is_kept():
+def test_can_decode_says_whether_the_pixels_are_those_of_the_header():
     data = encode(photo(20, 30), "JPEG")
     assert augment.can_decode(data, images.JPEG, (20, 30))
     assert not augment.can_decode(data, images.JPEG, (21, 30))

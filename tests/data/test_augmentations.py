@@ -1,4 +1,4 @@
-"""The registry of augmentations: each has its own draws, and a new one moves nobody else's."""
+"""The registry of augmentations: each has its own draws, and a new one does not change the draws of the others."""
 
 import itertools
 
@@ -13,7 +13,7 @@ CONFIGS = {"plain": {}, "no flips": {"flip": False}, "randaugment": {"randaugmen
 
 
 def inverted(num_draws: int = 3, seen: list | None = None) -> Augmentation:
-    """Inverts every image, and records its draws."""
+    """Returns an augmentation that inverts every image, and records its draws in `seen`."""
 
     def invert(image, draws, config):
         if seen is not None:
@@ -34,7 +34,7 @@ def test_every_draw_belongs_to_one_augmentation_or_to_the_crop(fields):
 
 
 def test_the_draws_are_those_of_earlier_versions():
-    """Other numbers would change the batches of every run."""
+    """A change here would change the batches of every run."""
     assert augmentations.draw_slices(input_config(randaugment=2)) == {
         "flip": slice(0, 1), "crop": slice(1, 25), "randaugment": slice(25, 33),
     }  # fmt: skip

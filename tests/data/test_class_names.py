@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes: their order, their number, and who gets which."""
+"""The names of ImageNet's classes: their order, their number, and the name of each class."""
 
 import importlib.util
 import pathlib
@@ -18,13 +18,13 @@ def test_the_order_of_imagenet_1k_is_that_of_tfds():
 
 
 def test_the_order_of_imagenet_21k_is_that_of_the_published_heads():
-    """Sorted WordNet ids; the places of two of them are quoted by users of the authors' checkpoints."""
+    """The ids are sorted. Users of the published checkpoints have reported the positions of two of them."""
     ids = class_names.published(21_843)
     assert len(ids) == len(set(ids)) == 21_843
     assert ids == sorted(ids)
     assert ids[21_839] == "n15093298"  # google-research/vision_transformer, issue 237
     assert class_names.readable([ids[2037]]) == ["sea swallow (n02043333)"]  # abhimanyudubey/GeoYFCC, issue 5
-    # All of ImageNet-1k but the teddy bear.
+    # ImageNet-21k has all classes of ImageNet-1k, except the teddy bear.
     assert set(class_names.published(1000)) - set(ids) == {"n04399382"}
 
 

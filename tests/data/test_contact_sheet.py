@@ -1,4 +1,4 @@
-"""Each picture is where it belongs, with its caption beneath."""
+"""Each picture is in its place, with its caption below."""
 
 import math
 
@@ -45,12 +45,12 @@ def test_small_pictures_are_enlarged(tmp_path):
         np.testing.assert_array_equal(cell[3:128:4, 3:128:4], expected)
 
 
-def test_the_most_are_sixty_four(tmp_path):
+def test_at_most_64_images_are_shown(tmp_path):
     pictures = np.zeros((100, 128, 128, 3), np.float32)
     assert sheet_of(tmp_path, pictures).shape == sheet_of(tmp_path, pictures[:64]).shape
 
 
-def test_bfloat16_will_do(tmp_path):
+def test_bfloat16_is_accepted(tmp_path):
     levels = np.arange(128 * 128).reshape(128, 128)[None, :, :, None] % 256 * np.ones(3)
     pictures = (levels / 127.5 - 1).astype(ml_dtypes.bfloat16)
     (cell,) = cells(sheet_of(tmp_path, pictures), 1, 128)

@@ -1,4 +1,4 @@
-"""A folder of class folders as a source: what counts as an image, and how it is divided into splits."""
+"""The reader for a folder of class folders: which files are images, and how they are divided into splits."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ def open_folder(root: pathlib.Path, split: str, **fields) -> Source:
 
 
 def names_in(source: Source, root: pathlib.Path) -> set[tuple[str, str]]:
-    """(class, file name) of each example, found by the file's content being unique."""
+    """Returns (class, file name) of each example. Each file gets its own content first, which identifies it."""
     by_content = {}
     for path in root.rglob("*.png"):
         path.write_bytes(encode(photo(3, 4)) + path.name.encode())
@@ -119,11 +119,11 @@ def test_a_wrong_ending_or_a_vanished_file_stops_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["nothing.png", "", "a\0b.png", "ftp://host/b.png"])
-def test_a_file_that_cannot_be_read_is_none_whatever_is_raised(tmp_path, path):
+def test_a_file_that_cannot_be_read_is_none_after_any_exception(tmp_path, path):
     assert file_bytes(path if "://" in path else f"{tmp_path}/{path}") is None
 
 
-def test_a_pipe_or_a_device_is_no_image_and_keeps_nobody_waiting(tmp_path):
+def test_a_pipe_or_a_device_is_no_image_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "endless.png").symlink_to("/dev/zero")
     assert [file_bytes(f"{tmp_path}/{name}.png") for name in ("pipe", "endless")] == [None, None]
@@ -138,7 +138,7 @@ def test_an_error_of_tensorflows_file_systems_is_an_unreadable_file(monkeypatch,
     assert file_bytes("gs://bucket/a.png") is None
 
 
-def test_folders_that_will_not_do(tmp_path):
+def test_folders_that_cannot_be_used(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "nothing", dataset="folder")
     assert "is not a folder" in complaint(tmp_path, dataset="folder", data_dir=None)
     assert "holds 0 class folders" in complaint(tmp_path, dataset="folder")

@@ -1,4 +1,4 @@
-"""Every kind of file: passed on untouched, decoded to the pixels that Pillow or its maker says, or refused by name."""
+"""Each kind of file is passed on unchanged, decoded to the right pixels, or refused with the right status."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ BLACK_PIXEL = (b"\0\0\0", RAW, 1, 1)
 
 
 def pixels(image: images.Image) -> np.ndarray:
-    """Of an image that was decoded."""
+    """Returns the pixels of an image that Pillow decoded."""
     assert (image.status, image.encoding) == (OK, RAW)
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
 
@@ -35,7 +35,7 @@ def rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def exif(orientation: int, order: str = ">", kind: str = "H") -> bytes:
-    """An APP1 segment with one tag."""
+    """Returns an APP1 segment with one tag."""
     number = {"H": 3, "I": 4}[kind]
     value = struct.pack(order + kind, orientation).ljust(4, b"\0")
     tiff = (
@@ -78,7 +78,7 @@ def test_a_plain_png_is_passed_on_untouched(data):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_camera_is_turned_back(orientation, order):
+def test_the_orientation_of_a_camera_is_applied(orientation, order):
     plain = encode(PHOTO, "JPEG")
     data = plain[:2] + exif(orientation, order) + plain[2:]
     upright = np.asarray(ImageOps.exif_transpose(PillowImage.open(io.BytesIO(data))))
@@ -87,7 +87,7 @@ def test_a_turned_camera_is_turned_back(orientation, order):
     assert (image.encoding == JPEG) == (orientation == 1)
     if orientation > 1:
         np.testing.assert_array_equal(pixels(image), upright)
-        # Pillow is right: a corner of the stored picture is where the orientation's definition says.
+        # Checks Pillow too: each corner of the stored picture is where the definition of the orientation says.
         corner = {2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]
         stored = np.asarray(PillowImage.open(io.BytesIO(plain)))
         np.testing.assert_array_equal(pixels(image)[corner], stored[0, 0])
@@ -139,7 +139,7 @@ def test_a_cmyk_jpeg_has_its_colours():
     assert np.abs(decoded.astype(int) - PHOTO).max() <= 4
 
 
-def test_bytes_behind_the_end_mark_do_no_harm():
+def test_bytes_after_the_end_marker_do_no_harm():
     data = encode(PHOTO, "JPEG")
     for tail in (b"\0" * 5000, b"\xff\xd8" + b"x" * 3000):
         decoded = pixels(inspect(data + tail, MOST))
@@ -197,7 +197,7 @@ def test_a_jpeg_that_says_it_is_huge_is_refused():
 
 
 def test_a_file_cut_short_is_never_used_as_if_it_were_whole():
-    """Wherever it is cut; but one that lacks nothing but its end mark or padding has all its pixels."""
+    """A file may be cut off anywhere. If only its end marker or padding is missing, it has all its pixels."""
     for file_format, spare in {"JPEG": 0, "PNG": 22, "GIF": 2, "BMP": 1, "TIFF": 0, "WEBP": 0}.items():
         data = encode(photo(9, 13), file_format)
         whole = np.asarray(PillowImage.open(io.BytesIO(data)).convert("RGB"))
@@ -271,7 +271,7 @@ def test_headers_damaged_in_any_one_byte_never_stop_a_batch():
 
 
 def test_odd_metadata_does_no_harm():
-    """Pillow warns of it; the filters of warnings belong to the whole process, so the threads must not touch them."""
+    """Pillow warns of it. Warning filters belong to the whole process, so threads must not change them."""
     plain, tag = encode(PHOTO, "JPEG"), exif(6)
     odd = plain[:2] + tag[:2] + struct.pack(">H", len(tag) - 12) + tag[4:-10] + plain[2:]
     with pytest.warns(UserWarning, match="EXIF"):

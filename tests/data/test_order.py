@@ -1,4 +1,4 @@
-"""The order is a shuffle in every sense that can be measured, and the draws are uniform; both know positions alone."""
+"""The order passes the statistical tests of a random shuffle. The draws are uniform. Both depend on positions only."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from scipy import stats
 from mixer.data.order import record_numbers, uniform
 
 SEEDS = st.integers(0, 2**31 - 1)
-LEAST_P = 1e-4  # of a statistic that is what it should be; the numbers are fixed, so a test passes always or never
+LEAST_P = 1e-4  # least accepted p-value; the numbers are fixed, so a test passes always or never
 
 
 def epoch_order(n: int, seed: int = 0, epoch: int = 0, block: int = 1, window: int = 0) -> np.ndarray:
@@ -134,18 +134,18 @@ def test_every_record_is_as_likely_in_every_place(n):
     for place in range(n):
         counts[place] = np.bincount(orders[:, place], minlength=n)
     expected = epochs / n
-    # (n - 1) / n, because an order has each record once.
+    # The factor (n - 1) / n is there because an order has each record once.
     assert stats.chi2.sf((n - 1) / n * ((counts - expected) ** 2).sum() / expected, (n - 1) ** 2) > LEAST_P
 
 
 @pytest.mark.parametrize("n", [30, 1000, 50_000, 1_281_167, 300_000_000])
-def test_neighbours_are_strangers(n):
+def test_neighbours_are_independent(n):
     count = min(n, 50_000)
     epochs = 60 if n < 100 else 20 if n < 10_000 else 1
     steps = [np.diff(record_numbers(np.arange(count) + epoch * n, n, 1)) % n for epoch in range(epochs)]
     bins = min(n - 1, 1000)
     counts = np.bincount((np.concatenate(steps) - 1) * bins // (n - 1), minlength=bins)
-    edges = np.ceil(np.arange(bins + 1) * (n - 1) / bins)  # of the steps that fall into a bin
+    edges = np.ceil(np.arange(bins + 1) * (n - 1) / bins)  # edges of the bins of steps
     expected = np.diff(edges) / (n - 1) * counts.sum()
     assert stats.chisquare(counts, expected).pvalue > LEAST_P
     near = np.minimum(np.concatenate(steps), n - np.concatenate(steps)) <= 5
@@ -177,7 +177,7 @@ def test_a_block_s_records_stay_neighbours(n, seed, epoch, block, window):
     assert (np.diff(blocks, axis=1) % n == 1 % n).all()
 
 
-def test_epochs_cut_the_blocks_elsewhere():
+def test_epochs_start_their_blocks_at_different_records():
     starts = {int(epoch_order(1000, epoch=epoch, block=10)[0] % 10) for epoch in range(60)}
     assert starts == set(range(10))
 

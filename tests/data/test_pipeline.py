@@ -1,4 +1,4 @@
-"""The batch at a step is the same bytes however it is come by; a bad image costs its own slot and nothing else."""
+"""The batch at a step has the same bytes in every way of making it. A bad image changes only its own row."""
 
 import itertools
 import time
@@ -67,7 +67,7 @@ def assert_same(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Bat
 
 
 def joined(parts: Sequence[Sequence[pipeline.Batch]]) -> list[pipeline.Batch]:
-    """The global batches of the hosts' shares."""
+    """Returns the global batches, given the shares of all hosts."""
     return [{key: np.concatenate([part[key] for part in step]) for key in KEYS} for step in zip(*parts, strict=True)]
 
 
@@ -118,7 +118,7 @@ def test_large_batches_are_read_in_chunks_that_do_not_show():
 
 @pytest.mark.parametrize("crop", crops.CROPS)
 def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
-    """Each row, from the functions that have tests of their own."""
+    """Computes each row with the functions that have their own tests."""
     config = input_config(crop=crop, shuffle_block=3)
     files = examples_of(31)
     for step, batch in zip((1, 2), train(source_of(files), config, range(1, 3)), strict=True):
@@ -160,7 +160,7 @@ def test_labels_are_padded(prepared_multilabel, tmp_path):
 
 
 def test_a_new_augmentation_works(monkeypatch):
-    """It changes the images after all others, and neither the crops nor the augmentations before it."""
+    """It is applied after all others, and changes neither the crops nor the other augmentations."""
     source, config = source_of(examples_of(30)), input_config(randaugment=1)
     before = train(source, config, range(2))
 
@@ -210,7 +210,7 @@ def with_bad(examples: Sequence[Example], bad: dict[int, str]) -> list[Example]:
 
 
 def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Batch], statuses: np.ndarray) -> None:
-    """Equal where the status (int [steps, rows]) is 0; as a bad image is elsewhere."""
+    """Checks that rows with status 0 (int [steps, rows]) are equal, and that all others are those of bad images."""
     for batch, whole, status in zip(found, expected, statuses, strict=True):
         np.testing.assert_array_equal(batch["status"], status)
         good = status == image_status.OK
@@ -241,8 +241,8 @@ def test_bad_images_keep_their_slots(randaugment):
 
 
 @pytest.mark.parametrize("at", [{0}, {3}, {1, 2}, {0, 1, 2, 3}])
-def test_what_fails_in_the_decoder_is_got_past(at, monkeypatch):
-    """In the first batch, in the last, in neighbours and in all; a warning for each."""
+def test_an_image_that_fails_in_the_decoder_keeps_its_slot(at, monkeypatch):
+    """Such images are in the first batch, the last, two consecutive ones, or all. Each batch gives a warning."""
     warned = []
     monkeypatch.setattr(pipeline._log, "warning", lambda *of: warned.append(of[1]))
     config = input_config()
@@ -312,7 +312,7 @@ def test_evaluation_of_chosen_examples_in_their_order(records, hosts):
     assert not weight[len(records) :].any()
 
 
-def test_evaluation_gets_past_bad_images():
+def test_bad_images_keep_their_slots_in_evaluation():
     config = input_config(max_pixels=10**6)
     examples = examples_of(60)
     bad = dict(zip(range(1, 60, 8), BAD, strict=False))
@@ -341,7 +341,7 @@ def test_a_user_s_error_arrives_as_one():
 
 
 def test_a_user_s_error_beside_a_bad_image_arrives_too():
-    """The example with too many labels is met while the batch's images are tried one by one."""
+    """The example with too many labels comes when the images of the batch are decoded one by one."""
     tried = []
 
     def fetch(numbers: np.ndarray) -> list[Example]:
@@ -367,7 +367,7 @@ def test_other_errors_arrive_as_they_are():
 
 
 def test_a_dataset_ends_at_once():
-    """TensorFlow's tuning made about one end in three wait, for up to as long as the dataset had been read."""
+    """With autotuning, about one close in three waited, for up to as long as the dataset had been read."""
     source, waited = source_of(examples_of(9)), []
     for _ in range(8):
         batches = pipeline.train_batches(
@@ -379,10 +379,10 @@ def test_a_dataset_ends_at_once():
         since = time.monotonic()
         batches.close()
         waited.append(time.monotonic() - since)
-    assert sorted(waited)[-2] < 0.2  # a busy machine may hold up one
+    assert sorted(waited)[-2] < 0.2  # on a busy machine, one may take longer
 
 
-def test_autograph_has_nothing_to_say(caplog):
+def test_autograph_logs_nothing(caplog):
     logging.set_verbosity(logging.INFO)
     train(source_of(examples_of(5)), input_config(randaugment=1), range(1))
     assert "AutoGraph" not in caplog.text
@@ -409,7 +409,7 @@ def test_cifar10_is_what_tfds_decodes(shared_data, tmp_path):
 
 
 def test_photographs_of_many_sizes(shared_data, tmp_path):
-    """ImageNet's own files: all decode, in training and in evaluation."""
+    """All of these files of ImageNet can be decoded, in training and in evaluation."""
     paths = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:BATCH]
     examples = [Example(path.read_bytes(), (0,)) for path in paths]
     (batch,) = train(source_of(examples), input_config(image_size=64), range(1))

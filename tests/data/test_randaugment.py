@@ -1,4 +1,4 @@
-"""Each operation against NumPy in float64 or PIL; RandAugment as a whole as a pure function of its draws."""
+"""Each operation is compared with NumPy in float64 or with PIL. RandAugment is a pure function of its draws."""
 
 import math
 
@@ -15,12 +15,12 @@ from mixer.data.randaugment import OPERATIONS, randaugment
 NAMES = list(OPERATIONS)
 MAGNITUDES = (0.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 GEOMETRIC = ("Rotate", "ShearX", "ShearY")
-# Float32 may fall on the other side of a whole number than float64, just before both are truncated.
+# Before truncation, float32 may be on the other side of a whole number than float64.
 TOLERANCE = {"AutoContrast": 1, "Color": 1, "Contrast": 1, "Brightness": 1, "Sharpness": 1}
 
 
 def photo(height: int = 224, width: int = 224, seed: int = 0) -> np.ndarray:
-    """Smooth, with some noise, each channel in a range of its own: uint8 [height, width, 3]."""
+    """Returns a smooth picture with some noise, with a different range in each channel: uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = [np.sin(5 * y + 3 * x), np.cos(4 * x - y), np.sin(7 * x * y)]
@@ -38,7 +38,7 @@ def blend(degenerate: np.ndarray, image: np.ndarray, level: float) -> np.ndarray
 
 
 def smooth(image: np.ndarray) -> np.ndarray:
-    """Weights 1 and 5 over 13, truncated; border as it is."""
+    """Smooths with the weights 1 and 5 over 13, and truncates. The border stays as it is."""
     out, (height, width, _) = image.astype(np.float64), image.shape
     for y in range(1, height - 1):
         for x in range(1, width - 1):
@@ -48,9 +48,9 @@ def smooth(image: np.ndarray) -> np.ndarray:
 
 
 def warp(image: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
-    """Output pixel (x, y) is input pixel matrix · (x, y, 1), rounded: [4, height, width, 3].
+    """Warps an image: output pixel (x, y) is input pixel matrix · (x, y, 1), rounded: [4, height, width, 3].
 
-    Four outputs that differ only where a coordinate lies halfway between two pixels: there either is right.
+    The four outputs differ only where a coordinate is halfway between two pixels. There, either pixel is right.
     """
     height, width, _ = image.shape
     y, x = np.mgrid[:height, :width]
@@ -66,7 +66,7 @@ def warp(image: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
 
 
 def about_centre(image: np.ndarray, degrees: float) -> list[list[float]]:
-    """Rotation matrix around the middle of the image, by composition of three."""
+    """Returns the matrix of a rotation about the centre of the image, as a product of three matrices."""
     height, width, _ = image.shape
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     there = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, 1]])
@@ -92,7 +92,7 @@ def pil(operation, image: np.ndarray, *args) -> np.ndarray:
 
 
 def reference(name: str, image: np.ndarray, level: float, sign: float, place: tuple[float, float]) -> np.ndarray:
-    """The published operation: [height, width, 3] in float64 or uint8."""
+    """Applies the published operation: [height, width, 3] in float64 or uint8."""
     bits, threshold = min(max(int(level * 4), 1), 8), int(level * 256) % 256
     half = int(level * 40) * min(image.shape[:2]) // 224
     wide = image.astype(int)
@@ -161,8 +161,8 @@ def test_tiny_images(size):
 
 @pytest.mark.parametrize(
     ("name", "enhancer", "tolerance"),
-    # PIL rounds the gray, its mean and the smoothed image where the published code truncates; the blend then
-    # weighs that one level by 0.9.
+    # PIL rounds the gray image, its mean and the smoothed image, where the published code truncates. The blend
+    # multiplies this difference of one level by 0.9.
     [
         ("Brightness", ImageEnhance.Brightness, 1),
         ("Color", ImageEnhance.Color, 2),
@@ -194,7 +194,7 @@ def test_warp_matches_the_kernel_of_the_published_code(name, sign):
         fill_mode="CONSTANT",
     )[0].numpy()
     differing = (apply(name, image, 15.0, sign, (0, 0)) != expected).any(-1)
-    assert differing.mean() < 0.005  # where a coordinate lies halfway between two pixels
+    assert differing.mean() < 0.005  # where a coordinate is halfway between two pixels
 
 
 def test_published_pixels_at_224():
@@ -213,7 +213,7 @@ def test_published_pixels_at_224():
 def test_small_images_move_and_lose_the_same_share():
     image = np.zeros((32, 32, 3), np.uint8)
     moved = apply("TranslateX", image, 15.0, 1.0, (0, 0))
-    assert (moved == 128).all((0, 2)).sum() == 21  # of 32, as 150 of 224
+    assert (moved == 128).all((0, 2)).sum() == 21  # of 32, like 150 of 224
     assert (apply("Cutout", image, 15.0, 1.0, (0.5, 0.5)) == 128).all(-1).sum() == 16 * 16
 
 
@@ -245,14 +245,14 @@ def test_constant_images(value):
 
 
 def augment(image: np.ndarray, draws: object) -> np.ndarray:
-    """One layer at magnitude 15."""
+    """Applies one layer at magnitude 15."""
     return randaugment(image, np.array(draws, np.float32), 15.0)
 
 
 def test_choice_is_uniform():
     image = photo(24, 24)
     outputs = {name: apply(name, image, 15.0, -1.0, (0.5, 0.5)) for name in NAMES}
-    # Each operation leaves a mark of its own, so the output tells which one ran.
+    # Each operation is replaced by one that leaves its own mark, so the output tells which one ran.
     assert len({output.tobytes() for output in outputs.values()}) == len(NAMES)
     below_one = np.nextafter(np.float32(1), np.float32(0))
     for draw in np.append(np.arange(16 * 8) / (16 * 8), below_one):

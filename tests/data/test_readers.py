@@ -1,4 +1,4 @@
-"""The reader that a config names is the one that opens its data."""
+"""A config's data is opened by the reader that the config names."""
 
 import numpy as np
 from making import input_config
@@ -21,7 +21,7 @@ def test_a_registered_reader_opens_the_datasets_of_its_name(tmp_path, monkeypatc
 
 
 def test_only_the_part_before_the_slash_names_the_reader(tmp_path, monkeypatch):
-    """Every other name is that of a TFDS dataset."""
+    """Every other name is the name of a TFDS dataset."""
     opened = []
 
     def open_tfds(config, split, cache_dir) -> Source:

@@ -1,4 +1,4 @@
-"""Records by number are what TFDS reads in a row; damage costs the record that it hit, or is told at once."""
+"""Records fetched by number are those that TFDS reads in order. Damage costs one record, or is an error at once."""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ def open_builder(data_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
 
 @pytest.fixture(params=FORMATS)
 def own(request, prepared, tmp_path) -> pathlib.Path:
-    """A copy of the dataset that the test may damage."""
+    """Returns a copy of the dataset. The test may damage it."""
     shutil.copytree(prepared[request.param], tmp_path / "own", ignore=shutil.ignore_patterns("index-*"))
     return tmp_path / "own"
 
@@ -121,12 +121,12 @@ def test_a_tfrecord_s_frame_may_be_damaged_too(own_tfrecord, part):
     shard = shards(own_tfrecord)[0]
     second = 12 + len(whole[0]) + 4
     flip(shard, {"length": second, "checksum of the length": second + 8, "checksum": second - 4}[part])
-    # Where a record begins is in the index by now; its frame's head is no longer looked at.
+    # The start of each record is in the index now, so the header before a record is no longer read.
     expected = [None, *whole[1:]] if part == "checksum" else whole
     assert records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)[1](np.arange(count)) == expected
 
 
-def test_a_missing_shard_is_told(own):
+def test_a_missing_shard_is_an_error(own):
     shards(own)[2].unlink()
     with pytest.raises(UserError, match=r"1 of the dataset's 4 shards are missing, the first is .*-00002-of-00004"):
         records.open_records(open_builder(own), "train", own)
@@ -135,7 +135,7 @@ def test_a_missing_shard_is_told(own):
 
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("cut", [1, 5, 300])
-def test_a_tfrecord_shard_cut_short_is_told(own_tfrecord, indexed, cut):
+def test_a_tfrecord_shard_cut_short_is_an_error(own_tfrecord, indexed, cut):
     if indexed:
         records.write_index(own_tfrecord / VERSION)
     shard = shards(own_tfrecord)[1]
@@ -146,7 +146,7 @@ def test_a_tfrecord_shard_cut_short_is_told(own_tfrecord, indexed, cut):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 300])
-def test_an_array_record_shard_cut_short_is_told(prepared, tmp_path, cut):
+def test_an_array_record_shard_cut_short_is_an_error(prepared, tmp_path, cut):
     shutil.copytree(prepared["array_record"], tmp_path / "own")
     shard = shards(tmp_path / "own")[1]
     shard.write_bytes(shard.read_bytes()[:-cut])
@@ -154,7 +154,7 @@ def test_an_array_record_shard_cut_short_is_told(prepared, tmp_path, cut):
         records.open_records(open_builder(tmp_path / "own"), "train", tmp_path)
 
 
-def test_a_shard_with_more_records_than_known_is_told(own_tfrecord):
+def test_a_shard_with_more_records_than_known_is_an_error(own_tfrecord):
     first, second = shards(own_tfrecord)[:2]
     first.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(UserError, match="more than the"):
@@ -164,7 +164,7 @@ def test_a_shard_with_more_records_than_known_is_told(own_tfrecord):
 @pytest.mark.parametrize(
     "damage", ["another dataset's", "half", "empty", "text", "pickle", "archive", "half an archive", "fractions"]
 )
-def test_an_index_that_does_not_fit_is_told(own_tfrecord, damage):
+def test_an_index_that_does_not_fit_is_an_error(own_tfrecord, damage):
     records.write_index(own_tfrecord / VERSION)
     index = own_tfrecord / VERSION / "index-train.npy"
     content = index.read_bytes()
@@ -186,7 +186,7 @@ def test_an_index_that_does_not_fit_is_told(own_tfrecord, damage):
     assert records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)[0] == 41
 
 
-def test_formats_without_random_access_are_told(own_tfrecord):
+def test_formats_without_random_access_are_errors(own_tfrecord):
     info = own_tfrecord / VERSION / "dataset_info.json"
     info.write_text(info.read_text().replace("tfrecord", "riegeli"))
     for shard in shards(own_tfrecord):
@@ -250,7 +250,7 @@ def test_the_records_are_there_even_where_no_index_can_be_kept(own_tfrecord, mon
 
 
 def test_half_an_index_is_never_used(own_tfrecord, tmp_path, monkeypatch):
-    """A process that ends too early leaves a file of another name behind, which counts for none."""
+    """A process that ends too early may leave a file with another name, which is not used as an index."""
     save = np.save
 
     def interrupted(file, offsets):
@@ -279,7 +279,7 @@ def test_a_full_disk_leaves_nothing_behind(own_tfrecord, tmp_path, monkeypatch):
 
 
 def test_processes_that_make_the_same_index_do_not_meet(own_tfrecord):
-    """All hosts that share a folder may have the same process number."""
+    """Processes on several hosts may share a folder, and may have the same process number."""
     failures = []
 
     def work() -> None:

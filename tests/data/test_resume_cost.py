@@ -1,4 +1,4 @@
-"""What a restart costs, in time, bytes and memory: as much at step 900,000 of 14 million examples as at step 10."""
+"""A restart at step 900,000 with 14 million examples costs as much time, reading and memory as one at step 10."""
 
 import json
 import pathlib
@@ -21,15 +21,15 @@ BATCH, SEED = 4096, 7
 EARLY, LATE = 10, 900_000
 REPETITIONS = 5
 
-# A restart in a process of its own, measured from after the imports to the first batch.
+# A restart in its own process, measured from the end of the imports to the first batch.
 RESTART = """
 import json, pathlib, sys, time
 from mixer.config import recipe
 from mixer.data import pipeline, readers
 
 def counters():
-    # Where there is /proc: bytes read, by calls and from the disk, and the most memory (kB) of this process. What
-    # getrusage says of memory includes the process that started it.
+    # If there is /proc: bytes read by calls and from the disk, and the largest memory (kB) of this process. The memory
+    # that getrusage reports would include the process that started this one.
     files = [path for path in map(pathlib.Path, ("/proc/self/io", "/proc/self/status")) if path.exists()]
     lines = (line.partition(":")[::2] for file in files for line in file.read_text().splitlines())
     return {name: int(value.split()[0]) for name, value in lines if name in ("rchar", "read_bytes", "VmHWM")}
@@ -53,7 +53,7 @@ print(json.dumps({
 
 
 def tfrecord(data: bytes) -> bytes:
-    """A record as its file holds it: length, checksum of the length, data, checksum of the data."""
+    """Returns a record as it is in a file: length, checksum of the length, data, checksum of the data."""
 
     def checksum(part: bytes) -> bytes:
         crc = google_crc32c.value(part)
@@ -64,7 +64,7 @@ def tfrecord(data: bytes) -> bytes:
 
 
 def distinct_records() -> list[bytes]:
-    """One of each class; images of several sizes, so that no record stands at a multiple of anything."""
+    """Returns one record of each class. Their images have several sizes, so records do not start at regular offsets."""
     random, features = np.random.default_rng(0), tf.train.Features
     found = []
     for label in range(DISTINCT):
@@ -77,7 +77,7 @@ def distinct_records() -> list[bytes]:
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """`tiny`: record n of each shard has the class n modulo DISTINCT."""
+    """Returns the `data_dir` of `tiny`, where record n of each shard has the class n modulo DISTINCT."""
     folder = tmp_path / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     each, kinds = EXAMPLES // SHARDS, distinct_records()
@@ -98,11 +98,11 @@ def data_dir(tmp_path):
     tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=[split])
     records.write_index(folder)
     yield tmp_path
-    shutil.rmtree(tmp_path / "tiny")  # pytest would keep two gigabytes for three more sessions
+    shutil.rmtree(tmp_path / "tiny")  # pytest would keep these two gigabytes for three more sessions
 
 
 def restart(data_dir: pathlib.Path, step: int) -> dict:
-    """Measures a restart; one that goes through what lies before its step runs out of time."""
+    """Measures a restart. It would run out of time if it read all data before its step."""
     command = [sys.executable, "-c", RESTART, str(data_dir), str(step), str(BATCH), str(SEED)]
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
@@ -117,7 +117,7 @@ def expected_labels(step: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_restart_at_step_900_000_costs_no_more_than_one_at_step_10(data_dir):
-    restart(data_dir, EARLY), restart(data_dir, LATE)  # the files are in memory for both from here on
+    restart(data_dir, EARLY), restart(data_dir, LATE)  # after this, the files are in memory for both
     found = {step: [] for step in (EARLY, LATE)}
     for repetition in range(REPETITIONS):
         for step in (EARLY, LATE) if repetition % 2 else (LATE, EARLY):
@@ -137,10 +137,10 @@ def test_a_restart_at_step_900_000_costs_no_more_than_one_at_step_10(data_dir):
 
     early, late, index = median[EARLY], median[LATE], (EXAMPLES + SHARDS) * 8  # bytes
     assert late["seconds"] <= 1.5 * early["seconds"] + 0.5
-    assert late["cpu_seconds"] <= 1.5 * early["cpu_seconds"] + 0.2  # which hardly depends on what else is running
+    assert late["cpu_seconds"] <= 1.5 * early["cpu_seconds"] + 0.2  # CPU time hardly depends on other processes
     if "rchar" in early:
         assert late["VmHWM"] <= 1.1 * early["VmHWM"] + 20_000
-        # The pages of the index that are touched, at most all, and a batch.
+        # At most all pages of the index, and a batch.
         assert late["VmHWM"] * 1024 <= index + 100 * 2**20
         assert abs(late["rchar"] - early["rchar"]) <= 0.1 * early["rchar"]
-        assert late["rchar"] < index / 10  # it is opened without being read
+        assert late["rchar"] < index / 10  # the index is opened, and not read

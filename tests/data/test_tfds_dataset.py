@@ -1,4 +1,4 @@
-"""A prepared TFDS dataset as a source: its examples, its labels, and one line for what is wrong with it."""
+"""The reader for prepared TFDS datasets: its examples, its labels, and a one-line error for each fault."""
 
 import pathlib
 import subprocess
@@ -63,7 +63,7 @@ def test_a_feature_named_labels_that_holds_one_class(tmp_path):
 
 
 def test_a_label_feature_by_its_name(tmp_path):
-    """As ImageNet ReaL has it, whose labels are a sequence of another name."""
+    """ImageNet ReaL is like this: its labels are a sequence with another name."""
     features = {
         "image": tfds.features.Image(),
         "real_label": tfds.features.Sequence(tfds.features.ClassLabel(names=CLASSES)),
@@ -114,7 +114,7 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
 
 
 def test_a_dataset_whose_code_is_not_there(tmp_path):
-    """Written by a builder class of another process, read from its files alone."""
+    """Another process writes the dataset with a builder class. This process reads it from its files."""
     code = f"""
 import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import tensorflow_datasets as tfds

@@ -53,7 +53,7 @@ class BrokenArchiveError(ValueError):
 
 @runtime_checkable
 class Reader(Protocol):
-    """A source of bytes: a file, which may return fewer than `count` bytes, or a `Stream` or `Section`, which may not."""
+    """A source of bytes. Only a file may return fewer than `count` bytes; a `Stream` and a `Section` never do."""
 
     def read(self, count: int) -> bytes: ...
 
@@ -78,11 +78,11 @@ class Stream:
         """Returns exactly `count` bytes.
 
         Raises:
-          BrokenArchiveError: the stream ends before, or `read_up_to` raises it.
+          BrokenArchiveError: the stream has fewer bytes left, or `read_up_to` raises it.
         """
         data = self.read_up_to(count)
         if len(data) < count:
-            raise BrokenArchiveError(f"it ends after {self.position:,} bytes (unpacked), before its end mark")
+            raise BrokenArchiveError(f"it ends after {self.position:,} bytes (unpacked), before its end marker")
         return data
 
     def read_up_to(self, count: int) -> bytes:
@@ -97,7 +97,7 @@ class Stream:
             # A raw file may return fewer bytes than asked for. Only an empty result means its end.
             while len(data) < count and (more := self._raw.read(count - len(data))):
                 data += more
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:  # bz2 says OSError for damaged data
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:  # bz2 raises OSError for damaged data
             raise BrokenArchiveError(f"reading fails after {self.position:,} bytes: {error}") from None
         self.position += len(data)
         if self._packed and self.position > max(_ALWAYS_READ, _MAX_RATIO * self._packed()):

@@ -66,7 +66,7 @@ def parse_line(text: str, classes: dict[str, int], validation_share: float) -> L
     except (ValueError, RecursionError) as error:  # RecursionError: a line of very many brackets
         raise BadLineError("malformed JSON", str(error)) from None
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
-        raise BadLineError("no image", f'{text.strip()[:80]!r} is no object with "image": "a/path.jpg"')
+        raise BadLineError("no image", f'{text.strip()[:80]!r} is not an object with "image": "a/path.jpg"')
     if archives.unsafe_name(entry["image"]):
         raise BadLineError("image outside the root", f"{entry['image']!r}; give a path below the root, without ..")
     if not isinstance(entry.get("labels"), list):
@@ -150,7 +150,7 @@ class Multilabel(base.ImportBuilder):
         for _, line in self._lines(count_bad=True):
             sizes[line.split] += 1
         if not sizes["train"]:
-            raise ValueError(f"{self._manifest} has no line for the split train that can be used")
+            raise ValueError(f"{self._manifest} has no usable line for the split train")
         return {split: self._generate_examples(split, sizes[split]) for split in _SPLITS if sizes[split]}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
@@ -170,7 +170,7 @@ class Multilabel(base.ImportBuilder):
             metadata["max_labels"] = max(metadata["max_labels"], len(line.labels))
             yield number, {"image": image, "labels": line.labels}
         if not used:
-            raise ValueError(f"not one of the {size:,} images for {split} could be read below {self._root}")
+            raise ValueError(f"none of the {size:,} images for {split} could be read below {self._root}")
         self.info.metadata["skipped"] = dict(self.skipped)
 
     def _lines(self, count_bad: bool) -> Iterator[tuple[int, Line]]:
@@ -193,7 +193,7 @@ class Multilabel(base.ImportBuilder):
             inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
             # A link below the root may point outside it. In buckets there are no links.
             if inside and not os.path.isfile(path):  # reading a pipe would wait forever
-                raise BadLineError("image cannot be read", f"{str(path)!r} is no file")
+                raise BadLineError("image cannot be read", f"{str(path)!r} is not a file")
             image = _read_up_to(path, archives.MAX_IMAGE_BYTES + 1) if inside or "://" in self._root else None
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None

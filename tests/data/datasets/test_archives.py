@@ -29,7 +29,7 @@ def make_tar(files, tar_format=tarfile.PAX_FORMAT):
 
 
 def read_all(data):
-    """Members read before the end or the error, and the error."""
+    """Returns the members that are read before the end or the error, and the error."""
     found = []
     try:
         for member in archives.read_tar(archives.Stream(io.BytesIO(data))):
@@ -49,11 +49,11 @@ def test_reads_what_the_standard_library_writes(files, tar_format):
 
 @given(FILES, st.data())
 @settings(deadline=None, max_examples=60)
-def test_archive_cut_anywhere_before_its_end_mark_is_told(files, data):
+def test_archive_cut_anywhere_before_its_end_marker_is_an_error(files, data):
     tar = make_tar(files)
     ends = len(tar.rstrip(b"\0"))
     end_mark = -(-ends // 512) * 512
-    # Contents may end in zeros; the first whole block of zeros behind them is at least this far.
+    # Contents may end in zeros. The first whole block of zeros after them is not before this position.
     cut = data.draw(st.integers(0, max(0, end_mark - 512)))
     found, error = read_all(tar[:cut])
     assert isinstance(error, BrokenArchiveError)
@@ -66,7 +66,7 @@ def test_any_damage_ends_in_an_answer_or_a_named_error(files, flips):
     tar = bytearray(make_tar(files))
     for place, change in flips:
         tar[place % len(tar)] ^= change
-    read_all(bytes(tar))  # must return, and raise nothing but the two errors
+    read_all(bytes(tar))  # must return, or raise one of the two errors
 
 
 @given(st.binary(max_size=3000))
@@ -124,7 +124,7 @@ def test_kinds_and_the_links_without_data():
         tarfile.FIFOTYPE: "special",
         tarfile.CHRTYPE: "special",
     }
-    # All but the file claim data that they do not have, as hard links in real archives do.
+    # All except the file claim data that they do not have, like hard links in real archives.
     blocks = b"".join(header(type=kind, size=0 if kind == tarfile.REGTYPE else 5000) for kind in types)
     members = archives.read_tar(archives.Stream(io.BytesIO(blocks + bytes(1024))))
     assert [member.kind for member in members] == list(types.values())
@@ -160,7 +160,7 @@ def test_skipping_a_huge_member_takes_little_memory():
 
     zeros = bytes(1 << 20)
     source = Zeros()
-    # After the member comes a block of zeros: the end mark.
+    # After the member comes a block of zeros, the end marker.
     assert len(list(archives.read_tar(source))) == 1
     assert source.total == 512 + (50 << 30) + 512
     assert source.largest <= 1 << 20
@@ -178,7 +178,7 @@ def test_open_stream_tells_compression_by_content(tmp_path, suffix):
         stream.drain()
 
 
-def test_damaged_compression_is_told(tmp_path):
+def test_damaged_compression_is_an_error(tmp_path):
     path = tmp_path / "archive.tar.gz"
     data = bytearray(gzip.compress(make_tar({"a": b"x" * 5000})))
     data[-5] ^= 1  # the checksum
@@ -190,7 +190,7 @@ def test_damaged_compression_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
-def test_a_decompression_bomb_is_told_long_before_its_end(tmp_path, monkeypatch, suffix):
+def test_a_decompression_bomb_is_found_long_before_its_end(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(archives, "_ALWAYS_READ", 2 << 20)
     path = tmp_path / "bomb.tar"
     with tarfile.open(path, f"w:{suffix}") as tar:
@@ -206,7 +206,7 @@ def test_a_decompression_bomb_is_told_long_before_its_end(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("suffix", ["", "gz"])
 def test_what_hardly_compresses_is_no_bomb(tmp_path, monkeypatch, suffix):
-    """Ten times is far from what images do; a plain archive may hold what it likes."""
+    """Images unpack to far less than ten times their size. An archive without compression may hold anything."""
     monkeypatch.setattr(archives, "_ALWAYS_READ", 0)
     path, image = tmp_path / "archive.tar", random.Random(0).randbytes(200_000)
     with tarfile.open(path, f"w:{suffix}") as tar:

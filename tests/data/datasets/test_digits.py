@@ -26,7 +26,7 @@ def test_enlarge_is_bilinear_with_half_pixel_centres():
     image = np.random.default_rng(0).integers(0, 17, (8, 8)).astype(np.float32)
     size = 32
 
-    def interpolate(row):  # np.interp holds the end values, as the borders of an image do
+    def interpolate(row):  # np.interp repeats the end values, like the border of an image
         return np.interp((np.arange(size) + 0.5) * 8 / size - 0.5, np.arange(8), row)
 
     expected = np.apply_along_axis(interpolate, 0, np.apply_along_axis(interpolate, 1, image)) * 255 / 16

@@ -34,7 +34,7 @@ def test_default_configs_are_found_by_the_bare_name(tmp_path):
     assert tfds.builder("digits", data_dir=tmp_path).info.features["image"].shape == (32, 32, 3)
 
 
-def test_a_prepared_dataset_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_a_prepared_dataset_may_be_in_a_read_only_folder(tmp_path, monkeypatch):
     datasets.prepare_embedded("fractals/2x4x8", str(tmp_path))
 
     def refuse(*_):

@@ -53,7 +53,7 @@ def test_orbit_of_sierpinskis_maps_stays_on_the_triangle():
 
 
 def chaos_game(system, points=8000):
-    """The textbook's chaos game, one point after the other."""
+    """Plays the chaos game as in textbooks, one point after the other."""
     rng = random.Random(0)
     x = y = 0.0
     found = []
@@ -64,7 +64,7 @@ def chaos_game(system, points=8000):
 
 
 @pytest.mark.parametrize("category", range(8))
-def test_systems_are_as_the_paper_has_them(category):
+def test_systems_are_those_of_the_paper(category):
     system = ifs.find_system(0, category)
     assert 2 <= len(system.maps) <= 8
     assert np.abs(system.maps).max() <= 1
@@ -73,7 +73,7 @@ def test_systems_are_as_the_paper_has_them(category):
     points = chaos_game(system)
     assert np.isfinite(points).all()
     counts = np.histogram2d(*((points - points.min(0)) / np.ptp(points, axis=0)).T, bins=32)[0]
-    # The measured area varies a little with the points.
+    # The measured area depends a little on the points.
     assert np.mean(counts > 0) > 0.8 * ifs.MIN_FILLED
 
 
@@ -109,7 +109,7 @@ def test_every_picture_shows_something():
 
 
 def test_shape_tells_the_category_and_colour_does_not():
-    """Nearest class means: shapes are recognised far above chance (1/16), mean colours hardly."""
+    """With nearest class means, shapes are recognised far above chance (1/16), and mean colours hardly."""
     images = np.stack([draw(category, (0, 40)) for category in range(16)]).astype(np.float32)  # [class, instance, ...]
     border = np.concatenate([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], axis=2)
     ground = np.median(border, axis=2)[:, :, None, None]
@@ -142,7 +142,7 @@ def test_dataset_reads_back(tmp_path):
 
 
 def test_threads_hand_over_every_image_once_and_in_order(tmp_path, monkeypatch):
-    """In more parts than are drawn ahead, the last of each category a short one."""
+    """There are more chunks than are drawn ahead, and the last chunk of each category is shorter."""
     monkeypatch.setattr(fractals, "_CHUNK", 2)
     examples = list(fractals.Fractals(config="3x9x16", data_dir=tmp_path)._generate_examples(range(7)))
     assert [key for key, _ in examples] == [f"{category}/{instance}" for category in range(3) for instance in range(7)]

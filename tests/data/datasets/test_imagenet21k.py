@@ -69,7 +69,7 @@ def test_images_arrive_untouched_under_their_class(tmp_path, images, mode, folde
         "classes_without_images": [FISH],
         "truncated": "",
     }
-    # Nothing lies about but the dataset.
+    # The folder has nothing but the dataset.
     assert {path.suffix for path in (tmp_path / "data").rglob("*") if path.is_file()} <= {
         ".json",
         ".txt",
@@ -146,7 +146,7 @@ def test_truncated_archive_stops_with_one_line_or_keeps_what_it_gave(tmp_path, i
         for wnid, files in images.items():
             add(tar, f"{wnid}.tar", class_tar(files))
     data = archive.read_bytes()
-    # Uncompressed: within the second class, after its first image. Compressed: a few bytes short.
+    # The plain archive ends in the second class, after its first image. The compressed one lacks a few bytes.
     archive.write_bytes(data[: 512 + len(class_tar(images[CAT])) + 512 + 1024 + 700] if mode == "w" else data[:-20])
     with pytest.raises(BrokenArchiveError, match=r"archive .* is damaged.*--allow_truncated") as caught:
         build(tmp_path, archive)
@@ -171,7 +171,7 @@ def test_a_bomb_of_images_ends_early_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_outside_the_dataset(tmp_path, images):
-    """Names that climb or are absolute, links, and files behind links: in the class tars and around them."""
+    """Such names have `..` or are absolute, or are links or files below links, in class tars and outside them."""
     outside, inner = tmp_path / "outside", io.BytesIO()
     outside.mkdir()
     with tarfile.open(fileobj=inner, mode="w") as tar:
@@ -186,19 +186,19 @@ def test_nothing_is_written_outside_the_dataset(tmp_path, images):
         add(tar, f"door/{DOG}.tar", class_tar(images[DOG]))
         add(tar, f"{CAT}.tar", inner.getvalue())
     builder = build(tmp_path, archive)
-    assert contents(builder).keys() == images[DOG].keys() | {"through.JPEG"}  # a name in the dataset, and no path
+    assert contents(builder).keys() == images[DOG].keys() | {"through.JPEG"}  # the dataset has a name without a path
     assert list(outside.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"outside", "a.tar", "classes.txt", "data"}
 
 
-def test_an_archive_that_is_none_is_named(tmp_path):
+def test_a_file_that_is_no_archive_is_named(tmp_path):
     archive = tmp_path / "page.tar"
     archive.write_bytes(b"<html>" * 1000)
     with pytest.raises(ValueError, match=r"page\.tar is no tar of class tars"):
         build(tmp_path, archive, allow_truncated=True)
 
 
-def test_a_class_list_of_another_archive_is_told(tmp_path, images):
+def test_a_class_list_of_another_archive_is_an_error(tmp_path, images):
     archive = tmp_path / "a.tar"
     with tarfile.open(archive, "w") as tar:
         add(tar, f"{CAT}.tar", class_tar(images[CAT]))

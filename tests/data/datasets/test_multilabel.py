@@ -100,7 +100,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "kind"), BAD)
-def test_a_bad_line_is_told_with_its_number(root, line, kind):
+def test_a_bad_line_is_named_with_its_number(root, line, kind):
     with pytest.raises(ValueError, match=rf"m\.jsonl, line 2: {kind}: .*--skip_bad") as caught:
         build(root, [{"image": "a.jpg", "labels": ["cat"]}, line])
     assert "\n" not in str(caught.value)
@@ -118,9 +118,9 @@ def test_bad_lines_can_be_skipped_and_are_counted_once(root):
 
 
 def test_nothing_usable_is_an_error(root):
-    with pytest.raises(ValueError, match="no line for the split train"):
+    with pytest.raises(ValueError, match="no usable line for the split train"):
         build(root, [{"image": "a.jpg", "labels": [], "split": "validation"}])
-    with pytest.raises(ValueError, match="not one of the 1 images for train"):
+    with pytest.raises(ValueError, match="none of the 1 images for train"):
         build(root, [{"image": "none.jpg", "labels": []}], skip_bad=True)
 
 
