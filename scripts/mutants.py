@@ -14,8 +14,8 @@ of JAX or a thread of TensorFlow; and all share a compilation cache.
 """
 
 import argparse
-import ast
 import collections
+import functools
 import itertools
 import json
 import os
@@ -29,7 +29,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+
+from scripts.mutations import Mutant, mutants
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EQUIVALENT = ROOT / "tests/equivalent_mutants.md"
@@ -51,124 +52,17 @@ TESTS = {
     "mixer/transfer/resolution.py": ["tests/transfer/test_resolution.py"],
 }
 
-_BINARY = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd,
-    ast.LShift: ast.RShift, ast.RShift: ast.LShift,
-}  # fmt: skip
-_COMPARISONS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-}  # fmt: skip
-_PAIRS = [("min", "max"), ("minimum", "maximum"), ("any", "all"), ("argmin", "argmax"), ("floor", "ceil"),
-          ("zeros", "ones"), ("zeros_like", "ones_like"), ("rint", "floor")]  # fmt: skip
+# Python takes compiled code for current if the source's second and size are the same, so each source gets a second.
 _SECONDS = itertools.count(int(time.time()))
-_FUNCTIONS = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 
 
-class Mutant(NamedTuple):
-    """One change of one module.
-
-    Attributes:
-      module: path of the module, from the root of the repository.
-      line: the text of the line where the change begins.
-      old, new: the code that is replaced, and its replacement, each on one line.
-      number: counts mutants of the same text in a module.
-      source: the whole changed module.
-    """
-
-    module: str
-    line: str
-    old: str
-    new: str
-    number: int
-    source: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.module} | {self.line} | {self.old} -> {self.new} | {self.number}"
+def is_equivalent(mutant: Mutant) -> bool:
+    """Whether the list of equivalent mutants has it."""
+    return (mutant.module, mutant.line, mutant.old, mutant.new) in _equivalents()
 
 
-def changes(node: Any) -> Iterator[tuple[Any, ast.AST]]:
-    """Yields changes of one node: what is replaced, which is the node or a condition in it, and the replacement."""
-    match node:
-        case ast.If(test) | ast.While(test) | ast.IfExp(test) if not isinstance(test, ast.Compare):
-            yield test, ast.UnaryOp(ast.Not(), test)
-        case ast.comprehension(_, _, conditions):
-            yield from ((test, ast.UnaryOp(ast.Not(), test)) for test in conditions)
-    yield from ((node, new) for new in _replacements(node))
-
-
-def _replacements(node: ast.AST) -> Iterator[ast.AST]:
-    match node:
-        case ast.BinOp(left, operator, right) if type(operator) in _BINARY:
-            yield ast.BinOp(left, _BINARY[type(operator)](), right)
-        case ast.AugAssign(target, operator, value):
-            if type(operator) in _BINARY:
-                yield ast.AugAssign(target, _BINARY[type(operator)](), value)
-            yield ast.Pass()
-        case ast.Compare(left, [operator], right):
-            yield ast.Compare(left, [_COMPARISONS[type(operator)]()], right)
-        case ast.BoolOp(operator, values):
-            yield ast.BoolOp(ast.Or() if isinstance(operator, ast.And) else ast.And(), values)
-        case ast.UnaryOp(_, operand):
-            yield operand
-        case ast.Constant(bool() as value):
-            yield ast.Constant(not value)
-        case ast.Constant(int() | float() as value):
-            yield ast.Constant(value + 1)
-            if value == 1:
-                yield ast.Constant(value - 1)
-        case ast.Return(value) if value is not None:
-            yield ast.Return(ast.Constant(None))
-        case ast.Call(function, arguments, keywords):
-            for keyword in keywords:
-                if keyword.arg is not None:
-                    yield ast.Call(function, arguments, [other for other in keywords if other is not keyword])
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
-            if isinstance(function, ast.Attribute) and name in _FUNCTIONS:
-                yield ast.Call(ast.Attribute(function.value, _FUNCTIONS[name], ast.Load()), arguments, keywords)
-            elif name in _FUNCTIONS:
-                yield ast.Call(ast.Name(_FUNCTIONS[name], ast.Load()), arguments, keywords)
-
-
-def nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields a tree's nodes, but for annotations, decorators, docstrings, f-strings and imports."""
-    if isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom):
-        return
-    yield node
-    for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "decorator_list"):
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from nodes(child)
-
-
-def mutants(module: str) -> list[Mutant]:
-    """Returns all mutants of a module, in the order of its text."""
-    text = (ROOT / module).read_bytes()
-    lines = text.splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    found, counts = [], collections.Counter[tuple[str, ...]]()
-    for node in nodes(ast.parse(text)):
-        for at, changed in changes(node):
-            begin, end = starts[at.lineno - 1] + at.col_offset, starts[at.end_lineno - 1] + at.end_col_offset
-            new = ast.unparse(ast.fix_missing_locations(changed))
-            if isinstance(changed, ast.BinOp | ast.BoolOp | ast.Compare | ast.UnaryOp):
-                new = f"({new})"
-            source = (text[:begin] + new.encode() + text[end:]).decode()
-            line = lines[at.lineno - 1].decode().strip()
-            old = " ".join(text[begin:end].decode().split())
-            counts[line, old, new] += 1
-            found.append(Mutant(module, line, old, new, counts[line, old, new], source))
-    return found
-
-
-def equivalents() -> set[tuple[str, ...]]:
-    """Reads the list of equivalent mutants: (module, line, old, new)."""
+@functools.cache
+def _equivalents() -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     module = ""
     for line in EQUIVALENT.read_text().splitlines():
@@ -193,7 +87,6 @@ def start(folder: pathlib.Path, module: str, source: str, log: pathlib.Path) -> 
     """Starts the tests of a changed module in a copy of the tree, in a fork. Returns the fork's process number."""
     path = folder / module
     path.write_text(source)
-    # Python takes compiled code for current if the source's second and size are the same.
     os.utime(path, (second := next(_SECONDS), second))
     if pid := os.fork():
         return pid
@@ -266,14 +159,11 @@ def main() -> None:
 
 def check(module: str, folders: list[pathlib.Path], results: dict[str, str], args: argparse.Namespace) -> None:
     """Runs the mutants of a module that have no result yet, and keeps their results."""
-    same, chosen = equivalents(), mutants(module)
+    chosen = mutants(ROOT, module)
     if args.sample:
         chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
-    for mutant in chosen:
-        if (module, mutant.line, mutant.old, mutant.new) in same:
-            results[mutant.key] = "equivalent"
-    todo = [one for one in chosen if results.get(one.key, "survived" if args.retry else "") in ("", "survived")
-            and (args.retry or one.key not in results)]  # fmt: skip
+    wanted = (None, "survived") if args.retry else (None,)
+    todo = [one for one in chosen if not is_equivalent(one) and results.get(one.key) in wanted]
     if not todo:
         return
     original = Mutant(module, "", "", "", 0, (ROOT / module).read_text())
@@ -287,19 +177,21 @@ def check(module: str, folders: list[pathlib.Path], results: dict[str, str], arg
 
 
 def report(modules: list[str], results: dict[str, str]) -> None:
-    """Prints the score of each module as a table."""
-    print("| module | mutants | run | killed | equivalent | survived | score |\n|---|---|---|---|---|---|---|")
-    total = collections.Counter[str]()
-    for module in [*modules, "all"]:
-        found = mutants(module) if module != "all" else []
-        counts = collections.Counter(results[one.key] for one in found if one.key in results)
-        counts["mutants"] = len(found)
-        total += counts
-        counts = total if module == "all" else counts
-        killed, survived = counts["killed"], counts["survived"]
-        score = f"{100 * killed / (killed + survived):.1f}%" if killed + survived else ""
-        ran = killed + survived + counts["equivalent"]
-        print(f"| {module} | {counts['mutants']} | {ran} | {killed} | {counts['equivalent']} | {survived} | {score} |")
+    """Prints the survivors, and the score of each module as a table."""
+    found = {module: mutants(ROOT, module) for module in modules}
+    print("\n".join(one.key for ones in found.values() for one in ones if outcome_of(one, results) == "survived"))
+    print("\n| module | mutants | equivalent | run | killed | score |\n|---|---|---|---|---|---|")
+    found["all"] = list(itertools.chain(*found.values()))
+    for module, ones in found.items():
+        counts = collections.Counter(outcome_of(one, results) for one in ones)
+        killed, run = counts["killed"], counts["killed"] + counts["survived"]
+        score = f"{100 * killed / run:.1f}%" if run else ""
+        print(f"| {module} | {len(ones)} | {counts['equivalent']} | {run} | {killed} | {score} |")
+
+
+def outcome_of(mutant: Mutant, results: dict[str, str]) -> str | None:
+    """Returns killed, survived or equivalent; None for a mutant that was not run."""
+    return "equivalent" if is_equivalent(mutant) else results.get(mutant.key)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from small_run import BLOCKS, CLASSES, PATCH, make_batch, make_run
 
 from mixer.data import readers
 from mixer.evaluation import classification, evaluator
-from mixer.evaluation.accuracy import mean_average_precision
+from mixer.evaluation.accuracy import make_eval_step, mean_average_precision
 from mixer.runtime import devices
 
 BATCH = 16
@@ -180,3 +180,11 @@ def test_several_labels_have_no_accuracy_by_class(evaluate):
     found = evaluate(split_of(16), 16)
     assert found.class_accuracy is None
     assert "mean_per_class_accuracy" not in found.metrics
+
+
+def test_sums_and_logits_are_on_every_device(run, mesh):
+    """So every host can read them."""
+    step = make_eval_step(run[0], "sigmoid_xent", mesh, keep_logits=True)
+    outputs = step(run[1], devices.to_devices(split_of(16)[0], mesh))
+    assert outputs[1].shape == (16, CLASSES)
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(outputs))
