@@ -1,13 +1,16 @@
 """The registry of augmentations: each has its own draws, and a new one does not change the draws of the others."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
-from making import input_config
+from making import encode, input_config, photo
+from reference_pixels import draws_of, train
 
-from mixer.data import augmentations, crops
+from mixer.data import augment, augmentations, crops, images
 from mixer.data.augmentations import AUGMENTATIONS, Augmentation
+from mixer.data.randaugment import randaugment
 
 CONFIGS = {"plain": {}, "no flips": {"flip": False}, "randaugment": {"randaugment": 2}}
 
@@ -76,8 +79,53 @@ def test_every_augmentation_is_described(name, fields):
     assert AUGMENTATIONS[name].described(input_config(**fields)).strip()
 
 
-def test_the_descriptions_follow_the_config():
-    config = input_config(flip=False, randaugment=2)
-    assert [one.described(config) for one in AUGMENTATIONS.values()] == [
-        "no flips", "RandAugment of 2 layers, magnitude 10",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "described"),
+    [
+        ({}, ["flips", "no RandAugment"]),
+        ({"flip": False, "randaugment": 2}, ["no flips", "RandAugment of 2 layers, magnitude 10"]),
+    ],
+)
+def test_the_descriptions_follow_the_config(fields, described):
+    config = input_config(**fields)
+    assert [one.described(config) for one in AUGMENTATIONS.values()] == described
+
+
+@pytest.mark.parametrize(("draw", "flipped"), [(0.0, False), (0.49999997, False), (0.5, True), (0.99999994, True)])
+def test_a_draw_of_one_half_or_more_mirrors_left_to_right(draw, flipped):
+    image = photo(5, 5)
+    found = augmentations.flip(image, np.array([draw], np.float32), input_config())
+    np.testing.assert_array_equal(found, image[:, ::-1] if flipped else image)
+
+
+def test_without_flip_none_is_flipped():
+    config = input_config(flip=False)
+    pixels = photo(16, 16)
+    for draws in draws_of(config, 8):
+        np.testing.assert_array_equal(
+            train(encode(pixels), images.PNG, (16, 16), (0, 0, 16, 16), draws, config), pixels
+        )
+
+
+def test_half_are_flipped_whatever_the_window():
+    config = input_config()
+    draws = draws_of(config, 20_000)
+    windows = augment.crop_windows(np.tile([300, 300], (20_000, 1)), draws, config)
+    flipped = draws[:, 0] >= 0.5
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / math.sqrt(20_000)
+    for column in windows.T:
+        assert abs(np.corrcoef(flipped, column)[0, 1]) < 5 / math.sqrt(20_000)
+
+
+def test_randaugment_comes_last_and_has_draws_of_its_own():
+    plain, augmented = input_config(), input_config(randaugment=2)
+    assert augmentations.num_draws(augmented) == augmentations.num_draws(plain) + 8
+    file, of = encode(photo(40, 40)), (images.PNG, (40, 40), (3, 4, 30, 30))
+    changed = 0
+    for row in draws_of(augmented, 20):
+        before = train(file, *of, row[: augmentations.num_draws(plain)], plain)
+        found = train(file, *of, row, augmented)
+        layers = row[augmentations.num_draws(plain) :].reshape(2, 4)
+        np.testing.assert_array_equal(found, randaugment(before, layers, 10.0))
+        changed += (found != before).any()
+    assert changed > 10
