@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from mixer import train
 from mixer.config import command_line
-from mixer.config.checks import checked
+from mixer.config.checks import checked, unlocked_copy
 from mixer.config.durations import set_duration
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
@@ -42,7 +42,7 @@ def get_config():
 
 def short(config: ConfigDict, steps: int) -> ConfigDict:
     """Returns the config of a run that ends after a few steps, logs each step, and evaluates and saves the last."""
-    config = ConfigDict(config)
+    config = unlocked_copy(config)
     for name in ("total", "eval", "checkpoint"):
         set_duration(config, name, steps=steps)
     set_duration(config, "log", steps=1)
@@ -65,7 +65,7 @@ def _array_differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     return [name for name in one if not _same_bits(one[name], other[name])]
 
 
-def _metric_differences(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> list[str]:
+def _metric_differences(one: dict[float, dict[str, float]], other: dict[float, dict[str, float]]) -> list[str]:
     """Compares the metrics of two runs, given by step."""
     found = []
     for step in sorted({*one, *other}):

@@ -1,5 +1,6 @@
 """Checks a whole config: the value of every setting, and what settings say of each other."""
 
+import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -111,6 +112,15 @@ def flat(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> dict[str, A
         else:
             fields[prefix + key] = list(value) if isinstance(value, tuple) else value
     return fields
+
+
+def unlocked_copy(config: ConfigDict) -> ConfigDict:
+    """Returns a copy that can be changed without a change of the original.
+
+    ConfigDict(config) would share nested groups, and optional values that are unset, with the original (ml_collections
+    1.1).
+    """
+    return copy.deepcopy(config).unlock()
 
 
 def nearest(name: str, known: list[str], prefix: str = "config.") -> str:

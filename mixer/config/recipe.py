@@ -72,8 +72,9 @@ def imagenet1k(variant: str, *, magnitude: float = 15.0, mixup: float = 0.5) -> 
     _regularise(config, magnitude, mixup)
     config.model.head_bias_init = -6.9  # -ln 1000, as published
     # minival is the last per cent of train, on which the paper's settings were tuned.
-    config.evaluators.minival = evaluator_settings("classification", split="train[99%:]")
-    for name, task in (("v2", TASKS["imagenet_v2"]), ("real", TASKS["imagenet_real"])):
+    # Each names its dataset, and is left out where the config is used for other data.
+    minival = Task("imagenet2012", "train[99%:]")
+    for name, task in (("minival", minival), ("v2", TASKS["imagenet_v2"]), ("real", TASKS["imagenet_real"])):
         config.evaluators[name] = evaluator_settings(
             "classification", dataset=task.dataset, split=task.test, label_key=task.label_key,
             max_labels=task.max_labels, optional=True,

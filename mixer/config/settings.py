@@ -289,7 +289,8 @@ EVALUATOR: dict[str, Setting] = {
         choices=Registry("mixer.evaluation.evaluators:KINDS"),
     ),
     "optional": Setting(
-        False, "whether to leave it out, with a message, if its data is not there", "evaluation/evaluators.py",
+        False, "whether to leave it out, with a message, if its data is not there or has other classes than the model",
+        "evaluation/evaluators.py",
     ),
     **{
         f"every_{unit}": Setting(

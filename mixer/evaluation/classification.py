@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epy
 
+from mixer.config.checks import unlocked_copy
 from mixer.evaluation import accuracy, evaluator
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import OtherClassesError
 
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
     from mixer.data import readers
@@ -33,7 +34,8 @@ class Classification:
 
         Raises:
           MissingDataError: the dataset is not there.
-          UserError: the data cannot be used, or its classes are not the model's.
+          OtherClassesError: the classes of the data are not the model's.
+          UserError: the data cannot be used.
         """
         self._config, self._context = input_of(settings, context.input), context
         self.source = readers.open_source(self._config, settings.split, context.cache_dir)
@@ -73,7 +75,7 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
 
     Label settings belong to a dataset, so those of `config.input` count for its own dataset alone.
     """
-    found = ml_collections.ConfigDict(config)
+    found = unlocked_copy(config)
     if settings.dataset is not None:
         found.update({name: settings[name] for name in ("dataset", "label_key", "max_labels")})
     for name in ("data_dir", "eval_crop", "eval_resize"):
@@ -86,17 +88,17 @@ def check_classes(context: Context, class_names: Sequence[str]) -> None:
     """Checks that the classes of the data are those of the model.
 
     Raises:
-      UserError: they are not.
+      OtherClassesError: they are not.
     """
     source, num_classes = context.source, context.model.num_classes
     if num_classes != len(class_names):
-        raise UserError(
+        raise OtherClassesError(
             f"{source} tells {num_classes:,} classes apart, the data has {len(class_names):,}: fine-tune it "
             "first (configs/finetune.py), or ask what its features are worth with --fewshot"
         )
     for number, (theirs, ours) in enumerate(zip(context.class_names or class_names, class_names, strict=True)):
         if theirs != ours:
-            raise UserError(
+            raise OtherClassesError(
                 f"the classes of {source} are not those of the data: class {number} is {theirs!r} there and "
                 f"{ours!r} here"
             )

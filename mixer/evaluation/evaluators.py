@@ -15,7 +15,7 @@ from mixer.config.recipe import evaluator_settings
 from mixer.evaluation.classification import Classification
 from mixer.evaluation.evaluator import Context, Evaluator, Through
 from mixer.evaluation.few_shot import FewShot
-from mixer.runtime.errors import MissingDataError, UserError
+from mixer.runtime.errors import MissingDataError, OtherClassesError, UserError
 from mixer.training.step import TrainState
 
 
@@ -69,7 +69,8 @@ def build(
       config: of the run.
       context: the model and where it is computed.
       num_examples: examples in an epoch of training.
-      tell: called with a line for each optional evaluator whose data is not there; it is left out.
+      tell: called with a line for each optional evaluator that is left out, since its data is not there or has other
+        classes than the model.
 
     Raises:
       UserError: data cannot be used, or is not there and its evaluator is not optional.
@@ -79,7 +80,7 @@ def build(
         try:
             evaluate = KINDS[settings.kind].build(settings, context)
         except UserError as error:
-            if settings.optional and isinstance(error, MissingDataError):
+            if settings.optional and isinstance(error, MissingDataError | OtherClassesError):
                 tell(f"evaluator {name} left out: {error}")
                 continue
             if name not in config.evaluators:

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 from etils import epy
 
+from mixer.config.checks import unlocked_copy
 from mixer.config.settings import SETTINGS
 from mixer.data.sources import Source
 from mixer.evaluation import evaluator, few_shot_regression
@@ -122,7 +123,7 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
       settings: as `config.evaluators.NAME`.
       config: `config.input`.
     """
-    found = ml_collections.ConfigDict(config)
+    found = unlocked_copy(config)
     found.dataset = settings.dataset or config.dataset
     found.data_dir = settings.data_dir or config.data_dir
     found.label_key, found.max_labels = settings.label_key, 1

@@ -1,6 +1,5 @@
 """Whether a config's steps fit in the memory of a core, what would make them fit, and the largest batch that fits."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +65,7 @@ class Fitting:
         Raises:
           UserError: the batch cannot be divided with these settings.
         """
-        config = copy.deepcopy(self.config)  # ConfigDict(self.config) would share the groups, such as config.model
+        config = checks.unlocked_copy(self.config)
         config.update_from_flattened_dict(changes)
         config = checks.checked(config)
         sharding.check_divides(config, self.mesh)

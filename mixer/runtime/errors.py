@@ -16,6 +16,10 @@ class MissingDataError(UserError):
     """A dataset does not exist."""
 
 
+class OtherClassesError(UserError):
+    """The classes of a dataset are not those of the model."""
+
+
 class DivergedError(UserError):
     """The loss or the gradient is no longer finite, so the run cannot continue with this config."""
 

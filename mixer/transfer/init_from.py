@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from mixer.config import run_folder
+from mixer.config import checks, run_folder
 from mixer.runtime.errors import UserError
 from mixer.training.step import TrainState
 from mixer.transfer.mismatch import mismatches
@@ -31,7 +31,7 @@ def with_token_width(
     """
     if not config.init_from or config.model.tokens_mlp_dim is not None:
         return config
-    config = ml_collections.ConfigDict(config)
+    config = checks.unlocked_copy(config)
     before = weights.model() if weights else run_folder.load_config(workdir).model
     config.model.tokens_mlp_dim = before.tokens_mlp_dim
     return config.lock()

@@ -148,3 +148,13 @@ def test_no_warm_up_and_optional_fields_are_allowed(base_with):
 def test_flat_names_every_field():
     config = ConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": None}}})
     assert checks.flat(config) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
+
+
+def test_a_copy_can_be_changed_without_a_change_of_the_original(base_with):
+    config = checks.checked(base_with())
+    before = checks.flat(config)
+    copy = checks.unlocked_copy(config)
+    copy.input.label_key, copy.input.max_labels, copy.model.remat, copy.seed = "another", 4, True, 5
+    copy.evaluators.more = recipe.evaluator_settings("classification")
+    assert checks.flat(config) == before
+    assert config.is_locked

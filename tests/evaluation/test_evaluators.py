@@ -97,19 +97,30 @@ NAMED = {
     "often": {"kind": "classification", "split": "train[:10%]", "every_steps": 2},
     "few": {"kind": "few_shot", "split": "validation", "shots": (1,), "seeds": 2, "every_examples": 32},
     "absent": {"kind": "classification", "dataset": "imagenet_v2/matched-frequency", "optional": True},
+    "other": {
+        "kind": "classification",
+        "dataset": "fractals/5x20x16",
+        "split": "train",
+        "optional": True,
+        "label_key": "label",
+    },
 }
 
 
 def test_a_run_evaluates_each_at_its_steps_and_leaves_out_what_is_not_there(data_dir, tmp_path):
-    lines = Lines()
-    train(tiny(data_dir, NAMED, ema_decay=0.5, eval_at_start=True), tmp_path, lines)
+    lines, config = Lines(), tiny(data_dir, NAMED, ema_decay=0.5, eval_at_start=True)
+    before = checks.flat(config)
+    train(config, tmp_path, lines)
+    assert checks.flat(config) == before  # evaluators of other data leave the run's own settings alone
     assert steps_with(tmp_path, "val/accuracy") == [0, 3, 6]
     assert steps_with(tmp_path, "val_ema/accuracy") == [0, 3, 6]
     assert steps_with(tmp_path, "often/accuracy") == steps_with(tmp_path, "often_ema/") == [0, 2, 4, 6]
     assert steps_with(tmp_path, "few/fractals_4x20x16_1shot") == [0, 4, 6]
     assert steps_with(tmp_path, "few_ema/") == steps_with(tmp_path, "absent") == []
-    (left_out,) = [line for line in lines.kept if "left out" in line]
-    assert left_out.startswith("evaluator absent left out: dataset imagenet_v2/matched-frequency in ")
+    left_out = [line for line in lines.kept if "left out" in line]
+    assert left_out[0].startswith("evaluator absent left out: dataset imagenet_v2/matched-frequency in ")
+    assert left_out[1].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
+    assert steps_with(tmp_path, "other") == []
     first = read_metrics(tmp_path)[0]
     assert (first["step"], first["often/count"], first["val/count"]) == (0, 7, 8)
     assert any(line.startswith("step 0  val/loss ") for line in lines.kept)
