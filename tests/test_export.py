@@ -70,7 +70,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_from_npz_to_timm_and_back_every_bit_and_name_is_the_same(tmp_path):
+def test_npz_to_timm_and_back_keeps_every_bit_and_name(tmp_path):
     np.savez(tmp_path / "a.npz", **flat(PARAMS))
     assert "b.safetensors written" in exported(tmp_path / "b.safetensors", checkpoint=tmp_path / "a.npz", to="timm")
     exported(tmp_path / "c.npz", checkpoint=tmp_path / "b.safetensors", to="npz")
@@ -119,7 +119,7 @@ print(*model.platforms, *model.in_avals, *model.out_avals)
 
 
 @pytest.mark.parametrize("classes", [5, 0])
-def test_stablehlo_needs_nothing_of_ours(run, tmp_path, classes):
+def test_stablehlo_runs_without_this_project(run, tmp_path, classes):
     """Logits are within 1e-6 of the largest one: the same program, compiled for one device instead of eight."""
     source, params, model = run, PARAMS, MODEL
     if classes == 0:

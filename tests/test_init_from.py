@@ -43,7 +43,7 @@ def make_weights(
 
 
 @pytest.mark.parametrize("name", WRONG_WEIGHTS)
-def test_weights_that_do_not_fit_are_one_line_and_leave_the_folder_as_it_was(data_dir, tmp_path, name):
+def test_weights_that_do_not_fit_are_one_line_and_change_no_file(data_dir, tmp_path, name):
     path, workdir = tmp_path / name, tmp_path / "run"
     if name == "pickle.npz":
         path.write_bytes(pickle.dumps({"stem/kernel": np.zeros(3)}))
@@ -68,7 +68,7 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_the_folder_as_it_was(dat
     assert not (workdir / run_folder.CONFIG_FILE).exists()
 
 
-def test_wrong_weights_in_the_folder_of_another_run_leave_it_as_it_was(data_dir, tmp_path):
+def test_weights_that_do_not_fit_change_no_file_of_another_run(data_dir, tmp_path):
     workdir = tmp_path / "run"
 
     def files() -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_wrong_weights_in_the_folder_of_another_run_leave_it_as_it_was(data_dir,
     assert files() == before
 
 
-def test_a_run_starts_where_wrong_weights_were_refused_and_needs_its_own_no_more_once_begun(data_dir, tmp_path):
+def test_a_run_can_use_the_folder_of_a_refused_one_and_continue_without_its_weights(data_dir, tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(UserError, match="does not fit this model"):
         train.train(tiny(data_dir, init_from=make_weights(tmp_path / "wider.npz", hidden=24), total_steps=1), workdir)

@@ -122,7 +122,7 @@ def write_broken(folder):
     }  # fmt: skip
 
 
-def test_good_images_among_broken_ones_are_answered(softmax_run, params, tmp_path):
+def test_good_images_among_broken_ones_are_classified(softmax_run, params, tmp_path):
     broken = write_broken(tmp_path)
     shapes = {
         "wide.png": (20, 27),
@@ -151,7 +151,7 @@ def test_good_images_among_broken_ones_are_answered(softmax_run, params, tmp_pat
     ]
 
 
-def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params, tmp_path):
+def test_the_output_for_people_has_paths_and_aligned_probabilities(softmax_run, ema_params, tmp_path):
     """With --top above the number of classes, averaged parameters, one device and relative paths."""
     write_image(tmp_path / "one.png", 20, 20, seed=1)
     write_image(tmp_path / "more" / "two.png", 20, 24, seed=2)
@@ -173,7 +173,7 @@ def test_a_person_reads_paths_and_aligned_probabilities(softmax_run, ema_params,
     assert done.stdout.splitlines() == expected
 
 
-def test_a_folder_is_searched_to_its_depths_and_each_class_of_a_sigmoid_decides_for_itself(params, tmp_path):
+def test_folders_are_searched_recursively_and_the_sigmoid_loss_gives_sigmoids(params, tmp_path):
     workdir = write_run(tmp_path / "run", params, None, loss="sigmoid_xent")
     photos = tmp_path / "photos"
     places = ("", "a", "a/deep/er", "b.jpg")  # a folder may have the name of a picture
@@ -192,7 +192,7 @@ def test_a_folder_is_searched_to_its_depths_and_each_class_of_a_sigmoid_decides_
         check_top(line["top"], sigmoid(logits_of(line["image"], params)), SHOWN)
 
 
-def test_an_npz_has_no_names_and_who_reads_may_stop_reading(tmp_path):
+def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
     """`python -m mixer.predict ... | head -6` ends after the first image, without a message."""
     params = make_params(10, seed=3)
     file = write_npz(tmp_path / "mixer.npz", params)
@@ -232,7 +232,7 @@ def test_wrong_usage_is_refused(tmp_path, monkeypatch, given, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_look_at_is_refused(tmp_path):
+def test_no_images_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no images given: name image files or folders"):
         predict.image_files([])
     (tmp_path / "notes.txt").write_text("no picture")
@@ -245,7 +245,7 @@ def test_nothing_to_look_at_is_refused(tmp_path):
     assert empty == [predict.Prediction(str(tmp_path), [], "holds no images")]
 
 
-def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run, tmp_path):
+def test_impossible_paths_are_skipped_and_other_images_classified(softmax_run, tmp_path):
     """The paths are on an unknown file system, with a NUL, a folder without images, and one image."""
     picture = str(write_image(tmp_path / "one.png", 20, 20, seed=1))
     given = ["ftp://host/b.jpg", f"{tmp_path}/a\0b.jpg", str(tmp_path / ".git"), picture]
@@ -256,7 +256,7 @@ def test_what_no_file_system_knows_is_skipped_and_the_rest_answered(softmax_run,
     assert [answer.error for answer in (*answers, *empty)] == ["unreadable", "missing", "", "holds no images"]
 
 
-def test_a_file_system_that_fails_is_no_folder_and_unreadable(monkeypatch):
+def test_errors_of_a_file_system_make_an_image_unreadable(monkeypatch):
     """TensorFlow's errors for gs:// are not OSErrors."""
 
     class Denied(type(epath.Path())):
@@ -292,7 +292,7 @@ def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, 
         assert told.count("\n") == 1
 
 
-def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
+def test_images_are_cropped_as_in_the_runs_evaluation(tmp_path, params):
     settings = {"input.eval_crop": "resize_square", "input.eval_resize": 18, "input.max_pixels": 5000}
     config = predict.input_config(transfer_weights.load(str(write_run(tmp_path / "run", params, None, **settings))))
     assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
@@ -302,7 +302,7 @@ def test_images_are_cut_as_the_runs_evaluation_cuts_them(tmp_path, params):
     assert (config.image_size, config.eval_crop, config.eval_resize) == (16, "resize_small", None)
 
 
-def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
+def test_photographs_are_classified_batch_by_batch(softmax_run, shared_data):
     weights = transfer_weights.load(str(softmax_run))
     weights = Weights(weights.params, "weights.npz")  # without a config, so that max_pixels is the default
     paths, _ = predict.image_files([str(shared_data / "imagenet_samples")])
@@ -322,7 +322,7 @@ def test_photographs_are_answered_a_batch_at_a_time(softmax_run, shared_data):
     np.testing.assert_allclose([share for _, share in one.top], [share for _, share in found[130].top], rtol=1e-5)
 
 
-def test_names_of_files_that_are_no_text_are_shown():
+def test_file_names_that_are_not_text_are_shown():
     prediction = predict.Prediction(os.fsdecode(b"na\xefve.png"), [(1, 0.25)], "")
     assert predict.text(prediction, ["a", "b"]) == "na\ufffdve.png\n    25.00%  b"
     assert json.loads(predict.json_line(prediction, ["a", "b"]))["image"] == prediction.path

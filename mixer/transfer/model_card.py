@@ -132,16 +132,17 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     optimizer, model = config.optimizer, config.model
     flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
     mixup = f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"
+    clipped = f"clipped to norm {optimizer.clip_norm:g}" if optimizer.clip_norm else "not clipped"
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
+    regularisers = [f"{name} {share:g}" for name, share in dropped.items() if share]
     return {
         "Loss": LOSSES[config.loss].described,
-        "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient clipped to "
-        f"{f'norm {optimizer.clip_norm:g}' if optimizer.clip_norm else 'nothing'}",
+        "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient {clipped}",
         "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after {_duration(config, 'warmup')} "
         "of warm-up",
         "Batch size": f"{config.batch_size:,}",
         "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixup, *others]),
-        "Regularisation": ", ".join(f"{name} {share:g}" for name, share in dropped.items() if share) or "none besides",
+        "Regularisation": ", ".join(regularisers) or "no dropout, no stochastic depth",
     }
 
 

@@ -107,7 +107,7 @@ def test_one_seed_has_no_deviation(data_dir):
     assert list(metrics) == ["digits_8_2shot"]
 
 
-def test_other_parameters_other_accuracies(data_dir):
+def test_other_parameters_have_other_accuracies(data_dir):
     few_shot = make("digits/8", data_dir, **DIGITS)
     one, other = (few_shot(make_params(make_model(classes=3), PIXELS, seed)) for seed in (0, 1))
     assert one != other
@@ -191,7 +191,7 @@ def test_several_labels_are_refused(monkeypatch, tmp_path):
         make("tags", tmp_path)
 
 
-def test_it_has_a_folder_and_a_protocol_of_its_own(data_dir, tmp_path):
+def test_it_has_its_own_folder_and_evaluation_crop(data_dir, tmp_path):
     few_shot = make("digits/8", tmp_path, data_dir=str(data_dir), **DIGITS)
     config = few_shot._config
     assert (config.dataset, config.data_dir, config.image_size) == ("digits/8", str(data_dir), PIXELS)

@@ -91,7 +91,7 @@ def test_scale_and_origin_of_features_do_not_matter():
     assert accuracies[0] == accuracies[1] > 0.5
 
 
-def test_of_equal_scores_the_first_counts():
+def test_of_equal_scores_the_first_class_is_taken():
     classifier = few_shot_regression.Classifier(np.zeros((2, 3)), np.zeros(3))
     assert few_shot_regression.accuracy(classifier, np.zeros((4, 2), np.float32), np.array([0, 1, 2, 0])) == 0.5
 

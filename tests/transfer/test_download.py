@@ -65,7 +65,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("name", ["whole.npz", "unsized.npz"])
-def test_what_is_fetched_is_kept_in_the_cache(server, tmp_path, name):
+def test_a_download_is_kept_in_the_cache(server, tmp_path, name):
     for _ in range(2):
         found = load(f"{server.address}/models/{name}")
         assert same(found.params, PARAMS)
@@ -74,20 +74,20 @@ def test_what_is_fetched_is_kept_in_the_cache(server, tmp_path, name):
     assert files(tmp_path) == [f"mixer/127.0.0.1:{server.server_port}/models/{name}"]
 
 
-def test_a_short_name_is_fetched_from_its_address(server, monkeypatch):
+def test_a_published_name_is_downloaded_from_its_address(server, monkeypatch):
     monkeypatch.setitem(published.PUBLISHED, "B/16-i1k", f"{server.address}/whole.npz")
     found = load("B/16-i1k")
     assert same(found.params, PARAMS)
     assert (found.source, server.asked) == ("B/16-i1k", ["/whole.npz"])
 
 
-def test_the_cache_is_below_the_home_folder_if_nothing_is_said(tmp_path, monkeypatch):
+def test_the_default_cache_is_below_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert download.cache_folder() == tmp_path / ".cache" / "mixer"
 
 
-def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
+def test_a_broken_connection_is_reported_and_leaves_no_file(server, tmp_path):
     whole = len(npz_bytes(PARAMS))
     with pytest.raises(UserError) as caught:
         load(f"{server.address}/cut.npz")
@@ -99,7 +99,7 @@ def test_a_connection_cut_short_is_told_and_leaves_nothing(server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["endless.npz", "whole.npz"])
-def test_a_download_has_an_end(server, tmp_path, monkeypatch, name):
+def test_a_download_is_limited_in_size(server, tmp_path, monkeypatch, name):
     """Either the server never stops, or its Content-Length is above the limit."""
     monkeypatch.setattr(download, "_MOST_BYTES", len(npz_bytes(PARAMS)) - 1)
     with pytest.raises(UserError) as caught:
@@ -111,7 +111,7 @@ def test_a_download_has_an_end(server, tmp_path, monkeypatch, name):
     assert files(tmp_path) == []
 
 
-def test_what_is_announced_as_too_large_is_not_begun(server, tmp_path, monkeypatch):
+def test_a_download_that_says_it_is_too_large_is_not_started(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_MOST_BYTES", 10)
     monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *_: pytest.fail("was begun"))
     with pytest.raises(UserError, match="larger than 10 bytes"):
@@ -132,7 +132,7 @@ def test_an_address_that_leads_out_of_the_cache_is_refused(server, tmp_path, mon
     assert server.asked == []
 
 
-def test_a_file_that_is_not_there_is_told_and_leaves_nothing(server, tmp_path):
+def test_a_missing_address_is_reported_and_leaves_no_file(server, tmp_path):
     with pytest.raises(
         UserError, match=rf"^{server.address}/missing.npz cannot be read \(HTTP Error 404: Not Found\)$"
     ):
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_is_told_and_leaves_nothing(server, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_server_that_does_not_answer_is_told(server):
+def test_a_server_that_does_not_answer_is_reported(server):
     address = server.address
     server.server_close()
     with pytest.raises(UserError, match=rf"^{address}/whole.npz cannot be read \([^\n]*[Cc]onnection"):

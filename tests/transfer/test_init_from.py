@@ -63,7 +63,7 @@ def test_a_run_starts_from_weights_and_keeps_the_head_of_the_same_classes(theirs
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
-def test_a_model_without_head_is_given_one():
+def test_weights_without_a_head_get_a_new_one():
     before, (fresh, shardings) = make_params(0, seed=1), on_devices(make_params(5, seed=2))
     state = initial_params(fresh, make_weights(before), NAMES, shardings)
     assert same(state.params, {**before, "head": fresh.params["head"]})
@@ -83,7 +83,7 @@ def make_config(**settings):
     return checks.checked(config)
 
 
-def test_the_width_of_token_mixing_is_that_of_the_weights_where_it_is_left_open(tmp_path):
+def test_an_unset_token_mixing_width_is_that_of_the_weights(tmp_path):
     weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20))
     found = with_token_width(make_config(init_from="runs/b16"), weights, tmp_path)
     assert found.model.tokens_mlp_dim == 20
@@ -91,13 +91,13 @@ def test_the_width_of_token_mixing_is_that_of_the_weights_where_it_is_left_open(
 
 
 @pytest.mark.parametrize("settings", [{}, {"init_from": "runs/b16", "model.tokens_mlp_dim": 7}])
-def test_a_width_that_is_given_and_a_run_from_scratch_are_left_alone(tmp_path, settings):
+def test_a_given_width_and_a_run_from_scratch_are_left_alone(tmp_path, settings):
     config = make_config(**settings)
     weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20)) if settings else None
     assert with_token_width(config, weights, tmp_path) == config
 
 
-def test_a_run_that_has_begun_knows_its_width_without_the_weights(tmp_path):
+def test_a_continued_run_knows_its_width_without_the_weights(tmp_path):
     folder = write_run(tmp_path / "run", [make_state(make_params(5, seed=1, num_blocks=2))], NAMES)
     found = with_token_width(make_config(init_from="deleted.npz"), None, folder)
     assert found.model.tokens_mlp_dim == 12
@@ -130,7 +130,7 @@ def shapes_of(variant, classes):
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
 
 
-def test_weights_of_another_variant_are_told_by_its_name_and_briefly():
+def test_weights_of_another_variant_are_one_short_line_with_its_name():
     with pytest.raises(UserError) as caught:
         fitted(make_weights(shapes_of("L/16", 1000)), shapes_of("B/16", 10))
     line = str(caught.value)
@@ -143,7 +143,7 @@ def test_weights_of_another_variant_are_told_by_its_name_and_briefly():
     assert "; head/" not in line
 
 
-def test_missing_parameters_are_named_and_a_missing_head_is_not():
+def test_missing_parameters_are_named_except_the_head():
     params = make_params(5, seed=1)
     loaded = {key: value for key, value in params.items() if key not in ("stem", "head")}
     with pytest.raises(
@@ -152,13 +152,13 @@ def test_missing_parameters_are_named_and_a_missing_head_is_not():
         fitted(make_weights(loaded), params)
 
 
-def test_a_head_that_the_model_has_no_place_for_is_named():
+def test_a_head_for_a_model_without_one_is_named():
     with_head, without = make_params(5, seed=1), make_params(0, seed=1)
     with pytest.raises(UserError, match="head/bias: not in this model; head/kernel: not in this model"):
         fitted(make_weights(with_head), without)
 
 
-def test_nothing_is_taken_from_the_fresh_model_when_all_fits():
+def test_weights_that_fit_replace_all_parameters():
     loaded, params = make_params(5, seed=1), make_params(5, seed=2)
     assert same(fitted(make_weights(loaded), params), loaded)
     assert same(fitted(make_weights(jax.tree.map(jnp.asarray, loaded)), params), loaded)

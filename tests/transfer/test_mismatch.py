@@ -32,7 +32,7 @@ def test_whole_blocks_are_one_mismatch(there, here, listed):
     assert mismatches(blocks(there), blocks(here)) == listed
 
 
-def test_what_is_the_same_for_many_blocks_is_one_mismatch():
+def test_equal_findings_in_many_blocks_are_one_mismatch():
     there = {**blocks(range(12)), **blocks([3], cls=np.zeros(1)), **blocks([5], width=4), "MixerBlock_x": np.zeros(1)}
     del there["MixerBlock_1"]["norm"]["bias"], there["MixerBlock_10"]["norm"]["bias"]
     assert mismatches(there, blocks(range(12), width=2)) == [

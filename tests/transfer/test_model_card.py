@@ -39,7 +39,7 @@ def card(weights, to="npz", file="m.npz", ema=False, measured=None):
     )
 
 
-def test_a_run_of_the_papers_recipe_is_told_whole():
+def test_the_card_of_the_papers_recipe():
     config = recipe.imagenet1k("B/16")
     text = card(make_weights(config=config), measured=MEASURED)
     assert text.startswith(f"{model_card.MARK}\n\n# Mixer-B/16, 224 px\n")
@@ -69,7 +69,7 @@ def test_a_run_of_the_papers_recipe_is_told_whole():
     )
 
 
-def test_what_a_run_may_have_otherwise_is_told():
+def test_the_card_of_a_run_with_other_settings():
     config = recipe.base()
     config.update_from_flattened_dict(
         {"init_from": "B/16-i21k", "ema_decay": 0.999, "input.flip": False, "input.eval_crop": "resize_square",
@@ -83,7 +83,7 @@ def test_what_a_run_may_have_otherwise_is_told():
     assert found["Output"] == "float32 [batch, 3], logits; their softmax gives the probabilities"
     assert found["Weights"] == "`runs/b16`, averaged over the steps with decay 0.999"
     assert found["Started from"] == "B/16-i21k"
-    assert found["Optimizer"] == "momentum, weight decay 0.1, gradient clipped to nothing"
+    assert found["Optimizer"] == "momentum, weight decay 0.1, gradient not clipped"
     assert found["Augmentation"] == "random crops, no flips, no mixup, no RandAugment"
     assert found["Regularisation"] == "dropout 0.1"
     assert found["Steps"] == "93,000 taken; planned: 20,000 steps"
@@ -106,7 +106,7 @@ def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
     assert "## Accuracy\n\nUnknown: the run was not evaluated at step 93,000.\n" in text
 
 
-def test_of_a_file_from_elsewhere_training_and_accuracy_are_unknown():
+def test_training_and_accuracy_of_an_unknown_file_are_unknown():
     text = card(make_weights("m.npz"))
     found = facts(text)
     assert {name: found[name] for name in ("Data", "Started from", "Recipe", "Steps")} == dict.fromkeys(
@@ -131,7 +131,7 @@ PAPERS = ("random parameters", "the paper's (arXiv 2105.01601, Table 4)", "300 e
         ("gsam", 1000, ("ImageNet-1k", "unknown", "GSAM (arXiv 2203.08065)", "unknown"), "1,000: tench (n01440764), "),
     ],
 )  # fmt: skip
-def test_of_a_published_checkpoint_what_its_authors_say_is_told(short, classes, training, named):
+def test_a_published_checkpoint_has_what_its_authors_say(short, classes, training, named):
     text = card(make_weights(f"B/16-{short}", classes=classes))
     found = facts(text)
     assert tuple(found[name] for name in ("Data", "Started from", "Recipe", "Steps")) == training
@@ -185,11 +185,11 @@ def test_each_format_says_what_goes_in_and_how_to_load_it(to, file, shape, lines
      ("x.npz", "which form these weights were trained with is unknown"),
      ("x.safetensors", "which form these weights were trained with is unknown")],
 )  # fmt: skip
-def test_which_gelu_the_weights_know_is_told_if_known(source, trained):
+def test_the_form_of_gelu_is_named_if_known(source, trained):
     assert f"timm computes GELU exactly by default; {trained}." in card(make_weights(source), to="timm")
 
 
-def test_other_widths_are_named_by_their_numbers():
+def test_a_model_without_a_variant_is_named_by_its_widths():
     weights = Weights(make_params(make_model()), "m.npz")
     assert "# Mixer-2x16/4, 8 px\n" in card(weights)
     text = card(weights, to="timm", file="m.safetensors")  # timm has no name for them

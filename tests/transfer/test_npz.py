@@ -57,7 +57,7 @@ def test_names_below_a_prefix_of_big_vision_are_read(prefix):
 
 
 @pytest.mark.parametrize(("prefix", "state"), [("params/", "opt/mu"), ("opt/target/", "opt/state/mu")])
-def test_the_optimizers_state_beside_the_parameters_is_left(prefix, state):
+def test_the_optimizer_state_in_the_file_is_ignored(prefix, state):
     params = make_params(make_model())
     arrays = {f"{prefix}{name}": array for name, array in flat(params).items()}
     arrays |= {f"{state}/{name}": 0 * array for name, array in flat(params).items()}
@@ -201,7 +201,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     )
 
 
-def test_the_bomb_s_limits_are_as_large_as_weights_need(monkeypatch):
+def test_the_limits_allow_all_weights(monkeypatch):
     """Every model up to H/14 is read, even if it is all zeros; larger files only up to ten times their size."""
     h14 = 431_000_000 + 21_843 * (1280 + 1)  # Table 1, and a head for ImageNet-21k
     assert 4 * h14 < npz._ALWAYS_READ
@@ -223,7 +223,7 @@ def test_compressed_weights_are_read():
     assert same(npz.load_params(file, "m.npz"), params)
 
 
-def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further():
+def test_a_file_is_not_unpacked_beyond_its_stated_size():
     file = io.BytesIO()
     np.savez_compressed(file, a=np.zeros(10**6))
     # The checksum is that of all bytes. The error shows that only the first thousand were unpacked.
@@ -232,12 +232,12 @@ def test_what_is_larger_than_its_list_of_contents_says_is_not_unpacked_further()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compression_that_zipfile_does_not_bound_is_refused(method):
+def test_compression_that_zipfile_does_not_limit_is_refused(method):
     with pytest.raises(UserError, match=f"^m.npz cannot be read: a.npy is packed by method {method} of zip, but"):
         npz.load_params(packed({"a.npy": b"\0" * 1000}, method), "m.npz")
 
 
-def test_files_that_are_no_arrays_are_named():
+def test_files_that_are_not_arrays_are_named():
     with pytest.raises(UserError, match=r"^m\.npz is not a Mixer's parameters: readme\.txt: \|S5$"):
         npz.load_params(packed({"readme.txt": b"hello"}), "m.npz")
 
@@ -259,7 +259,7 @@ def test_a_damaged_file_is_read_or_refused(data, compressed):
         assert all(array.dtype == np.float32 for array in flat(read).values())
 
 
-def test_a_checksum_that_differs_is_noticed():
+def test_a_wrong_checksum_is_an_error():
     content = bytearray(written(SMALL).getvalue())
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         content[archive.getinfo("stem/bias.npy").header_offset + 200] ^= 1

@@ -31,7 +31,7 @@ def parts_of(images, factor):
 
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("grid", [1, 2, 3])
-def test_a_larger_images_pre_logits_are_the_mean_of_those_of_its_parts(grid, factor):
+def test_pre_logits_of_a_larger_image_are_the_mean_over_its_parts(grid, factor):
     """Appendix C: the extended model computes the same features for each part as the old model."""
     small = make_model(classes=0, num_blocks=3)
     params = make_params(small, grid * PATCH)
@@ -45,7 +45,7 @@ def test_a_larger_images_pre_logits_are_the_mean_of_those_of_its_parts(grid, fac
 
 
 @given(grid=st.integers(1, 4), factor=st.integers(1, 4))
-def test_the_tokens_of_a_part_are_where_its_patches_lie(grid, factor):
+def test_the_tokens_of_a_part_are_those_of_its_patches(grid, factor):
     """Cuts a picture whose pixels are the numbers of the tokens."""
     picture = np.arange((grid * factor) ** 2).reshape(1, grid * factor, grid * factor)
     expected = [part.ravel() for part in parts_of(picture, factor)]
@@ -53,7 +53,7 @@ def test_the_tokens_of_a_part_are_where_its_patches_lie(grid, factor):
 
 
 @pytest.mark.parametrize(("variant", "expected"), [("S/16", 30_068_352), ("B/16", 86_227_392)])
-def test_the_models_at_448_have_as_many_parameters_as_the_papers_d_s_makes(variant, expected):
+def test_models_at_448_have_the_papers_parameter_counts(variant, expected):
     """D_S is four times as large. The numbers are computed from the paper's specification, without a head."""
     model = models.create(variant, 0)
     image = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -88,7 +88,7 @@ def resampling(before, after):
 
 
 @given(before=st.integers(1, 5), after=st.integers(1, 8), seed=st.integers(0, 99))
-def test_interpolation_is_bilinear_with_the_sum_over_an_image_kept(before, after, seed):
+def test_interpolation_is_bilinear_and_keeps_the_sum_over_an_image(before, after, seed):
     params = make_params(make_model(num_blocks=1), before * PATCH, seed)
     found = resolution.interpolate(params, after)["MixerBlock_0"]["token_mixing"]
     line = resampling(before, after)
@@ -118,13 +118,13 @@ def test_the_shapes_are_those_of_a_model_at_the_new_size(method, grid, width):
 
 
 @pytest.mark.parametrize("method", resolution.METHODS)
-def test_the_grid_that_it_has_already_takes_nothing(method):
+def test_the_same_grid_changes_nothing(method):
     params = make_params(make_model())
     assert resolution.at_grid(params, 2, method) is params
 
 
 @pytest.mark.parametrize("grid", [1, 3, 5])
-def test_a_grid_that_is_no_multiple_cannot_be_extended_to(grid):
+def test_extension_to_a_grid_that_is_not_a_multiple_is_refused(grid):
     with pytest.raises(ValueError, match=f"{grid} x {grid} patches are not a multiple of 2 x 2"):
         resolution.at_grid(make_params(make_model()), grid, "extend")
 
@@ -136,14 +136,14 @@ def test_a_grid_without_patches_is_refused(grid, method):
         resolution.at_grid(make_params(make_model()), grid, method)
 
 
-def test_tokens_that_make_no_square_are_refused():
+def test_a_number_of_tokens_that_is_not_a_square_is_refused():
     params = flat(make_params(make_model()))
     params["MixerBlock_0/token_mixing/Dense_1/bias"] = np.zeros(5, np.float32)
     with pytest.raises(ValueError, match="5 tokens are no square grid"):
         resolution.grid_of(nested(params))
 
 
-def test_weights_at_another_image_size_are_a_model_of_it():
+def test_weights_at_another_image_size_are_a_model_for_it():
     weights = Weights(make_params(make_model()), "m.npz")
     assert weights.image_size == 8
     assert weights.at_image_size(8, "extend").params is weights.params
@@ -155,7 +155,7 @@ def test_weights_at_another_image_size_are_a_model_of_it():
 
 @pytest.mark.parametrize(("size", "method"), [(12, "extend"), (10, "interpolate"), (0, "extend"), (-8, "extend"),
                                               (-4, "interpolate")])  # fmt: skip
-def test_an_image_size_that_cannot_be_reached_is_answered_with_those_that_can(size, method):
+def test_the_error_for_an_impossible_image_size_lists_possible_ones(size, method):
     with pytest.raises(UserError) as caught:
         Weights(make_params(make_model()), "m.npz").at_image_size(size, method)
     assert str(caught.value) == (

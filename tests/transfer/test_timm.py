@@ -66,7 +66,7 @@ def test_names_and_axes_are_timms():
     assert expected["stem.proj.weight"].shape == (16, 3, 4, 4)
 
 
-def test_what_is_written_says_that_it_is_pytorchs():
+def test_files_are_marked_as_pytorchs():
     """The transformers library needs this entry, for example."""
     content = written(make_params(make_model()))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -74,7 +74,7 @@ def test_what_is_written_says_that_it_is_pytorchs():
 
 
 @pytest.mark.parametrize("classes", [0, 5])
-def test_what_is_written_is_read_to_the_same_bits(classes):
+def test_parameters_are_read_back_bit_for_bit(classes):
     params = make_params(make_model(classes, num_blocks=11))  # block numbers of two digits
     assert same(timm.load_params(io.BytesIO(written(params)), "m.safetensors"), params)
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_read_or_refused(data):
 
 
 @pytest.mark.parametrize("shape", [[0, 2**61], [1] * 100])
-def test_a_shape_that_numpy_does_not_have_is_told(shape):
+def test_a_shape_that_numpy_refuses_is_one_line(shape):
     header = {"norm.bias": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * (0 not in shape)]}}
     text = json.dumps(header).encode()
     with pytest.raises(UserError, match=r"^m\.safetensors: norm\.bias has a shape that no array can have: [^\n]+$"):
@@ -144,7 +144,7 @@ def test_a_header_that_says_it_is_huge_is_refused(length):
     ("shape", "offsets"),
     [([3], [0, 8]), ([2], [0, 2**42]), ([2**33, 2**33], [0, 8]), ([-2], [0, 8]), ([2], [8, 0]), ([1], [4, 8])],
 )
-def test_a_header_that_lies_about_its_data_is_refused(shape, offsets):
+def test_a_header_that_does_not_match_its_data_is_refused(shape, offsets):
     text = json.dumps({"norm.bias": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
     with pytest.raises(UserError, match=r"^m\.safetensors cannot be read as safetensors: [^\n]+$"):
         timm.load_params(io.BytesIO(len(text).to_bytes(8, "little") + text + bytes(8)), "m.safetensors")
@@ -180,7 +180,7 @@ def test_other_models_are_made_by_their_widths(model, size, widths):
 
 
 @given(hidden=st.integers(1, 2000), tokens=st.integers(1, 9000), channels=st.integers(1, 9000))
-def test_timms_ratios_come_back_to_the_widths(hidden, tokens, channels):
+def test_timm_computes_the_same_widths_from_the_ratios(hidden, tokens, channels):
     """timm computes int(ratio * width). Rounding can make this one less than the width that is meant."""
     model = models.create("Ti/4", 10, hidden_dim=hidden, tokens_mlp_dim=tokens, channels_mlp_dim=channels)
     made = {}

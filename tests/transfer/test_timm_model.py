@@ -87,7 +87,7 @@ def test_an_exported_file_gives_the_same_logits_in_timm(name, tmp_path):
     assert_close(torch_logits(module, images), logits(model, params, images))
 
 
-def test_the_lines_of_the_card_load_a_named_variant_and_only_all_of_it(tmp_path, monkeypatch):
+def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypatch):
     model, params, _, images = case("S/16")
     path = tmp_path / "m.safetensors"
     with path.open("wb") as file:
@@ -120,7 +120,7 @@ def test_the_lines_of_the_card_load_a_named_variant_and_only_all_of_it(tmp_path,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["S/16", "odd widths", "extended"])
-def test_what_timm_saves_is_read_to_the_same_logits(name, dtype, tmp_path):
+def test_a_file_of_timm_gives_the_same_logits_here(name, dtype, tmp_path):
     model, _, size, images = case(name)
     torch.manual_seed(0)
     module = torch_model(model, size).to(dtype)
@@ -134,7 +134,7 @@ def test_what_timm_saves_is_read_to_the_same_logits(name, dtype, tmp_path):
     assert_close(torch_logits(module.float(), images), logits(model, weights.params, images))
 
 
-def test_gelus_exact_form_is_another_model():
+def test_the_exact_form_of_gelu_gives_other_logits():
     """The card warns of this: without the tanh form, logits differ by more than the tolerance."""
     model, params, size, images = case("odd widths")
     file = io.BytesIO()

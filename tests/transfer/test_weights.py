@@ -54,7 +54,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_runs_folder_gives_its_newest_checkpoint_and_what_the_run_knows(run, ema):
+def test_a_run_folder_gives_its_newest_checkpoint_config_and_class_names(run, ema):
     found = load(str(run), ema)
     assert same(found.params, AVERAGES if ema else PARAMS)
     assert (found.step, found.class_names, found.workdir) == (7, NAMES, run)
@@ -74,7 +74,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
         load(str(tmp_path))
 
 
-def test_a_step_of_which_there_is_no_checkpoint_is_refused(run):
+def test_a_step_without_a_checkpoint_is_refused(run):
     (run / "checkpoints" / "5").mkdir()
     with pytest.raises(UserError, match="small holds no checkpoint of step 5 with params that can be read"):
         load(f"{run}/checkpoints/5")
@@ -97,24 +97,24 @@ def test_the_nearest_name_of_a_published_checkpoint_is_offered(source):
         load(source)
 
 
-def test_a_file_that_is_missing_is_answered_with_the_names_there_are(tmp_path):
+def test_the_error_for_a_missing_file_lists_the_published_names(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; published checkpoints are B/16-i1k, L/16-i1k, "):
         load(f"{tmp_path}/nowhere.npz")
 
 
-def test_a_place_of_another_kind_is_told():
+def test_an_unknown_file_system_is_one_line():
     with pytest.raises(
         UserError, match=r"cannot be read \(there is no such file system\); expected a local path, gs://"
     ):
         load("ftp://host/m.npz")
 
 
-def test_the_home_of_nobody_holds_no_file():
+def test_the_home_folder_of_an_unknown_user_has_no_file():
     with pytest.raises(UserError, match="no such file or folder"):
         load("~nobody-of-this-name/m.npz")
 
 
-def test_a_file_has_no_averages(tmp_path):
+def test_averages_of_a_file_are_refused(tmp_path):
     (tmp_path / "m.npz").write_bytes(npz_bytes(PARAMS))
     with pytest.raises(UserError, match="is not the folder of a run: it has no averaged parameters"):
         load(str(tmp_path / "m.npz"), ema=True)
@@ -126,7 +126,7 @@ def test_a_file_has_no_averages(tmp_path):
 @pytest.mark.parametrize(
     ("variant", "classes", "count"), [("S/16", 1000, 18_528_264), ("B/16", 21843, 75_908_739), ("B/16", 0, 59_111_472)]
 )
-def test_the_model_is_known_by_its_arrays(variant, classes, count):
+def test_the_model_follows_from_the_arrays(variant, classes, count):
     """The parameter counts are the published ones. Only shapes are needed, so the arrays take no memory."""
     model = models.create(variant, classes)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -180,7 +180,7 @@ def changed(**arrays):
          "MixerBlock_1/channel_mixing/Dense_0/kernel: (24, 16) there, (16, 24) here"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_whole_model_is_named(params, problem):
+def test_wrong_arrays_of_a_model_are_named(params, problem):
     with pytest.raises(UserError) as caught:
         Weights(params, "m.npz").model()
     assert str(caught.value).removeprefix("m.npz").lstrip(": ") == problem
