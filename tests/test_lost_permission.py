@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
-from test_preemption import wait_for
 from test_train import ROOT, command, data_dir, run  # noqa: F401
+from wait_for_line import wait_for
 
 from mixer.training.metrics import read_metrics
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from test_train import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
+from wait_for_line import wait_for
 
 from mixer import train
 from mixer.data import pipeline
@@ -24,13 +25,6 @@ from mixer.training.metrics import read_metrics
 
 def start(arguments):
     return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
-
-
-def wait_for(process, beginning):
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(f"the process ended without a line {beginning!r}: {process.stderr.read()}")
 
 
 @pytest.fixture(scope="module")
