@@ -122,7 +122,7 @@ def _prepare(
     config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
     allow_config_change: bool,
 ) -> tuple[_Run, list[str]]:  # fmt: skip
-    """Opens the data and builds the step and the evaluators; returns them, and what is new in the config."""
+    """Opens the data, builds the step and the evaluators, and lists the changes since an earlier start of the run."""
     mesh = devices.make_mesh()
     stop.agree(mesh)
     rows = devices.host_rows(mesh, config.batch_size)
@@ -151,7 +151,7 @@ def _first_state(run: _Run, weights: Weights | None) -> TrainState:
 
 
 def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> None:
-    """Trains from the state's step to the last. Whatever ends it, a save in the background is completed."""
+    """Trains from the state's step to the last step. A save in the background is completed, whatever ends the loop."""
     config, steps, stop = run.config, run.steps, run.stop
     first_step = int(state.step)
     batches = pipeline.train_batches(
@@ -164,18 +164,18 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
     previous: Metrics = {}
 
     try:
-        # Evaluations of this step that the log does not have: those at the start, or of a run that was asked to stop.
+        # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         due = evaluators.due(run.evaluators, first_step, steps.total, config.eval_at_start)
         if owed := [one for one in due if not log.has(first_step, f"{one.name}/")]:
             log.write(first_step, _evaluate(run, owed, state, first_step))
         for step in range(first_step + 1, steps.total + 1):
             state, metrics = run.built.train_step(state, next(feed))
-            if step == first_step + 1:  # the step was compiled: measure from here
+            if step == first_step + 1:  # this one was compiled: measure the speed from here
                 jax.block_until_ready(metrics)
                 stop.work_begins()
                 progress.restart(step)
             progress.dispatched(metrics)
-            # Wait for the step before, not for this one: the devices always have work, and no more than one step waits.
+            # Wait for the previous step, not for this one. So the devices always have a next step, and only one.
             jax.block_until_ready(previous)
             previous = metrics
             profile.at(step)
@@ -184,8 +184,9 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             due = evaluators.due(run.evaluators, step, steps.total, config.eval_at_start)
             logs, saves = last or step % steps.log == 0, last or step % steps.checkpoint == 0
             if not (logs or due or saves or leaving):
-                continue
-            values = health.checked_metrics(step, metrics, config)  # so all that is saved is finite
+                continue  # most steps end here: reading metrics would make the devices wait
+            # First the checks, so that nothing is written of a run that must not go on.
+            values = health.checked_metrics(step, metrics, config)
             checkpoints.check()
             row: dict[str, float] = {}
             if logs:
@@ -198,6 +199,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                         row |= _evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
+            # Metrics before the checkpoint: a run that continues from it has all lines up to it.
             if row:
                 log.write(step, row)
             if last and (unusable := health.unusable_images(row)):
@@ -205,7 +207,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             if saves or leaving:
                 checkpoints.save(state, row)
             if last or leaving:
-                checkpoints.settle()
+                checkpoints.settle()  # no later save can make up for this one
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
     finally:
@@ -240,7 +242,7 @@ class _Profile:
         self._traced = range(first, min(first + run.config.profile_steps, run.steps.total))
 
     def at(self, step: int) -> None:
-        """Starts or stops the trace behind a step."""
+        """Starts or stops the trace, after a step."""
         if self._traced and step == self._traced.start:
             jax.profiler.start_trace(str(self._workdir))
         if self._traced and step == self._traced.stop:
@@ -282,7 +284,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
 
 
-# They are read where the command trains.
+# The command reads these only if it trains.
 _TRAINING_FLAGS = ("allow_config_change", "stop_after", "distributed", "coordinator", "num_processes", "process_id")
 
 
