@@ -1,5 +1,7 @@
 """Each crop of training, and the registries of crops. Windows have the distribution of TensorFlow's."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,10 +11,45 @@ from making import encode, input_config, photo
 from reference_pixels import FIXED_POINT, assert_rounded, bilinear, draws_of, train
 from scipy import stats
 
-from mixer.data import augment, images
-from mixer.data.crops import CROPS, EVAL_CROPS, eval_resize
+from mixer.data import augment, images, order
+from mixer.data.crops import CROPS, EVAL_CROPS, NUM_DRAWS, eval_resize, inception_window
 
 # ------------------------------------------------------------------------------------------------------------- windows
+
+
+def expected_window(height, width, draws, area, aspect):
+    """The first of ten attempts that fits, in Python's own numbers: first the aspect ratio, then one of the heights."""
+    for ratio_draw, height_draw in zip(draws[2:12], draws[12:22], strict=True):
+        ratio = aspect[0] + (aspect[1] - aspect[0]) * ratio_draw
+        smallest, largest = (math.sqrt(height * width * share / ratio) for share in area)
+        heights = max(min(round(largest), math.floor((width + 0.499) / ratio), height) - round(smallest) + 1, 1)
+        rows = round(smallest) + math.floor(height_draw * heights)
+        columns = round(rows * ratio)
+        slack = 1.5 / min(height, width)
+        is_inside = 1 <= rows <= height and 1 <= columns <= width
+        if is_inside and area[0] - slack <= rows * columns / (height * width) <= area[1] + slack:
+            top, left = draws[22] * (height - rows + 1), draws[23] * (width - columns + 1)
+            return [math.floor(top), math.floor(left), rows, columns]
+    return [0, 0, height, width]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=3, max_size=60),
+    seed=st.integers(0, 10**6),
+    area=st.sampled_from([(0.05, 1.0), (0.5, 0.9), (0.001, 0.01), (0.99, 1.0), (0.2, 0.2)]),
+    aspect=st.sampled_from([(0.75, 4 / 3), (0.3, 0.4), (3.0, 5.0), (1.0, 1.0)]),
+)
+def test_windows_are_their_definition(sizes, seed, area, aspect):
+    config = input_config(crop_area=area, crop_aspect=aspect)
+    draws = order.uniform(seed, np.arange(len(sizes)), NUM_DRAWS)
+    found = inception_window(np.array(sizes), draws, config)
+    assert found.dtype == np.int32
+    expected = [
+        expected_window(*size, row.astype(np.float64).tolist(), area, aspect)
+        for size, row in zip(sizes, draws, strict=True)
+    ]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1200, 90), (64, 64), (150, 1900)])

@@ -144,6 +144,9 @@ def test_a_split_without_a_readable_image(evaluate):
         "unreadable": 3,
         "bad_images/unknown_format": 3,
     }
+    by_class = evaluate(split_of(3, unreadable={0, 1, 2}, max_labels=1), 3)
+    assert by_class.metrics["mean_per_class_accuracy"] == 0
+    assert np.isnan(by_class.class_accuracy).all()
 
 
 def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):
