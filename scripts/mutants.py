@@ -58,7 +58,8 @@ _SECONDS = itertools.count(int(time.time()))
 
 def is_equivalent(mutant: Mutant) -> bool:
     """Whether the list of equivalent mutants has it."""
-    return (mutant.module, mutant.line, mutant.old, mutant.new) in _equivalents()
+    entry = (mutant.module, mutant.line, mutant.old, mutant.new)
+    return (*entry, "") in _equivalents() or (*entry, str(mutant.number)) in _equivalents()
 
 
 @functools.cache
@@ -68,8 +69,8 @@ def _equivalents() -> set[tuple[str, ...]]:
     for line in EQUIVALENT.read_text().splitlines():
         if heading := re.fullmatch(r"## (mixer/\S+\.py)", line):
             module = heading[1]
-        elif entry := re.fullmatch(r"- `(.+)`: `(.+)` -> `(.+)`: .+", line):
-            found.add((module, *entry.groups()))
+        elif entry := re.fullmatch(r"- `(.+)`: `(.+)` -> `(.+)`(?: #(\d+))?: .+", line):
+            found.add((module, *entry.groups("")))
     return found
 
 

@@ -188,9 +188,9 @@ def schedule(config, warmup, total, step):
     return config.learning_rate * (end + (1 - end) * factor)
 
 
-def orthogonalized(matrix):
+def orthogonalized(matrix, epsilon):
     """Muon's five Newton-Schulz steps (Jordan 2024): near U V^T of the singular value decomposition, not at it."""
-    x = matrix / np.linalg.norm(matrix)
+    x = matrix / (np.linalg.norm(matrix) + epsilon)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     for _ in range(5):
         square = x @ x.T
@@ -238,7 +238,7 @@ class Optimizer:
         if config.name == "muon" and grad.ndim == 2:
             first[name] = 0.95 * first[name] + 0.05 * grad
             size = 0.2 * np.sqrt(max(grad.shape))  # a matrix with orthonormal rows has RMS 1/sqrt(columns)
-            return size * orthogonalized(nesterov(first[name], grad, 0.95, step))
+            return size * orthogonalized(nesterov(first[name], grad, 0.95, step), config.epsilon)
         first[name] = config.beta1 * first[name] + (1 - config.beta1) * grad
         second[name] = config.beta2 * second[name] + (1 - config.beta2) * grad**2
         mean = first[name] / (1 - config.beta1 ** (step + 1))

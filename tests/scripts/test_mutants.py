@@ -39,7 +39,10 @@ def test_one_thing_at_a_time_is_changed(tmp_path, text, expected):
 def test_every_equivalent_mutant_on_the_list_exists():
     """An entry that no longer fits the code would hide nothing, but explain nothing either."""
     found = {
-        (module, one.line, one.old, one.new) for module in mutants.TESTS for one in mutants_of(mutants.ROOT, module)
+        (module, one.line, one.old, one.new, number)
+        for module in mutants.TESTS
+        for one in mutants_of(mutants.ROOT, module)
+        for number in ("", str(one.number))
     }
     assert mutants._equivalents() <= found
     entries = [line for line in mutants.EQUIVALENT.read_text().splitlines() if line.startswith("- ")]

@@ -106,10 +106,15 @@ def test_the_papers_weight_decay_is_the_published_1e_4(name):
         before = after
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0, 1e6])
+OTHER_THAN_DEFAULT = {"beta1": 0.8, "beta2": 0.95, "epsilon": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "settings"), [(0.0, {}), (1.0, {}), (1e6, {}), (1.0, OTHER_THAN_DEFAULT)], ids=str
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_equal_float64_numpy(name, clip_norm):
-    config = optimizer_config(name=name, clip_norm=clip_norm, weight_decay=0.1)
+def test_steps_equal_float64_numpy(name, clip_norm, settings):
+    config = optimizer_config(name=name, clip_norm=clip_norm, weight_decay=0.1, **settings)
     params, rng = params_of_a_mixer(), np.random.default_rng(1)
     gradients = [
         jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, size, leaf.shape), jnp.float32), params)  # noqa: B023
