@@ -72,10 +72,8 @@ def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.Con
     most = np.minimum(np.rint(largest), np.minimum(np.floor((image_width + 0.499) / aspect), image_height))
     height = least + np.floor(draws[:, _ATTEMPTS : 2 * _ATTEMPTS] * np.maximum(most - least + 1, 1))
     width = np.rint(height * aspect)
-    share = height * width / area
-    slack = 1.5 / np.minimum(image_height, image_width)  # rounding to pixels may exceed the range by this much
+    # The share of the area needs no check: only the rounding of both sides can move it out of the range.
     fits = (height <= image_height) & (width <= image_width) & (height >= 1) & (width >= 1)
-    fits &= (share >= config.crop_area[0] - slack) & (share <= config.crop_area[1] + slack)
 
     image = np.arange(len(sizes))
     first = fits.argmax(axis=1)  # the first attempt that fits

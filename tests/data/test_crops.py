@@ -12,7 +12,7 @@ from reference_pixels import FIXED_POINT, assert_rounded, bilinear, draws_of, tr
 from scipy import stats
 
 from mixer.data import augment, images, order
-from mixer.data.crops import CROPS, EVAL_CROPS, NUM_DRAWS, eval_resize, inception_window
+from mixer.data.crops import CROPS, EVAL_CROPS, NUM_DRAWS, eval_resize, inception_window, shift
 
 # ------------------------------------------------------------------------------------------------------------- windows
 
@@ -160,6 +160,13 @@ def test_pad_shifts_by_an_eighth_in_every_direction():
     for row in draws:
         seen[names[possible[train(pixels.tobytes(), images.RAW, (16, 16), (0, 0, 16, 16), row, config).tobytes()]]] += 1
     assert stats.chisquare(seen).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("size", "margin"), [(32, 4), (33, 5), (224, 28)])
+def test_the_margin_of_pad_is_an_eighth_of_the_size(size, margin):
+    pixels = photo(size, size)
+    found = shift(pixels, np.zeros(NUM_DRAWS, np.float32), input_config(crop="pad", image_size=size))
+    np.testing.assert_array_equal(found[margin:, margin:], pixels[: size - margin, : size - margin])
 
 
 @pytest.mark.parametrize("eval_crop", EVAL_CROPS)
