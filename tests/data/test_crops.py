@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -129,6 +130,25 @@ def test_at_the_paper_s_shares_a_window_is_nearly_always_found():
     sizes = np.tile([375, 500], (100_000, 1))
     windows = augment.crop_windows(sizes, draws_of(config, 100_000), config)
     assert np.mean((windows[:, 2:] == sizes).all(axis=1)) < 1e-4
+
+
+def test_the_windows_are_those_of_earlier_versions():
+    """A change here would change the batches of every run."""
+    sizes = np.array([[375, 500], [500, 333], [64, 64], [1200, 90], [32, 32], [5, 7]])
+    config = input_config()
+    assert augment.crop_windows(sizes, draws_of(config, 6), config).tolist() == [
+        [96, 128, 215, 221], [150, 181, 102, 130], [8, 14, 35, 46], [674, 6, 64, 84], [4, 4, 23, 28], [0, 2, 2, 2],
+    ]  # fmt: skip
+    sizes = 1 + np.stack([np.arange(1000) * 7 % 500, np.arange(1000) * 13 % 640], axis=1)
+    windows = augment.crop_windows(sizes, draws_of(config, 1000), config)
+    assert windows.sum(axis=0).tolist() == [61583, 87998, 124929, 134450]
+    config = input_config(crop_area=(0.3, 0.6), crop_aspect=(0.5, 3.0))
+    windows = augment.crop_windows(sizes, draws_of(config, 1000), config)
+    assert windows.sum(axis=0).tolist() == [46720, 45884, 156500, 221547]
+
+
+def test_opencv_computes_the_same_bytes_on_every_processor():
+    assert not cv2.ipp.useIPP()
 
 
 @pytest.mark.parametrize("crop", ["pad", "resize"])
