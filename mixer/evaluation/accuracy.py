@@ -20,7 +20,7 @@ Sums = dict[str, jax.Array]
 EvalStep = Callable[[Any, Batch], tuple[Sums, jax.Array | None]]
 
 
-@functools.cache  # evaluators of one model share a program
+@functools.cache  # the evaluators of one model share the compiled step
 def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> EvalStep:
     """Makes the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
 
@@ -53,10 +53,11 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      metrics: loss; accuracy (of multi-label data: how often the first guess is among the labels);
-        mean_per_class_accuracy, over the classes that occur, for single-label data; mean_average_precision, where
-        logits were kept; count of images; labelled, the number of images with a label, if it is less than count;
-        unreadable, the number of unusable images, and their number by kind in bad_images/KIND.
+      metrics: by name. Always loss, accuracy, count (usable images) and unreadable (unusable images); accuracy of
+        multi-label data is the share of images whose first guess is among the labels. For single-label data also
+        mean_per_class_accuracy, over the classes that occur. If logits were kept, mean_average_precision. If some
+        images have no label, labelled, the number of those that have one. bad_images/KIND, the number of unusable
+        images of each kind that occurs.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 
@@ -69,11 +70,11 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
 
     Args:
       sums: of `make_eval_step`, added up over all batches.
-      kept: logits, labels and weight of each batch; empty where logits were not kept.
+      kept: logits, labels and weight of each batch; empty if logits were not kept.
       num_examples: in the split.
 
     Raises:
-      RuntimeError: not every example was met exactly once.
+      RuntimeError: an example was left out or counted twice.
     """
     count, labelled = (round(float(sums[name])) for name in ("count", "labelled"))
     bad = {name: int(n) for name, n in zip(image_status.STATUSES[1:], sums["statuses"][1:], strict=True) if n}

@@ -30,10 +30,10 @@ class Classification:
 
         Args:
           settings: as `config.evaluators.NAME`.
-          context: the model and where it is computed.
+          context: the model and the mesh.
 
         Raises:
-          MissingDataError: the dataset is not there.
+          MissingDataError: the dataset was not found.
           OtherClassesError: the classes of the data are not the model's.
           UserError: the data cannot be used.
         """
@@ -55,10 +55,10 @@ class Classification:
     def evaluate(self, params: Any, through: Through = iter) -> accuracy.Evaluation:
         """Returns the metrics of these parameters, and the accuracy of each class.
 
-        Logits that are kept, as for multi-label data, take four bytes of host memory for each example and class.
+        For multi-label data the logits are kept. They take four bytes of host memory for each example and class.
 
         Raises:
-          RuntimeError: not every example was met exactly once.
+          RuntimeError: an example was left out or counted twice.
         """
         totals: accuracy.Sums = {}
         kept = []
@@ -71,9 +71,9 @@ class Classification:
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config.input` as an evaluator reads it: its own values where it has them.
+    """Returns the run's `config.input` with the evaluator's own settings in place of the run's, where it has them.
 
-    Label settings belong to a dataset, so those of `config.input` count for its own dataset alone.
+    The label settings belong to a dataset. If the evaluator has a dataset of its own, the run's are not used.
     """
     found = unlocked_copy(config)
     if settings.dataset is not None:

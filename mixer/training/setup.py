@@ -26,7 +26,7 @@ class Setup:
     Attributes:
       model: the model.
       shapes: of the state.
-      shardings: how the state lies on the mesh.
+      shardings: of the state on the mesh.
       init: makes the state on the mesh.
       train_step: from (state, batch) to (next state, metrics). The state is donated: it cannot be used again.
     """
@@ -50,9 +50,9 @@ def build(
 
     Args:
       config: of the whole run.
-      mesh: of devices, which may be those of a TPU topology that is not there.
+      mesh: its devices may be those of a TPU topology that this host does not have.
       num_classes: width of the head.
-      warmup_steps, total_steps: of the learning-rate schedule; a step costs the same whatever they are.
+      warmup_steps, total_steps: of the learning-rate schedule. They do not change the cost of a step.
     """
     model = cpu.suited(models.create(num_classes=num_classes, **config.model), mesh)
     schedule = optimizers.make_schedule(config.optimizer, warmup_steps, total_steps)

@@ -1,4 +1,4 @@
-"""How the state of a run lies on the mesh: copied to every device, or split over the devices."""
+"""How the state of a run is placed on the mesh: copied to every device, or split over the devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def _split(array: jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
 
 
-# Each tells how one array, given by its shape, lies on a mesh.
+# Each returns the sharding of one array, from its shape and the mesh.
 SHARDINGS: dict[str, Callable[[jax.ShapeDtypeStruct, Mesh], NamedSharding]] = {
     "data_parallel": _copied,
     "fully_sharded": _split,
@@ -42,7 +42,10 @@ def state_sharding(shapes: Any, mesh: Mesh, kind: str) -> Any:
 
 
 def rows_together(config: ml_collections.ConfigDict) -> int:
-    """Returns how many neighbouring rows of a batch stay together: the groups of mixup, or each row by itself."""
+    """Returns how many consecutive rows must stay on one device and in one accumulation step.
+
+    With mixup these are the rows of a group. Without it, each row is on its own.
+    """
     return config.mixup.group if config.mixup.p else 1
 
 

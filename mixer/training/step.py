@@ -108,7 +108,7 @@ def mixup(
 def prepare(
     batch: Batch, num_classes: int, key: Key[Array, ""], config: ml_collections.ConfigDict
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
-    """Returns what model and loss get of a training batch: images in [-1, 1] and targets, mixed if so configured."""
+    """Returns images in [-1, 1] and targets of a training batch, both mixed if config.mixup.p is not 0."""
     images, targets = batch["image"], losses.targets(batch["labels"], num_classes)
     if config.mixup.p:
         return mixup(images, targets, batch["weight"], key, config.mixup.p, config.mixup.group)
@@ -199,7 +199,7 @@ class TrainStep:
         return jnp.sum(losses_of_rows * part["weight"]) / total_weight
 
     def _updated(self, state: TrainState, grads: Any) -> TrainState:
-        """Returns the state with the optimizer's update applied, and the moving average behind it."""
+        """Returns the state after the optimizer's update; the moving average is updated too."""
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
