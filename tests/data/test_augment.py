@@ -75,9 +75,17 @@ def test_scaled_decoding_averages_what_a_crop_has_to_spare(window, ratio):
     assert (found != whole).any() == (ratio > 1)
 
 
+def test_windows_come_from_the_draws_of_the_crop():
+    config = input_config()
+    draws, sizes = draws_of(config, 20), np.array([[40, 60]] * 20)
+    found = augment.crop_windows(sizes, draws, config)
+    np.testing.assert_array_equal(found, crops.inception_window(sizes, draws[:, 1:], config))  # the flip has the first
+
+
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("encoding", [images.PNG, images.JPEG])
-def test_a_grey_file_has_three_equal_channels(encoding):
-    config = input_config(image_size=30)
+def test_a_grey_file_has_three_equal_channels(encoding, scaled):
+    config = input_config(image_size=30, scaled_decoding=scaled)
     grey = photo(30, 30)[..., 0]
     data = encode(grey, {images.PNG: "PNG", images.JPEG: "JPEG"}[encoding])
     found = train(
