@@ -163,8 +163,8 @@ def check(module: str, folders: list[pathlib.Path], results: dict[str, str], arg
     chosen = mutants(ROOT, module)
     if args.sample:
         chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
-    wanted = (None, "survived") if args.retry else (None,)
-    todo = [one for one in chosen if not is_equivalent(one) and results.get(one.key) in wanted]
+    wanted = "survived" if args.retry else None
+    todo = [one for one in chosen if not is_equivalent(one) and results.get(one.key) == wanted]
     if not todo:
         return
     original = Mutant(module, "", "", "", 0, (ROOT / module).read_text())
@@ -200,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modules", nargs="+", choices=TESTS, default=list(TESTS), metavar="FILE")
     parser.add_argument("--sample", type=int, help="mutants of each module; all if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--retry", action="store_true", help="run the survivors of earlier runs again")
+    parser.add_argument("--retry", action="store_true", help="run only the survivors of earlier runs")
     parser.add_argument("--processes", type=int, default=2, help="mutants at a time")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "mutants.json", help="where results are kept")
     return parser
