@@ -48,7 +48,7 @@ TESTS = {
     "mixer/data/order.py": ["tests/data/test_order.py"],
     "mixer/data/crops.py": ["tests/data/test_crops.py"],
     "mixer/data/augmentations.py": ["tests/data/test_augmentations.py"],
-    "mixer/data/augment.py": ["tests/data/test_augment.py"],
+    "mixer/data/augment.py": ["tests/data/test_augment.py", "tests/data/test_crops.py"],
     "mixer/transfer/resolution.py": ["tests/transfer/test_resolution.py"],
 }
 

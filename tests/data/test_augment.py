@@ -59,7 +59,8 @@ def test_a_part_of_a_jpeg_is_what_the_whole_has_there():
 
 
 @pytest.mark.parametrize(("window", "ratio"), [
-    ((0, 0, 160, 200), 8), ((8, 16, 96, 120), 4), ((3, 5, 39, 40), 2), ((3, 5, 31, 90), 1), ((129, 0, 31, 200), 1),
+    ((0, 0, 160, 200), 8), ((8, 16, 96, 120), 4), ((3, 5, 39, 40), 2), ((3, 5, 32, 40), 2), ((3, 5, 31, 90), 1),
+    ((129, 0, 31, 200), 1),
 ])  # fmt: skip
 def test_scaled_decoding_averages_what_a_crop_has_to_spare(window, ratio):
     smooth, config = photo(160, 200), input_config(flip=False, scaled_decoding=True, image_size=16)

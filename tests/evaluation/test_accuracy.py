@@ -105,7 +105,7 @@ def numpy_metrics(run, batches, loss="sigmoid_xent"):
     }
 
 
-@pytest.mark.parametrize("examples", [5, 16, 37])
+@pytest.mark.parametrize("examples", [1, 5, 16, 37])
 def test_every_example_counts_once_on_eight_devices(run, evaluate, examples):
     batches = split_of(examples)
     metrics = evaluate(batches, examples).metrics
@@ -153,6 +153,7 @@ def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):
     """As in ImageNet ReaL."""
     batches = split_of(16)
     batches[0]["labels"][:5] = -1
+    batches[0]["labels"][5:8, 1] = -1  # one label is enough
     metrics = evaluate(batches, 16).metrics
     assert (metrics.pop("count"), metrics.pop("labelled"), metrics.pop("unreadable")) == (16, 11, 0)
     expected = numpy_metrics(run, batches)
@@ -164,6 +165,8 @@ def test_accuracy_by_class(run, evaluate):
     batches = split_of(37, unreadable={3, 30}, max_labels=1)
     for batch in batches:
         batch["labels"][batch["labels"] == 2] = 1  # a class without an example
+        batch["labels"][batch["labels"] == 3] = 4
+    batches[1]["labels"][0] = 3  # and one with a single example
     batches[0]["labels"][:4] = -1  # images whose label is not known, as in some test splits
     found = evaluate(batches, 37, loss="softmax_xent", multi_label=False)
 
