@@ -202,6 +202,7 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
             "--fewshot: imagenet_v2/matched-frequency has no im",
         ),
         (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
+        (["--checkpoint={other}"], "other.npz is not a Mixer's parameters: "),
         (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
         (["--checkpoint={run}", "--shots=5"], "--shots would not be read without --fewshot; leave it out"),
         (["--checkpoint={run}", "--resize=extend"], "--resize would not be read without --image_size; leave it out"),
@@ -209,6 +210,8 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
 )
 def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, arguments, line):
     """In this process, for speed: the flags of a command can be read once a process, so each starts from none."""
+    other = tmp_path / "other.npz"
+    np.savez(other, **{"Transformer/kernel": np.ones((2, 2), np.float32)})
     values = flags.FlagValues()
     for name in dir(flags):
         if name.startswith("DEFINE_"):
@@ -217,7 +220,9 @@ def test_what_is_wrong_is_one_line(run, tmp_path, monkeypatch, arguments, line):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     evaluate.define_flags()
     with pytest.raises(UserError) as caught:
-        evaluate.main(evaluate.command_line.parse_flags(["evaluate", *(a.format(run=run) for a in arguments)]))
+        evaluate.main(
+            evaluate.command_line.parse_flags(["evaluate", *(a.format(run=run, other=other) for a in arguments)])
+        )
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
