@@ -78,8 +78,8 @@ class _Run:
         run_folder.check_same(init_from.with_token_width(self.config, None, self.folder), self.folder)
         if (self.folder / DIVERGED_FILE).exists():
             return {}
-        rows = [row for row in read_metrics(self.folder) if row["step"] == self.total_steps and "val/count" in row]
-        return rows[-1] if rows else None
+        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
+        return lines[-1] if lines else None
 
 
 class Sweep:
@@ -185,7 +185,7 @@ class Sweep:
             return result
         # This assumes that the runs to come are as long as this one and as fast as those before.
         left = (runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
-        before, rows = time.monotonic(), read_metrics(run.folder)
+        before, lines = time.monotonic(), read_metrics(run.folder)
         try:
             result = train(run.config, run.folder, Console(prefix, left))
         except DivergedError as error:
@@ -195,7 +195,7 @@ class Sweep:
         except UserError as error:
             raise UserError(f"{run.title}: {error}") from None
         self._seconds += time.monotonic() - before
-        self._steps += run.total_steps - (int(rows[-1]["step"]) if rows else 0)
+        self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
         return result
 
 

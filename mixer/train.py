@@ -88,7 +88,7 @@ def train(
     _loop(run, state, checkpoints, log)
     if first_step >= run.steps.total:
         console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {run.steps.total}")
-    evaluations = [row for row in read_metrics(workdir) if "val/count" in row]
+    evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
 
 
@@ -188,24 +188,24 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             # First the checks, so that nothing is written of a run that must not go on.
             values = health.checked_metrics(step, metrics, config)
             checkpoints.check()
-            row: dict[str, float] = {}
+            line: dict[str, float] = {}
             if logs:
                 scalars = values | progress.measure(step)
-                row |= {f"train/{name}": value for name, value in scalars.items()}
+                line |= {f"train/{name}": value for name, value in scalars.items()}
                 run.console.show(step, steps.total, scalars)
             if due:
                 try:
                     with progress.pause():
-                        row |= _evaluate(run, due, state, step)
+                        line |= _evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
-            # Metrics before the checkpoint: a run that continues from it has all lines up to it.
-            if row:
-                log.write(step, row)
-            if last and (unusable := health.unusable_images(row)):
+            # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
+            if line:
+                log.write(step, line)
+            if last and (unusable := health.unusable_images(line)):
                 run.console.keep(f"images that could not be used: {unusable}")
             if saves or leaving:
-                checkpoints.save(state, row)
+                checkpoints.save(state, line)
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one
             if leaving:
