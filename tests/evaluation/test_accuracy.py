@@ -113,6 +113,12 @@ def test_every_example_counts_once_on_eight_devices(run, evaluate, examples):
     assert metrics == pytest.approx(numpy_metrics(run, batches), rel=1e-5)
 
 
+def test_the_accuracy_of_a_single_example_is_one_if_the_guess_is_right(run, evaluate):
+    batches = split_of(1)
+    batches[0]["labels"][0] = rows_of(run, batches)[0][0].argmax()
+    assert evaluate(batches, 1).metrics["accuracy"] == 1
+
+
 def test_unreadable_examples_are_counted_apart(run, evaluate):
     batches = split_of(37, unreadable={0, 20, 36})
     metrics = evaluate(batches, 37).metrics
