@@ -204,12 +204,11 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
     if path.parent.name == "checkpoints" and path.name.isdigit():
         step, path = int(path.name), path.parent.parent
     step, params = load_params(path, ema, step)
-    names = path / run_folder.CLASSES_FILE
     return Weights(
         params=jax.tree.map(np.asarray, params),
         source=source,
         config=run_folder.load_config(path),
-        class_names=names.read_text().splitlines() if names.exists() else None,
+        class_names=run_folder.load_class_names(path),
         step=step,
         workdir=path,
     )
