@@ -23,6 +23,8 @@ KEPT_TO = {
     "tensorflow": {"data/tensorflow.py"},
     "tensorflow_datasets": {"data/records.py", "data/tfds_dataset.py", "data/datasets/"},
     "clu": {"training/metrics.py"},
+    "google": {"runtime/bucket.py"},
+    "tensorstore": {"runtime/bucket.py"},
     "orbax": {"training/checkpoint.py"},
     "absl": {"runtime/errors.py", "config/command_line.py", "commands/"},
 }

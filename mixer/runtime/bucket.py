@@ -1,0 +1,300 @@
+"""Google Cloud Storage, where epath is not enough.
+
+Libraries reach gs:// through epath, which uses TensorFlow's file system. That one reads 64 MiB ahead in each open file,
+asks once or twice for each file's size, and raises errors that are no OSErrors. This module lists a folder with sizes
+and checksums in one request for a thousand objects, reads exact byte ranges concurrently, and raises OSErrors.
+"""
+
+import base64
+import contextlib
+import errno
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixer.runtime.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+_REQUESTS = 64  # byte ranges that are asked for at a time
+_ATTEMPTS = 3  # how often a byte range is asked for, if no answer comes
+_SILENCE = 40.0  # seconds after which a byte range is asked for again
+_FIRST_ANSWER = 8.0  # seconds within which a bucket must answer for the first time
+_PATIENCE = 120.0  # seconds during which a refused request is repeated
+
+_ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
+
+
+class Object(NamedTuple):
+    """What a bucket says of an object: its size in bytes, and the CRC32C of its content."""
+
+    size: int
+    crc32c: int
+
+
+class Range(NamedTuple):
+    """A part of a file: from byte `start` to before byte `stop`, or to the end if `stop` is None."""
+
+    path: str
+    start: int = 0
+    stop: int | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------- paths
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Tells whether a path is an address, such as gs://bucket/run."""
+    return "://" in str(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Returns a path that does not depend on the current folder. (epath's `resolve` makes a local path of gs://.)"""
+    return str(path) if is_remote(path) else str(pathlib.Path(path).absolute())
+
+
+def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Splits gs://bucket/a/key into the bucket's name and the key."""
+    name, _, key = str(path).removeprefix("gs://").partition("/")
+    return name, key
+
+
+def check(path: str | os.PathLike[str], for_run: bool = False) -> None:
+    """Checks that a path can be used: it is local, or in a bucket that answers. TensorFlow would try for minutes.
+
+    Args:
+      path: local or an address.
+      for_run: the path is a run's folder. Orbax asks for the bucket's own properties, which needs a permission.
+
+    Raises:
+      UserError: there is no such bucket, it does not answer in time, or it may not be read.
+    """
+    if is_remote(path):
+        if not str(path).startswith("gs://"):
+            raise UserError(f"{path}: only local paths and gs:// are supported; copy the files to one of them")
+        name, key = split(path)
+        if not name:
+            raise UserError(f"{path}: the name of the bucket is missing; expected gs://BUCKET/FOLDER")
+        _check_bucket(name, key if for_run else "", for_run)
+
+
+@functools.cache
+def _check_bucket(name: str, key: str, for_run: bool) -> None:
+    """Asks a bucket for at most one object, and for its properties. Raises UserError."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+
+    if for_run and not key.strip("/"):
+        raise UserError(f"gs://{name}: a run needs a folder in the bucket; expected gs://{name}/FOLDER")
+    try:
+        with _quickly() as options:
+            next(iter(_client().list_blobs(name, prefix="mixer", max_results=1, **options)), None)
+            if for_run:
+                bucket = _client().get_bucket(name, **options)
+    except exceptions.NotFound:
+        raise UserError(f"gs://{name}: there is no such bucket; check the name") from None
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise UserError(
+            f"gs://{name} may not be read by this account ({_reason(error)}): give it {_ROLES} on the bucket"
+        ) from None
+    except GoogleAuthError as error:
+        raise UserError(
+            f"gs://{name}: no valid credentials ({_reason(error)}): run `gcloud auth application-default login`, or "
+            "use a machine with a service account"
+        ) from None
+    except (exceptions.GoogleAPIError, OSError) as error:
+        raise UserError(f"gs://{name} does not answer ({_reason(error)}): try again later") from None
+    if for_run and bucket.hierarchical_namespace_enabled:
+        _require_folders(name)
+
+
+def _require_folders(name: str) -> None:
+    """Checks that orbax can delete folders in a bucket with a hierarchical namespace. Raises UserError."""
+    try:
+        from google.cloud import storage_control_v2  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"gs://{name} has a hierarchical namespace, for which orbax needs another package: run `pip install "
+            "google-cloud-storage-control`, or use a bucket without"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quickly() -> Iterator[dict[str, Any]]:
+    """Yields arguments of a request that must be answered soon."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    yield {"timeout": _FIRST_ANSWER / 2, "retry": DEFAULT_RETRY.with_timeout(_FIRST_ANSWER)}
+
+
+def _reason(error: Exception) -> str:
+    """Returns what a client says went wrong, without the address of the request."""
+    text = str(getattr(error, "message", None) or first_line(error))
+    if in_json := re.search(r'\\?"message\\?": \\?"([^"\\]+)', text):
+        return in_json[1]
+    return re.sub(r"^[A-Z]+ https?://\S+ ", "", text).split(" [")[0][:200]
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+
+def listing(folder: str | os.PathLike[str]) -> dict[str, Object]:
+    """Lists all files below a folder, with one request for each thousand.
+
+    Returns:
+      For each file its path relative to the folder, ascending; empty if there is no such folder.
+
+    Raises:
+      OSError: the bucket cannot be listed.
+    """
+    name, prefix = _prefix(folder)
+    with as_os_errors(folder):
+        blobs = list(_client().list_blobs(name, prefix=prefix, fields=_FIELDS, **_patiently()))
+    return {blob.name[len(prefix) :]: _object(blob) for blob in blobs if not blob.name.endswith("/")}
+
+
+def children(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, Object]]:
+    """Lists one level of a folder.
+
+    Returns:
+      The names of its folders, and its files by name.
+
+    Raises:
+      OSError: the bucket cannot be listed.
+    """
+    name, prefix = _prefix(folder)
+    with as_os_errors(folder):
+        found = _client().list_blobs(name, prefix=prefix, delimiter="/", fields=f"{_FIELDS},prefixes", **_patiently())
+        files = {blob.name[len(prefix) :]: _object(blob) for blob in found if not blob.name.endswith("/")}
+    return sorted(path[len(prefix) :].rstrip("/") for path in found.prefixes), files
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file. A bucket never shows a part of it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    name, key = split(path)
+    with as_os_errors(path):
+        _client().bucket(name).blob(key).upload_from_string(data, "application/octet-stream", **_patiently())
+
+
+def read(ranges: Sequence[Range], check_length: bool = True) -> list[bytes]:
+    """Reads parts of files, all at a time.
+
+    Args:
+      ranges: the parts.
+      check_length: an answer that is too short is an error.
+
+    Raises:
+      FileNotFoundError: a file does not exist.
+      OSError: a part cannot be read, or the file ends before it.
+    """
+    futures = [_ask(part) for part in ranges]
+    return [_answer(part, future, check_length) for part, future in zip(ranges, futures, strict=True)]
+
+
+def _ask(part: Range) -> Any:
+    name, key = split(part.path)
+    whole = part.start == 0 and part.stop is None
+    with as_os_errors(part.path):
+        return _store(name).read(key, byte_range=None if whole else slice(part.start, part.stop))
+
+
+def _answer(part: Range, future: Any, check_length: bool) -> bytes:
+    """Waits for the bytes of a part. A request that stays without answer is repeated."""
+    with as_os_errors(part.path):
+        for attempt in range(_ATTEMPTS):
+            try:
+                result = (_ask(part) if attempt else future).result(timeout=_SILENCE)
+                break
+            except TimeoutError:
+                continue
+        else:
+            raise OSError(errno.EIO, f"no good answer in {_ATTEMPTS * _SILENCE:.0f} seconds", part.path)
+    if result.state != "value":
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", part.path)
+    if check_length and part.stop is not None and len(result.value) != part.stop - part.start:
+        raise OSError(errno.EIO, f"the file ends before byte {part.stop}", part.path)
+    return result.value
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def as_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns the errors that Google's, TensorFlow's and TensorStore's clients raise within the block into OSErrors."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, _reason(error), str(path)) from None  # Python makes the subclass that fits the number
+
+
+_NUMBERS = {
+    "NotFound": errno.ENOENT, "NotFoundError": errno.ENOENT,
+    "Forbidden": errno.EACCES, "Unauthorized": errno.EACCES, "PermissionDeniedError": errno.EACCES,
+    "UnauthenticatedError": errno.EACCES,
+    "NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAUTHENTICATED": errno.EACCES,
+}  # fmt: skip
+
+
+def _error_number(error: Exception) -> int | None:
+    """Returns the number of the OSError that an error of a client becomes; None if no client raised it."""
+    module, message = type(error).__module__, str(error)
+    if module.startswith(("google.api_core", "google.auth", "google.cloud", "tensorflow.python.framework.errors")):
+        return _NUMBERS.get(type(error).__name__, errno.EIO)
+    if status := re.match(r"([A-Z_]{6,}): |.*Invalid GCS bucket name", message):  # TensorStore, mostly as a ValueError
+        return _NUMBERS.get(str(status[1]), errno.EIO)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- clients
+
+_FIELDS = "items(name,size,crc32c),nextPageToken"
+
+
+@functools.cache
+def _client() -> "storage.Client":
+    from google.cloud import storage
+
+    return storage.Client()
+
+
+@functools.cache
+def _store(bucket: str) -> Any:
+    """Opens TensorStore's view of a bucket, which keeps its connections."""
+    import tensorstore
+
+    context = {
+        "gcs_request_concurrency": {"limit": _REQUESTS},
+        "gcs_request_retries": {"max_retries": 9, "initial_delay": "500ms", "max_delay": "20s"},
+    }
+    spec = {"driver": "gcs", "bucket": bucket, "context": context}
+    return tensorstore.KvStore.open(spec).result()
+
+
+def _patiently() -> dict[str, Any]:
+    """Returns arguments of a request that is repeated while the bucket is busy or out of reach."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return {"timeout": _SILENCE, "retry": DEFAULT_RETRY.with_timeout(_PATIENCE)}
+
+
+def _prefix(folder: str | os.PathLike[str]) -> tuple[str, str]:
+    name, key = split(folder)
+    return name, f"{key.rstrip('/')}/" if key.strip("/") else ""
+
+
+def _object(blob: Any) -> Object:
+    return Object(int(blob.size), int.from_bytes(base64.b64decode(blob.crc32c), "big"))
