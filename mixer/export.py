@@ -5,13 +5,13 @@ timm, and stablehlo the forward pass itself, which JAX runs without this project
 beside the file, here as pets.safetensors.md.
 """
 
-import pathlib
 import shlex
 
 from absl import flags
+from etils import epath
 
 from mixer.config import command_line
-from mixer.runtime import files
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.metrics import read_metrics
 from mixer.transfer import model_card
@@ -20,13 +20,13 @@ from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
 
 
-def export(weights: Weights, to: str, out: pathlib.Path, *, ema: bool, command: str) -> pathlib.Path:
-    """Writes the weights and their model card. Returns the path of the card.
+def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str) -> tuple[int, epath.Path]:
+    """Writes the weights and their model card. Returns the size of the file in bytes, and the path of the card.
 
     Args:
       weights: of a whole model.
       to: the format, a key of `FORMATS`.
-      out: the file to write; its folder must exist.
+      out: the file to write, local or gs://; a local folder must exist.
       ema: whether the weights are a run's averaged parameters.
       command: the command that was given, for the card.
 
@@ -34,17 +34,18 @@ def export(weights: Weights, to: str, out: pathlib.Path, *, ema: bool, command: 
       UserError: they are not the weights of a Mixer, or a file cannot be written.
     """
     card = out.with_name(f"{out.name}.md")
-    if card.exists() and not card.read_bytes().startswith(model_card.MARK.encode()):
+    if files.exists(card) and not files.read_bytes(card).startswith(model_card.MARK.encode()):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give OUT another name")
     measured = _measured(weights, ema)
     text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured)
     try:
-        with files.written_whole(out) as partial, pathlib.Path(partial).open("wb") as file:
+        with files.opened_to_write(out) as file:
             FORMATS[to].save(file, weights.exported())
+            size = file.tell()
         files.write_text(card, text)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({first_line(error)})") from None
-    return card
+    return size, card
 
 
 def _measured(weights: Weights, ema: bool) -> dict[str, float]:
@@ -73,11 +74,11 @@ def main(argv: list[str]) -> None:
     weights = transfer_weights.load(checkpoint, given.ema)
     command = ["python", "-m", "mixer.export", "--checkpoint", checkpoint, "--to", given.to]
     command += [*(["--ema"] if given.ema else []), argv[1]]
-    card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
-    print(f"{argv[1]} written, {out.stat().st_size / 1e6:,.1f} MB; its model card is {card}")
+    size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
+    print(f"{argv[1]} written, {size / 1e6:,.1f} MB; its model card is {card}")
 
 
-def _out(arguments: list[str], to: str | None) -> pathlib.Path:
+def _out(arguments: list[str], to: str | None) -> epath.Path:
     """Returns the file to write.
 
     Args:
@@ -92,12 +93,13 @@ def _out(arguments: list[str], to: str | None) -> pathlib.Path:
     suffix = FORMATS[to].suffix
     if len(arguments) != 1:
         raise UserError(f"expected one file to write, such as model{suffix}, not {' and '.join(arguments) or 'none'}")
-    out = pathlib.Path(arguments[0]).expanduser()
+    bucket.check(arguments[0])
+    out = epath.Path(arguments[0]) if bucket.is_remote(arguments[0]) else epath.Path(arguments[0]).expanduser()
     if out.suffix != suffix:
         raise UserError(f"{arguments[0]}: the name of a file for --to {to} ends in {suffix}")
-    if not out.parent.is_dir():
-        raise UserError(f"{arguments[0]}: the folder {out.parent} does not exist; make it first (a local one)")
-    if out.is_dir():
+    if not (bucket.is_remote(out) or out.parent.is_dir()):
+        raise UserError(f"{arguments[0]}: the folder {out.parent} does not exist; make it first")
+    if files.is_folder(out):
         raise UserError(f"{arguments[0]} is a folder; give the name of a file to write")
     return out
 

@@ -18,12 +18,11 @@ import ml_collections
 import numpy as np
 import tqdm
 from absl import flags
-from etils import epath
 
 from mixer.config import command_line, recipe
 from mixer.data import class_names, folder, image_status, sources
 from mixer.evaluation import evaluator
-from mixer.runtime import devices
+from mixer.runtime import bucket, devices, files
 from mixer.runtime.errors import UserError
 from mixer.training import losses
 from mixer.training.step import normalize
@@ -111,8 +110,8 @@ def _reason(path: str, status: int) -> str:
         return ""
     if status == image_status.BAD_RECORD:
         try:
-            return "unreadable" if epath.Path(path).exists() else "missing"
-        except Exception:  # each file system has its own exceptions
+            return "unreadable" if files.exists(path) else "missing"
+        except (OSError, ValueError):  # ValueError: no file can have this name
             return "unreadable"
     return image_status.STATUSES[status].replace("_", " ")
 
@@ -129,8 +128,8 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     found, empty = [], []
     for path in given:
         try:
-            below = _images_below(epath.Path(path)) if epath.Path(path).is_dir() else [path]
-        except Exception:  # each file system has its own exceptions; reading the file will report the problem
+            below = _images_below(path) if files.is_folder(path) else [path]
+        except (OSError, ValueError):  # reading the file will report the problem
             below = [path]
         found += below
         empty += [] if below else [Prediction(path, [], "holds no images")]
@@ -142,13 +141,17 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     return found, empty
 
 
-def _images_below(top: epath.Path) -> list[str]:
-    found = []
-    for root, folders, files in top.walk():
+def _images_below(top: str) -> list[str]:
+    names = bucket.listing(top) if bucket.is_remote(top) else _files_below(top)
+    shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return sorted(os.path.join(top, name) for name in shown if name.lower().endswith(folder.IMAGE_SUFFIXES))
+
+
+def _files_below(top: str) -> Iterator[str]:
+    """Yields the files below a local folder, relative to it."""
+    for root, folders, names in os.walk(top):
         folders[:] = [name for name in folders if name[0] != "."]  # walk enters only the folders that are left here
-        names = (name for name in files if name[0] != "." and name.lower().endswith(folder.IMAGE_SUFFIXES))
-        found += [os.fspath(root / name) for name in names]
-    return sorted(found)
+        yield from (os.path.relpath(os.path.join(root, name), top) for name in names)
 
 
 def names_for(weights: Weights, file: str | None) -> list[str]:

@@ -28,7 +28,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict, config_flags
 
 from mixer.config import checks, command_line, durations, paper, run_folder, tasks
-from mixer.runtime import compilation_cache
+from mixer.runtime import bucket, compilation_cache, files
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.console import Console
@@ -73,10 +73,10 @@ class _Run:
         Raises:
           UserError: the folder holds a run of another config.
         """
-        if not (self.folder / run_folder.CONFIG_FILE).exists():
+        if not files.exists(self.folder / run_folder.CONFIG_FILE):
             return None
         run_folder.check_same(init_from.with_token_width(self.config, None, self.folder), self.folder)
-        if (self.folder / DIVERGED_FILE).exists():
+        if files.exists(self.folder / DIVERGED_FILE):
             return {}
         lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
         return lines[-1] if lines else None
@@ -189,7 +189,7 @@ class Sweep:
         try:
             result = train(run.config, run.folder, Console(prefix, left))
         except DivergedError as error:
-            (run.folder / DIVERGED_FILE).write_text(f"{error}\n")
+            files.write_text(run.folder / DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
             return {}
         except UserError as error:
@@ -261,6 +261,7 @@ def main(argv: list[str]) -> None:
     names = _task_names(given.tasks)
     chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
     row = _paper_row(config, given.pretraining)
+    bucket.check(given.workdir, for_run=True)
     workdir = epath.Path(given.workdir)
     # Several runs are the same program, which is compiled once and then read from here.
     compilation_cache.keep_compiled(workdir / "compiled")

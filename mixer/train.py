@@ -169,7 +169,13 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
         if owed := [one for one in due if not log.has(first_step, f"{one.name}/")]:
             log.write(first_step, _evaluate(run, owed, state, first_step))
         for step in range(first_step + 1, steps.total + 1):
-            state, metrics = run.built.train_step(state, next(feed))
+            try:
+                batch = next(feed)
+            except UserError:  # the data cannot be read any more: keep what was learned (if no other process waits)
+                if step > first_step + 1 and jax.process_count() == 1:
+                    checkpoints.save(state, {})
+                raise
+            state, metrics = run.built.train_step(state, batch)
             if step == first_step + 1:  # this one was compiled: measure the speed from here
                 jax.block_until_ready(metrics)
                 stop.work_begins()

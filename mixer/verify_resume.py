@@ -11,6 +11,7 @@ interruption would change the result, for example because a compiler chooses ano
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -22,21 +23,20 @@ from mixer import train
 from mixer.config import command_line
 from mixer.config.checks import checked, unlocked_copy
 from mixer.config.durations import set_duration
-from mixer.runtime import preemption
+from mixer.runtime import bucket, files, preemption
 from mixer.runtime.errors import UserError
-from mixer.runtime.files import write_text
 from mixer.training.checkpoint import load_state
 from mixer.training.metrics import deterministic, read_metrics
 
 _FOLDER = "verify_resume"  # in the run's folder
-# The runs read the shortened config from a file, which is JSON. --config asks for a Python file that returns it.
-_CONFIG = """from ml_collections import ConfigDict
+# The runs read the shortened config from a Python file, for which --config asks.
+_CONFIG = """import json
 
-from mixer.config.run_folder import load_config
+from ml_collections import ConfigDict
 
 
 def get_config():
-    return ConfigDict(load_config({folder!r}))
+    return ConfigDict(json.loads({text!r}))
 """
 
 
@@ -101,29 +101,24 @@ def main(argv: list[str]) -> None:
         raise UserError("--process_id is missing: of several processes the first compares; number them from 0")
     jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the runs
     config, name = command_line.from_flags()
-    folder = epath.Path(given.workdir or f"runs/{name}").resolve() / _FOLDER
+    workdir = given.workdir or f"runs/{name}"
+    bucket.check(workdir, for_run=True)
+    folder = epath.Path(bucket.absolute(workdir)) / _FOLDER
     is_first = not given.process_id
-    if is_first:
-        _prepare(folder, short(config, given.steps))
-    _run_twice(folder, given.steps)
+    if is_first and files.is_folder(folder):
+        folder.rmtree()
+    _run_twice(short(config, given.steps), folder, given.steps)
     if is_first:
         print(_verdict(folder, given.steps))
 
 
-def _prepare(folder: epath.Path, config: ConfigDict) -> None:
-    """Makes an empty folder with the config of the runs."""
-    if folder.exists():
-        folder.rmtree()
-    folder.mkdir(parents=True)
-    write_text(folder / "config.json", config.to_json(indent=2))
-    write_text(folder / "config.py", _CONFIG.format(folder=str(folder)))
-
-
-def _run_twice(folder: epath.Path, steps: int) -> None:
-    file = pathlib.Path(folder / "config.py")
-    _train(file, folder / "straight", expect=0)
-    _train(file, folder / "interrupted", f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
-    _train(file, folder / "interrupted", expect=0)
+def _run_twice(config: ConfigDict, folder: epath.Path, steps: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        file = pathlib.Path(temporary, "config.py")
+        file.write_text(_CONFIG.format(text=config.to_json()))
+        _train(file, folder / "straight", expect=0)
+        _train(file, folder / "interrupted", f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
+        _train(file, folder / "interrupted", expect=0)
 
 
 def _train(config: pathlib.Path, workdir: epath.Path, *arguments: str, expect: int) -> None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import cpu
+from mixer.runtime import bucket, cpu
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -50,11 +50,12 @@ def run(
     cpu.keep_freed_memory()
     define_flags()
     try:
-        app.run(quiet_main, flags_parser=parse_flags)
+        with bucket.as_os_errors():
+            app.run(quiet_main, flags_parser=parse_flags)
     except UserError as error:
         problem = f"error: {error}"
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if not (error.errno in _DISK_ERRORS or bucket.is_remote(str(error.filename))):
             raise
         problem = f"error: {error}"
     sys.exit(problem)  # outside the handlers: the error, and the arrays that its traceback holds, are freed by now

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer.config import recipe
 from mixer.config.checks import flat
 from mixer.config.settings import UNITS
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
-from mixer.runtime.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,15 @@ def make(workdir: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it cannot be written to.
     """
+    bucket.check(workdir, for_run=True)
     path = epath.Path(workdir)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not bucket.is_remote(path):  # a bucket has no folders
+            path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             probe = path / ".writable"
-            probe.write_text("")
-            probe.unlink()
+            files.write_text(probe, "")
+            files.delete(probe)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
     return path
@@ -49,8 +51,8 @@ def make(workdir: epath.PathLike) -> epath.Path:
 def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
     """Writes the config and the names of the classes."""
     if jax.process_index() == 0:
-        write_text(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
-        write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
+        files.write_text(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
+        files.write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
 
 
 def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
@@ -60,16 +62,19 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
       UserError: there is none, or it cannot be read.
     """
     path = epath.Path(workdir) / CONFIG_FILE
+    bucket.check(workdir)
     try:
-        return FrozenConfigDict(json.loads(path.read_text()))
+        return FrozenConfigDict(json.loads(files.read_bytes(path)))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
 
 
 def load_class_names(workdir: epath.PathLike) -> list[str] | None:
     """Reads the names of a run's classes; None if the folder has none."""
-    path = epath.Path(workdir) / CLASSES_FILE
-    return path.read_text().splitlines() if path.exists() else None
+    try:
+        return files.read_text(epath.Path(workdir) / CLASSES_FILE).splitlines()
+    except FileNotFoundError:
+        return None
 
 
 def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool = False) -> list[str]:
@@ -83,7 +88,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     Raises:
       UserError: a difference changes what is computed, and that is not allowed.
     """
-    if not (epath.Path(workdir) / CONFIG_FILE).exists():
+    if not files.exists(epath.Path(workdir) / CONFIG_FILE):
         return []
     try:
         before = {**flat(recipe.base()), **flat(load_config(workdir))}

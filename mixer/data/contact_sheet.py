@@ -9,6 +9,8 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
+from mixer.runtime import files
+
 _MAX_IMAGES = 64
 _LINE = 14  # height of a line of text, in pixels
 
@@ -46,7 +48,7 @@ def write_sheet(
         sheet.paste(strip, (left, top + cell))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
-    path.write_bytes(buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def _caption(target: np.ndarray, class_names: Sequence[str], status: str) -> list[str]:

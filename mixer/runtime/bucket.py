@@ -5,7 +5,6 @@ asks once or twice for each file's size, and raises errors that are no OSErrors.
 and checksums in one request for a thousand objects, reads exact byte ranges concurrently, and raises OSErrors.
 """
 
-import base64
 import contextlib
 import errno
 import functools
@@ -30,10 +29,13 @@ _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
 class Object(NamedTuple):
-    """What a bucket says of an object: its size in bytes, and the CRC32C of its content."""
+    """What a bucket says of an object: its size in bytes, and the MD5 of its content in base 64.
+
+    Objects that were composed of others have no MD5. In its place stands the CRC32C, which is shorter.
+    """
 
     size: int
-    crc32c: int
+    checksum: str
 
 
 class Range(NamedTuple):
@@ -173,6 +175,17 @@ def children(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, Objec
     return sorted(path[len(prefix) :].rstrip("/") for path in found.prefixes), files
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Tells whether any object lies below a path.
+
+    Raises:
+      OSError: the bucket cannot be listed.
+    """
+    name, prefix = _prefix(path)
+    with as_os_errors(path):
+        return any(True for _ in _client().list_blobs(name, prefix=prefix, max_results=1, **_patiently()))
+
+
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file. A bucket never shows a part of it.
 
@@ -182,6 +195,17 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
     name, key = split(path)
     with as_os_errors(path):
         _client().bucket(name).blob(key).upload_from_string(data, "application/octet-stream", **_patiently())
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Deletes a file, if it is there.
+
+    Raises:
+      OSError: it cannot be deleted.
+    """
+    name, key = split(path)
+    with contextlib.suppress(FileNotFoundError), as_os_errors(path):
+        _client().bucket(name).blob(key).delete(**_patiently())
 
 
 def read(ranges: Sequence[Range], check_length: bool = True) -> list[bytes]:
@@ -202,13 +226,13 @@ def read(ranges: Sequence[Range], check_length: bool = True) -> list[bytes]:
 def _ask(part: Range) -> Any:
     name, key = split(part.path)
     whole = part.start == 0 and part.stop is None
-    with as_os_errors(part.path):
+    with _tensorstore_as_os_errors(part.path):
         return _store(name).read(key, byte_range=None if whole else slice(part.start, part.stop))
 
 
 def _answer(part: Range, future: Any, check_length: bool) -> bytes:
     """Waits for the bytes of a part. A request that stays without answer is repeated."""
-    with as_os_errors(part.path):
+    with _tensorstore_as_os_errors(part.path):
         for attempt in range(_ATTEMPTS):
             try:
                 result = (_ask(part) if attempt else future).result(timeout=_SILENCE)
@@ -228,40 +252,46 @@ def _answer(part: Range, future: Any, check_length: bool) -> bytes:
 
 
 @contextlib.contextmanager
-def as_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the errors that Google's, TensorFlow's and TensorStore's clients raise within the block into OSErrors."""
+def as_os_errors(path: str | os.PathLike[str] = "") -> Iterator[None]:
+    """Turns the errors that Google's and TensorFlow's clients raise within the block into OSErrors.
+
+    Args:
+      path: for the message.
+    """
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        number = _error_number(error)
-        if number is None:
+        if not type(error).__module__.startswith(_CLIENTS) or isinstance(error, OSError):
             raise
-        raise OSError(number, _reason(error), str(path)) from None  # Python makes the subclass that fits the number
+        raise _os_error(type(error).__name__, error, path) from None
 
+
+@contextlib.contextmanager
+def _tensorstore_as_os_errors(path: str) -> Iterator[None]:
+    """Does the same for TensorStore, which raises ValueErrors that begin with a status."""
+    try:
+        yield
+    except ValueError as error:
+        raise _os_error(str(error).partition(":")[0], error, path) from None
+
+
+_CLIENTS = ("google.api_core", "google.auth", "google.cloud", "tensorflow.python.framework.errors")
 
 _NUMBERS = {
-    "NotFound": errno.ENOENT, "NotFoundError": errno.ENOENT,
-    "Forbidden": errno.EACCES, "Unauthorized": errno.EACCES, "PermissionDeniedError": errno.EACCES,
-    "UnauthenticatedError": errno.EACCES,
-    "NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAUTHENTICATED": errno.EACCES,
+    "NotFound": errno.ENOENT, "NotFoundError": errno.ENOENT, "NOT_FOUND": errno.ENOENT,
+    "Forbidden": errno.EACCES, "PermissionDeniedError": errno.EACCES, "PERMISSION_DENIED": errno.EACCES,
+    "Unauthorized": errno.EACCES, "UnauthenticatedError": errno.EACCES, "UNAUTHENTICATED": errno.EACCES,
 }  # fmt: skip
 
 
-def _error_number(error: Exception) -> int | None:
-    """Returns the number of the OSError that an error of a client becomes; None if no client raised it."""
-    module, message = type(error).__module__, str(error)
-    if module.startswith(("google.api_core", "google.auth", "google.cloud", "tensorflow.python.framework.errors")):
-        return _NUMBERS.get(type(error).__name__, errno.EIO)
-    if status := re.match(r"([A-Z_]{6,}): |.*Invalid GCS bucket name", message):  # TensorStore, mostly as a ValueError
-        return _NUMBERS.get(str(status[1]), errno.EIO)
-    return None
+def _os_error(kind: str, error: Exception, path: str | os.PathLike[str]) -> OSError:
+    """Returns the OSError for a client's error. Python makes the subclass that fits the number."""
+    return OSError(_NUMBERS.get(kind, errno.EIO), _reason(error), *([str(path)] if str(path) else []))
 
 
 # ------------------------------------------------------------------------------------------------------------- clients
 
-_FIELDS = "items(name,size,crc32c),nextPageToken"
+_FIELDS = "items(name,size,md5Hash,crc32c),nextPageToken"
 
 
 @functools.cache
@@ -297,4 +327,4 @@ def _prefix(folder: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _object(blob: Any) -> Object:
-    return Object(int(blob.size), int.from_bytes(base64.b64decode(blob.crc32c), "big"))
+    return Object(int(blob.size), blob.md5_hash or blob.crc32c)

@@ -5,6 +5,8 @@ import os
 import jax
 from etils import epath
 
+from mixer.runtime import bucket
+
 
 def keep_compiled(folder: epath.PathLike) -> None:
     """Makes JAX keep all compiled programs in a folder, local or gs://.
@@ -12,8 +14,7 @@ def keep_compiled(folder: epath.PathLike) -> None:
     If the variable JAX_COMPILATION_CACHE_DIR is set, JAX uses that folder instead.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        path = epath.Path(folder)
-        jax.config.update("jax_compilation_cache_dir", str(path if "://" in str(folder) else path.resolve()))
+        jax.config.update("jax_compilation_cache_dir", bucket.absolute(folder))
         # By default JAX keeps only programs that took a second or more to compile. A run has many small ones too.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

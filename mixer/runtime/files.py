@@ -1,15 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files, local or in a bucket, that are written whole or not at all."""
 
 import contextlib
+import io
+import pathlib
 import secrets
 from collections.abc import Iterator
 
 from etils import epath
 
+from mixer.runtime import bucket
+
 
 @contextlib.contextmanager
-def written_whole(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields a temporary path to write to, in the same folder. At the end renames this file to `path`.
+def written_whole(path: epath.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path to write to, in the same local folder. At the end renames this file to `path`.
 
     If the process is killed before the end, the old file remains as it was. The temporary name is random, so several
     processes may write the same file.
@@ -17,7 +21,7 @@ def written_whole(path: epath.PathLike) -> Iterator[epath.Path]:
     Raises:
       OSError: the file cannot be written.
     """
-    final = epath.Path(path)
+    final = pathlib.Path(path)
     partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -26,11 +30,98 @@ def written_whole(path: epath.PathLike) -> Iterator[epath.Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if bucket.is_remote(path):
+        bucket.write(path, data)
+    else:
+        with written_whole(path) as partial:
+            partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def opened_to_write(path: epath.PathLike) -> Iterator[io.BufferedIOBase]:
+    """Yields a file that is open in binary mode. At the end it is there whole; after an error it is not there.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if bucket.is_remote(path):
+        file = io.BytesIO()
+        yield file
+        bucket.write(path, file.getvalue())
+    else:
+        with written_whole(path) as partial, partial.open("wb") as local:
+            yield local
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a text file whole or not at all.
 
     Raises:
       OSError: the file cannot be written.
     """
-    with written_whole(path) as partial:
-        partial.write_text(text)
+    write_bytes(path, text.encode())
+
+
+def read_bytes(path: epath.PathLike) -> bytes:
+    """Reads a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      OSError: it cannot be read.
+    """
+    if bucket.is_remote(path):
+        return bucket.read([bucket.Range(str(path))])[0]
+    return pathlib.Path(path).read_bytes()
+
+
+def read_text(path: epath.PathLike) -> str:
+    """Reads a text file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      OSError: it cannot be read.
+      ValueError: it is not UTF-8.
+    """
+    return read_bytes(path).decode()
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Tells whether there is a file.
+
+    Raises:
+      OSError: the bucket cannot be read.
+    """
+    if not bucket.is_remote(path):
+        return pathlib.Path(path).is_file()
+    try:
+        read_bytes(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_folder(path: epath.PathLike) -> bool:
+    """Tells whether there is a folder; in a bucket, one that holds anything.
+
+    Raises:
+      OSError: the bucket cannot be read.
+    """
+    return bucket.is_folder(path) if bucket.is_remote(path) else pathlib.Path(path).is_dir()
+
+
+def delete(path: epath.PathLike) -> None:
+    """Deletes a file, if it is there.
+
+    Raises:
+      OSError: it cannot be deleted.
+    """
+    if bucket.is_remote(path):
+        bucket.delete(path)
+    else:
+        pathlib.Path(path).unlink(missing_ok=True)

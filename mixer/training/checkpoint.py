@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 from mixer.training import integrity
 from mixer.training.step import TrainState
@@ -45,10 +46,11 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every))
         if keep_best:
             kept.append(_MostAccurate(keep_best))
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.folder = _folder(workdir)
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
         self._saving: int | None = None  # the step that is being written
+        self._newest: int | None = None  # the step that was saved last
         self._problem = ""  # why the newest checkpoint could not be written
         self._manager: ocp.CheckpointManager | None = self._open()
 
@@ -66,18 +68,25 @@ class Checkpoints:
                 # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them
                 # a restarted run would not know its best checkpoints.
                 best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
-                cleanup_tmp_directories=True,
+                # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. See _delete_remains.
+                cleanup_tmp_directories=not bucket.is_remote(self.folder),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_file_list),
             ),
         )
 
     def _write_file_list(self) -> None:
-        """Lists the checkpoint's files. One host calls it, when all is written and before the folder is renamed."""
-        for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+        """Lists the checkpoint's files. One host calls it when all is written and the checkpoint not yet committed."""
+        for folder in self._unfinished(self._saving):
             integrity.write_list(folder)
 
+    def _unfinished(self, step: int | None) -> list[epath.Path]:
+        """Returns the folder of a checkpoint that is being written. In a bucket it has its last name already."""
+        if bucket.is_remote(self.folder):
+            return [self.folder / str(step)]
+        return [path for path in self.folder.iterdir() if path.name.startswith(f"{step}.orbax-checkpoint-tmp")]
+
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Copies the state to the host and returns. A thread writes the copy.
+        """Copies the state to the host and returns. A thread writes the copy. A step is saved only once.
 
         Args:
           state: of the run, on the devices.
@@ -87,10 +96,12 @@ class Checkpoints:
           UserError: this checkpoint or the last one cannot be written, and on_error is "stop".
         """
         self.wait()
+        if self._newest == (step := int(state.step)):
+            return
         best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
         fields = _fields(state)
         saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
-        self._saving, self._problem = int(state.step), ""
+        self._saving, self._newest, self._problem = step, step, ""
         try:
             self._manager = self._manager or self._open()
             self._manager.save(self._saving, args=ocp.args.StandardSave(saved), metrics=best, force=True)
@@ -104,8 +115,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # close() raises the same error again
                 self._manager.close()
         self._manager = None  # the next save opens a new one, which also deletes temporary folders
-        with contextlib.suppress(OSError):
-            for folder in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(OSError), bucket.as_os_errors():
+            for folder in self._unfinished(step):
                 folder.rmtree()
         reason = integrity.reason_of(error)
         self._problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); the older ones remain"
@@ -129,7 +140,7 @@ class Checkpoints:
           UserError: no checkpoint can be read. The run must not silently start again at step 0.
         """
         manager = self._manager or self._open()
-        steps = sorted(manager.all_steps(), reverse=True)
+        steps = integrity.steps_of(self.folder)[::-1]
         target = _target(shapes, shardings)
 
         def read(step: int) -> dict[str, Any]:
@@ -140,7 +151,7 @@ class Checkpoints:
             # Only now, when one could be read. If none can, all remain: somebody may be able to repair one.
             for other in steps:
                 if other > step or not integrity.on_all_hosts(not integrity.fault(self.folder / str(other))):
-                    manager.delete(other)
+                    self._delete(other)
             return shapes.replace(**{name: saved[name] for name in _fields(shapes)})
         if steps:
             raise UserError(
@@ -148,6 +159,13 @@ class Checkpoints:
                 "restore them from a copy, or give another --workdir to start a new run"
             )
         return None
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint. Orbax does not know one in a bucket whose commit mark is lost."""
+        if self._manager is not None and step in self._manager.all_steps():
+            self._manager.delete(step)
+        elif jax.process_index() == 0:
+            (self.folder / str(step)).rmtree()
 
     def check(self) -> None:
         """Checks whether a save in the background has failed. Does not wait for a save that is still running.
@@ -191,9 +209,24 @@ class Checkpoints:
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
-    """Tells whether a run has begun: whether it has checkpoints, whole or not."""
-    folder = epath.Path(workdir) / "checkpoints"
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    """Tells whether a run has begun: whether it has checkpoints, whole or damaged.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    return bool(_steps(workdir))
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    return epath.Path(bucket.absolute(workdir)) / "checkpoints"
+
+
+def _steps(workdir: epath.PathLike) -> list[int]:
+    """Returns the steps of a run's checkpoints, ascending. Raises UserError if the folder cannot be read."""
+    try:
+        return integrity.steps_of(_folder(workdir))
+    except OSError as error:
+        raise UserError(f"the checkpoints in {workdir} cannot be listed ({error.strerror})") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +246,12 @@ def _delete_damaged_metrics(folder: epath.Path) -> None:
 
     Orbax reads the metrics of all checkpoints when it opens the folder, and fails if it cannot parse one.
     """
-    for path in folder.glob("*/metrics/metrics") if jax.process_index() == 0 else ():
+    for step in integrity.steps_of(folder) if jax.process_index() == 0 else ():
+        path = folder / str(step) / "metrics" / "metrics"
         try:
-            json.loads(path.read_text())
+            json.loads(files.read_bytes(path))
+        except FileNotFoundError:  # a checkpoint without an accuracy
+            continue
         except ValueError:
             _log.warning("The metrics of checkpoint %s cannot be read: it does not count among the best.", path)
             path.unlink()
@@ -288,11 +324,11 @@ def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
 
 def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
     """Reads some fields of a state, or all: those of one step, or of the newest whole checkpoint."""
-    folder = epath.Path(workdir).resolve() / "checkpoints"
-    if folder.is_dir():
-        options = ocp.CheckpointManagerOptions(create=False)
+    folder = _folder(workdir)
+    if stored := _steps(workdir):
+        options = ocp.CheckpointManagerOptions(create=False, read_only=True)
         with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
-            steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+            steps = stored[::-1] if step is None else [step]
             for found, saved in integrity.readable(folder, steps, lambda step: _read_fields(manager, step, names)):
                 del saved[integrity.CHECKSUMS]
                 return found, saved

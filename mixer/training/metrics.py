@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
-from mixer.runtime.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +25,12 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
 
     Damaged lines are left out. For example, a killed process may have written only part of the last line.
     """
-    path = epath.Path(workdir) / METRICS_FILE
+    try:
+        written = files.read_bytes(epath.Path(workdir) / METRICS_FILE)
+    except FileNotFoundError:
+        return []
     lines = []
-    for text in path.read_bytes().splitlines() if path.exists() else []:
+    for text in written.splitlines():
         try:
             line = json.loads(text)
         except ValueError:
@@ -53,18 +56,22 @@ class MetricsLog:
           step: of the checkpoint. Later lines are deleted, because the run will write them again.
           on_error: what to do when a line cannot be written. "stop" raises an error. "continue" keeps the line in
             memory and writes it as soon as that is possible.
+
+        Raises:
+          UserError: the log cannot be written, and on_error is "stop".
         """
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
         lines = {line["step"]: line for line in read_metrics(workdir) if line["step"] <= step}
-        self._last = lines[max(lines)] if lines else {"step": 0}
-        self._unwritten = ""
+        self._last: dict[str, float] = lines.pop(max(lines)) if lines else {"step": 0}
+        self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
+        self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
             # clu imports TensorFlow, which takes seconds. Commands that only read metrics do not need it.
             from clu import metric_writers
 
-            self._rewrite([lines[step] for step in sorted(lines)])
+            self._store()
             self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
     def has(self, step: int, prefix: str) -> bool:
@@ -77,31 +84,32 @@ class MetricsLog:
         Raises:
           UserError: the line cannot be written, and on_error is "stop".
         """
-        again = self._last["step"] == step
-        self._last = {**(self._last if again else {"step": step}), **scalars}
-        if not self._writes:
-            return
-        if again:
-            self._rewrite([*(line for line in read_metrics(self._path.parent) if line["step"] < step), self._last])
+        if self._last["step"] == step:
+            self._last = {**self._last, **scalars}
+            self._is_whole = False
         else:
-            self._unwritten += _as_text(self._last)
-            self._append()
-        self._draw(step, scalars)
+            self._earlier += self._last_text()
+            self._last = {"step": step, **scalars}
+        if self._writes:
+            self._store()
+            self._draw(step, scalars)
 
-    def _rewrite(self, lines: list[dict[str, float]]) -> None:
-        write_text(self._path, "".join(map(_as_text, lines)))
-        self._size = self._path.stat().length  # bytes of complete lines
+    def _last_text(self) -> str:
+        return _as_text(self._last) if self._last["step"] else ""
 
-    def _append(self) -> None:
-        """Appends the lines that are not written yet."""
+    def _store(self) -> None:
+        """Appends the last line to the file, or writes the file anew. (In a bucket nothing can be appended.)"""
         try:
-            with self._path.open("a") as file:
-                file.write(self._unwritten)
-            self._size += len(self._unwritten)
-            self._unwritten = ""
+            if self._is_whole and not bucket.is_remote(self._path):
+                with self._path.open("a") as file:
+                    file.write(self._last_text())
+            else:
+                files.write_text(self._path, self._earlier + self._last_text())
+            self._is_whole = True
         except OSError as error:
-            if "://" not in str(self._path):
-                os.truncate(self._path, self._size)  # a full disk may take part of a line; remove this part
+            if self._is_whole and not bucket.is_remote(self._path):
+                os.truncate(self._path, len(self._earlier))  # a full disk may have taken part of the line
+            self._is_whole = False
             if self._stops_on_error:
                 raise UserError(
                     f"{self._path} cannot be written to ({first_line(error)}): make it possible and run the same "
@@ -120,8 +128,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes what is still in memory and closes TensorBoard's files."""
-        if self._unwritten and not self._stops_on_error:
-            self._append()
+        if self._writes and not self._is_whole and not self._stops_on_error:
+            self._store()
         if self._writes and self._tensorboard:
             with contextlib.suppress(Exception):  # see _draw
                 self._tensorboard.close()

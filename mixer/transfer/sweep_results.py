@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from mixer.config import paper, tasks
+from mixer.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +100,10 @@ def note(row: paper.Row | None, eval_crop: str) -> str:
 def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | None, made_by: dict[str, Any]) -> None:
     """Writes results.md and results.json to the folder of the runs."""
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
-    (workdir / "results.md").write_text(
+    files.write_text(
+        workdir / "results.md",
         f"{table(outcomes, row)}\n\n{note(row, made_by['eval_crop'])}\n\n"
-        f"Made on {made_by['device']} with {versions} by:\n\n    {made_by['command']}\n"
+        f"Made on {made_by['device']} with {versions} by:\n\n    {made_by['command']}\n",
     )
     each = {
         name: {**dataclasses.asdict(outcome), "mean": outcome.mean, "std": outcome.std}
@@ -109,4 +111,4 @@ def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | No
     }
     published = row and {**dataclasses.asdict(row), "eval_crop": row.eval_crop}
     results = {"tasks": each, "average_of_five": average(outcomes), "paper": published, **made_by}
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    files.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")

@@ -18,6 +18,7 @@ from mixer import models
 from mixer.config import run_folder
 from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.checkpoint import load_params
 from mixer.transfer import published, resolution
@@ -171,7 +172,7 @@ def load(source: str, ema: bool = False) -> Weights:
     if ema:
         raise UserError(f"{source} is not the folder of a run: it has no averaged parameters")
     location = published.PUBLISHED.get(source, source)
-    if not ("://" in location or epath.Path(location).expanduser().exists()):
+    if not (bucket.is_remote(location) or epath.Path(location).expanduser().exists()):
         raise UserError(f"{source!r}: no such file or folder; {published.suggestion(source)}")
     loaders = {form.suffix: form.load for form in FORMATS.values() if form.load is not None}
     suffix = pathlib.PurePath(location).suffix
@@ -191,12 +192,12 @@ def _folder(source: str) -> epath.Path | None:
     """Returns the path if it is a folder, else None."""
     if source.startswith(_WEB):
         return None
+    bucket.check(source)
+    path = epath.Path(source) if bucket.is_remote(source) else epath.Path(source).expanduser()
     try:
-        path = epath.Path(source) if "://" in source else epath.Path(source).expanduser()
-        return path if path.is_dir() else None
-    except Exception as error:  # each file system has its own exceptions
-        reason = "there is no such file system" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(f"{source} cannot be read ({reason}); expected a local path, gs:// or https://") from None
+        return path if files.is_folder(path) else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be read ({first_line(error)})") from None
 
 
 def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
@@ -220,11 +221,11 @@ def _opened(location: str) -> Iterator[io.BufferedIOBase]:
     try:
         if location.startswith(_WEB):
             file: io.BufferedIOBase = downloaded(location).open("rb")
-        elif "://" in location:
-            file = io.BytesIO(epath.Path(location).read_bytes())
+        elif bucket.is_remote(location):
+            file = io.BytesIO(files.read_bytes(location))
         else:
             file = pathlib.Path(location).expanduser().open("rb")
-    except Exception as error:  # each file system has its own exceptions
+    except (OSError, ValueError) as error:
         raise UserError(f"{location} cannot be read ({first_line(error)})") from None
     with file:
         yield file

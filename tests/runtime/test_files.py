@@ -1,5 +1,7 @@
 """A file is written whole or not at all."""
 
+import pathlib
+
 import pytest
 from etils import epath
 
@@ -50,15 +52,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, exists):
 
 
 def test_a_text_of_which_half_is_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = epath.Path(tmp_path) / "config.json"
+    path = tmp_path / "config.json"
     write_text(path, "old")
 
-    def half(self, text):
-        with open(self, "w") as file:
-            file.write(text[: len(text) // 2])
+    def half(self, data):
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(path), "write_text", half)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", half)
     with pytest.raises(OSError, match="No space left"):
         write_text(path, "three")
     assert path.read_text() == "old"

@@ -10,6 +10,7 @@ import jax
 import pytest
 from etils import epath
 
+from mixer.runtime import files
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import METRICS_FILE, MetricsLog, read_metrics
 
@@ -88,7 +89,15 @@ class FullDisk:
                 file.write(text.getvalue()[: len(text.getvalue()) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        write_text = files.write_text
+
+        def write_text_(path, text):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_text(path, text)
+
         monkeypatch.setattr(kind, "open", open_)
+        monkeypatch.setattr(files, "write_text", write_text_)
 
 
 def test_lines_that_do_not_fit_on_the_disk_are_written_when_there_is_room(tmp_path, monkeypatch, caplog):
@@ -115,6 +124,17 @@ def test_a_line_that_does_not_fit_on_the_disk_stops_the_run_by_default(tmp_path,
         log.write(2, {"loss": 2.0})
     log.close()
     assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1, "loss": 1.0}\n'
+
+
+def test_a_line_that_gets_more_scalars_on_a_full_disk_does_not_stop_a_run_that_goes_on(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0, on_error="continue")
+    log.write(1, {"loss": 1.0})
+    disk = FullDisk(monkeypatch)
+    log.write(1, {"val/loss": 2.0})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    disk.full = False
+    log.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0, "val/loss": 2.0}]
 
 
 def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, caplog):
