@@ -50,7 +50,7 @@ def run(
     cpu.keep_freed_memory()
     define_flags()
     try:
-        with bucket.as_os_errors():
+        with bucket.as_os_errors("gs://"):
             app.run(quiet_main, flags_parser=parse_flags)
     except UserError as error:
         problem = f"error: {error}"

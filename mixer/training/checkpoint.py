@@ -40,6 +40,9 @@ class Checkpoints:
           keep_best: how many of the most accurate checkpoints to keep; 0 for none.
           on_error: what to do when a checkpoint cannot be written: "stop" or "continue". Either way the older
             checkpoints remain, because Orbax deletes a checkpoint only after a newer one is committed.
+
+        Raises:
+          UserError: the folder cannot be read or made.
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_every:
@@ -52,7 +55,11 @@ class Checkpoints:
         self._saving: int | None = None  # the step that is being written
         self._newest: int | None = None  # the step that was saved last
         self._problem = ""  # why the newest checkpoint could not be written
-        self._manager: ocp.CheckpointManager | None = self._open()
+        try:
+            with bucket.as_os_errors(self.folder):
+                self._manager: ocp.CheckpointManager | None = self._open()
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be opened ({error.strerror}): make it readable and writable") from None
 
     def _open(self) -> ocp.CheckpointManager:
         _delete_damaged_metrics(self.folder)
