@@ -21,10 +21,15 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import pathlib
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import jax
 import pytest
+
+if TYPE_CHECKING:
+    from tests.bucket.fake_bucket import FakeBucket
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -60,3 +65,19 @@ def one_device() -> jax.sharding.Mesh:
     from mixer.runtime import devices
 
     return devices.make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def shared_bucket() -> Iterator["FakeBucket"]:
+    """The fake bucket of this session, in a process of its own. Tests take `bucket`."""
+    from tests.bucket.fake_bucket import FakeBucket
+
+    with FakeBucket() as started:
+        yield started
+
+
+@pytest.fixture
+def bucket(shared_bucket: "FakeBucket") -> "FakeBucket":
+    """The fake bucket, empty and without faults."""
+    shared_bucket.reset()
+    return shared_bucket
