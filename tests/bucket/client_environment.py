@@ -24,8 +24,9 @@ def client_environment(url: str, authority: pathlib.Path) -> dict[str, str]:
         "TENSORSTORE_GCS_HTTP_URL": url,
         # google-cloud-cpp, hence array_record
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
-        # google-cloud-storage, hence orbax
+        # google-cloud-storage, hence orbax. It follows an object's mediaLink, through the proxy.
         "STORAGE_EMULATOR_HOST": url,
+        "REQUESTS_CA_BUNDLE": str(authority),
         # Credentials. TensorFlow and tensorstore take the token; nobody asks a metadata server.
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "fake",
         "NO_GCE_CHECK": "true",
