@@ -1,4 +1,4 @@
-"""What a test asks of the fake bucket beside Cloud Storage's API: objects, log, faults, reset. Paths begin with /_fake."""
+"""What a test asks of the fake bucket beside Cloud Storage's API: objects, log, faults, reset."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,7 @@ from tests.bucket.log import Log
 from tests.bucket.messages import Request, Response, json_response
 from tests.bucket.objects import StorageError, Store, StoredObject
 
-PREFIX = "/_fake/"
+PREFIX = "/_fake/"  # of the paths of these requests
 
 
 class World:

@@ -1,5 +1,6 @@
 """The routes: what each request of the JSON API, and GET, HEAD, PUT and DELETE of the XML API, does to the store."""
 
+import functools
 import re
 import time
 import urllib.parse
@@ -30,57 +31,65 @@ class Api:
             (rf"{_BUCKET}/o/?", "list", self._list),
             (rf"{_BUCKET}/storageLayout", "bucket", self._layout),
             (_BUCKET, "bucket", self._bucket),
+            ("/(?P<bucket>[^/]+)/(?P<name>.+)", "", self._xml),
         ]
 
     def answer(self, request: Request) -> Response:
-        """Answers a request, and says in it what it was about.
+        """Answers a request.
 
         Raises:
           StorageError: there is no such object, bucket or route, or a condition does not hold.
         """
+        return self.route(request)()
+
+    def route(self, request: Request) -> Callable[[], Response]:
+        """Returns what answers a request, and says in the request what it is about.
+
+        Raises:
+          StorageError: there is no such route.
+        """
         path = request.path.removeprefix("/download")
-        if upload := re.fullmatch(rf"(?:/resumable)?/upload/storage/v1{_BUCKET}/o", path):
-            request.operation, request.bucket = "write", upload["bucket"]
-            return self._uploads.answer(request, upload["bucket"])
+        if found := re.fullmatch(rf"(?:/resumable)?/upload/storage/v1{_BUCKET}/o", path):
+            request.operation, request.bucket = "write", found["bucket"]
+            request.name = self._uploads.name_of(request)
+            return functools.partial(self._uploads.answer, request, found["bucket"])
         if path.startswith("/batch/"):
             request.operation = "batch"
-            return self._batch(request)
+            return functools.partial(self._batch, request)
         path = path.removeprefix("/storage/v1")
-        for pattern, operation, route in self._routes:
+        for pattern, operation, answer in self._routes:
             if found := re.fullmatch(pattern, path):
-                request.operation, request.bucket = operation, found["bucket"]
                 words = {key: urllib.parse.unquote(value) for key, value in found.groupdict().items()}
-                request.name = words.get("name", "")
-                return route(request, **words)
-        if found := re.fullmatch(r"/(?P<bucket>[^/]+)/(?P<name>.+)", path):
-            request.bucket, request.name = found["bucket"], urllib.parse.unquote(found["name"])
-            return self._xml(request)
+                request.operation = operation or _operation(request)
+                request.bucket, request.name = words["bucket"], words.get("name", request.query.get("prefix", ""))
+                return functools.partial(answer, request, **words)
         raise StorageError(404, "notFound", f"no route {request.method} {request.path}")
 
     def _object(self, request: Request, bucket: str, name: str) -> Response:
-        match request.method:
-            case "GET" | "HEAD":
-                media = request.query.get("alt") == "media" or request.path.startswith("/download")
-                request.operation = "read" if media else "stat"
-                found = self._store.get(bucket, name, request.query)
-                return _media(request, found) if media else json_response(found.resource(bucket))
-            case "DELETE":
-                request.operation = "delete"
+        match request.operation:
+            case "read":
+                return _media(request, self._store.get(bucket, name, request.query))
+            case "stat":
+                return json_response(self._store.get(bucket, name, request.query).resource(bucket))
+            case "delete":
                 self._store.delete(bucket, name, request.query)
                 return Response(204)
-            case "PATCH" | "PUT" | "POST":
-                request.operation = "describe"
+            case _:
                 found = self._store.describe(bucket, name, request.json(), request.query)
                 return json_response(found.resource(bucket))
-        raise StorageError(405, "invalid", request.method)
 
     def _list(self, request: Request, bucket: str) -> Response:
-        request.name = request.query.get("prefix", "")
         return json_response(self._store.listing(bucket, request.query))
 
     def _bucket(self, request: Request, bucket: str) -> Response:
         self._store.bucket(bucket)
-        described = {"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US", "storageClass": "STANDARD"}
+        described = {
+            "kind": "storage#bucket",
+            "id": bucket,
+            "name": bucket,
+            "location": "US",
+            "storageClass": "STANDARD",
+        }
         return json_response({**described, "metageneration": "1", "etag": "CAE=", "locationType": "region"})
 
     def _layout(self, request: Request, bucket: str) -> Response:
@@ -135,24 +144,34 @@ class Api:
             )
         return Response(200, b"".join(out) + b"--batch--\r\n", content_type="multipart/mixed; boundary=batch")
 
-    def _xml(self, request: Request) -> Response:
-        bucket, name = request.bucket, request.name
+    def _xml(self, request: Request, bucket: str, name: str) -> Response:
         named = {_IN_HEADERS[key]: value for key, value in request.headers.items() if key in _IN_HEADERS}
         conditions = {**request.query, **named}
         match request.method:
-            case "GET" | "HEAD":
-                request.operation = "read" if request.method == "GET" else "stat"
-                return _media(request, self._store.get(bucket, name, conditions))
             case "PUT":
-                request.operation = "write"
                 content_type = request.headers.get("content-type", "application/octet-stream")
                 self._store.put(bucket, StoredObject(name, request.body, content_type), conditions)
                 return Response()
             case "DELETE":
-                request.operation = "delete"
                 self._store.delete(bucket, name, conditions)
                 return Response(204)
-        raise StorageError(405, "invalid", request.method)
+            case _:
+                return _media(request, self._store.get(bucket, name, conditions))
+
+
+def _operation(request: Request) -> str:
+    """Returns what a request wants of an object: in the JSON API, or in the XML API."""
+    match request.method:
+        case "GET" | "HEAD":
+            by_name = not request.path.startswith("/storage/")
+            return "read" if by_name or request.query.get("alt") == "media" else "stat"
+        case "DELETE":
+            return "delete"
+        case "PUT" if not request.path.startswith("/storage/"):
+            return "write"
+        case "PATCH" | "PUT" | "POST":
+            return "describe"
+    raise StorageError(405, "invalid", request.method)
 
 
 def error_response(error: StorageError) -> Response:

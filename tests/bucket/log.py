@@ -4,6 +4,8 @@ import dataclasses
 import threading
 import time
 
+_MOMENT = 0.2  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -53,7 +55,7 @@ class Log:
         self._entries: list[Entry] = []
         self._in_flight = 0
         self._cleared = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
 
     def begin(self) -> int:
         """Counts a request that arrived. Returns how many are in flight, with it."""
@@ -67,6 +69,7 @@ class Log:
             self._in_flight -= 1
             if entry and entry.time >= self._cleared:
                 self._entries.append(entry)
+            self._lock.notify_all()
 
     def clear(self) -> None:
         """Forgets all requests that have begun."""
@@ -74,6 +77,7 @@ class Log:
             self._entries, self._cleared = [], time.time()
 
     def entries(self) -> list[Entry]:
-        """Returns a copy."""
+        """Returns a copy. A client has its answer a moment before the entry is there, so it waits for that moment."""
         with self._lock:
+            self._lock.wait_for(lambda: self._in_flight == 0, timeout=_MOMENT)
             return list(self._entries)

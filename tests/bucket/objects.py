@@ -165,11 +165,11 @@ class Store:
 
     def _check_rate(self, bucket: str, name: str) -> None:
         if self.one_per_second and time.time() - self.bucket(bucket).changed.get(name, 0) < 1:
-            raise StorageError(
-                429, "rateLimitExceeded",
-                f"The object {bucket}/{name} exceeded the rate limit for object mutation operations (create, update, and"
-                " delete). Please reduce your request rate.",
-            )  # fmt: skip
+            message = (
+                f"The object {bucket}/{name} exceeded the rate limit for object mutation operations (create, update, "
+            )
+            message += "and delete). Please reduce your request rate."
+            raise StorageError(429, "rateLimitExceeded", message)
 
     def listing(self, bucket: str, query: Mapping[str, str]) -> dict[str, Any]:
         """Returns one page: objects, folders up to the delimiter, and the token of the next page.

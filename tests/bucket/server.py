@@ -7,6 +7,8 @@ import ssl
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
+from typing import BinaryIO
 
 from tests.bucket.admin import PREFIX, Admin, World
 from tests.bucket.api import error_response
@@ -16,6 +18,7 @@ from tests.bucket.messages import BadRequestError, Request, Response, read_reque
 from tests.bucket.objects import StorageError
 
 _OUR_HOSTS = re.compile(r"([\w-]+\.)*googleapis\.com:443")
+_MALFORMED = (KeyError, ValueError, TypeError, IndexError)  # what a request without its parts leads to
 _STREAM_BUFFER = 1 << 16
 
 
@@ -59,7 +62,7 @@ class _Connection:
 
     def __init__(self, sock: socket.socket, client: int, admin: Admin) -> None:
         self._sock, self._client, self._admin = sock, client, admin
-        self._stream = sock.makefile("rb", _STREAM_BUFFER)
+        self._stream: BinaryIO = sock.makefile("rb", _STREAM_BUFFER)
         self._encrypted = False
 
     def close(self) -> None:
@@ -88,15 +91,16 @@ class _Connection:
     def answer(self, request: Request) -> bool:
         """Answers a request. Returns whether the connection stays open."""
         if request.path.startswith(PREFIX):
-            send(self._sock, _or_error(self._admin.answer, request))
+            send(self._sock, _or_error(lambda: self._admin.answer(request)))
             return True
         world = self._admin.world
         pending = _Pending(world, request, self._client)
+        action = _route(world, request)
         world.faults.wait(world.faults.latency_ms / 1000)
         faults = world.faults
         fault = faults.of(request.method, request.target)
         faults.wait(fault.hang_seconds)
-        response = _or_error(world.api.answer, request) if fault.status is None else _refusal(fault, request)
+        response = _or_error(action) if fault.status is None else _refusal(fault, request)
         sent, note = 0, "fault" if fault.match else ""
         try:
             sent = send(self._sock, response, request.method == "HEAD", fault.cut_after, faults.bytes_per_second)
@@ -144,13 +148,26 @@ class _Pending:
         )
 
 
-def _or_error(answer, request: Request) -> Response:
+def _route(world: World, request: Request) -> Callable[[], Response]:
+    """Returns what answers a request, an error included. The request then says what it is about."""
     try:
-        return answer(request)
-    except StorageError as error:
-        return error_response(error)
-    except (KeyError, ValueError, TypeError) as error:
-        return error_response(StorageError(400, "invalid", f"{type(error).__name__}: {error}"))
+        return world.api.route(request)
+    except (StorageError, *_MALFORMED) as error:
+        response = _error(error)
+        return lambda: response
+
+
+def _or_error(action: Callable[[], Response]) -> Response:
+    try:
+        return action()
+    except (StorageError, *_MALFORMED) as error:
+        return _error(error)
+
+
+def _error(error: Exception) -> Response:
+    if not isinstance(error, StorageError):
+        error = StorageError(400, "invalid", f"{type(error).__name__}: {error}")
+    return error_response(error)
 
 
 def _refusal(fault: Fault, request: Request) -> Response:

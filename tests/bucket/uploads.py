@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from typing import Any
 
@@ -31,8 +32,18 @@ class Uploads:
         self._store = store
         self._sessions: dict[str, _Session] = {}
 
+    def name_of(self, request: Request) -> str:
+        """Returns the name of the object that a request uploads; "" if it gives none."""
+        if session := self._sessions.get(request.query.get("upload_id", "")):
+            return session.name
+        if name := request.query.get("name"):
+            return name
+        if request.query.get("uploadType") == "multipart":
+            return _description(request).get("name", "")
+        return request.json().get("name", "") if request.query.get("uploadType") == "resumable" else ""
+
     def answer(self, request: Request, bucket: str) -> Response:
-        """Answers a request below /upload."""
+        """Answers a request below /upload, whose name is known."""
         self._store.bucket(bucket)
         if "upload_id" in request.query:
             return self._resume(request)
@@ -43,19 +54,15 @@ class Uploads:
         return kinds[kind](request, bucket)
 
     def _media(self, request: Request, bucket: str) -> Response:
-        request.name = request.query["name"]
         described = {"contentType": request.headers.get("content-type")}
         return json_response(self._write(bucket, request.name, request.body, described, request.query))
 
     def _multipart(self, request: Request, bucket: str) -> Response:
-        (_, description), (_, data) = parts_of(request)
-        described = Request("", "", {}, description).json()
-        request.name = request.query.get("name") or described["name"]
-        return json_response(self._write(bucket, request.name, data, described, request.query))
+        _, (_, data) = parts_of(request)
+        return json_response(self._write(bucket, request.name, data, _description(request), request.query))
 
     def _begin(self, request: Request, bucket: str) -> Response:
         described = request.json()
-        request.name = request.query.get("name") or described["name"]
         described.setdefault("contentType", request.headers.get("x-upload-content-type"))
         number = f"upload-{next(_NUMBERS)}"
         self._sessions[number] = _Session(bucket, request.name, request.query, described)
@@ -67,7 +74,6 @@ class Uploads:
         session = self._sessions.get(request.query["upload_id"])
         if session is None:
             raise StorageError(404, "notFound", "no such upload")
-        request.name = session.name
         if request.method == "DELETE":
             del self._sessions[request.query["upload_id"]]
             return Response(499)
@@ -102,14 +108,22 @@ def _append(data: bytearray, request: Request) -> bool:
     return total != "*" and len(data) >= int(total)
 
 
+def _description(request: Request) -> dict[str, Any]:
+    """Returns the description of the object in the first part of a multipart upload."""
+    return json.loads(parts_of(request)[0][1] or b"{}")
+
+
 def parts_of(request: Request) -> list[tuple[bytes, bytes]]:
     """Returns the headers and the body of each part of a multipart request."""
     boundary = re.search(r"boundary=[\"']?([^\"';]+)", request.headers["content-type"])
     if boundary is None:
         raise StorageError(400, "invalid", "no boundary")
     pieces = request.body.split(b"--" + boundary[1].encode())[1:-1]
+    end = (
+        b"\r\n" if pieces and pieces[0].startswith(b"\r\n") else b"\n"
+    )  # google-cloud-storage's batches have the latter
     parts = []
     for piece in pieces:
-        head, _, body = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        parts.append((head, body.removesuffix(b"\r\n")))
+        head, _, body = piece.removeprefix(end).partition(end + end)
+        parts.append((head, body.removesuffix(end)))
     return parts
