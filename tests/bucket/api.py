@@ -5,6 +5,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable
+from typing import Any
 
 from tests.bucket.messages import Request, Response, json_response
 from tests.bucket.objects import StorageError, Store, StoredObject
@@ -109,14 +110,7 @@ class Api:
 
     def _compose(self, request: Request, bucket: str, name: str) -> Response:
         asked = request.json()
-        sources = [
-            self._store.get(
-                bucket, source["name"],
-                {**({"generation": str(source["generation"])} if "generation" in source else {}),
-                 **{key: str(value) for key, value in source.get("objectPreconditions", {}).items()}},
-            )
-            for source in asked["sourceObjects"]
-        ]  # fmt: skip
+        sources = [self._store.get(bucket, source["name"], _conditions_on(source)) for source in asked["sourceObjects"]]
         described = asked.get("destination", {})
         content_type = described.get("contentType") or "application/octet-stream"
         new = StoredObject(name, b"".join(source.data for source in sources), content_type)
@@ -172,6 +166,12 @@ def _operation(request: Request) -> str:
         case "PATCH" | "PUT" | "POST":
             return "describe"
     raise StorageError(405, "invalid", request.method)
+
+
+def _conditions_on(source: dict[str, Any]) -> dict[str, str]:
+    """Returns the conditions on one source of a composed object."""
+    wanted = {"generation": source.get("generation"), **(source.get("objectPreconditions") or {})}
+    return {name: str(value) for name, value in wanted.items() if value is not None}
 
 
 def error_response(error: StorageError) -> Response:

@@ -28,10 +28,11 @@ NAME = "mixer-test"  # the one bucket that is there; every other answers 404
 class FakeBucket:
     """A bucket that is there from `with` to the end of it.
 
-    Clients reach it by variables of their environment. A child process gets them whole: `environment()`. In a process
-    that has begun, `here()` sets them for a while. TensorFlow, google-cloud-storage and array_record then follow at
-    once, whenever they were imported. tensorstore reads its address once, when it first opens a bucket: a process that
-    uses tensorstore must stay with one FakeBucket.
+    Clients reach it by variables of their environment: a child process by `environment()`, this process within
+    `here()`. All of them (TensorFlow, tensorstore, google-cloud-storage, array_record) read these whenever they open
+    something, so they may have been imported and used before. But TensorFlow remembers for five seconds what it knows
+    of an object, and what was opened earlier by tensorstore keeps its address. So, in one process, each test should
+    have its own names. Settings that TensorFlow reads once, such as GCS_READ_CACHE_BLOCK_SIZE_MB, need a child process.
 
     Attributes:
       name: the bucket's name.
@@ -57,8 +58,8 @@ class FakeBucket:
         shutil.rmtree(self._state)
 
     def path(self, name: str = "") -> str:
-        """Returns gs://BUCKET/name."""
-        return f"gs://{NAME}/{name}".rstrip("/")
+        """Returns gs://BUCKET/name, or gs://BUCKET."""
+        return f"gs://{NAME}/{name}" if name else f"gs://{NAME}"
 
     # Clients ---------------------------------------------------------------------------------------------------------
 

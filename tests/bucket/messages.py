@@ -127,9 +127,9 @@ def send(
     sock.sendall(head)
     step = max(int(rate / _PIECES_PER_SECOND), 1) if rate else len(sent)
     for at in range(0, len(sent), step):
-        sock.sendall(sent[at : at + step])
         if rate:
             time.sleep(min(step, len(sent) - at) / rate)
+        sock.sendall(sent[at : at + step])
     return len(sent)
 
 

@@ -1,5 +1,6 @@
 """The sockets: one thread for each connection, TLS within CONNECT, faults, and an entry in the log for each request."""
 
+import io
 import pathlib
 import re
 import socket
@@ -8,7 +9,6 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from typing import BinaryIO
 
 from tests.bucket.admin import PREFIX, Admin, World
 from tests.bucket.api import error_response
@@ -19,7 +19,6 @@ from tests.bucket.objects import StorageError
 
 _OUR_HOSTS = re.compile(r"([\w-]+\.)*googleapis\.com:443")
 _MALFORMED = (KeyError, ValueError, TypeError, IndexError)  # what a request without its parts leads to
-_STREAM_BUFFER = 1 << 16
 
 
 class Server:
@@ -62,7 +61,7 @@ class _Connection:
 
     def __init__(self, sock: socket.socket, client: int, admin: Admin) -> None:
         self._sock, self._client, self._admin = sock, client, admin
-        self._stream: BinaryIO = sock.makefile("rb", _STREAM_BUFFER)
+        self._stream: io.BufferedReader = sock.makefile("rb")
         self._encrypted = False
 
     def close(self) -> None:
@@ -86,7 +85,7 @@ class _Connection:
             entry.end(0, 0, f"TLS failed: {error}")
             raise
         entry.drop()
-        self._stream, self._encrypted = self._sock.makefile("rb", _STREAM_BUFFER), True
+        self._stream, self._encrypted = self._sock.makefile("rb"), True
 
     def answer(self, request: Request) -> bool:
         """Answers a request. Returns whether the connection stays open."""
