@@ -1,6 +1,7 @@
 """The fake bucket: the real clients accept it, its faults do what they say, and its log says what happened."""
 
 import base64
+import concurrent.futures
 import http.client
 import json
 import os
@@ -247,8 +248,13 @@ def test_an_upload_that_breaks_off_leaves_nothing(bucket):
     assert bucket.objects() == {}
 
 
-def test_the_log_is_cleared(bucket):
+def test_the_log_is_cleared_of_all_that_has_begun(bucket):
     read(bucket, "x")
     assert len(bucket.log()) == 1
-    bucket.clear_log()
+    bucket.control(latency_ms=500)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        slow = pool.submit(read, bucket, "x")
+        time.sleep(0.1)
+        bucket.clear_log()
+        slow.result()
     assert bucket.log() == []
