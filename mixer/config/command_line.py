@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu
+from mixer.runtime import bucket, cpu, ending
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -48,10 +48,14 @@ def run(
         main(argv)
 
     cpu.keep_freed_memory()
+    end = ending.Ending()
     define_flags()
     try:
         with bucket.as_os_errors("gs://"):
             app.run(quiet_main, flags_parser=parse_flags)
+    except SystemExit as leaving:
+        end.status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        raise
     except UserError as error:
         problem = f"error: {error}"
     except OSError as error:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -59,9 +60,12 @@ class Checkpoints:
             with bucket.as_os_errors(self.folder):
                 self._manager: ocp.CheckpointManager | None = self._open()
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be opened ({error.strerror}): make it readable and writable") from None
+            raise UserError(
+                f"{self.folder} cannot be opened ({error.strerror}): make it readable and writable"
+            ) from None
 
     def _open(self) -> ocp.CheckpointManager:
+        _ignore_closed_loops()
         _delete_damaged_metrics(self.folder)
         # With use_replica_parallel, each host writes a part of a replicated array. On one host this saves no time, but
         # the slices must be compiled before the first save, and a preemption may request that save.
@@ -77,7 +81,11 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
                 # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. See _delete_remains.
                 cleanup_tmp_directories=not bucket.is_remote(self.folder),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_file_list),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_file_list,
+                    # Else, if the folders cannot be made, the threads that wait for them keep the process for minutes.
+                    create_directories_asynchronously=False,
+                ),
             ),
         )
 
@@ -246,6 +254,22 @@ class _MostAccurate(policies.PreservationPolicy):
         evaluated = [info for info in checkpoints if BEST_METRIC in (info.metrics or {})]
         best = {info.step for info in sorted(evaluated, key=lambda info: info.metrics[BEST_METRIC])[-self.n :]}
         return [info.step in best for info in checkpoints]
+
+
+def _ignore_closed_loops() -> None:
+    """Makes Python drop one kind of message of a callback.
+
+    Orbax closes its event loop at the first array that cannot be written, while TensorStore still writes others. Each
+    of them then reports a closed loop with a traceback, beside the error that matters (orbax-checkpoint 0.12.8).
+    """
+    if getattr(sys.unraisablehook, "__name__", "") != "without_closed_loops":
+        report = sys.unraisablehook
+
+        def without_closed_loops(unraisable: Any) -> None:
+            if str(unraisable.exc_value) != "Event loop is closed":
+                report(unraisable)
+
+        sys.unraisablehook = without_closed_loops
 
 
 def _delete_damaged_metrics(folder: epath.Path) -> None:

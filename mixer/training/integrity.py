@@ -182,7 +182,7 @@ def on_all_hosts(condition: bool) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the part of an error of Orbax or TensorStore that helps a user."""
-    if from_system := re.search(r"([^:\n]+) \[os_error_code='\d+'", str(error)):
-        return from_system[1].strip()
+    """Returns the part of an error of Orbax, TensorStore or a bucket that helps a user."""
+    if found := re.search(r"([^:\n]+) \[os_error_code='\d+'|\"message\": \"([^\"]+)\"", str(error)):
+        return (found[1] or found[2]).strip()
     return re.split(r" \[tensorstore_spec|\. See full TensorStore details", first_line(error))[0]
