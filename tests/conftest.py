@@ -81,3 +81,14 @@ def bucket(shared_bucket: "FakeBucket") -> "FakeBucket":
     """The fake bucket, empty and without faults."""
     shared_bucket.reset()
     return shared_bucket
+
+
+@pytest.fixture
+def bucket_here(bucket: "FakeBucket") -> Iterator["FakeBucket"]:
+    """The fake bucket, which the clients of this process use."""
+    from mixer.runtime import bucket as product
+
+    for cached in (product._client, product._store, product._check_bucket):
+        cached.cache_clear()
+    with bucket.here():
+        yield bucket

@@ -113,7 +113,7 @@ class Api:
         sources = [self._store.get(bucket, source["name"], _conditions_on(source)) for source in asked["sourceObjects"]]
         described = asked.get("destination", {})
         content_type = described.get("contentType") or "application/octet-stream"
-        new = StoredObject(name, b"".join(source.data for source in sources), content_type)
+        new = StoredObject(name, b"".join(source.data for source in sources), content_type, is_composed=True)
         return json_response(self._store.put(bucket, new, request.query).resource(bucket))
 
     def _batch(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 import base64
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import threading
 import time
@@ -41,6 +42,7 @@ class StoredObject:
     content_type: str = "application/octet-stream"
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     metageneration: int = 1
+    is_composed: bool = False
 
     def __post_init__(self) -> None:
         self.generation = next(_GENERATIONS)
@@ -48,7 +50,7 @@ class StoredObject:
         self.crc32c = base64.b64encode(google_crc32c.value(self.data).to_bytes(4, "big")).decode()
 
     def resource(self, bucket: str) -> dict[str, Any]:
-        """Returns the description that the JSON API gives. Like a composed object, it has no MD5 sum."""
+        """Returns the description that the JSON API gives. An object that was composed of others has no MD5 sum."""
         place = f"storage/v1/b/{bucket}/o/{urllib.parse.quote(self.name, safe='')}"
         return {
             "kind": "storage#object",
@@ -63,6 +65,7 @@ class StoredObject:
             "storageClass": "STANDARD",
             "size": str(len(self.data)),
             "crc32c": self.crc32c,
+            **({} if self.is_composed else {"md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode()}),
             "etag": f"E{self.generation}.{self.metageneration}",
             "timeCreated": _stamp(self.created),
             "updated": _stamp(self.updated),
