@@ -174,10 +174,9 @@ def test_the_list_of_a_checkpoint_copied_from_a_bucket_to_a_disk_still_holds(buc
         path = tmp_path / name.removeprefix(f"{key(bucket_here, run)}/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bucket_here.content(name))
-    assert integrity.fault(epath.Path(tmp_path) / "checkpoints" / "10") == ""
+    copy = epath.Path(tmp_path) / "checkpoints" / "10"
+    assert integrity.fault(copy) == ""
     assert_same_state(restored(tmp_path, mesh), make_state(10))
     for path in tmp_path.rglob("manifest.ocdbt"):
         path.write_bytes(np.flip(np.frombuffer(path.read_bytes(), np.uint8)).tobytes())
-    assert integrity.fault(epath.Path(tmp_path) / "checkpoints" / "10").endswith(
-        "manifest.ocdbt is not what was written"
-    )
+    assert integrity.fault(copy).endswith("manifest.ocdbt is not what was written")
