@@ -66,7 +66,11 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         _ignore_closed_loops()
-        _delete_damaged_metrics(self.folder)
+        if jax.process_index() == 0:
+            if bucket.is_remote(self.folder):
+                integrity.commit_complete(self.folder)
+            _delete_damaged_metrics(self.folder)
+        integrity.on_all_hosts(True)  # the others wait for the first
         # With use_replica_parallel, each host writes a part of a replicated array. On one host this saves no time, but
         # the slices must be compiled before the first save, and a preemption may request that save.
         handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
@@ -277,7 +281,7 @@ def _delete_damaged_metrics(folder: epath.Path) -> None:
 
     Orbax reads the metrics of all checkpoints when it opens the folder, and fails if it cannot parse one.
     """
-    for step in integrity.steps_of(folder) if jax.process_index() == 0 else ():
+    for step in integrity.steps_of(folder):
         path = folder / str(step) / "metrics" / "metrics"
         try:
             json.loads(files.read_bytes(path))

@@ -10,7 +10,7 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -36,14 +36,21 @@ _SMALL = 1 << 20  # bytes; larger files hold arrays, which have their own checks
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
-def steps_of(folder: epath.Path) -> list[int]:
+def steps_of(folder: epath.Path, listing: Iterable[str] | None = None) -> list[int]:
     """Returns the steps of the checkpoints in a folder that were once complete, whole or damaged; ascending.
 
     On a disk, a checkpoint gets its name when it is complete. In a bucket it is written under its name, so one whose
     saving was interrupted counts only if it has a commit mark or a list of its files.
+
+    Args:
+      folder: of all checkpoints.
+      listing: the folder's files in a bucket, if they are known.
+
+    Raises:
+      OSError: the folder cannot be listed.
     """
     if bucket.is_remote(folder):
-        paths = [name.split("/") for name in bucket.listing(folder)]
+        paths = [name.split("/") for name in (bucket.listing(folder) if listing is None else listing)]
         found = {path[0] for path in paths if path[1:] in ([_COMMIT_MARK], [LIST])}
     else:
         found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -62,7 +69,23 @@ def write_list(folder: epath.Path) -> None:
     files.write_text(folder / LIST, json.dumps(found, indent=1))
 
 
-def fault(folder: epath.Path) -> str:
+def commit_complete(folder: epath.Path) -> None:
+    """Writes the commit mark of each checkpoint in a bucket that is complete without it.
+
+    The list of files is written when all else is there. So if the files agree with it, only the mark is missing: the
+    process was killed just before it, or it was lost. One process calls this before Orbax opens the folder.
+
+    Raises:
+      OSError: the bucket cannot be read or written.
+    """
+    names = bucket.listing(folder)
+    for step in steps_of(folder, names):
+        mark = f"{step}/{_COMMIT_MARK}"
+        if mark not in names and not fault(folder / str(step), needs_mark=False):
+            files.write_text(folder / mark, "All files are as they were listed.")
+
+
+def fault(folder: epath.Path, needs_mark: bool = True) -> str:
     """Compares the files of a checkpoint with its list. Reads no large file.
 
     Returns:
@@ -70,7 +93,7 @@ def fault(folder: epath.Path) -> str:
     """
     try:
         found = _files(folder)
-        if _COMMIT_MARK not in found:
+        if needs_mark and _COMMIT_MARK not in found:
             return f"it has no {_COMMIT_MARK}, so it was never committed"
         json.loads(files.read_bytes(folder / _REWRITTEN))
         for name, (size, checksum) in json.loads(files.read_bytes(folder / LIST)).items():
