@@ -112,7 +112,7 @@ def test_a_checkpoint_that_lacks_only_its_commit_mark_is_complete(bucket_here, r
     assert steps_in(bucket_here, run) == [10, 20]
 
 
-@pytest.mark.parametrize("lost", [r"manifest.ocdbt", r"\d/commit_success.txt|default/_METADATA"])
+@pytest.mark.parametrize("lost", [r"/manifest\.ocdbt$", r"\d/commit_success.txt|default/_METADATA"])
 def test_when_all_are_damaged_the_run_does_not_start_from_zero_and_deletes_none(bucket_here, run, mesh, lost):
     save_steps(run, {10: None, 20: None})
     for name in files_of(bucket_here, run):
