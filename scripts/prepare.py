@@ -1,18 +1,21 @@
 """Prepares a dataset for training.
 
+    python scripts/prepare.py folder --images DIR_OF_CLASS_FOLDERS --name my_photos --data_dir DIR
     python scripts/prepare.py imagenet21k --archive winter21_whole.tar.gz --classes classes.txt --data_dir DIR
     python scripts/prepare.py multilabel --manifest m.jsonl --classes classes.txt --images ROOT --data_dir DIR
     python scripts/prepare.py fractals --categories 64 --instances 200 --size 32 --data_dir DIR
     python scripts/prepare.py digits --data_dir DIR
+    python scripts/prepare.py index --dataset DIR/imagenet2012/5.1.0
 
-Progress is written to stderr, the result to stdout. The folder of a dataset appears when the dataset is whole. If the
-script is stopped, the next run starts from the beginning.
+Folders and files may be local or gs://. Progress is written to stderr, the result to stdout. A dataset appears when it
+is whole. If the script is stopped, the next run of `folder` continues; the others start from the beginning.
 """
 
 import argparse
 import os
 import re
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: no messages about missing GPUs
 
@@ -21,13 +24,15 @@ import tqdm
 from absl import logging
 from etils import epath
 
-from mixer.data import datasets
-from mixer.data.datasets import base
+from mixer.config import recipe
+from mixer.data import datasets, readers, records, tfrecord_index
+from mixer.data.datasets import base, class_folders
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals, Shape
 from mixer.data.datasets.imagenet21k import Imagenet21k
 from mixer.data.datasets.multilabel import Multilabel
-from mixer.runtime.errors import UserError
+from mixer.runtime import bucket
+from mixer.runtime.errors import UserError, first_line
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -37,12 +42,17 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        print(_prepare(args))
+        for value in vars(args).values():
+            if isinstance(value, str):
+                bucket.check(value)
+        with bucket.as_os_errors(args.dataset if args.command == "index" else args.data_dir):
+            print(_index(args.dataset) if args.command == "index" else _prepare(args))
     except (ValueError, OSError, ImportError, UserError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("prepare.py: interrupted; nothing was kept", file=sys.stderr)
+        kept = "the same command continues" if args.command == "folder" else "nothing was kept"
+        print(f"prepare.py: interrupted; {kept}", file=sys.stderr)
         return 130
     return 0
 
@@ -55,9 +65,20 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--data_dir", required=True, help="the folder of datasets, local or gs://")
-        sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
+        if name != "index":
+            sub.add_argument("--data_dir", required=True, help="the folder of datasets, local or gs://")
+        if name not in ("index", "folder"):
+            sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
         return sub
+
+    sub = command("folder", "records from a folder of class folders, which training reads faster, above all from gs://")
+    sub.add_argument("--images", required=True, help="the folder of class folders, or of train/ and validation/")
+    sub.add_argument("--name", default="my_photos", help="name of the dataset (default: %(default)s)")
+    sub.add_argument("--validation_share", type=float, default=0.1, help="share of each class, if there is no folder")
+    sub.add_argument("--shard_mib", type=int, default=128, help="size of a file (default: %(default)s MiB)")
+
+    sub = command("index", "the index of a prepared TFRecord dataset that has none")
+    sub.add_argument("--dataset", required=True, help="the folder of a version, such as gs://b/tfds/imagenet2012/5.1.0")
 
     sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs room for twice its size")
     sub.add_argument("--archive", required=True, help="winter21_whole.tar.gz or fall11_whole.tar, local or gs://")
@@ -91,12 +112,16 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(args: argparse.Namespace) -> str:
     """Prepares the dataset, unless it is there, and returns a summary of it."""
     name = args.name if "name" in args else args.command
+    if name in readers.READERS:
+        raise ValueError(f"--name {name}: in a config, this is another reader; choose another")
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: use small letters, digits and _, beginning with a letter")
     if name not in (args.command, *datasets.EMBEDDED) and name in tfds.list_builders(with_community_datasets=False):
         raise ValueError(f"--name {name}: TFDS already has a dataset with this name; choose another")
     if args.command != name and name in datasets.EMBEDDED:
         raise ValueError(f"--name {name}: that is the name of an embedded dataset; choose another")
+    if args.command == "folder":
+        return _prepare_folder(args)
     config = _config(args)
     version = str(Imagenet21k.VERSION if args.command == "imagenet21k" else Multilabel.VERSION)
     full_name = f"{name}/{config}" if config else name
@@ -105,6 +130,57 @@ def _prepare(args: argparse.Namespace) -> str:
         datasets.prepare(_builder(args, name, config))
     # Open it as training does, from its files and without the code that built it.
     return _summary(tfds.builder(full_name, data_dir=args.data_dir), full_name, args.data_dir, there)
+
+
+def _prepare_folder(args: argparse.Namespace) -> str:
+    """Prepares records from class folders, unless they are there, and returns a summary of them."""
+    if not 0 <= args.validation_share < 1:
+        raise ValueError(f"--validation_share {args.validation_share}: it must be at least 0 and below 1")
+    if args.shard_mib < 1:
+        raise ValueError(f"--shard_mib {args.shard_mib}: it must be at least 1")
+    there = class_folders.is_prepared(class_folders.dataset_folder(args.data_dir, args.name))
+    class_folders.prepare(
+        args.images,
+        args.data_dir,
+        args.name,
+        validation_share=args.validation_share,
+        shard_bytes=args.shard_mib << 20,
+        max_pixels=recipe.base().input.max_pixels,
+        report=_report,
+    )
+    return _summary(tfds.builder(args.name, data_dir=args.data_dir), args.name, args.data_dir, there)
+
+
+def _index(folder: str) -> str:
+    """Writes the index of a prepared dataset, unless it is there and fits, and returns what was done."""
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except (FileNotFoundError, ValueError, tfds.core.DatasetNotFoundError) as error:
+        raise UserError(
+            f"--dataset {folder} is no prepared dataset ({first_line(error)}): give the folder that holds "
+            "dataset_info.json, such as DIR/imagenet2012/5.1.0"
+        ) from None
+    if builder.info.file_format.value == "array_record":
+        return f"{folder}: ArrayRecord files have an index of their own; nothing was written."
+    splits = [name for name, split in builder.info.splits.items() if split.num_examples]
+    if all(_index_fits(builder, split) for split in splits):
+        return f"{folder}: the index of {', '.join(splits)} is there and fits; it was left as it is."
+    records.write_index(folder)
+    written = [f"  {tfrecord_index.file_name(name)}: {builder.info.splits[name].num_examples:,} records in "
+               f"{builder.info.splits[name].num_shards:,} files" for name in splits]  # fmt: skip
+    return "\n".join([f"Wrote into {folder}:", *written])
+
+
+def _index_fits(builder: tfds.core.DatasetBuilder, split: str) -> bool:
+    """Returns whether a split has an index that fits its files."""
+    if not (epath.Path(builder.data_dir) / tfrecord_index.file_name(split)).exists():
+        return False
+    try:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            records.open_records(builder, split, elsewhere)
+    except UserError:
+        return False
+    return True
 
 
 def _config(args: argparse.Namespace) -> str:
@@ -149,6 +225,9 @@ def _summary(builder: tfds.core.DatasetBuilder, name: str, data_dir: str, there:
     skipped = metadata.get("skipped") or {}
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
     lines.append(f"Skipped: {sum(skipped.values()):,}{f' ({kinds})' if kinds else ''}")
+    rejects = epath.Path(builder.data_dir) / class_folders.REJECTS
+    if skipped and rejects.exists():
+        lines.append(f"They are listed in {rejects}")
     if "max_labels" in metadata:
         lines.append(f"Most labels on one image: {metadata['max_labels']}")
     sizes = ", ".join(f"{split.name} {split.num_examples:,}" for split in builder.info.splits.values())

@@ -35,19 +35,8 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     root = epath.Path(config.data_dir or "")
     if not config.data_dir or not root.is_dir():
         raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
-    split_folders = {name: folder for name in _SPLIT_FOLDERS if (folder := _split_folder(root, name))}
-    train_folder = split_folders.get("train", root)
-    files = {name: found for name in _folder_names(train_folder) if (found := _image_names(train_folder / name))}
-    if len(files) < 2:
-        raise UserError(f"{train_folder} holds {len(files)} class folders with images; at least two are needed")
-
-    if len(split_folders) == len(_SPLIT_FOLDERS):
-        split_folder = split_folders[split]
-        files = {name: _image_names(split_folder / name) for name in files}  # the classes are those of train/
-    else:
-        split_folder = train_folder
-        files = {name: _share(found, split, config.validation_share) for name, found in files.items()}
-    paths = [str(split_folder / name / file) for name, found in files.items() for file in found]
+    files = class_files(root, split, config.validation_share)
+    paths = [path for found in files.values() for path in found]
     labels = [label for label, found in enumerate(files.values()) for _ in found]
     if not paths:
         raise UserError(f"{root} has no images for split {split!r}: set config.input.validation_share above zero")
@@ -56,6 +45,29 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         return [Example(file_bytes(paths[n]), (labels[n],)) for n in numbers]
 
     return Source(len(paths), list(files), max_labels=1, multi_label=False, fetch=fetch)
+
+
+def class_files(root: epath.Path, split: str, validation_share: float) -> dict[str, list[str]]:
+    """Lists the images of a split. See `open_split` for the layouts.
+
+    Returns:
+      For each class, in the order of the labels, the paths of its images.
+
+    Raises:
+      UserError: there are fewer than two classes.
+    """
+    split_folders = {name: folder for name in _SPLIT_FOLDERS if (folder := _split_folder(root, name))}
+    train_folder = split_folders.get("train", root)
+    files = {name: found for name in _folder_names(train_folder) if (found := _image_names(train_folder / name))}
+    if len(files) < 2:
+        raise UserError(f"{train_folder} holds {len(files)} class folders with images; at least two are needed")
+    if len(split_folders) == len(_SPLIT_FOLDERS):
+        split_folder = split_folders[split]
+        files = {name: _image_names(split_folder / name) for name in files}  # the classes are those of train/
+    else:
+        split_folder = train_folder
+        files = {name: _share(found, split, validation_share) for name, found in files.items()}
+    return {name: [str(split_folder / name / file) for file in found] for name, found in files.items()}
 
 
 def _split_folder(root: epath.Path, split: str) -> epath.Path | None:

@@ -1,0 +1,70 @@
+"""The files of a dataset that is made shard by shard: local or in a bucket, each written whole or not at all."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import google_crc32c
+from etils import epath
+
+from mixer.data.tensorflow import tf
+from mixer.runtime import bucket
+from mixer.runtime import files as local_files
+
+
+def sizes(target: str) -> dict[str, int]:
+    """Returns the size of each file in a folder, in bytes; empty if there is no such folder."""
+    if bucket.is_remote(target):
+        return {name: found.size for name, found in bucket.children(target)[1].items()}
+    try:
+        with os.scandir(target) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def read_json(target: str, names: Sequence[str]) -> dict[str, Any]:
+    """Reads small files of a folder."""
+    paths = [os.path.join(target, name) for name in names]
+    if bucket.is_remote(target):
+        contents = bucket.read([bucket.Range(path) for path in paths])
+    else:
+        contents = [pathlib.Path(path).read_bytes() for path in paths]
+    return {name: json.loads(content) for name, content in zip(names, contents, strict=True)}
+
+
+def write(target: str, name: str, content: bytes) -> None:
+    """Writes a file of a folder whole or not at all."""
+    path = os.path.join(target, name)
+    if bucket.is_remote(path):
+        bucket.write(path, content)
+        return
+    os.makedirs(target, exist_ok=True)
+    with local_files.written_whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def delete(target: str, names: Sequence[str]) -> None:
+    """Deletes files of a folder, those in a bucket several at a time."""
+    with bucket.as_os_errors(target), concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: (epath.Path(target) / name).unlink(missing_ok=True), names))
+
+
+def record(image: bytes, label: int) -> bytes:
+    """Returns a record of a TFRecord file with an encoded image and its class number; see `tfrecord_index`."""
+    feature = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    data = example.SerializeToString(deterministic=True)
+    length = len(data).to_bytes(8, "little")
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def _checksum(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
