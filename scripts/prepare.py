@@ -32,7 +32,7 @@ from mixer.data.datasets.fractals import Fractals, Shape
 from mixer.data.datasets.imagenet21k import Imagenet21k
 from mixer.data.datasets.multilabel import Multilabel
 from mixer.runtime import bucket
-from mixer.runtime.errors import UserError, first_line
+from mixer.runtime.errors import UserError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -122,6 +122,8 @@ def _prepare(args: argparse.Namespace) -> str:
         raise ValueError(f"--name {name}: that is the name of an embedded dataset; choose another")
     if args.command == "folder":
         return _prepare_folder(args)
+    if args.file_format == "array_record" and bucket.is_remote(args.data_dir):
+        raise ValueError("--file_format array_record: such files cannot be written to a bucket; use tfrecord")
     config = _config(args)
     version = str(Imagenet21k.VERSION if args.command == "imagenet21k" else Multilabel.VERSION)
     full_name = f"{name}/{config}" if config else name
@@ -129,7 +131,17 @@ def _prepare(args: argparse.Namespace) -> str:
     if not there:
         datasets.prepare(_builder(args, name, config))
     # Open it as training does, from its files and without the code that built it.
-    return _summary(tfds.builder(full_name, data_dir=args.data_dir), full_name, args.data_dir, there)
+    builder = tfds.builder(full_name, data_dir=args.data_dir)
+    _check_whole(builder)
+    return _summary(builder, full_name, args.data_dir, there)
+
+
+def _check_whole(builder: tfds.core.DatasetBuilder) -> None:
+    """Checks that all shards are there: a bucket renames a folder file by file, and may be interrupted. UserError."""
+    present = {path.name for path in epath.Path(builder.data_dir).iterdir()}
+    missing = {path.name for split in builder.info.splits.values() for path in split.filepaths} - present
+    if missing:
+        raise UserError(f"{builder.data_dir} is incomplete, {len(missing)} of its shards are missing: delete it")
 
 
 def _prepare_folder(args: argparse.Namespace) -> str:
@@ -153,13 +165,12 @@ def _prepare_folder(args: argparse.Namespace) -> str:
 
 def _index(folder: str) -> str:
     """Writes the index of a prepared dataset, unless it is there and fits, and returns what was done."""
-    try:
-        builder = tfds.builder_from_directory(folder)
-    except (FileNotFoundError, ValueError, tfds.core.DatasetNotFoundError) as error:
+    if not (epath.Path(folder) / "dataset_info.json").exists():
         raise UserError(
-            f"--dataset {folder} is no prepared dataset ({first_line(error)}): give the folder that holds "
-            "dataset_info.json, such as DIR/imagenet2012/5.1.0"
-        ) from None
+            f"--dataset {folder} is no prepared dataset: give the folder that holds dataset_info.json, such as "
+            "DIR/imagenet2012/5.1.0"
+        )
+    builder = tfds.builder_from_directory(folder)
     if builder.info.file_format.value == "array_record":
         return f"{folder}: ArrayRecord files have an index of their own; nothing was written."
     splits = [name for name, split in builder.info.splits.items() if split.num_examples]

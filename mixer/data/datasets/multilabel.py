@@ -6,9 +6,12 @@ folder. A label is a name from the class list, or its number (its line, from 0).
 """
 
 import collections
+import functools
 import hashlib
+import itertools
 import json
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,8 +20,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from mixer.data.datasets import archives, base
+from mixer.runtime import bucket
 
 _SPLITS = ("train", "validation")
+_GROUP = 64  # images that are read from a bucket at a time
 
 Example = tuple[int, dict[str, Any]]
 
@@ -125,7 +130,7 @@ class Multilabel(base.ImportBuilder):
         self._manifest = manifest
         self._names = base.read_class_list(classes, "class name", re.compile(".+"))
         self._classes = {name: number for number, name in enumerate(self._names)}
-        self._root = images
+        self._root = images.rstrip("/") if bucket.is_remote(images) else images
         self._validation_share = validation_share
         self._skip_bad = skip_bad
         super().__init__(name=name, report=report, **kwargs)
@@ -155,20 +160,19 @@ class Multilabel(base.ImportBuilder):
 
     def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
         used = 0
-        for number, line in self._lines(count_bad=False):
-            if line.split != split:
-                continue
-            try:
-                image = self._read_image(line.image)
-            except BadLineError as error:
-                self._reject(number, error, count=True)
-                continue
-            used += 1
-            if used % 100_000 == 0:
-                self.report(f"{split}: {used:,} of {size:,} images, {self.skipped.total():,} lines skipped")
-            metadata = self.info.metadata
-            metadata["max_labels"] = max(metadata["max_labels"], len(line.labels))
-            yield number, {"image": image, "labels": line.labels}
+        lines = ((number, line) for number, line in self._lines(count_bad=False) if line.split == split)
+        while group := list(itertools.islice(lines, _GROUP)):
+            images = self._read_images([line.image for _, line in group])
+            for (number, line), image in zip(group, images, strict=True):
+                if isinstance(image, BadLineError):
+                    self._reject(number, image, count=True)
+                    continue
+                used += 1
+                if used % 100_000 == 0:
+                    self.report(f"{split}: {used:,} of {size:,} images, {self.skipped.total():,} lines skipped")
+                metadata = self.info.metadata
+                metadata["max_labels"] = max(metadata["max_labels"], len(line.labels))
+                yield number, {"image": image, "labels": line.labels}
         if not used:
             raise ValueError(f"none of the {size:,} images for {split} could be read below {self._root}")
         self.info.metadata["skipped"] = dict(self.skipped)
@@ -187,23 +191,57 @@ class Multilabel(base.ImportBuilder):
                 else:
                     yield number, line
 
-    def _read_image(self, name: str) -> bytes:
-        path = epath.Path(self._root) / name
+    def _read_images(self, names: list[str]) -> list[bytes | BadLineError]:
+        """Reads images, those in a bucket all at a time. Returns the bytes of each, or why it cannot be used."""
+        if not bucket.is_remote(self._root):
+            return [self._usable(name, functools.partial(self._read_local, name)) for name in names]
+        names = [posixpath.normpath(name) for name in names]
+        readable = [name for name in dict.fromkeys(names) if 0 < self._sizes.get(name, 0) <= archives.MAX_IMAGE_BYTES]
+        # In a bucket there are no links, which could lead out of the root.
+        contents = bucket.read([bucket.Range(f"{self._root}/{name}", 0, self._sizes[name]) for name in readable])
+        found = dict(zip(readable, contents, strict=True))
+        return [self._usable(name, functools.partial(self._from_bucket, name, found)) for name in names]
+
+    def _usable(self, name: str, read: Callable[[], bytes]) -> bytes | BadLineError:
+        """Returns an image that begins like one, or the reason why it cannot be used."""
         try:
-            inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), ""))
-            # A link below the root may point outside it. In buckets there are no links.
-            if inside and not os.path.isfile(path):  # reading a pipe would wait forever
-                raise BadLineError("image cannot be read", f"{str(path)!r} is not a file")
-            image = _read_up_to(path, archives.MAX_IMAGE_BYTES + 1) if inside or "://" in self._root else None
-        except (OSError, ValueError) as error:  # ValueError: no file can have this name
-            raise BadLineError("image cannot be read", f"{str(path)!r} ({type(error).__name__})") from None
-        if image is None:
-            raise BadLineError("image outside the root", f"{name!r} is a link to a place outside {self._root}")
-        if len(image) > archives.MAX_IMAGE_BYTES:
-            raise BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
+            image = read()
+        except BadLineError as error:
+            return error
         if not archives.is_image(image):
-            raise BadLineError("not an image", f"{path} ({len(image):,} bytes)")
+            return BadLineError("not an image", f"{self._root}/{name} ({len(image):,} bytes)")
         return image
+
+    def _from_bucket(self, name: str, found: dict[str, bytes]) -> bytes:
+        size = self._sizes.get(name)
+        if size is None:
+            raise BadLineError("image cannot be read", f"there is no {self._root}/{name}")
+        if size > archives.MAX_IMAGE_BYTES:
+            raise _too_large(f"{self._root}/{name}")
+        return found.get(name, b"")
+
+    def _read_local(self, name: str) -> bytes:
+        path = os.path.join(self._root, name)
+        try:
+            # A link below the root may point outside it.
+            if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(self._root), "")):
+                raise BadLineError("image outside the root", f"{name!r} is a link to a place outside {self._root}")
+            if not os.path.isfile(path):  # reading a pipe would wait forever
+                raise BadLineError("image cannot be read", f"{path!r} is not a file")
+            with open(path, "rb") as file:
+                image = file.read(archives.MAX_IMAGE_BYTES + 1)
+        except BadLineError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            raise BadLineError("image cannot be read", f"{path!r} ({type(error).__name__})") from None
+        if len(image) > archives.MAX_IMAGE_BYTES:
+            raise _too_large(path)
+        return image
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
+        """The size of each object below the root, from one listing. So no read is larger than it may be."""
+        return {name: found.size for name, found in bucket.listing(self._root).items()}
 
     def _reject(self, number: int, error: BadLineError, count: bool) -> None:
         """Raises an error for a bad line, or counts it if bad lines are skipped and `count` is set."""
@@ -212,9 +250,8 @@ class Multilabel(base.ImportBuilder):
         self.skipped[error.kind] += count
 
 
-def _read_up_to(path: epath.Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
+def _too_large(path: str) -> BadLineError:
+    return BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
 
 
 def _class_number(label: Any, classes: dict[str, int]) -> int:
