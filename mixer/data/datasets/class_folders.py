@@ -2,7 +2,7 @@
 
 The plan, which image is in which shard, depends only on the files' paths, sizes and versions. Each shard is written
 whole or not at all, and then a small record of it. So a run that was interrupted continues with the shards that are
-missing, and ends with the same bytes. What makes it a dataset, dataset_info.json, is written last.
+missing, and ends with the same bytes. The file by which TFDS knows a dataset is written last.
 """
 
 import collections
@@ -28,7 +28,7 @@ from mixer.runtime.errors import UserError
 
 VERSION = tfds.core.Version("1.0.0")
 REJECTS = "rejects.jsonl"  # one line for each image that was left out: its path, and what is wrong with it
-_DONE = "dataset_info.json"
+_DONE = "features.json"  # by this file TFDS knows a dataset
 _PROGRESS = ".progress.json"  # after the name of a shard: what is in it
 
 
@@ -166,7 +166,7 @@ def _complete(target: str, name: str, plan: shard_plan.Plan, records: dict[str, 
 def _metadata(
     name: str, plan: shard_plan.Plan, splits: Sequence[tfds.core.SplitInfo], skipped: dict[str, int]
 ) -> dict[str, bytes]:
-    """Returns the files of TFDS' metadata, dataset_info.json as the last one."""
+    """Returns the files of TFDS' metadata, the one that makes it a dataset as the last."""
     with tempfile.TemporaryDirectory() as folder_name:
         for shard in plan.shards:
             pathlib.Path(folder_name, shard.name).touch()  # TFDS learns names from a folder
