@@ -75,7 +75,7 @@ def save(path: epath.Path, offsets: np.ndarray) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    with files.written_whole(path) as partial, partial.open("wb") as file:
+    with files.opened_to_write(path) as file:
         np.save(file, offsets)
 
 

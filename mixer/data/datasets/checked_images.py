@@ -25,7 +25,7 @@ class File(NamedTuple):
     path: str
     label: int
     size: int
-    version: int
+    version: str
 
 
 class Checked(NamedTuple):

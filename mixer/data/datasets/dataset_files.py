@@ -3,16 +3,15 @@
 import concurrent.futures
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
-from etils import epath
 
 from mixer.data.tensorflow import tf
-from mixer.runtime import bucket
-from mixer.runtime import files as local_files
+from mixer.runtime import bucket, files
+
+_DELETED = 16  # files that are deleted at a time
 
 
 def sizes(target: str) -> dict[str, int]:
@@ -27,30 +26,26 @@ def sizes(target: str) -> dict[str, int]:
 
 
 def read_json(target: str, names: Sequence[str]) -> dict[str, Any]:
-    """Reads small files of a folder."""
+    """Reads small files of a folder, those in a bucket all at a time."""
     paths = [os.path.join(target, name) for name in names]
     if bucket.is_remote(target):
         contents = bucket.read([bucket.Range(path) for path in paths])
     else:
-        contents = [pathlib.Path(path).read_bytes() for path in paths]
+        contents = [files.read_bytes(path) for path in paths]
     return {name: json.loads(content) for name, content in zip(names, contents, strict=True)}
 
 
 def write(target: str, name: str, content: bytes) -> None:
-    """Writes a file of a folder whole or not at all."""
-    path = os.path.join(target, name)
-    if bucket.is_remote(path):
-        bucket.write(path, content)
-        return
-    os.makedirs(target, exist_ok=True)
-    with local_files.written_whole(path) as partial:
-        partial.write_bytes(content)
+    """Writes a file of a folder whole or not at all. Makes the folder."""
+    if not bucket.is_remote(target):
+        os.makedirs(target, exist_ok=True)
+    files.write_bytes(os.path.join(target, name), content)
 
 
 def delete(target: str, names: Sequence[str]) -> None:
     """Deletes files of a folder, those in a bucket several at a time."""
-    with bucket.as_os_errors(target), concurrent.futures.ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda name: (epath.Path(target) / name).unlink(missing_ok=True), names))
+    with concurrent.futures.ThreadPoolExecutor(_DELETED) as pool:
+        list(pool.map(lambda name: files.delete(os.path.join(target, name)), names))
 
 
 def record(image: bytes, label: int) -> bytes:

@@ -11,7 +11,7 @@ from etils import epath
 
 from mixer.data import folder
 from mixer.data.datasets import checked_images
-from mixer.runtime import bucket
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 
 
@@ -35,9 +35,9 @@ class Plan(NamedTuple):
 def make_plan(images: str, name: str, validation_share: float, shard_bytes: int, max_pixels: int) -> Plan:
     """Lists the images and divides them among shards. See `class_folders.prepare` for arguments and errors."""
     root = epath.Path(os.path.expanduser(images))
-    if not root.is_dir():
+    if not files.is_folder(root):
         raise UserError(f"--images {images}: there is no such folder; give the folder of class folders")
-    versions = _versions(root)
+    versions = _versions(str(root))
     digest = hashlib.sha256(f"1 {name} {validation_share} {shard_bytes} {max_pixels}".encode())
     shards: list[Shard] = []
     class_names: Sequence[str] = ()
@@ -70,23 +70,23 @@ def _digest_of(path: str) -> bytes:
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
 
 
-def _versions(root: epath.Path) -> Callable[[str], tuple[int, int]]:
+def _versions(root: str) -> Callable[[str], tuple[int, str]]:
     """Returns a function from an image's path to its size and its version: a checksum, or a local file's time."""
     if bucket.is_remote(root):
         objects = bucket.listing(root)
 
-        def remote(path: str) -> tuple[int, int]:
+        def remote(path: str) -> tuple[int, str]:
             found = objects[relative(path, root)]
-            return found.size, found.crc32c
+            return found.size, found.checksum
 
         return remote
 
-    def local(path: str) -> tuple[int, int]:
+    def local(path: str) -> tuple[int, str]:
         try:
             status = os.stat(path)
         except OSError:  # such as a link to nothing; `checked_images` counts it
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
+            return 0, ""
+        return status.st_size, str(status.st_mtime_ns)
 
     return local
 

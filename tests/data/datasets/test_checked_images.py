@@ -16,7 +16,7 @@ JPEG, PNG = encode(photo(40, 50), "JPEG"), encode(photo(40, 50), "PNG")
 
 def written(path, data):
     path.write_bytes(data)
-    return checked_images.File(str(path), 0, len(data), 0)
+    return checked_images.File(str(path), 0, len(data), "")
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_a_file_that_cannot_be_read_or_is_far_too_large(tmp_path, monkeypatch):
         file.truncate(archives.MAX_IMAGE_BYTES + 1)
     monkeypatch.setattr(folder, "file_bytes", lambda path, old=folder.file_bytes: "huge" not in path and old(path))
     files = [
-        checked_images.File(str(tmp_path / "pipe.jpg"), 0, 0, 0),
-        checked_images.File(str(tmp_path / "huge.jpg"), 0, archives.MAX_IMAGE_BYTES + 1, 0),
-        checked_images.File(str(tmp_path / "none.jpg"), 0, 0, 0),
+        checked_images.File(str(tmp_path / "pipe.jpg"), 0, 0, ""),
+        checked_images.File(str(tmp_path / "huge.jpg"), 0, archives.MAX_IMAGE_BYTES + 1, ""),
+        checked_images.File(str(tmp_path / "none.jpg"), 0, 0, ""),
     ]
     assert [found.status for found in checked_images.read(files, MAX_PIXELS)] == [BAD_RECORD, TOO_LARGE, BAD_RECORD]
 

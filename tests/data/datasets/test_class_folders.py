@@ -235,7 +235,7 @@ def test_what_cannot_be_prepared_is_said(root, tmp_path):
 
 @given(st.lists(st.integers(0, 1000), min_size=1), st.integers(1, 3000))
 def test_shards_hold_all_files_in_order_and_are_of_about_equal_size(sizes, shard_bytes):
-    files = [checked_images.File(str(n), 0, size, 0) for n, size in enumerate(sizes)]
+    files = [checked_images.File(str(n), 0, size, "") for n, size in enumerate(sizes)]
     shards = shard_plan._shards("x", "train", files, shard_bytes)
     assert [file for shard in shards for file in shard.files] == files
     assert all(shard.files for shard in shards)
