@@ -247,6 +247,11 @@ def test_shards_hold_all_files_in_order_and_are_of_about_equal_size(sizes, shard
     assert max(sum(file.size for file in shard.files) for shard in shards) <= target + max(sizes)
 
 
+def test_shards_of_images_of_one_size_are_of_one_size():
+    files = [checked_images.File(str(n), 0, 100, "") for n in range(10)]
+    assert [len(shard.files) for shard in shard_plan._shards("x", "train", files, 200)] == [2] * 5
+
+
 def test_photographs(shared_data, tmp_path):
     photographs = sorted((shared_data / "imagenet_samples").iterdir())
     for n, path in enumerate(photographs):
