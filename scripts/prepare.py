@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: no messages about missing GPUs
 
@@ -71,14 +72,28 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
         return sub
 
+    _add_imports(command)
+    sub = command("fractals", "fractals, for pre-training without photographs")
+    sub.add_argument("--categories", type=int, default=64)
+    sub.add_argument("--instances", type=int, default=200, help="of each category; a tenth is for validation")
+    sub.add_argument("--size", type=int, default=32, help="side in pixels")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("digits", "handwritten digits of scikit-learn, with ten training examples for each class")
+    sub.add_argument("--size", type=int, default=32, help="side in pixels")
+
+    sub = command("index", "the index of a prepared TFRecord dataset that has none")
+    sub.add_argument("--dataset", required=True, help="the folder of a version, such as gs://b/tfds/imagenet2012/5.1.0")
+    return parser
+
+
+def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Adds the commands for images that come from elsewhere."""
     sub = command("folder", "records from a folder of class folders, which training reads faster, above all from gs://")
     sub.add_argument("--images", required=True, help="the folder of class folders, or of train/ and validation/")
     sub.add_argument("--name", default="my_photos", help="name of the dataset (default: %(default)s)")
     sub.add_argument("--validation_share", type=float, default=0.1, help="share of each class, if there is no folder")
     sub.add_argument("--shard_mib", type=int, default=128, help="size of a file (default: %(default)s MiB)")
-
-    sub = command("index", "the index of a prepared TFRecord dataset that has none")
-    sub.add_argument("--dataset", required=True, help="the folder of a version, such as gs://b/tfds/imagenet2012/5.1.0")
 
     sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs room for twice its size")
     sub.add_argument("--archive", required=True, help="winter21_whole.tar.gz or fall11_whole.tar, local or gs://")
@@ -97,16 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--validation_share", type=float, default=0.0, help="share of the lines without a split, 0 to 1")
     sub.add_argument("--skip_bad", action="store_true", help="count and skip unusable lines instead of stopping")
     sub.add_argument("--name", default=Multilabel.name, help="name of the dataset (default: %(default)s)")
-
-    sub = command("fractals", "fractals, for pre-training without photographs")
-    sub.add_argument("--categories", type=int, default=64)
-    sub.add_argument("--instances", type=int, default=200, help="of each category; a tenth is for validation")
-    sub.add_argument("--size", type=int, default=32, help="side in pixels")
-    sub.add_argument("--seed", type=int, default=0)
-
-    sub = command("digits", "handwritten digits of scikit-learn, with ten training examples for each class")
-    sub.add_argument("--size", type=int, default=32, help="side in pixels")
-    return parser
 
 
 def _prepare(args: argparse.Namespace) -> str:

@@ -177,6 +177,14 @@ def test_index(prepare, tmp_path, capsys):
     assert prepare.main(command) == 1
 
 
+def test_a_dataset_without_one_of_its_shards_is_said_to_be_incomplete(prepare, tmp_path, capsys):
+    command = ["fractals", "--categories=2", "--instances=4", "--size=8", f"--data_dir={tmp_path}"]
+    assert prepare.main(command) == 0
+    next((tmp_path / "fractals/2x4x8/1.0.0").glob("*train.tfrecord*")).unlink()
+    assert prepare.main(command) == 1
+    assert "is incomplete, 1 of its shards are missing: delete it" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------- buckets
 
 COMMANDS = """
