@@ -422,3 +422,18 @@ def test_a_mistake_is_one_line_and_status_1():
     assert lines[1::2] == ["status 1"] * len(MISTAKES), done.stdout
     for line, expected in zip(lines[::2], MISTAKES.values(), strict=True):
         assert line.startswith(f"error: {expected}")
+
+
+@pytest.mark.slow  # two sweeps
+def test_the_command_in_a_bucket_finds_what_is_done_and_writes_the_same_table(bucket_here, data_dir, tmp_path):
+    local = command(data_dir, tmp_path)
+    remote = [word.replace(f"{tmp_path / 'sweep'}", bucket_here.path("sweep")) for word in local]
+    environment = {**ENV, **bucket_here.environment()}
+    for arguments in (local, remote, remote):
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", learning rate") == done.stdout.count(" before") == 4
+    tables = ((tmp_path / "sweep" / "results.md").read_text(), bucket_here.content("sweep/results.md").decode())
+    assert tables[0].split("Made on")[0] == tables[1].split("Made on")[0]
