@@ -22,7 +22,8 @@ from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import compilation_cache, devices, distributed, preemption
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import health, setup, sharding
-from mixer.training.checkpoint import Checkpoints, has_checkpoints
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.checkpoint_reader import has_checkpoints
 from mixer.training.console import Console
 from mixer.training.metrics import MetricsLog, read_metrics
 from mixer.training.progress import Progress

@@ -25,7 +25,7 @@ from mixer.config.checks import checked, unlocked_copy
 from mixer.config.durations import set_duration
 from mixer.runtime import bucket, files, preemption
 from mixer.runtime.errors import UserError
-from mixer.training.checkpoint import load_state
+from mixer.training.checkpoint_reader import load_state
 from mixer.training.metrics import deterministic, read_metrics
 
 _FOLDER = "verify_resume"  # in the run's folder

@@ -25,7 +25,7 @@ KEPT_TO = {
     "clu": {"training/metrics.py"},
     "google": {"runtime/bucket.py"},
     "tensorstore": {"runtime/bucket.py"},
-    "orbax": {"training/checkpoint.py"},
+    "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},
     "absl": {"runtime/errors.py", "config/command_line.py", "commands/"},
 }
 # What the models may import: they can be lifted out and used alone.

@@ -21,7 +21,7 @@ from mixer.config import checks, durations, run_folder
 from mixer.data import datasets, pipeline
 from mixer.runtime.errors import UserError
 from mixer.training import metrics as run_metrics
-from mixer.training.checkpoint import load_params
+from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -22,8 +21,6 @@ from mixer.training.step import TrainState
 _log = logging.getLogger(__name__)
 
 BEST_METRIC = "val/accuracy"
-
-# --------------------------------------------------------------------------------------------------- saving, restoring
 
 
 class Checkpoints:
@@ -50,7 +47,7 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every))
         if keep_best:
             kept.append(_MostAccurate(keep_best))
-        self.folder = _folder(workdir)
+        self.folder = integrity.folder_of(workdir)
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
         self._saving: int | None = None  # the step that is being written
@@ -227,27 +224,6 @@ class Checkpoints:
             self._manager.close()
 
 
-def has_checkpoints(workdir: epath.PathLike) -> bool:
-    """Tells whether a run has begun: whether it has checkpoints, whole or damaged.
-
-    Raises:
-      UserError: the folder cannot be read.
-    """
-    return bool(_steps(workdir))
-
-
-def _folder(workdir: epath.PathLike) -> epath.Path:
-    return epath.Path(bucket.absolute(workdir)) / "checkpoints"
-
-
-def _steps(workdir: epath.PathLike) -> list[int]:
-    """Returns the steps of a run's checkpoints, ascending. Raises UserError if the folder cannot be read."""
-    try:
-        return integrity.steps_of(_folder(workdir))
-    except OSError as error:
-        raise UserError(f"the checkpoints in {workdir} cannot be listed ({error.strerror})") from None
-
-
 @dataclasses.dataclass(frozen=True)
 class _MostAccurate(policies.PreservationPolicy):
     """Keeps the n most accurate checkpoints. Orbax's own BestN expects an accuracy in every checkpoint."""
@@ -321,70 +297,3 @@ def _check_shapes(metadata: Any, fields: dict[str, Any]) -> None:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if stored.get(name, array.shape) != array.shape:
             raise ValueError(f"{name} has the shape {stored[name]}, and the config asks for {array.shape}")
-
-
-# ----------------------------------------------------------------------------------------------------- without devices
-
-
-def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = None) -> tuple[int, Any]:
-    """Reads the parameters of a run.
-
-    Args:
-      workdir: the run's folder.
-      ema: read the averaged parameters.
-      step: of the checkpoint; by default the newest that is whole.
-
-    Returns:
-      The checkpoint's step, and the parameters as NumPy arrays.
-
-    Raises:
-      UserError: no checkpoint in the folder can be read, or it has no averaged parameters.
-    """
-    name = "ema_params" if ema else "params"
-    found, saved = _load(workdir, [name], step)
-    return found, saved[name]
-
-
-def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
-    """Reads the newest whole state of a run.
-
-    Returns:
-      Its step, and the fields of the state by name, as NumPy arrays.
-
-    Raises:
-      UserError: no checkpoint in the folder can be read.
-    """
-    return _load(workdir, None, None)
-
-
-def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
-    """Reads some fields of a state, or all: those of one step, or of the newest whole checkpoint."""
-    folder = _folder(workdir)
-    if stored := _steps(workdir):
-        options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-        with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
-            steps = stored[::-1] if step is None else [step]
-            for found, saved in integrity.readable(folder, steps, lambda step: _read_fields(manager, step, names)):
-                del saved[integrity.CHECKSUMS]
-                return found, saved
-    which = "checkpoint" if step is None else f"checkpoint of step {step}"
-    what = f" with {', '.join(names)}" if names else ""
-    raise UserError(f"{workdir} holds no {which}{what} that can be read; give the --workdir of an earlier run")
-
-
-def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | None) -> dict[str, Any]:
-    """Reads fields of one checkpoint, and their checksums, as NumPy arrays.
-
-    Raises:
-      UserError: the checkpoint has no such field.
-    """
-    tree = manager.item_metadata(step).tree
-    names = names or list(tree[integrity.CHECKSUMS])
-    for name in names:
-        if name not in tree:
-            folder = epath.Path(manager.directory).parent
-            raise UserError(f"{folder} holds no {name} at step {step}: it was trained with config.ema_decay=0")
-    wanted = {name: tree[name] for name in names}
-    wanted[integrity.CHECKSUMS] = {name: tree[integrity.CHECKSUMS][name] for name in names}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    return manager.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True))

@@ -36,6 +36,11 @@ _SMALL = 1 << 20  # bytes; larger files hold arrays, which have their own checks
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
+def folder_of(workdir: epath.PathLike) -> epath.Path:
+    """Returns the folder of a run's checkpoints."""
+    return epath.Path(bucket.absolute(workdir)) / "checkpoints"
+
+
 def steps_of(folder: epath.Path, listing: Iterable[str] | None = None) -> list[int]:
     """Returns the steps of the checkpoints in a folder that were once complete, whole or damaged; ascending.
 

@@ -20,7 +20,7 @@ from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
-from mixer.training.checkpoint import load_params
+from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import published, resolution
 from mixer.transfer.download import downloaded
 from mixer.transfer.format import Exported

@@ -18,7 +18,8 @@ from wait_for_line import wait_for
 from mixer import train
 from mixer.data import pipeline
 from mixer.runtime import preemption
-from mixer.training.checkpoint import Checkpoints, load_params
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.checkpoint_reader import load_params
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 

@@ -11,7 +11,8 @@ from mixer.config import recipe
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.training import integrity, sharding
-from mixer.training.checkpoint import Checkpoints, load_params
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.checkpoint_reader import load_params
 from mixer.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from mixer.training.step import TrainState
 

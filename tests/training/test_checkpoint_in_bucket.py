@@ -9,7 +9,8 @@ from test_checkpoint import assert_same_state, make_state, placed, save_steps
 
 from mixer.runtime.errors import UserError
 from mixer.training import integrity
-from mixer.training.checkpoint import Checkpoints, has_checkpoints, load_params, load_state
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.checkpoint_reader import has_checkpoints, load_params, load_state
 from tests.bucket.faults import Fault
 
 OURS = "gcloud-python"  # Orbax reads and writes by TensorFlow and TensorStore
