@@ -1,5 +1,6 @@
 """The command itself, as a user runs it: processes, kills, continued runs, and the lines that errors print."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from PIL import Image
 from configs import quickstart
 from mixer import train
 from mixer.config import checks, durations, run_folder
-from mixer.data import datasets, pipeline
+from mixer.data import datasets, pipeline, readers
 from mixer.runtime.errors import UserError
 from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint_reader import load_params
@@ -400,3 +401,28 @@ def test_h14_jft_as_it_stands(tmp_path):
     assert "431,073,795 parameters" in out  # 431,069,952 and a head of three classes
     assert "step 3/3" in out
     assert "val/mean_average_precision" in out
+
+
+def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_dir, tmp_path, monkeypatch):
+    opened, served = readers.open_source, []
+
+    def open_source(config, split, cache_dir):
+        source = opened(config, split, cache_dir)
+
+        def fetch(numbers):
+            served.extend(numbers)
+            if len(served) > 6 * 16:  # the next batch is fetched while the last one is computed
+                raise UserError("gs://bucket/shard cannot be read")
+            return source.fetch(numbers)
+
+        return dataclasses.replace(source, fetch=fetch) if split == config.train_split else source
+
+    monkeypatch.setattr(readers, "open_source", open_source)
+    settings = {"checkpoint_steps": 4, "eval_steps": 12}
+    with pytest.raises(UserError, match="shard cannot be read"):
+        train.train(tiny(data_dir, **settings), tmp_path / "run")
+    assert load_params(tmp_path / "run")[0] == 5
+    monkeypatch.undo()
+    train.train(tiny(data_dir, **settings), tmp_path / "run")
+    train.train(tiny(data_dir, **settings), tmp_path / "straight")
+    assert deterministic(tmp_path / "run") == deterministic(tmp_path / "straight")
