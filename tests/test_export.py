@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from random_models import flat, make_model, make_params, make_state, write_run
 
 from mixer import export as export_module
@@ -219,7 +220,7 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
         (GOOD, [], "expected one file to write, such as model.npz, not none"),
         (GOOD, ["m.npz", "n.npz"], "expected one file to write, such as model.npz, not .*m.npz and .*n.npz"),
         (GOOD, ["m.safetensors"], ".*m.safetensors: the name of a file for --to npz ends in .npz"),
-        (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first .*"),
+        (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first"),
         (GOOD, ["folder.npz"], ".*folder.npz is a folder; give the name of a file to write"),
         (GOOD, ["notes.npz"], ".*notes.npz.md, where the model card goes, is a file of yours: give OUT another name"),
         ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo>"),
@@ -242,7 +243,7 @@ def test_a_bad_command_line_is_one_line_and_writes_nothing(tmp_path, flags, outs
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier):
-    out, kept = tmp_path / "m.npz", {}
+    out, kept = epath.Path(tmp_path) / "m.npz", {}
     if earlier:
         kept = {"m.npz": b"earlier", "m.npz.md": model_card.MARK.encode()}
         for name, content in kept.items():

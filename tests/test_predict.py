@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_models
-import tensorflow as tf
 from absl import flags
-from etils import epath
 from PIL import Image
 from test_train import environment
 
@@ -23,6 +21,7 @@ from mixer.data import image_status
 from mixer.runtime.errors import UserError
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
+from tests.bucket.faults import Fault
 
 PIXELS, RESIZE = 16, 20  # images with a shorter side of 20 are cropped to 16 pixels and not resampled
 NAMES = ["n01440764", "a b", "n99999999", "tabby", "0"]
@@ -256,18 +255,24 @@ def test_impossible_paths_are_skipped_and_other_images_classified(softmax_run, t
     assert [answer.error for answer in (*answers, *empty)] == ["unreadable", "missing", "", "holds no images"]
 
 
-def test_errors_of_a_file_system_make_an_image_unreadable(monkeypatch):
-    """TensorFlow's errors for gs:// are not OSErrors."""
+def test_images_in_a_bucket_are_found_and_classified(softmax_run, tmp_path, bucket_here):
+    picture = write_image(tmp_path / "one.png", 20, 20, seed=1).read_bytes()
+    for name in ("b/c.png", "a.png", ".hidden/d.png", "notes.txt"):
+        bucket_here.put(f"photos/{name}", picture)
+    place = bucket_here.path("photos")
+    found, empty = predict.image_files([place, bucket_here.path("none.png")])
+    assert (found, empty) == ([f"{place}/a.png", f"{place}/b/c.png", bucket_here.path("none.png")], [])
+    weights = transfer_weights.load(str(softmax_run))
+    (answers,) = predict.predict(weights, [*found, str(tmp_path / "one.png")], top=1, batch_size=8)
+    assert [answer.error for answer in answers] == ["", "", "missing", ""]
+    assert answers[0].top == answers[1].top == answers[3].top
 
-    class Denied(type(epath.Path())):
-        def is_dir(self):
-            raise tf.errors.PermissionDeniedError(None, None, "no")
 
-        exists = is_dir
-
-    monkeypatch.setattr(predict.epath, "Path", Denied)
-    assert predict.image_files(["gs/a.jpg"]) == (["gs/a.jpg"], [])
-    assert predict._reason("gs/a.jpg", image_status.BAD_RECORD) == "unreadable"
+def test_a_bucket_that_refuses_makes_an_image_unreadable(bucket_here):
+    bucket_here.control(fail=[Fault(".", status=403)])
+    path = bucket_here.path("a.jpg")
+    assert predict.image_files([path]) == ([path], [])
+    assert predict._reason(path, image_status.BAD_RECORD) == "unreadable"
 
 
 def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):

@@ -60,7 +60,9 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def split(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Splits gs://bucket/a/key into the bucket's name and the key."""
+    """Splits gs://bucket/a/key into the bucket's name and the key. Raises OSError for another kind of address."""
+    if not str(path).startswith("gs://"):
+        raise OSError(errno.ENOTSUP, "only local paths and gs:// are supported", str(path))
     name, _, key = str(path).removeprefix("gs://").partition("/")
     return name, key
 
