@@ -28,7 +28,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict, config_flags
 
 from mixer.config import checks, command_line, durations, paper, run_folder, tasks
-from mixer.runtime import bucket, compilation_cache, files
+from mixer.runtime import bucket, compilation_cache, files, streams
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.console import Console
@@ -266,6 +266,7 @@ def main(argv: list[str]) -> None:
     # Several runs are the same program, which is compiled once and then read from here.
     compilation_cache.keep_compiled(workdir / "compiled")
     rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
+    streams.outlast()
     sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
     made_by = {
         "command": shlex.join(["python", "-m", "mixer.sweep", *sys.argv[1:]]),

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from mixer import models
 from mixer.config import command_line, describe, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
-from mixer.runtime import compilation_cache, devices, distributed, preemption
+from mixer.runtime import compilation_cache, devices, distributed, preemption, streams
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import health, setup, sharding
 from mixer.training.checkpoint import Checkpoints
@@ -304,6 +304,8 @@ def main(argv: list[str]) -> None:
         command_line.refuse_unread(_TRAINING_FLAGS, "with --inspect")
     elif not given.distributed:
         command_line.refuse_unread(("coordinator", "num_processes", "process_id"), "without --distributed")
+    if not given.print_config:
+        streams.outlast()
     atexit.register(preemption.ignore)
     if given.distributed:
         distributed.start(given.coordinator, given.num_processes, given.process_id)

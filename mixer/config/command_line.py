@@ -3,6 +3,7 @@
 import errno
 import functools
 import operator
+import os
 import pathlib
 import re
 import runpy
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu, ending
+from mixer.runtime import bucket, cpu, ending, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -47,6 +48,7 @@ def run(
             )
         main(argv)
 
+    streams.open_missing()
     cpu.keep_freed_memory()
     end = ending.Ending()
     define_flags()
@@ -58,6 +60,9 @@ def run(
         raise
     except UserError as error:
         problem = f"error: {error}"
+    except BrokenPipeError:  # whoever read the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except OSError as error:
         if not (error.errno in _DISK_ERRORS or bucket.is_remote(str(error.filename))):
             raise

@@ -10,7 +10,9 @@ docs/lab/cpu.md has the measured gains.
 """
 
 import ctypes
+import math
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -18,14 +20,30 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+_CGROUP = pathlib.Path("/sys/fs/cgroup")  # where a container sees its own limits
+
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = -1  # a trim threshold
 
 
 def processors() -> int:
-    """Returns how many processors this process may use. TensorFlow, and JAX on a CPU, start one thread for each."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many processors this process may use: those that it may run on, or a container's share of time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(allowed, _quota()))
+
+
+def _quota() -> float:
+    """Returns the processors' time that a container may use, in processors; infinity if there is no limit."""
+    for path in (_CGROUP / "cpu.max", _CGROUP / "cpu" / "cpu.cfs_quota_us"):  # of versions 2 and 1
+        try:
+            limit, *period = path.read_text().split()
+            period = period or [(path.parent / "cpu.cfs_period_us").read_text()]
+            if float(limit) > 0:  # version 1 says -1 for no limit, version 2 says "max"
+                return float(limit) / float(period[0])
+        except (OSError, ValueError):
+            continue
+    return math.inf
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,9 @@
-"""Requests to stop: SIGTERM when a machine is taken away, SIGINT from a person. Only this module handles them.
+"""Requests to stop. Only this module handles them.
+
+    SIGTERM             a machine is taken away, or a container ends
+    SIGINT              a person: Ctrl-C
+    SIGHUP              the terminal goes away, unless it was ignored from the start, as by nohup
+    SIGUSR1, SIGUSR2    a scheduler, some time before the end: Slurm's --signal
 
     during                                  the process
     start-up, restoring, compiling          exits at once: there is nothing new to save
@@ -31,7 +36,7 @@ from mixer.runtime import devices
 
 EXIT_STATUS = 75  # EX_TEMPFAIL in sysexits.h, a temporary failure: scripts/tpu_vm.py starts the run again
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 T = TypeVar("T")
 
@@ -82,7 +87,8 @@ class Stop:
         # Python writes the signal's number here at once, even while the main thread is busy in C++.
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, lambda *_: None)
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+                signal.signal(number, lambda *_: None)
 
         def watch() -> None:
             with sender:
@@ -94,8 +100,8 @@ class Stop:
 
     def _ask(self, name: str) -> None:
         if self._has_work_to_save and not self._asked.is_set():
+            self._asked.set()  # first, whatever happens to the message
             print(f"{name}: saving, then leaving; once more leaves at once", file=sys.stderr, flush=True)
-            self._asked.set()
         else:
             print(f"{name}: leaving at once", file=sys.stderr, flush=True)
             os._exit(EXIT_STATUS)
