@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu, ending, streams
+from mixer.runtime import bucket, cpu, ending, owners, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -49,6 +49,7 @@ def run(
         main(argv)
 
     streams.open_missing()
+    owners.do_without()
     cpu.keep_freed_memory()
     end = ending.Ending()
     define_flags()
