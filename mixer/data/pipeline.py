@@ -34,6 +34,7 @@ Batch = dict[str, np.ndarray]
 _CHUNK = 64  # rows that are read together
 _CORES = cpu.processors()
 _READERS = min(8, _CORES)  # chunks that are read at a time; few, because only one thread at a time can run Python
+_REMOTE_READERS = 32  # the same where reading waits for the network; 2,048 encoded images are then in memory at most
 _GROUP = 8  # rows that one call of Python augments; with a call for each row, the calls take a tenth of the time
 _PREFETCH = 2  # batches
 
@@ -78,8 +79,10 @@ def train_examples(
     chunk, group = (math.gcd(len(row_numbers), most) for most in (_CHUNK, _GROUP))
     chunks = len(row_numbers) // chunk
 
+    block = config.shuffle_block or source.shuffle_block
+
     def numbers_at(positions: np.ndarray) -> np.ndarray:
-        return order.record_numbers(positions, source.num_examples, seed, config.shuffle_block, config.shuffle_window)
+        return order.record_numbers(positions, source.num_examples, seed, block, config.shuffle_window)
 
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, part = number // chunks, number % chunks
@@ -87,7 +90,7 @@ def train_examples(
         items = _load(source, config, positions, numbers_at, seed, verify)
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
-    return mapped(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, _READERS).unbatch()
+    return _read(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, source)
 
 
 def train_images(
@@ -167,10 +170,20 @@ def eval_batches(
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _batch_of(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
 
-        images = mapped(mapped(ds, load, _READERS).unbatch(), finish)
+        images = mapped(_read(ds, load, source), finish)
         return images.batch(len(row_numbers), drop_remainder=True)
 
     return batches_of(dataset, steps)
+
+
+def _read(chunks: tf.data.Dataset, load: Callable[..., Any], source: Source) -> tf.data.Dataset:
+    """Maps a dataset of chunks to what `load` reads of the source, and takes the chunks apart."""
+    if not source.remote:
+        return mapped(chunks, load, _READERS).unbatch()
+    # A call that waits for the network holds a thread. TensorFlow has only one for each core.
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = _REMOTE_READERS + _CORES
+    return mapped(chunks, load, _REMOTE_READERS).unbatch().with_options(options)
 
 
 def mapped(ds: tf.data.Dataset, function: Callable[..., Any], calls: int = _CORES) -> tf.data.Dataset:

@@ -11,6 +11,8 @@ from etils import epath
 
 from mixer.data import folder, tfds_dataset
 from mixer.data.sources import Source
+from mixer.runtime import bucket
+from mixer.runtime.errors import UserError
 
 Reader = Callable[[ml_collections.ConfigDict, str, epath.PathLike], Source]
 
@@ -28,7 +30,17 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
 
     Raises:
       MissingDataError: the dataset is not there.
-      UserError: the dataset or the split cannot be used.
+      UserError: the dataset or the split cannot be used, or a bucket not be read.
     """
     reader = READERS.get(config.dataset.partition("/")[0], tfds_dataset.open_split)
-    return reader(config, split, cache_dir)
+    if not bucket.is_remote(data_dir := str(config.data_dir or "")):
+        return reader(config, split, cache_dir)
+    bucket.check(data_dir)
+    try:
+        with bucket.as_os_errors(data_dir):
+            return reader(config, split, cache_dir)
+    except OSError as error:
+        raise UserError(
+            f"config.input.data_dir={data_dir}: {error.filename or data_dir} cannot be read or written "
+            f"({error.strerror or error}); see to the bucket, then give the same command again"
+        ) from None

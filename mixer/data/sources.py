@@ -24,6 +24,8 @@ class Source:
       max_labels: the largest number of labels of an example; 1 for single-label data.
       multi_label: whether an example has a set of labels. Such data needs other metrics.
       fetch: returns the examples with the given record numbers (int64 [n]).
+      remote: whether fetching waits for the network. More is then fetched at a time.
+      shuffle_block: the number of records that stay neighbours in training, unless `config.input.shuffle_block` says.
     """
 
     num_examples: int
@@ -31,3 +33,5 @@ class Source:
     max_labels: int
     multi_label: bool
     fetch: Callable[[np.ndarray], list[Example]]
+    remote: bool = False
+    shuffle_block: int = 1

@@ -11,7 +11,12 @@ from etils import epath
 from mixer.data import datasets, records
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
+from mixer.runtime import bucket
 from mixer.runtime.errors import MissingDataError, UserError, first_line
+
+# Records of a bucket that are read with one request. A bucket serves 5,000 requests/s to begin with: 80,000
+# images/s for all hosts together.
+_REMOTE_BLOCK = 16
 
 
 def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.PathLike) -> Source:
@@ -43,7 +48,9 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     def fetch(numbers: np.ndarray) -> list[Example]:
         return [_parse(record, image_key, label_key, max_labels) for record in fetch_records(numbers)]
 
-    return Source(num_examples, classes.names, max_labels, multi_label, fetch)
+    remote = bucket.is_remote(builder.data_path)
+    block = _REMOTE_BLOCK if remote else 1
+    return Source(num_examples, classes.names, max_labels, multi_label, fetch, remote, block)
 
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -1,0 +1,48 @@
+"""Reads records of local ArrayRecord files."""
+
+import concurrent.futures
+from collections.abc import Sequence
+
+from array_record.python import array_record_module
+
+from mixer.data.shards import ReadRuns, Records, Run
+from mixer.runtime.errors import UserError
+
+_OPENED = 32  # files that are opened at a time to see how many records they have
+
+
+def check_counts(paths: Sequence[str], counts: Sequence[int]) -> None:
+    """Checks that each file has at least this many records. A file that is cut short opens as one without records."""
+    with concurrent.futures.ThreadPoolExecutor(_OPENED) as pool:
+        for path, found, count in zip(paths, pool.map(_count, paths), counts, strict=True):
+            if found < count:
+                raise UserError(
+                    f"{path} holds {found} records where at least {count} are expected: it was cut short; copy or "
+                    "prepare it again"
+                )
+
+
+def _count(path: str) -> int:
+    return _open(path).num_records()
+
+
+def _open(path: str) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+
+
+def reader(paths: list[str]) -> ReadRuns:
+    """Returns the function that reads runs of records from these local files."""
+    readers: dict[int, array_record_module.ArrayRecordReader] = {}
+
+    def read_run(run: Run) -> Records:
+        shard, first, count = run
+        if shard not in readers:
+            readers[shard] = _open(paths[shard])
+        try:
+            return list(readers[shard].read(first, first + count))
+        except (IndexError, RuntimeError, ValueError):  # a record is damaged: find out which one
+            if count == 1:
+                return [None]
+            return [record for i in range(count) for record in read_run((shard, first + i, 1))]
+
+    return lambda runs: [read_run(run) for run in runs]
