@@ -64,9 +64,10 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
     step = _make_step(weights, mesh, top)
 
     def fetch(numbers: np.ndarray) -> list[sources.Example]:
-        return [sources.Example(folder.file_bytes(paths[n]), ()) for n in numbers]
+        return [sources.Example(image, ()) for image in folder.files_bytes([paths[n] for n in numbers])]
 
-    source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch)
+    remote = any(map(bucket.is_remote, paths))
+    source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch, remote=remote)
     batches = evaluator.split_batches(source, config, context)
     for start, batch in zip(range(0, len(paths), batch_size), batches, strict=True):
         probabilities, classes = jax.device_get(step(params, batch["image"]))

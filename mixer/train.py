@@ -79,7 +79,7 @@ def train(
         else:
             state = _first_state(run, weights)
         # The config is written only now: if the weights had not fitted, another attempt could use the same folder.
-        run_folder.save(config, run.source.class_names, workdir)
+        run_folder.save(run.config, run.source.class_names, workdir)
         log = MetricsLog(workdir, int(state.step), config.checkpoint.on_error)
     except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
         checkpoints.close()
@@ -129,6 +129,7 @@ def _prepare(
     rows = devices.host_rows(mesh, config.batch_size)
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
+    config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
     steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
     changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(

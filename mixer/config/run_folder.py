@@ -1,5 +1,6 @@
 """What a run's folder says of the run: its config and the names of its classes."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer.config import recipe
-from mixer.config.checks import flat
+from mixer.config.checks import flat, unlocked_copy
 from mixer.config.settings import UNITS
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
@@ -67,6 +68,24 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
         return FrozenConfigDict(json.loads(files.read_bytes(path)))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
+
+
+def with_shuffle_block(config: ConfigDict, workdir: epath.PathLike, otherwise: int) -> ConfigDict:
+    """Returns the config with a number for input.shuffle_block where it is 0.
+
+    Args:
+      config: of a run, locked.
+      workdir: the run's folder. A run that has begun keeps its number, also if its data moves into a bucket.
+      otherwise: the number of a new run.
+    """
+    if config.input.shuffle_block:
+        return config
+    config = unlocked_copy(config)
+    config.input.shuffle_block = otherwise
+    with contextlib.suppress(UserError, FileNotFoundError):  # check_same says what is wrong with the folder's config
+        if files.exists(epath.Path(workdir) / CONFIG_FILE):
+            config.input.shuffle_block = load_config(workdir).input.shuffle_block
+    return config.lock()
 
 
 def load_class_names(workdir: epath.PathLike) -> list[str] | None:

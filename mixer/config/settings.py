@@ -214,8 +214,8 @@ SETTINGS: dict[str, Setting] = {
         unit="pixels", low=1,
     ),
     "input.shuffle_block": Setting(
-        1, "number of records that stay neighbours in every epoch; 16 or more for remote storage", "data/pipeline.py",
-        unit="records", low=1,
+        0, "number of records that stay neighbours in every epoch; 0 for 1 on a local disk and 16 for records in a "
+        "bucket, which is then the run's for good", "data/pipeline.py", unit="records", low=0,
     ),
     "input.shuffle_window": Setting(
         0, "number of neighbouring blocks that are shuffled among each other; 0 for all", "data/pipeline.py",

@@ -16,8 +16,10 @@ def record_numbers(positions: np.ndarray, num_records: int, seed: int, block: in
       positions: int64 [n].
       num_records: size of the split.
       seed: of the run.
-      block: number of consecutive records that stay together. 1 shuffles single records. For remote storage, use 16 or
-        more: one read then fetches a whole block. Each epoch starts its blocks at another record.
+      block: number of consecutive records that stay together, in their order. 1 shuffles single records. In a bucket,
+        one request fetches a whole block. With 16, a batch of 4,096 is 256 independent draws of 16 neighbours. The
+        dataset was shuffled when it was written, so neighbours are a random set too, but the same one again and again.
+        Each epoch starts its blocks at another record, so the sets change a little.
       window: blocks are shuffled within windows of this many blocks, so that reads stay near each other; 0 shuffles
         the blocks of the whole split.
 

@@ -12,6 +12,8 @@ from mixer.data.shards import ReadRuns, Records, Run
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
+_Part = tuple[str, int, int]  # path, first byte, and the byte after the last
+
 
 def reader(shards: Sequence[tuple[str, np.ndarray]]) -> ReadRuns:
     """Returns the function that reads runs of records. Each run is one read; in a bucket, all are under way at a time.
@@ -24,16 +26,16 @@ def reader(shards: Sequence[tuple[str, np.ndarray]]) -> ReadRuns:
     def read_runs(runs: Sequence[Run]) -> list[Records]:
         paths = [shards[shard][0] for shard, _, _ in runs]
         bounds = [shards[shard][1][first : first + count + 1] for shard, first, count in runs]
-        parts = [bucket.Range(path, int(of[0]), int(of[-1])) for path, of in zip(paths, bounds, strict=True)]
+        parts = [(path, int(of[0]), int(of[-1])) for path, of in zip(paths, bounds, strict=True)]
         return [_records(blob, of - of[0]) for blob, of in zip(read(parts), bounds, strict=True)]
 
     return read_runs
 
 
-def _read_remote(parts: Sequence[bucket.Range]) -> list[bytes]:
+def _read_remote(parts: Sequence[_Part]) -> list[bytes]:
     """Reads from a bucket. Raises a UserError, because only that reaches the user from within tf.data."""
     try:
-        return bucket.read(parts)
+        return bucket.read([bucket.Range(*part) for part in parts])
     except OSError as error:
         raise UserError(
             f"{error.filename} can no longer be read ({error.strerror}): see to the bucket, then give the same command "
@@ -41,7 +43,7 @@ def _read_remote(parts: Sequence[bucket.Range]) -> list[bytes]:
         ) from None
 
 
-def _read_local(parts: Sequence[bucket.Range]) -> list[bytes]:
+def _read_local(parts: Sequence[_Part]) -> list[bytes]:
     return [_read_bytes(*part) for part in parts]
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mixer.data import records, tfrecord_index
+from mixer.data import array_records, records, tfrecord_index, tfrecords
 from mixer.runtime.errors import UserError
 
 FORMATS = ("tfrecord", "array_record")
@@ -304,27 +304,27 @@ def test_neighbours_are_fetched_with_one_read(own_tfrecord, monkeypatch):
     builder = open_builder(own_tfrecord)
     lengths = builder.info.splits["train"].shard_lengths
     _, read = records.open_records(builder, "train", own_tfrecord)
-    read_bytes, reads = records._read_bytes, []
-    monkeypatch.setattr(records, "_read_bytes", lambda *of: (reads.append(of), read_bytes(*of))[1])
+    read_bytes, reads = tfrecords._read_bytes, []
+    monkeypatch.setattr(tfrecords, "_read_bytes", lambda *of: (reads.append(of), read_bytes(*of))[1])
     read(np.array([5, 3, 4, 7]))
     assert len(reads) == 2
     reads.clear()
     read(np.arange(41))
-    assert [size for _, _, size in reads] == [path.stat().st_size for path in shards(own_tfrecord)]
+    assert [stop - start for _, start, stop in reads] == [path.stat().st_size for path in shards(own_tfrecord)]
     reads.clear()
     read(np.array([lengths[0] - 1, lengths[0]]))  # neighbours in different files
     assert len(reads) == 2
 
 
 def test_neighbours_are_fetched_with_one_read_of_an_array_record(prepared, tmp_path, monkeypatch):
-    reader, reads = records.array_record_module.ArrayRecordReader, []
+    reader, reads = array_records.array_record_module.ArrayRecordReader, []
 
     class Counting(reader):
         def read(self, first, stop):
             reads.append((first, stop))
             return super().read(first, stop)
 
-    monkeypatch.setattr(records.array_record_module, "ArrayRecordReader", Counting)
+    monkeypatch.setattr(array_records.array_record_module, "ArrayRecordReader", Counting)
     _, read = records.open_records(open_builder(prepared["array_record"]), "train", tmp_path)
     read(np.array([5, 3, 4, 7]))
     assert reads == [(3, 6), (7, 8)]
