@@ -34,8 +34,8 @@ Batch = dict[str, np.ndarray]
 _CHUNK = 64  # rows that are read together
 _CORES = cpu.processors()
 _READERS = min(8, _CORES)  # chunks that are read at a time; few, because only one thread at a time can run Python
-# The same where reading waits for the network. With 16, at least 64 requests wait, which is what runtime/bucket.py sends
-# at a time. Memory: 16 x 64 encoded images, and once more while they are taken out of the answers: 150 MB of photographs.
+# The same where reading waits for the network. At least 64 requests then wait, which is what runtime/bucket.py sends at
+# a time. Memory: 16 x 64 encoded images, and as much again while they are taken out of the answers: 150 MB of photos.
 _REMOTE_READERS = 16
 _GROUP = 8  # rows that one call of Python augments; with a call for each row, the calls take a tenth of the time
 _PREFETCH = 2  # batches

@@ -191,7 +191,10 @@ def make(paths: Sequence[str], counts: Sequence[int], report: Callable[[str], No
 
     def file_offsets(path: str, count: int) -> np.ndarray:
         if bucket.is_remote(path):
-            return _file_offsets(path, count, sizes[path], _RemoteHeaders(path, sizes[path], requests, progress))
+            headers = _RemoteHeaders(path, sizes[path], requests, progress)
+            offsets = _file_offsets(path, count, sizes[path], headers)
+            progress.add(sizes[path] - headers.read_to)
+            return offsets
         with open(path, "rb", buffering=1 << 12) as file:
 
             def header_at(at: int) -> bytes:
@@ -232,7 +235,11 @@ def _file_offsets(path: str, count: int, size: int, header_at: Callable[[int], b
 
 
 class _RemoteHeaders:
-    """The headers of a file in a bucket, which is read from its beginning to its end in large parts."""
+    """The headers of a file in a bucket, which is read from its beginning to its end in large parts.
+
+    Attributes:
+      read_to: the byte after the last that was read.
+    """
 
     def __init__(self, path: str, size: int, requests: int, progress: "_Progress") -> None:
         """Reads nothing yet.
@@ -244,16 +251,16 @@ class _RemoteHeaders:
           progress: is told of the bytes that were read or skipped.
         """
         self._path, self._size, self._requests, self._progress = path, size, requests, progress
-        self._start, self._data = 0, b""
+        self._start, self._data, self.read_to = 0, b"", 0
 
     def __call__(self, at: int) -> bytes:
         """Returns the header at an offset, which must not be smaller than the last one."""
-        if at + HEADER > self._start + len(self._data):
+        if at + HEADER > self.read_to:
             starts = range(at, self._size, _REQUEST_BYTES)[: self._requests]
             parts = [bucket.Range(self._path, start, min(start + _REQUEST_BYTES, self._size)) for start in starts]
             self._data = b"".join(bucket.read(parts))
-            self._progress.add(at + len(self._data) - self._start)
-            self._start = at
+            self._progress.add(at + len(self._data) - self.read_to)
+            self._start, self.read_to = at, at + len(self._data)
         return self._data[at - self._start : at - self._start + HEADER]
 
 
@@ -271,6 +278,6 @@ class _Progress:
             self._done += count
             now = time.monotonic()
             if self._report and now - self._said >= _PROGRESS_SECONDS:
-                self._said, share = now, self._done / self._total
+                self._said, share = now, max(self._done, 1) / self._total
                 left = (now - self._begin) * (1 - share) / share
                 self._report(f"index: {share:.0%} of {self._total / 1e9:.1f} GB, about {left:.0f} s left")
