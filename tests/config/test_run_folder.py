@@ -57,3 +57,20 @@ def test_a_folder_without_a_config_is_refused(base_with, tmp_path, text):
     with pytest.raises(UserError, match=r"config\.json is not the config of a run") as caught:
         run_folder.load_config(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path):
+    config = checks.checked(base_with(input__data_dir="gs://bucket/tfds"))
+    assert run_folder.with_shuffle_block(config, tmp_path, otherwise=1).input.shuffle_block == 1
+    new = run_folder.with_shuffle_block(config, tmp_path, otherwise=16)
+    assert (new.input.shuffle_block, new.is_locked, config.input.shuffle_block) == (16, True, 0)
+    run_folder.save(new, ["cat"], tmp_path)
+    moved = run_folder.with_shuffle_block(checks.checked(base_with(input__data_dir="/disk")), tmp_path, otherwise=1)
+    assert moved.input.shuffle_block == 16
+    run_folder.check_same(moved, tmp_path)
+    given = checks.checked(base_with(input__shuffle_block=4))
+    assert run_folder.with_shuffle_block(given, tmp_path, otherwise=1) is given
+    with pytest.raises(UserError, match="input.shuffle_block: 16 before, 4 now"):
+        run_folder.check_same(given, tmp_path)
+    (tmp_path / run_folder.CONFIG_FILE).write_text("{")
+    assert run_folder.with_shuffle_block(config, tmp_path, otherwise=16).input.shuffle_block == 16
