@@ -49,7 +49,7 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         return [_parse(record, image_key, label_key, max_labels) for record in fetch_records(numbers)]
 
     remote = bucket.is_remote(builder.data_path)
-    block = _REMOTE_BLOCK if remote else 1
+    block = _REMOTE_BLOCK if remote and not builder.info.disable_shuffling else 1  # neighbours may be of one class
     return Source(num_examples, classes.names, max_labels, multi_label, fetch, remote, block)
 
 

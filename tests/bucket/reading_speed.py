@@ -78,7 +78,7 @@ def _line(bucket: FakeBucket, source: sources.Source, latency: float, block: int
     """Reads for some seconds. Requests and bytes are those that were answered in this time."""
     groups = _groups(source, _input(bucket, block))
     per_batch = _BATCH // 8
-    for _ in range(2 * per_batch):  # the first reads open connections
+    for _ in range(8 * per_batch):  # connections are opened, and what was first read ahead is used up
         next(groups)
     bucket.clear_log()
     start, images = time.time(), 0
