@@ -70,7 +70,7 @@ def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path)
     run_folder.check_same(moved, tmp_path)
     given = checks.checked(base_with(input__shuffle_block=4))
     assert run_folder.with_shuffle_block(given, tmp_path, otherwise=1) is given
-    with pytest.raises(UserError, match="input.shuffle_block: 16 before, 4 now"):
+    with pytest.raises(UserError, match=r"input\.shuffle_block: 16 before, 4 now"):
         run_folder.check_same(given, tmp_path)
     (tmp_path / run_folder.CONFIG_FILE).write_text("{")
     assert run_folder.with_shuffle_block(config, tmp_path, otherwise=16).input.shuffle_block == 16
