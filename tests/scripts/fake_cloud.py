@@ -10,8 +10,10 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-LAUNCHER = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "tpu_vm.py"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "scripts" / "tpu_vm.py"
 TRAIN = ("--config", "configs/b16_i21k.py", '--config.note=it\'s $HOME; "two"  {words}')
 
 # The n-th `create` makes slice n, which is the folder slices/n. Its files are a test's plan for the slice:
@@ -81,15 +83,29 @@ exit "$(cat ~/exits)"
 
 @dataclasses.dataclass
 class Cloud:
-    """A git repository with the launcher, and the fake cloud that the launcher uses."""
+    """A git repository with the launcher, and the fake cloud that the launcher uses.
+
+    Attributes:
+      root: the folder of all that is here.
+      repository: what the launcher copies to the slices.
+      workdir: the run's folder.
+      train: the arguments of the training.
+      workers: more variables of the workers' environment.
+      patience: seconds within which the launcher must end.
+    """
 
     root: pathlib.Path
     repository: pathlib.Path
+    workdir: str = "gs://bucket/b16"
+    train: Sequence[str] = TRAIN
+    workers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    patience: float = 60
 
     @property
     def env(self) -> dict[str, str]:
         path = f"{self.root / 'laptop'}:{os.environ['PATH']}"
-        return os.environ | {"PATH": path, "FAKE_CLOUD": str(self.root), "TMPDIR": str(self.root)}
+        ours = {"PATH": path, "FAKE_CLOUD": str(self.root), "TMPDIR": str(self.root)}
+        return {**os.environ, **self.workers, **ours}
 
     def plan(
         self,
@@ -113,11 +129,11 @@ class Cloud:
     def words(self, command: str, *flags: str) -> list[str]:
         script = [sys.executable, str(self.repository / "scripts" / "tpu_vm.py"), command]
         words = [*script, "--name=b16", "--zone=europe-west4-a", "--project=p", "--poll_seconds=0.02", *flags]
-        return words + (["--workdir=gs://bucket/b16", "--", *TRAIN] if command == "run" else [])
+        return words + ([f"--workdir={self.workdir}", "--", *self.train] if command == "run" else [])
 
     def launch(self, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
         words = self.words(command, *flags)
-        return subprocess.run(words, capture_output=True, text=True, env=self.env, timeout=60)
+        return subprocess.run(words, capture_output=True, text=True, env=self.env, timeout=self.patience)
 
     def run(self, *flags: str, kind: str = "v3-8") -> subprocess.CompletedProcess[str]:
         return self.launch("run", f"--type={kind}", *flags)
@@ -140,13 +156,20 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def opened(tmp_path: pathlib.Path) -> Iterator[Cloud]:
-    """Makes a cloud in a folder. At the end, kills the trainings of its workers."""
+def opened(tmp_path: pathlib.Path, python: str = PYTHON, source: Sequence[str] = (), **fields: Any) -> Iterator[Cloud]:
+    """Makes a cloud in a folder. At the end, kills the trainings of its workers.
+
+    Args:
+      tmp_path: the folder, which is empty.
+      python: what stands in for the Python that uv installs, as a script.
+      source: more files and folders of this repository that the slices need.
+      **fields: of `Cloud`.
+    """
     for name, text in {
         "laptop/gcloud": GCLOUD,
         "bin/curl": CURL,
         "uv": UV,
-        "python": PYTHON,
+        "python": python,
         "created": "0",
         "repository/constraints.txt": "",
     }.items():
@@ -156,10 +179,12 @@ def opened(tmp_path: pathlib.Path) -> Iterator[Cloud]:
     repository = tmp_path / "repository"
     (repository / "scripts").mkdir()
     shutil.copy(LAUNCHER, repository / "scripts")
+    for name in source:
+        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
     git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.com"]
     for words in (["init", "-q"], ["add", "."], ["-c", "commit.gpgsign=false", "commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
-    yield Cloud(tmp_path, repository)
+    yield Cloud(tmp_path, repository, **fields)
     for pid in tmp_path.glob("slices/*/worker*/mixer/pid"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid.read_text()), signal.SIGKILL)
