@@ -125,17 +125,23 @@ class Checkpoints:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """Removes the part of a checkpoint that was written. Then raises UserError, or warns."""
+        """Removes the part of a checkpoint that was written. Then raises UserError, or warns.
+
+        In a bucket, Orbax also fails if it has written the checkpoint and may not delete an older one.
+        """
         step, self._saving = self._saving, None
         if self._manager is not None:
             with contextlib.suppress(Exception):  # close() raises the same error again
                 self._manager.close()
         self._manager = None  # the next save opens a new one, which also deletes temporary folders
+        written = False
         with contextlib.suppress(OSError), bucket.as_os_errors():
-            for folder in self._unfinished(step):
+            written = bucket.is_remote(self.folder) and integrity.is_committed(self.folder / str(step))
+            for folder in () if written else self._unfinished(step):
                 folder.rmtree()
-        reason = integrity.reason_of(error)
-        self._problem = f"checkpoint {step} could not be written to {self.folder} ({reason}); the older ones remain"
+        what = "was written, but an older one could not be deleted from" if written else "could not be written to"
+        remain = "" if written else "; the older ones remain"
+        self._problem = f"checkpoint {step} {what} {self.folder} ({integrity.reason_of(error)}){remain}"
         if self._stops_on_error:
             self._raise()
         _log.warning("%s.", self._problem)
@@ -143,7 +149,7 @@ class Checkpoints:
     def _raise(self) -> NoReturn:
         raise UserError(
             f"{self._problem}: make it possible and run the same command again; with config.checkpoint.on_error="
-            "continue a run goes on without this checkpoint, unless it is the last"
+            "continue a run goes on, unless this checkpoint is the last"
         ) from None
 
     def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:

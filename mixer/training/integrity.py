@@ -74,6 +74,15 @@ def write_list(folder: epath.Path) -> None:
     files.write_text(folder / LIST, json.dumps(found, indent=1))
 
 
+def is_committed(folder: epath.Path) -> bool:
+    """Tells whether a checkpoint in a bucket has its commit mark.
+
+    Raises:
+      OSError: the bucket cannot be listed.
+    """
+    return _COMMIT_MARK in bucket.children(folder)[1]
+
+
 def commit_complete(folder: epath.Path) -> None:
     """Writes the commit mark of each checkpoint in a bucket that is complete without it.
 
