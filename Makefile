@@ -51,8 +51,9 @@ $(VENV)-preflight/installed: pyproject.toml constraints.txt
 
 TRIALS ?= 100
 SEED ?= 0
+KINDS ?=
 chaos: install-dev  ## kill, damage and starve the real command at random, TRIALS=100 times, within an hour on two cores
-	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --trials $(TRIALS) --seed $(SEED) --kinds "$(KINDS)"
 
 mutants: install-dev  ## change one operator or number at a time and see whether a test fails; hours, or SAMPLE=20 a module
 	$(BIN)/python -m scripts.mutants --seed $(SEED) $(if $(SAMPLE),--sample $(SAMPLE))

@@ -4,13 +4,14 @@ import pathlib
 import random
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tests.chaos.phases import committed
+from tests.chaos.places import LIST, MARK, InBucket, checkpoint_files
 from tests.chaos.runs import Run
 from tests.chaos.trials import Trial
 
-_MARKS = ("commit_success.txt", "_CHECKPOINT_METADATA", "manifest.ocdbt", "files.json")
+_MARKS = (MARK, "_CHECKPOINT_METADATA", "manifest.ocdbt", LIST)
 _GARBAGE = b'{"half a li\xff'
 
 # ----------------------------------------------- damages; each takes the folder of a checkpoint and says what it did
@@ -51,6 +52,13 @@ def delete_manifest(rng: random.Random, folder: pathlib.Path) -> str:
     return f"{_short(path)} deleted"
 
 
+def delete_list(rng: random.Random, folder: pathlib.Path) -> str:
+    """Deletes the list of files, without which a checkpoint counts as damaged."""
+    path = folder / LIST
+    path.unlink()
+    return f"{_short(path)} deleted"
+
+
 def empty(rng: random.Random, folder: pathlib.Path) -> str:
     """Deletes all files, and at random also the folders."""
     for path in _files(folder):
@@ -68,7 +76,9 @@ def garbage(rng: random.Random, folder: pathlib.Path) -> str:
     return f"{_short(path)} replaced by garbage"
 
 
-_DAMAGES: tuple[Callable[[random.Random, pathlib.Path], str], ...] = (
+Damage = Callable[[random.Random, pathlib.Path], str]
+
+_DAMAGES: tuple[Damage, ...] = (
     truncate, delete, flip, flip, delete_mark, empty, garbage,
 )  # fmt: skip
 
@@ -78,9 +88,12 @@ _DAMAGES: tuple[Callable[[random.Random, pathlib.Path], str], ...] = (
 def damage_newest(trial: Trial) -> None:
     """Damages the newest checkpoint. The run must skip it, say why in one line, and continue from the one before."""
     *_, before, newest = committed(trial.workdir)
-    trial.did(trial.rng.choice(_DAMAGES)(trial.rng, _checkpoint(trial, newest)))
+    with trial.files() as workdir:
+        trial.did(trial.rng.choice(_possible(trial, _DAMAGES))(trial.rng, _checkpoint(workdir, newest)))
     run = trial.survive()
     continued, skipped = run.continued_from(), re.findall(r"Checkpoint (\d+) skipped", run.stderr)
+    # In a bucket, one that was almost saved when the run was killed is seen too.
+    skipped = [step for step in skipped if not isinstance(trial.workdir, InBucket) or int(step) <= newest]
     trial.expect(continued in (before, newest), f"it continued from step {continued}, not {before} or {newest}")
     if continued != newest:  # otherwise the damaged part is never read; the comparison of bits decides
         trial.expect(skipped == [str(newest)], f"expected one line about checkpoint {newest}, not: {run.stderr}")
@@ -89,41 +102,67 @@ def damage_newest(trial: Trial) -> None:
 def damage_all(trial: Trial) -> None:
     """Damages all checkpoints. The run must stop and delete nothing, since somebody may be able to repair one."""
     steps = committed(trial.workdir)
-    for step in steps:
-        trial.did(trial.rng.choice((delete_manifest, empty))(trial.rng, _checkpoint(trial, step)))
-    left = _listing(trial)
+    ways = _possible(trial, (delete_manifest, delete_list, empty))
+    with trial.files() as workdir:
+        for step in steps:
+            trial.did(trial.rng.choice(ways)(trial.rng, _checkpoint(workdir, step)))
+        left = _listing(workdir, steps)
+    _refused(trial, steps, left)
+
+
+def lose_marks(trial: Trial) -> None:
+    """Deletes all commit marks. In a bucket the lists of files can replace them; on a disk, the run must stop."""
+    steps = committed(trial.workdir)
+    with trial.files() as workdir:
+        for step in steps:
+            (_checkpoint(workdir, step) / MARK).unlink()
+        left = _listing(workdir, steps)
+    trial.did("all commit marks deleted")
+    if isinstance(trial.workdir, InBucket):
+        continued = trial.survive().continued_from() or 0  # one that was almost saved is complete too
+        trial.expect(continued >= steps[-1], f"it continued from step {continued}, not {steps[-1]}")
+    else:
+        _refused(trial, steps, left)
+
+
+def _refused(trial: Trial, steps: Sequence[int], left: Sequence[str]) -> None:
+    """Expects that the run stops with one line, and that all that was left of its checkpoints remains."""
     run = trial.start()
-    run.end()
-    trial.one_error(run, rf"none of the {len(steps)} checkpoints .* can be read")
-    trial.expect(_listing(trial) == left, f"of {left} only {_listing(trial)} remain")
+    trial.one_error(run, rf"none of the ({len(steps)}|{len(steps) + 1}) checkpoints .* can be read")
+    with trial.files() as workdir:
+        remain = _listing(workdir, steps)
+    trial.expect(remain == left, f"of {left} only {remain} remain")
 
 
 def tear_metrics(trial: Trial) -> None:
     """Cuts off the end of the metrics, within the last line."""
-    path = trial.workdir / "metrics.jsonl"
-    data = path.read_bytes()
-    last = len(data) - data.rstrip(b"\n").rfind(b"\n") - 1
-    lost = trial.rng.randint(1, last)
-    path.write_bytes(data[:-lost])
+    with trial.files() as workdir:
+        path = workdir / "metrics.jsonl"
+        data = path.read_bytes()
+        last = len(data) - data.rstrip(b"\n").rfind(b"\n") - 1
+        lost = trial.rng.randint(1, last)
+        path.write_bytes(data[:-lost])
     trial.did(f"metrics.jsonl cut by {lost} of the {last} bytes of its last line")
     trial.survive()
 
 
 def spoil_config(trial: Trial) -> None:
     """Damages the run's config. The run must warn of it and replace it, or stop with an error that names the file."""
-    path = trial.workdir / "config.json"
-    whole = path.read_bytes()
-    path.write_bytes(trial.rng.choice((_GARBAGE, b"", b"[]", whole[: len(whole) // 2])))
-    trial.did(f"config.json replaced by {path.read_bytes()[:20]!r}...")
+    with trial.files() as workdir:
+        whole = (workdir / "config.json").read_bytes()
+        spoilt = trial.rng.choice((_GARBAGE, b"", b"[]", whole[: len(whole) // 2]))
+        (workdir / "config.json").write_bytes(spoilt)
+    trial.did(f"config.json replaced by {spoilt[:20]!r}...")
     run = trial.start()
     if run.end():
         trial.one_error(run, r"config\.json")
-        path.write_bytes(whole)
+        with trial.files() as workdir:
+            (workdir / "config.json").write_bytes(whole)
     trial.expect("config.json" in run.stderr, f"no line names the file: {run.stderr}")
     trial.survive()
 
 
-_WAYS = (damage_newest,) * 7 + (damage_all, tear_metrics, spoil_config)
+_WAYS = (damage_newest,) * 7 + (damage_all, lose_marks, tear_metrics, spoil_config)
 
 
 def damage(trial: Trial) -> None:
@@ -140,15 +179,17 @@ def damage(trial: Trial) -> None:
 
 
 def _whole(run: Run) -> list[int]:
-    return [step for step in committed(run.workdir) if _mark(run.workdir / "checkpoints" / str(step)).exists()]
+    found = checkpoint_files(run.workdir)
+    return [int(name) for name, files in found.items() if name.isdigit() and MARK in files]
 
 
-def _mark(folder: pathlib.Path) -> pathlib.Path:
-    return folder / "commit_success.txt"
+def _possible(trial: Trial, damages: Sequence[Damage]) -> Sequence[Damage]:
+    """Leaves out what leaves nothing behind in a bucket, which has no folders."""
+    return [damage for damage in damages if damage is not empty or not isinstance(trial.workdir, InBucket)]
 
 
-def _checkpoint(trial: Trial, step: int) -> pathlib.Path:
-    return trial.workdir / "checkpoints" / str(step)
+def _checkpoint(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir / "checkpoints" / str(step)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -170,8 +211,8 @@ def _short(path: pathlib.Path) -> str:
     return "/".join(parts)
 
 
-def _listing(trial: Trial) -> list[str]:
-    """Lists the files of committed checkpoints. (A run may delete the others, whose saving was interrupted.)"""
-    folder = trial.workdir / "checkpoints"
-    paths = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    return sorted(path for path in paths if ".orbax-checkpoint-tmp" not in path.split("/")[0])
+def _listing(workdir: pathlib.Path, steps: Sequence[int]) -> list[str]:
+    """Lists the files of some checkpoints. (A run may delete the others, whose saving was interrupted.)"""
+    folder = workdir / "checkpoints"
+    folders = [folder / str(step) for step in steps]
+    return sorted(str(path.relative_to(folder)) for one in folders for path in (one, *one.rglob("*")) if path.exists())

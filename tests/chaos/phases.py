@@ -1,36 +1,34 @@
 """Tells what a run is doing, and waits for the moment at which it begins something."""
 
-import os
-import pathlib
 import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tests.chaos.places import InBucket, Place, checkpoint_files
 from tests.chaos.runs import Run
 
 PHASES = ("starting", "compiling", "stepping", "evaluating", "saving", "deleting", "leaving", "through")
 
 _ALWAYS_THERE = ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")  # in every whole checkpoint
 _POLL = 0.001  # seconds; a folder is deleted within a few milliseconds
+_POLL_BUCKET = 0.01  # each look is a request
 
 
-def committed(workdir: pathlib.Path) -> list[int]:
+def committed(workdir: Place) -> list[int]:
     """Returns the steps of all checkpoints that have their final name, whole or not."""
-    folder = workdir / "checkpoints"
-    return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
+    return sorted(int(name) for name in checkpoint_files(workdir) if name.isdigit())
 
 
-def saving(workdir: pathlib.Path) -> bool:
+def saving(workdir: Place) -> bool:
     """Tells whether a checkpoint has its temporary name."""
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
+    return any("tmp" in name for name in checkpoint_files(workdir))
 
 
-def deleting(workdir: pathlib.Path) -> bool:
+def deleting(workdir: Place) -> bool:
     """Tells whether a part of a checkpoint is missing."""
-    folders = [workdir / "checkpoints" / str(step) for step in committed(workdir)]
-    return any(not (folder / name).exists() for folder in folders for name in _ALWAYS_THERE)
+    found = checkpoint_files(workdir)
+    return any(not files.issuperset(_ALWAYS_THERE) for name, files in found.items() if name.isdigit())
 
 
 def evaluating(run: Run) -> bool:
@@ -71,13 +69,8 @@ class Sight(NamedTuple):
 
 def look(run: Run) -> Sight:
     """Looks at a run."""
-    folder = run.workdir / "checkpoints"
-    files = {entry.name: _count(entry.path) for entry in os.scandir(folder)} if folder.is_dir() else {}
+    files = {name: len(files) for name, files in checkpoint_files(run.workdir).items()}
     return Sight(files, run.last_step() if evaluating(run) else 0)
-
-
-def _count(folder: str) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))  # os.walk ignores folders that vanish meanwhile
 
 
 # The critical moments of a run. Each is recognised from two successive looks.
@@ -97,7 +90,7 @@ def wait_for(run: Run, moment: str, times: int) -> bool:
         return False
     before = look(run)
     while run.alive:
-        time.sleep(_POLL)
+        time.sleep(_POLL_BUCKET if isinstance(run.workdir, InBucket) else _POLL)
         now = look(run)
         times -= MOMENTS[moment](before, now)
         if not times:

@@ -19,6 +19,7 @@ from typing import IO, TypeVar
 
 from mixer.data import datasets
 from mixer.runtime.errors import quiet_libraries
+from tests.chaos.places import InBucket, Place
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -37,6 +38,7 @@ SETTINGS = {
     "input.dataset": "fractals/4x20x16",
     "input.image_size": 16,
     "input.eval_resize": 16,
+    "input.shuffle_block": 4,  # the default in a bucket and on a disk need not be the same
     "batch_size": 16,
     "total_steps": 24,
     "warmup_steps": 2,
@@ -61,14 +63,12 @@ class UnexpectedError(Exception):
 class Run:
     """A process of `python -m mixer.train`, and the lines that it prints."""
 
-    def __init__(
-        self, bench: "Bench", workdir: pathlib.Path, *arguments: str, devices: int, compiles: bool | None, **changes
-    ):
+    def __init__(self, bench: "Bench", workdir: Place, *arguments: str, devices: int, compiles: bool | None, **changes):
         """Starts the process.
 
         Args:
           bench: of the session.
-          workdir: the run's folder.
+          workdir: the run's folder. In a bucket, the data are taken from there too.
           *arguments: more arguments of the command.
           devices: how many virtual devices the process sees.
           compiles: True writes the compilation cache, so the run must not be killed; False only reads it; None does
@@ -76,12 +76,14 @@ class Run:
           **changes: settings that differ from the bench's.
         """
         self.workdir, self.settings = workdir, {**bench.settings, **changes}
-        config = {**self.settings, "input.data_dir": bench.data_dir}
+        in_bucket = isinstance(workdir, InBucket)
+        config = {**self.settings, "input.data_dir": workdir.data_dir if in_bucket else bench.data_dir}
+        environment = bench.environment(devices, compiles) | (workdir.bucket.environment() if in_bucket else {})
         flags = [f"--config.{name}={value}" for name, value in config.items()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mixer.train", "--config", "configs/quickstart.py", f"--workdir={workdir}",
              *flags, *arguments],
-            cwd=ROOT, env=bench.environment(devices, compiles), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, bufsize=1, start_new_session=True,
         )  # fmt: skip
         bench.began(self)

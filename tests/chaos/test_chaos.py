@@ -24,6 +24,18 @@ def test_a_killed_and_a_damaged_run_end_at_the_same_bits(bench):
     assert_survived(session.run(bench, seed=26, trials=dict(enumerate(("kill", "damage")))))
 
 
+def test_a_killed_run_in_a_bucket_ends_at_the_same_bits(bench):
+    outcomes = session.run(bench, seed=15, trials={0: "bucket"})
+    assert_survived(outcomes)
+    assert "SIGKILL" in outcomes[0].done[0]  # not one of the kinds that take longer
+
+
+@pytest.mark.slow  # minutes
+def test_a_longer_session_in_buckets(tmp_path):
+    outcomes = session.run(Bench(tmp_path), seed=2, trials=dict(enumerate(["bucket"] * 10)))
+    assert_survived(outcomes)
+
+
 @pytest.mark.slow  # minutes
 def test_a_longer_session(tmp_path):
     outcomes = session.run(Bench(tmp_path), seed=1, trials=dict(enumerate(session.plan(12, seed=1))))

@@ -1,6 +1,7 @@
 """A trial: the runs that it starts, what it does to them, and what goes wrong."""
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import random
@@ -9,10 +10,11 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tests.chaos import compare
 from tests.chaos.phases import phase
+from tests.chaos.places import InBucket, Place
 from tests.chaos.runs import DEVICES, Bench, Run, UnexpectedError
 
 
@@ -50,7 +52,7 @@ class Trial:
         self.bench, self.outcome = bench, outcome
         self.rng = random.Random(f"{seed}/{outcome.number}")
         self.folder = bench.folder / f"trial{outcome.number}"
-        self.workdir = self.folder / "run"
+        self.workdir: Place = self.folder / "run"
         self.total = bench.settings["total_steps"]
         self.runs: list[Run] = []
 
@@ -59,6 +61,15 @@ class Trial:
         run = Run(self.bench, self.workdir, *arguments, devices=devices, compiles=compiles, **changes)
         self.runs.append(run)
         return run
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[pathlib.Path]:
+        """Yields the run's folder on this disk; of one in a bucket a copy, whose changes are then made there."""
+        if isinstance(self.workdir, InBucket):
+            with self.workdir.as_folder(self.folder / "copy") as folder:
+                yield folder
+        else:
+            yield self.workdir
 
     def did(self, what: str) -> None:
         """Notes a disturbance."""
@@ -91,14 +102,20 @@ class Trial:
         """Starts the last run. It must succeed and end at the same bits as the undisturbed run."""
         run = self.start(**changes)
         self.finish(run)
-        for problem in compare.differences(self.bench.undisturbed().workdir, self.workdir, self.total):
-            self.expect(False, problem)
+        self.compare(self.bench.undisturbed().workdir)
         return run
+
+    def compare(self, expected: pathlib.Path) -> None:
+        """Expects that the run ended at the same bits as the one in this folder."""
+        with self.files() as workdir:
+            for problem in compare.differences(expected, workdir, self.total):
+                self.expect(False, problem)
 
     def one_error(self, run: Run, pattern: str) -> None:
         """Expects that a run ends with status 1 and one line of error that matches the pattern."""
+        status = run.end()
         errors = [line for line in run.complained if line.startswith("error:")]
-        self.expect(run.end() == 1, f"status {run.end()} instead of 1")
+        self.expect(status == 1, f"status {status} instead of 1")
         self.expect(len(errors) == 1 and bool(re.search(pattern, errors[0])), f"expected one line of error with "
                     f"{pattern!r}, not: {run.stderr[-2000:]}")  # fmt: skip
         self.expect("Traceback" not in run.stderr, f"a traceback: {run.stderr[-2000:]}")
