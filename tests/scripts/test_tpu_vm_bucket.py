@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from fake_cloud import ROOT, Cloud, opened
 
-from mixer.training.checkpoint import load_params
+from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 from mixer.verify_resume import differences
 from tests.bucket.fake_bucket import FakeBucket
