@@ -71,7 +71,7 @@ def train(
     run, changes = _prepare(config, workdir, console, stop, allow_config_change)
 
     # The state: from the newest checkpoint, from given weights, or new.
-    checkpoints = Checkpoints(workdir, **config.checkpoint)
+    checkpoints = Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(config))
     try:
         state = checkpoints.restore(run.built.shapes, run.built.shardings)
         if state is not None:
@@ -144,6 +144,11 @@ def _prepare(
     return run, changes
 
 
+def _best_metric(config: ml_collections.ConfigDict) -> str:
+    """Returns the accuracy by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
+    return "val_ema/accuracy" if config.ema_decay else "val/accuracy"
+
+
 def _first_state(run: _Run, weights: Weights | None) -> TrainState:
     state = run.built.init()
     if weights is None:
@@ -207,6 +212,8 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                         line |= _evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
+            # What is evaluated may be one of the best, which only a saved step can be.
+            saves = saves or (config.checkpoint.keep_best > 0 and _best_metric(config) in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)
@@ -273,6 +280,8 @@ def _describe(run: _Run) -> None:
         f"{run.steps.total:,} steps of {config.batch_size}, "
         f"{run.steps.total * config.batch_size / source.num_examples:.4g} epochs"
     )
+    if best := config.checkpoint.keep_best:
+        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {_best_metric(config)}")
 
 
 # ------------------------------------------------------------------------------------------------------- command line

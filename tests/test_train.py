@@ -426,3 +426,23 @@ def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_d
     train.train(tiny(data_dir, **settings), tmp_path / "run")
     train.train(tiny(data_dir, **settings), tmp_path / "straight")
     assert deterministic(tmp_path / "run") == deterministic(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_path, monkeypatch, ema_decay, capsys):
+    """Evaluations and checkpoints meet at the last step only. A moving average is ranked by its own accuracy."""
+    plain, averaged = {3: 0.1, 6: 0.9, 9: 0.2, 12: 0.3, 14: 0.4}, {3: 0.1, 6: 0.2, 9: 0.8, 12: 0.3, 14: 0.4}
+
+    def evaluate(run, due, state, step):
+        return {
+            "val/accuracy": plain[step],
+            "val/count": 8,
+            **({"val_ema/accuracy": averaged[step]} if ema_decay else {}),
+        }
+
+    monkeypatch.setattr(train, "_evaluate", evaluate)
+    intervals = {"eval_steps": 3, "checkpoint_steps": 7, "total_steps": 14, "checkpoint.keep_last": 1}
+    train.train(tiny(data_dir, **intervals, ema_decay=ema_decay), tmp_path)
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ([9, 14] if ema_decay else [6, 14])
+    assert f"the best 1 kept, by {'val_ema' if ema_decay else 'val'}/accuracy" in capsys.readouterr().out

@@ -269,7 +269,7 @@ SETTINGS: dict[str, Setting] = {
         low=0,
     ),
     "checkpoint.keep_best": Setting(
-        1, "number of most accurate checkpoints that are kept, of those saved right after an evaluation",
+        1, "number of most accurate checkpoints that are kept; if not 0, each evaluation is followed by a save",
         "training/checkpoint.py", low=0,
     ),
     "checkpoint.on_error": Setting(

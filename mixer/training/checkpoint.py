@@ -20,14 +20,18 @@ from mixer.training.step import TrainState
 
 _log = logging.getLogger(__name__)
 
-BEST_METRIC = "val/accuracy"
-
 
 class Checkpoints:
     """The checkpoints of one run, each in `workdir`/checkpoints/STEP."""
 
     def __init__(
-        self, workdir: epath.PathLike, keep_last: int, keep_every: int, keep_best: int, on_error: str = "stop"
+        self,
+        workdir: epath.PathLike,
+        keep_last: int,
+        keep_every: int,
+        keep_best: int,
+        on_error: str = "stop",
+        best_metric: str = "val/accuracy",
     ):
         """Opens the folder.
 
@@ -38,6 +42,7 @@ class Checkpoints:
           keep_best: how many of the most accurate checkpoints to keep; 0 for none.
           on_error: what to do when a checkpoint cannot be written: "stop" or "continue". Either way the older
             checkpoints remain, because Orbax deletes a checkpoint only after a newer one is committed.
+          best_metric: the metric by which `keep_best` ranks.
 
         Raises:
           UserError: the folder cannot be read or made.
@@ -46,8 +51,8 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         if keep_best:
-            kept.append(_MostAccurate(keep_best))
-        self.folder = integrity.folder_of(workdir)
+            kept.append(_MostAccurate(keep_best, best_metric))
+        self.folder, self._best_metric = integrity.folder_of(workdir), best_metric
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
         self._saving: int | None = None  # the step that is being written
@@ -79,7 +84,7 @@ class Checkpoints:
                 preservation_policy=self._kept,
                 # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them
                 # a restarted run would not know its best checkpoints.
-                best_fn=lambda metrics: metrics.get(BEST_METRIC, -1.0),
+                best_fn=lambda metrics: metrics.get(self._best_metric, -1.0),
                 # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. See _delete_remains.
                 cleanup_tmp_directories=not bucket.is_remote(self.folder),
                 async_options=ocp.AsyncOptions(
@@ -114,7 +119,7 @@ class Checkpoints:
         self.wait()
         if self._newest == (step := int(state.step)):
             return
-        best = {BEST_METRIC: metrics[BEST_METRIC]} if BEST_METRIC in metrics else {}
+        best = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else {}
         fields = _fields(state)
         saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
         self._saving, self._newest, self._problem = step, step, ""
@@ -235,10 +240,11 @@ class _MostAccurate(policies.PreservationPolicy):
     """Keeps the n most accurate checkpoints. Orbax's own BestN expects an accuracy in every checkpoint."""
 
     n: int
+    metric: str
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> Sequence[bool]:
-        evaluated = [info for info in checkpoints if BEST_METRIC in (info.metrics or {})]
-        best = {info.step for info in sorted(evaluated, key=lambda info: info.metrics[BEST_METRIC])[-self.n :]}
+        evaluated = [info for info in checkpoints if self.metric in (info.metrics or {})]
+        best = {info.step for info in sorted(evaluated, key=lambda info: info.metrics[self.metric])[-self.n :]}
         return [info.step in best for info in checkpoints]
 
 
