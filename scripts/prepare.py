@@ -32,7 +32,7 @@ from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals, Shape
 from mixer.data.datasets.imagenet21k import Imagenet21k
 from mixer.data.datasets.multilabel import Multilabel
-from mixer.runtime import bucket
+from mixer.runtime import bucket, files, owners
 from mixer.runtime.errors import UserError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         for value in vars(args).values():
             if isinstance(value, str):
                 bucket.check(value)
+        for name in {"data_dir", "dataset"} & vars(args).keys():
+            files.refuse_patterns(vars(args)[name], f"--{name} {vars(args)[name]}", "TFDS")
+        owners.do_without()
         with bucket.as_os_errors(args.dataset if args.command == "index" else args.data_dir):
             print(_index(args.dataset) if args.command == "index" else _prepare(args))
     except (ValueError, OSError, ImportError, UserError) as error:

@@ -35,6 +35,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it cannot be written to.
     """
+    files.refuse_patterns(workdir, f"--workdir {workdir}", "orbax", "[]*?\\")
     bucket.check(workdir, for_run=True)
     path = epath.Path(workdir)
     try:

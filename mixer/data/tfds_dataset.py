@@ -11,7 +11,7 @@ from etils import epath
 from mixer.data import datasets, records
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
-from mixer.runtime import bucket
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import MissingDataError, UserError, first_line
 
 # Records of a bucket that are read with one request. A bucket serves 5,000 requests/s to begin with: 80,000
@@ -32,6 +32,7 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
       UserError: there is no such dataset, split or feature, or the data cannot be used.
     """
     data_dir = config.data_dir
+    files.refuse_patterns(data_dir or "", f"config.input.data_dir={data_dir!r}", "TFDS")
     if datasets.is_embedded(config.dataset):
         data_dir = data_dir or os.path.join(cache_dir, "datasets")
         datasets.prepare_embedded(config.dataset, str(data_dir))

@@ -1,4 +1,4 @@
-"""Files, local or in a bucket, that are written whole or not at all."""
+"""Files, local or in a bucket, that are written whole or not at all, and names of folders."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from mixer.runtime import bucket
+from mixer.runtime.errors import UserError
 
 
 @contextlib.contextmanager
@@ -125,3 +126,18 @@ def delete(path: epath.PathLike) -> None:
         bucket.delete(path)
     else:
         pathlib.Path(path).unlink(missing_ok=True)
+
+
+def refuse_patterns(path: epath.PathLike, named: str, library: str, signs: str = "[]*?") -> None:
+    """Checks that a path has none of the signs that a library takes for a pattern or for a separator.
+
+    Such a library does not find what it has written, or finds the files of other folders.
+
+    Raises:
+      UserError: it has one.
+    """
+    if found := next((sign for sign in str(path) if sign in signs), None):
+        raise UserError(
+            f"{named}: {library} does not take {found} in the name of a folder as it is; give a folder whose path has "
+            f"none of {' '.join(signs)}"
+        )

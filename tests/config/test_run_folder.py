@@ -74,3 +74,15 @@ def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path)
         run_folder.check_same(given, tmp_path)
     (tmp_path / run_folder.CONFIG_FILE).write_text("{")
     assert run_folder.with_shuffle_block(config, tmp_path, otherwise=16).input.shuffle_block == 16
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1,0.2]", "a*", "a?b", "a\\b"])
+def test_a_folder_whose_name_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """Orbax does not find the arrays that it wrote there (orbax-checkpoint 0.12.8); TensorStore takes \\ for /."""
+    with pytest.raises(UserError, match=r"orbax does not take . in the name of a folder as it is; give a folder whose"):
+        run_folder.make(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_signs_in_the_name_of_a_folder_are_no_matter(tmp_path):
+    assert run_folder.make(tmp_path / "{x}$HOME a#b%20'~ü").is_dir()

@@ -156,3 +156,9 @@ def test_damaged_records_have_no_image(prepared, tmp_path):
     expected = [Example(image, (label,)) for image, label in labelled(pictures(6))]
     expected[2] = Example(None, ())
     assert all_of(open_pictures(tmp_path)) == expected
+
+
+def test_a_folder_whose_name_tfds_takes_for_a_pattern_is_refused(tmp_path):
+    config = input_config(dataset="cifar10", data_dir=str(tmp_path / "a[1]"))
+    with pytest.raises(UserError, match=r"config.input.data_dir='.*a\[1\]': TFDS does not take \[ in the name"):
+        open_source(config, "train", tmp_path)
