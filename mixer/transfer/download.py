@@ -1,7 +1,11 @@
 """Files from the web. Each is downloaded once and kept in a cache."""
 
+import atexit
+import functools
 import os
 import pathlib
+import shutil
+import tempfile
 import urllib.request
 
 import tqdm
@@ -12,8 +16,24 @@ _MOST_BYTES = 8 << 30  # the largest Mixer of the paper, H/14, has 1.7 GB
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder in which this project keeps downloads and other files that it can make again."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
+    """Returns the folder in which this project keeps downloads and other files that it can make again.
+
+    Where there is no such folder, as in a container without HOME or with a read-only one, it is a temporary folder.
+    """
+    try:
+        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mixer"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows the home folder
+        return _temporary()
+    return folder if os.access(folder, os.W_OK) else _temporary()
+
+
+@functools.cache
+def _temporary() -> pathlib.Path:
+    """Makes a folder that is deleted when the process ends."""
+    folder = tempfile.mkdtemp(prefix="mixer-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pathlib.Path(folder)
 
 
 def downloaded(url: str) -> pathlib.Path:
