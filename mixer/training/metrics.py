@@ -64,7 +64,7 @@ class MetricsLog:
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
         lines = {line["step"]: line for line in read_metrics(workdir) if line["step"] <= step}
-        self._last: dict[str, float] = lines.pop(max(lines)) if lines else {"step": 0}
+        self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
@@ -76,7 +76,7 @@ class MetricsLog:
 
     def has(self, step: int, prefix: str) -> bool:
         """Tells whether the newest line is of this step and has a scalar whose name begins with `prefix`."""
-        return self._last["step"] == step and any(name.startswith(prefix) for name in self._last)
+        return self._last.get("step") == step and any(name.startswith(prefix) for name in self._last)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step. If the step has a line already, adds them to this line.
@@ -84,7 +84,7 @@ class MetricsLog:
         Raises:
           UserError: the line cannot be written, and on_error is "stop".
         """
-        if self._last["step"] == step:
+        if self._last.get("step") == step:
             self._last = {**self._last, **scalars}
             self._is_whole = False
         else:
@@ -95,7 +95,7 @@ class MetricsLog:
             self._draw(step, scalars)
 
     def _last_text(self) -> str:
-        return _as_text(self._last) if self._last["step"] else ""
+        return _as_text(self._last) if self._last else ""
 
     def _store(self) -> None:
         """Appends the last line to the file, or writes the file anew. (In a bucket nothing can be appended.)"""
