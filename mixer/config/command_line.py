@@ -61,6 +61,14 @@ def run(
         raise
     except UserError as error:
         problem = f"error: {error}"
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS=cuda without a GPU (jax 0.10.2)
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if not platforms or "backend" not in f"{error}{traceback.extract_tb(error.__traceback__)[-1].name}":
+            raise
+        problem = (
+            f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here{f' ({error})' if str(error) else ''}; "
+            "leave the variable out, or give cpu"
+        )
     except BrokenPipeError:  # whoever read the output wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
@@ -107,6 +115,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
       UserError: a file, a name or a value is wrong; names the nearest right one.
     """
+    if spec := _config_spec(argv):  # modules beside a config file can be imported, as beside a script
+        sys.path.insert(0, str(pathlib.Path(spec.split(":", 1)[0]).absolute().parent))
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # this includes whatever a config file raises
@@ -125,14 +135,24 @@ def from_flags() -> tuple[ConfigDict, str]:
     spec = config_flags.get_config_filename(flag)
     if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
         run_file(spec)
-    config = one_unit_each(flag.value, config_flags.get_override_values(flag))
+    config, overrides = flag.value, config_flags.get_override_values(flag)
+    assert isinstance(config, ConfigDict)
+    with config.ignore_type():  # an optional text takes any word, also the one that means that there is none
+        config.update_from_flattened_dict({name: None for name, value in overrides.items() if value == "None"})
+    config = one_unit_each(config, overrides)
     return checked(config), pathlib.Path(spec.split(":")[0]).stem
+
+
+def _config_spec(argv: list[str]) -> str | None:
+    """Returns the value of --config in a command line."""
+    given = re.findall(r"(?m)^--?config[=\n](.+)$", "\n".join(argv))
+    return given[-1] if given else None
 
 
 def _explanation(argv: list[str], error: Exception) -> str:
     """Returns what is wrong with a command line that could not be parsed."""
     line = "\n".join(argv)
-    given = re.findall(r"(?m)^--?config[=\n](.+)$", line)
+    given = _config_spec(argv)
     overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
     if overrides and not given:
         return _MISSING
@@ -143,7 +163,7 @@ def _explanation(argv: list[str], error: Exception) -> str:
     if not given:
         return first_line(error)
     try:
-        config = run_file(given[-1])
+        config = run_file(given)
     except UserError as problem:
         return str(problem)
     known = list(flat(config))
@@ -163,6 +183,8 @@ def run_file(spec: str) -> ConfigDict:
     """Runs a config file with the argument after its colon. Unlike config_flags, it reports an error in one line."""
     path, *argument = spec.split(":", 1)
     if not pathlib.Path(path).is_file():
+        if pathlib.Path(spec).is_file():
+            raise UserError(f"--config {spec}: what follows the first colon are arguments; give a path without a colon")
         raise UserError(f"--config {spec}: no such file")
     try:
         scope = runpy.run_path(path)

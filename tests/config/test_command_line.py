@@ -1,5 +1,6 @@
 """Configs from the command line: every mistake is told in one line."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from mixer.config import checks
 from mixer.config import command_line as commands
 from mixer.runtime.errors import UserError
 
@@ -205,3 +207,47 @@ def test_as_a_command_it_prints_the_line_alone(tmp_path):
     status, _, line = run("seed=3")
     assert (status, line.count("\n")) == (1, 1)
     assert line.startswith("error: unexpected argument 'seed=3'; flags look like --NAME=VALUE")
+
+
+def test_a_config_file_imports_what_lies_beside_it(command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_a_config.py").write_text("SEED = 11\n")
+    path = tmp_path / "imports.py"
+    path.write_text(
+        "import beside_a_config\n"
+        "from mixer import recipe\n"
+        "def get_config():\n"
+        "    config = recipe.base()\n"
+        "    config.seed = beside_a_config.SEED\n"
+        "    return config\n"
+    )
+    assert command_line("--config", str(path))[0].seed == 11
+
+
+def test_a_colon_in_the_path_of_a_config_is_named(command_line, tmp_path):
+    (tmp_path / "a:b").mkdir()
+    path = tmp_path / "a:b" / "seeds.py"
+    path.write_text("from mixer import recipe\nget_config = recipe.base\n")
+    line = f"--config {path}: what follows the first colon are arguments; give a path without a colon"
+    assert complaint(command_line, "--config", str(path)) == line
+
+
+@pytest.mark.parametrize("name", ["input.data_dir", "init_from", "fewshot.data_dir"])
+def test_none_is_no_name_of_a_folder(command_line, name):
+    given = ["--config.fewshot.dataset=cifar10"] if name.startswith("fewshot") else []
+    config, _ = command_line("--config", CONFIG, *given, f"--config.{name}=None")
+    assert checks.flat(config)[name] is None
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nosuch"])
+def test_a_platform_that_is_not_there_is_one_line(platform):
+    script = (
+        "import jax\nfrom mixer.config import command_line\ncommand_line.run(lambda argv: jax.devices(), lambda: None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": platform}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such device here")
+    assert done.stderr.count("\n") == 1
