@@ -1,6 +1,10 @@
 """Errors that the user can correct, and the libraries' logs, which are silenced."""
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -28,6 +32,36 @@ def quiet_libraries() -> None:
     """Silences the logs of libraries, whose errors reach the user in one line. Shows this project's warnings."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("mixer").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def root_logger_kept() -> Iterator[None]:
+    """Takes back the handlers that an import within the block gives to Python's root logger.
+
+    Orbax logs while it is imported, and absl then gives the root logger a handler. In a notebook, a later
+    `logging.basicConfig` of the user would have no effect.
+    """
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before
+
+
+def ignore_closed_loops() -> None:
+    """Makes Python drop one kind of message of a callback.
+
+    Orbax closes its event loop at the first array that cannot be written, while TensorStore still writes others. Each
+    of them then reports a closed loop with a traceback, beside the error that matters (orbax-checkpoint 0.12.8).
+    """
+    if getattr(sys.unraisablehook, "__name__", "") != "without_closed_loops":
+        report = sys.unraisablehook
+
+        def without_closed_loops(unraisable: Any) -> None:
+            if str(unraisable.exc_value) != "Event loop is closed":
+                report(unraisable)
+
+        sys.unraisablehook = without_closed_loops
 
 
 def first_line(error: BaseException) -> str:

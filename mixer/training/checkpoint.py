@@ -4,19 +4,20 @@ import contextlib
 import dataclasses
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
 
 from mixer.runtime import bucket, files
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import UserError, ignore_closed_loops, root_logger_kept
 from mixer.training import integrity
 from mixer.training.step import TrainState
+
+with root_logger_kept():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Checkpoints:
             ) from None
 
     def _open(self) -> ocp.CheckpointManager:
-        _ignore_closed_loops()
+        ignore_closed_loops()
         if jax.process_index() == 0:
             if bucket.is_remote(self.folder):
                 integrity.commit_complete(self.folder)
@@ -246,22 +247,6 @@ class _MostAccurate(policies.PreservationPolicy):
         evaluated = [info for info in checkpoints if self.metric in (info.metrics or {})]
         best = {info.step for info in sorted(evaluated, key=lambda info: info.metrics[self.metric])[-self.n :]}
         return [info.step in best for info in checkpoints]
-
-
-def _ignore_closed_loops() -> None:
-    """Makes Python drop one kind of message of a callback.
-
-    Orbax closes its event loop at the first array that cannot be written, while TensorStore still writes others. Each
-    of them then reports a closed loop with a traceback, beside the error that matters (orbax-checkpoint 0.12.8).
-    """
-    if getattr(sys.unraisablehook, "__name__", "") != "without_closed_loops":
-        report = sys.unraisablehook
-
-        def without_closed_loops(unraisable: Any) -> None:
-            if str(unraisable.exc_value) != "Event loop is closed":
-                report(unraisable)
-
-        sys.unraisablehook = without_closed_loops
 
 
 def _delete_damaged_metrics(folder: epath.Path) -> None:

@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import UserError, root_logger_kept
 from mixer.training import integrity
+
+with root_logger_kept():
+    import orbax.checkpoint as ocp
 
 
 def has_checkpoints(workdir: epath.PathLike) -> bool:
