@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TypeVar
 
 from mixer.data import datasets
@@ -63,7 +63,16 @@ class UnexpectedError(Exception):
 class Run:
     """A process of `python -m mixer.train`, and the lines that it prints."""
 
-    def __init__(self, bench: "Bench", workdir: Place, *arguments: str, devices: int, compiles: bool | None, **changes):
+    def __init__(
+        self,
+        bench: "Bench",
+        workdir: Place,
+        *arguments: str,
+        devices: int,
+        compiles: bool | None,
+        before: Sequence[str] = (),
+        **changes,
+    ):
         """Starts the process.
 
         Args:
@@ -73,6 +82,7 @@ class Run:
           devices: how many virtual devices the process sees.
           compiles: True writes the compilation cache, so the run must not be killed; False only reads it; None does
             not use it.
+          before: words before the command, of a program that runs it.
           **changes: settings that differ from the bench's.
         """
         self.workdir, self.settings = workdir, {**bench.settings, **changes}
@@ -81,7 +91,7 @@ class Run:
         environment = bench.environment(devices, compiles) | (workdir.bucket.environment() if in_bucket else {})
         flags = [f"--config.{name}={value}" for name, value in config.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mixer.train", "--config", "configs/quickstart.py", f"--workdir={workdir}",
+            [*before, sys.executable, "-m", "mixer.train", "--config", "configs/quickstart.py", f"--workdir={workdir}",
              *flags, *arguments],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, bufsize=1, start_new_session=True,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from tests.chaos.buckets import in_bucket
+from tests.chaos.consoles import console, container
 from tests.chaos.damages import damage
 from tests.chaos.kills import kill, preempt
 from tests.chaos.phases import PHASES
@@ -15,9 +16,9 @@ from tests.chaos.trials import Outcome, Trial, conduct
 
 KINDS: dict[str, Callable[[Trial], None]] = {
     "kill": kill, "preempt": preempt, "damage": damage, "disk": disk, "elastic": elastic, "peer": peer,
-    "bucket": in_bucket,
+    "bucket": in_bucket, "console": console, "container": container,
 }  # fmt: skip
-_SHARES = {"kill": 32, "preempt": 17, "damage": 27, "disk": 8, "elastic": 8, "bucket": 8}
+_SHARES = {"kill": 32, "preempt": 17, "damage": 27, "disk": 8, "elastic": 8, "bucket": 8, "console": 4, "container": 2}
 _PEERS = 2  # how many trials of two processes a long session has; each takes minutes
 LONG = 50  # trials of a long session
 
