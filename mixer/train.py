@@ -21,7 +21,7 @@ from mixer.config import command_line, describe, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import compilation_cache, devices, distributed, preemption, streams
 from mixer.runtime.errors import UserError, first_line
-from mixer.training import health, setup, sharding
+from mixer.training import agreement, health, setup, sharding
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.checkpoint_reader import has_checkpoints
 from mixer.training.console import Console
@@ -131,6 +131,7 @@ def _prepare(
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
     steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
+    agreement.check(config, source, workdir)
     changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
