@@ -158,7 +158,7 @@ def _files_below(top: str) -> Iterator[str]:
 def names_for(weights: Weights, file: str | None) -> list[str]:
     """Returns a name for each class.
 
-    The names are those in the file. Without a file they are the run's; or, if the weights are not a run's, those of a
+    The names are those in the file. Without a file they are the weights' own; or, if these have none, those of a
     published dataset with this number of classes; or else the class numbers.
 
     Raises:
@@ -189,7 +189,9 @@ def define_flags() -> None:
     command_line.define_checkpoint_flags()
     flags.DEFINE_integer("top", 5, "How many classes to name.")
     flags.DEFINE_bool("json", False, "Print a line of JSON for each image.")
-    flags.DEFINE_string("classes", None, "A text file with the classes' names, one a line; the run's if not given.")
+    flags.DEFINE_string(
+        "classes", None, "A text file with the classes' names, one a line; the model's own if not given."
+    )
     flags.DEFINE_integer("batch_size", 64, "The most images at a time, over all devices.")
 
 

@@ -154,7 +154,8 @@ def _first_state(run: _Run, weights: Weights | None) -> TrainState:
     state = run.built.init()
     if weights is None:
         return state
-    run.console.keep(f"starting from {run.config.init_from}")
+    head = init_from.head_of(weights, run.source.class_names)
+    run.console.keep(f"starting from {run.config.init_from}; {head.said}")
     return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import random_models
 from absl import flags
+from etils import epath
 from PIL import Image
 from test_train import environment
 
-from mixer import predict
+from mixer import export, predict
 from mixer.data import image_status
 from mixer.runtime.errors import UserError
 from mixer.transfer import weights as transfer_weights
@@ -208,6 +209,16 @@ def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
     order = np.argsort(-probabilities)[:5]
     assert path == str(paths[0])
     assert top == [f"{100 * probabilities[number]:9.2f}%  class {number}" for number in order]
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
+def test_an_export_names_the_classes(tmp_path, softmax_run, to, suffix):
+    file = epath.Path(tmp_path) / f"m{suffix}"
+    export.export(transfer_weights.load(str(softmax_run)), to, file, ema=False, command="")
+    picture = write_image(tmp_path / "a.png", 18, 19, seed=0)
+    done = run("--checkpoint", file, picture, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(line.partition("%  ")[2] for line in done.stdout.splitlines()[1:]) == sorted(SHOWN)
 
 
 @pytest.mark.parametrize(

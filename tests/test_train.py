@@ -13,27 +13,28 @@ import tarfile
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
+from random_models import make_params
 
 from configs import quickstart
-from mixer import train
+from mixer import export, models, train
 from mixer.config import checks, durations, run_folder
 from mixer.data import datasets, pipeline, readers
 from mixer.runtime.errors import UserError
 from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
+from mixer.transfer.weights import Weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 # A model of a few thousand parameters on 72 training and 8 validation fractals of 16 pixels.
+WIDTHS = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32}
 TINY = {
-    "model.num_blocks": 2,
-    "model.hidden_dim": 16,
-    "model.tokens_mlp_dim": 8,
-    "model.channels_mlp_dim": 32,
+    **{f"model.{name}": width for name, width in WIDTHS.items()},
     "input.dataset": "fractals/4x20x16",
     "input.image_size": 16,
     "input.eval_resize": 16,
@@ -241,6 +242,28 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
     train.train(config, tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
+def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
+    """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""
+    params = make_params(models.create("Ti/8", 4, **WIDTHS), 16, seed=1)
+    classes = readers.open_source(tiny(data_dir).input, "train", tmp_path / "cache").class_names
+    exports = {"same": list(classes), "others": ["ant", *classes[1:]], "unnamed": None}
+    said = {
+        "same": "the head is kept: the same 4 classes",
+        "others": f"a new head: the classes differ (class 0 is 'ant' there, {classes[0]!r} here)",
+        "unnamed": "the head is kept: the weights do not name their 4 classes, which are as many as here",
+    }
+    for name, names in exports.items():
+        file, workdir = epath.Path(tmp_path / f"{name}{suffix}"), tmp_path / name
+        export.export(Weights(params, "a.npz", class_names=names), to, file, ema=False, command="")
+        done = run(command(data_dir, workdir, **{"init_from": file, "optimizer.learning_rate": 0.0, "total_steps": 1}))
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stdout.splitlines() if "head" in line] == [f"starting from {file}; {said[name]}"]
+        head = load_params(workdir)[1]["head"]["kernel"]
+        expected = np.zeros_like(head) if name == "others" else params["head"]["kernel"]
+        np.testing.assert_array_equal(head, expected)
 
 
 def spoiled(original, steps):

@@ -15,12 +15,14 @@ class Exported(NamedTuple):
       model: the model of these parameters.
       image_size: height and width of its images in pixels.
       has_tanh_gelu: whether it was trained with the tanh form of GELU, as this project trains; False if unknown.
+      class_names: a name for each output of the head; None if they are unknown.
     """
 
     params: Any
     model: MlpMixer
     image_size: int
     has_tanh_gelu: bool
+    class_names: list[str] | None = None
 
 
 class Format(NamedTuple):
@@ -36,6 +38,8 @@ class Format(NamedTuple):
       loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card.
       load: from (file, name for messages) to nested float32 parameters; None if this project cannot read the format.
         Raises UserError if the file is not as it should be.
+      load_class_names: from a file that `load` could read to the names of its classes; None if the file has none. None
+        if files of this format never have them.
     """
 
     suffix: str
@@ -44,6 +48,7 @@ class Format(NamedTuple):
     save: Callable[[io.BufferedIOBase, Exported], None]
     loading: Callable[[Exported, str], list[str]]
     load: Callable[[io.BufferedIOBase, str], Any] | None = None
+    load_class_names: Callable[[io.BufferedIOBase], list[str] | None] | None = None
 
 
 def code_block(language: str, *lines: str) -> list[str]:

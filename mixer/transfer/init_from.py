@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,47 @@ def with_token_width(
     return config.lock()
 
 
+class Head(NamedTuple):
+    """What becomes of the weights' head.
+
+    Attributes:
+      kept: whether the run starts with it, and not with a new one.
+      said: this and the reason in words.
+    """
+
+    kept: bool
+    said: str
+
+
+def head_of(weights: Weights, class_names: Sequence[str]) -> Head:
+    """Decides whether a run starts with the head of these weights: if the classes are the same, as far as is known.
+
+    Args:
+      weights: of a whole model.
+      class_names: of the run's data.
+    """
+    theirs, ours = weights.class_names, list(class_names)
+    count = weights.model().num_classes
+    if count == 0:
+        return Head(False, f"a new head for {len(ours):,} classes: the weights have none")
+    if count != len(ours):
+        return Head(False, f"a new head: {count:,} classes there, {len(ours):,} here")
+    if theirs is None:
+        return Head(
+            True, f"the head is kept: the weights do not name their {count:,} classes, which are as many as here"
+        )
+    if theirs == ours:
+        return Head(True, f"the head is kept: the same {count:,} classes")
+    if sorted(theirs) == sorted(ours):
+        return Head(False, "a new head: the classes are in another order")
+    number, there, here = next((n, a, b) for n, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return Head(False, f"a new head: the classes differ (class {number} is {there!r} there, {here!r} here)")
+
+
 def initial_params(
     state: TrainState, weights: Weights, class_names: Sequence[str], shardings: TrainState
 ) -> TrainState:
-    """Returns a new state with these weights as its parameters. The head stays new if the classes differ.
+    """Returns a new state with these weights as its parameters. The head stays new unless `head_of` keeps theirs.
 
     Args:
       state: with new parameters.
@@ -51,8 +88,7 @@ def initial_params(
     Raises:
       UserError: arrays other than the head do not fit.
     """
-    same_classes = weights.class_names is None or weights.class_names == list(class_names)
-    params = fitted(weights, state.params, keep_head=same_classes)
+    params = fitted(weights, state.params, keep_head=head_of(weights, class_names).kept)
     # Parameters and their average are separate copies: the step donates both, and no buffer can be donated twice.
     place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
     ema_params = None if state.ema_params is None else place(params)

@@ -94,7 +94,8 @@ def _classes(weights: Weights, num_classes: int) -> str:
     if num_classes <= _NAMED_CLASSES:
         return f"{num_classes}: {', '.join(weights.class_names)}"
     named = ", ".join(weights.class_names[:3])
-    return f"{num_classes:,}: {named}, ... (`classes.txt` in the run's folder has all)"
+    where = "`classes.txt` in the run's folder" if weights.config is not None else f"`{weights.source}`"
+    return f"{num_classes:,}: {named}, ... ({where} has all)"
 
 
 def _output(weights: Weights, exported: Exported) -> str:

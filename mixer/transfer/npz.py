@@ -96,9 +96,34 @@ def _check_unpacks(members: list[zipfile.ZipInfo], packed: int) -> None:
             )
 
 
-def save_params(file: io.BufferedIOBase, params: Any) -> None:
-    """Writes parameters under the names of the published checkpoints."""
-    np.savez(file, **traverse_util.flatten_dict(params, sep="/"))
+# The names of the classes follow the biases of the head in the same member: an array of strings after an array of
+# numbers, as in a file to which `np.save` wrote twice. A member of their own would be a parameter to big_vision, which
+# refuses parameters that its model does not have.
+_NAMED = "head/bias"
+
+
+def save_params(file: io.BufferedIOBase, params: Any, class_names: list[str] | None = None) -> None:
+    """Writes parameters under the names of the published checkpoints, and the names of the classes."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in traverse_util.flatten_dict(params, sep="/").items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+                if name == _NAMED and class_names is not None:
+                    np.lib.format.write_array(member, np.asarray(class_names, np.str_), allow_pickle=False)
+
+
+def load_class_names(file: io.BufferedIOBase) -> list[str] | None:
+    """Reads the names of the classes; None if the file has none."""
+    with zipfile.ZipFile(file) as archive:
+        if f"{_NAMED}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{_NAMED}.npy") as member:
+            try:
+                np.lib.format.read_array(member, allow_pickle=False)
+                names = np.lib.format.read_array(member, allow_pickle=False)
+            except Exception:  # nothing follows, or what no version of this project wrote
+                return None
+    return names.tolist() if names.dtype.kind == "U" and names.ndim == 1 else None
 
 
 # Old and new names of modules, for the older internal layout.
@@ -151,7 +176,8 @@ FORMAT = Format(
     suffix=".npz",
     described="the names and axes of the published MLP-Mixer checkpoints, `.npz`",
     input="float32 [batch, {size}, {size}, 3] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
-    save=lambda file, exported: save_params(file, exported.params),
+    save=lambda file, exported: save_params(file, exported.params, exported.class_names),
     loading=_loading,
     load=load_params,
+    load_class_names=load_class_names,
 )

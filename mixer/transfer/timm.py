@@ -27,6 +27,7 @@ _BLOCK_MODULES = {
     "channel_mixing/Dense_1": "mlp_channels.fc2",
 }
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16.dtype}
+_NAMES_KEY = "class_names"  # of the metadata
 _BLOCK = re.compile(r"(?:MixerBlock_|blocks\.)(\d+)[/.](.+)")
 
 
@@ -76,15 +77,28 @@ def _array(name: str, tensor: dict[str, Any]) -> np.ndarray:
         raise UserError(f"{name} has a shape that no array can have: {first_line(error)}") from None
 
 
-def save_params(file: io.BufferedIOBase, params: Any) -> None:
-    """Writes parameters as the state dict of timm's model."""
+def load_class_names(file: io.BufferedIOBase) -> list[str] | None:
+    """Reads the names of the classes from the file's metadata; None if it has none."""
+    file.seek(0)
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))  # by the definition of the format
+    try:
+        names = json.loads((header.get("__metadata__") or {}).get(_NAMES_KEY, "null"))
+    except (ValueError, RecursionError):  # another program's entry
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
+def save_params(file: io.BufferedIOBase, params: Any, class_names: list[str] | None = None) -> None:
+    """Writes parameters as the state dict of timm's model. The names of the classes become metadata: a JSON list."""
     tensors = {}
     for name, array in traverse_util.flatten_dict(params, sep="/").items():
         module, leaf = name.rsplit("/", 1)
         if leaf == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         tensors[f"{_their_module(module)}.{'bias' if leaf == 'bias' else 'weight'}"] = np.ascontiguousarray(array)
-    file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    names = {} if class_names is None else {_NAMES_KEY: json.dumps(class_names)}
+    file.write(safetensors.numpy.save(tensors, metadata={"format": "pt", **names}))
 
 
 def constructor(model: MlpMixer, image_size: int) -> str:
@@ -158,7 +172,8 @@ FORMAT = Format(
     suffix=".safetensors",
     described="PyTorch's `timm`, `.safetensors`",
     input="float32 [batch, 3, {size}, {size}] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
-    save=lambda file, exported: save_params(file, exported.params),
+    save=lambda file, exported: save_params(file, exported.params, exported.class_names),
     loading=_loading,
     load=load_params,
+    load_class_names=load_class_names,
 )

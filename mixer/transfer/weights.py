@@ -23,7 +23,7 @@ from mixer.runtime.errors import UserError, first_line
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import published, resolution
 from mixer.transfer.download import downloaded
-from mixer.transfer.format import Exported
+from mixer.transfer.format import Exported, Format
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.mismatch import MISSING, mismatches
 
@@ -35,8 +35,8 @@ class Weights:
     Attributes:
       params: nested float32 NumPy arrays under the names of the published checkpoints.
       source: where they are from, as the user named it.
-      config: the config of their run. This and the following are None if the weights are not those of a run.
-      class_names: the class names of their run.
+      config: the config of their run. This, `step` and `workdir` are None if the weights are not those of a run.
+      class_names: the names of the classes, from their run or their file; None if unknown.
       step: the step of their checkpoint.
       workdir: the folder of their run.
     """
@@ -105,7 +105,7 @@ class Weights:
           UserError: they are not the parameters of a Mixer.
         """
         has_tanh_gelu = self.config is not None or self.published_as != ""
-        return Exported(self.params, self.model(), self.image_size, has_tanh_gelu)
+        return Exported(self.params, self.model(), self.image_size, has_tanh_gelu, self.class_names)
 
     def at_image_size(self, image_size: int, method: str) -> "Weights":
         """Returns these weights for images of another size.
@@ -174,15 +174,15 @@ def load(source: str, ema: bool = False) -> Weights:
     location = published.PUBLISHED.get(source, source)
     if not (bucket.is_remote(location) or epath.Path(location).expanduser().exists()):
         raise UserError(f"{source!r}: no such file or folder; {published.suggestion(source)}")
-    loaders = {form.suffix: form.load for form in FORMATS.values() if form.load is not None}
+    readable = {form.suffix: form for form in FORMATS.values() if form.load is not None}
     suffix = pathlib.PurePath(location).suffix
-    if suffix not in loaders:
+    if suffix not in readable:
         raise UserError(
-            f"{source}: expected a run's folder or a file that ends in {' or '.join(loaders)}, not "
+            f"{source}: expected a run's folder or a file that ends in {' or '.join(readable)}, not "
             f"{suffix or 'this'!r} (files that hold pickles, such as .pth and .bin, are never loaded)"
         )
     with _opened(location) as file:
-        return Weights(loaders[suffix](file, source), source)
+        return _load_file(file, source, readable[suffix])
 
 
 _WEB = ("https://", "http://")
@@ -213,6 +213,16 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
         step=step,
         workdir=path,
     )
+
+
+def _load_file(file: io.BufferedIOBase, source: str, form: Format) -> Weights:
+    assert form.load is not None
+    weights = Weights(form.load(file, source), source)
+    names = form.load_class_names(file) if form.load_class_names else None
+    biases = traverse_util.flatten_dict(weights.params, sep="/").get("head/bias")
+    if names is None or biases is None or biases.shape != (len(names),):  # somebody gave the model another head
+        return weights
+    return dataclasses.replace(weights, class_names=names)
 
 
 @contextlib.contextmanager

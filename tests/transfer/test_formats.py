@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from random_models import flat, make_model, make_params, same
 
+from mixer.data import class_names
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights
+from mixer.transfer.weights import Weights, load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,45 @@ def test_a_format_reads_what_it_writes(name):
     FORMATS[name].save(file, Weights(params, "m.npz").exported())
     file.seek(0)
     assert same(FORMATS[name].load(file, "m"), params)
+
+
+NAMES = ["ant", "bee: an insect", "猫", "n02110341", ""]
+READABLE = [name for name, form in FORMATS.items() if form.load is not None]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_format_that_is_read_carries_the_names_of_the_classes(tmp_path, name):
+    params, form = make_params(make_model()), FORMATS[name]
+    for names in (NAMES, None):
+        path = tmp_path / f"m{form.suffix}"
+        with path.open("wb") as file:
+            form.save(file, Weights(params, "m.npz", class_names=names).exported())
+        found = load(str(path))
+        assert same(found.params, params)
+        assert (found.class_names, found.config, found.step, found.workdir) == (names, None, None, None)
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_all_classes_of_imagenet_21k_are_carried(tmp_path, name):
+    names = class_names.published(21_843)
+    params = make_params(make_model(len(names)))
+    with (tmp_path / f"m{FORMATS[name].suffix}").open("wb") as file:
+        FORMATS[name].save(file, Weights(params, "m.npz", class_names=names).exported())
+    assert load(file.name).class_names == names
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_names_of_another_head_are_left_out(tmp_path, name):
+    with (tmp_path / f"m{FORMATS[name].suffix}").open("wb") as file:
+        FORMATS[name].save(file, Weights(make_params(make_model(5)), "m.npz", class_names=NAMES[:4]).exported())
+    assert load(file.name).class_names is None
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_model_without_a_head_has_no_names(tmp_path, name):
+    with (tmp_path / f"m{FORMATS[name].suffix}").open("wb") as file:
+        FORMATS[name].save(file, Weights(make_params(make_model(0)), "m.npz").exported())
+    assert load(file.name).class_names is None
 
 
 # mixer.export with one more format: a text file with the names of the arrays, one a line.

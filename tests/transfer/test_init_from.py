@@ -12,7 +12,7 @@ from mixer.config import checks, recipe
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.training import sharding
-from mixer.transfer.init_from import fitted, initial_params, with_token_width
+from mixer.transfer.init_from import fitted, head_of, initial_params, with_token_width
 from mixer.transfer.weights import Weights
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
@@ -38,12 +38,32 @@ def same(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        (NAMES, NAMES, "the head is kept: the same 5 classes"),
+        (None, NAMES, "the head is kept: the weights do not name their 5 classes, which are as many as here"),
+        (NAMES, NAMES[:3], "a new head: 5 classes there, 3 here"),
+        (None, NAMES[:3], "a new head: 5 classes there, 3 here"),
+        (NAMES, [*NAMES[:4], "fly"], "a new head: the classes differ (class 4 is 'elk' there, 'fly' here)"),
+        (NAMES, NAMES[::-1], "a new head: the classes are in another order"),
+    ],
+)
+def test_what_becomes_of_the_head_is_said(theirs, ours, said):
+    assert head_of(make_weights(make_params(5, seed=1), theirs), ours).said == said
+
+
+def test_that_the_weights_have_no_head_is_said():
+    said = head_of(make_weights(make_params(0, seed=1)), NAMES).said
+    assert said == "a new head for 5 classes: the weights have none"
+
+
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize(
     ("theirs", "ours", "keeps_head"),
     [
         (NAMES, NAMES, True),
-        (None, NAMES, True),  # a file has no class names, so only their number counts
+        (None, NAMES, True),  # no names, so only their number counts
         (NAMES, NAMES[:3], False),
         (None, NAMES[:3], False),
         (NAMES, ["ant", "bee", "cat", "dog", "fly"], False),  # the same number of classes, but others

@@ -49,6 +49,41 @@ def test_the_names_are_those_of_the_published_files():
     assert same(npz.load_params(file, "m.npz"), params)
 
 
+def test_the_names_of_the_classes_are_no_array_of_their_own():
+    """big_vision's merge_params refuses a file with an array that the model does not have. NumPy reads the names."""
+    params, file, names = make_params(make_model()), io.BytesIO(), ["ant", "bee", "cat", "dog", "猫"]
+    npz.save_params(file, params, names)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        assert arrays.files == list(flat(params))
+        for name, array in flat(params).items():
+            np.testing.assert_array_equal(arrays[name], array)
+    with zipfile.ZipFile(file) as archive, archive.open("head/bias.npy") as member:
+        np.testing.assert_array_equal(np.load(member, allow_pickle=False), params["head"]["bias"])
+        np.testing.assert_array_equal(np.load(member, allow_pickle=False), names)
+        assert member.read() == b""
+    assert zipfile.ZipFile(file).testzip() is None
+
+
+def array_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "after",
+    [b"\0", b"\x93NUMPY", array_bytes(np.arange(5)), array_bytes(np.array(["a"], object)),
+     array_bytes(np.str_("abcde")), array_bytes(np.array(list("abcde")))[:-1]],
+)  # fmt: skip
+def test_other_bytes_after_the_biases_are_no_names(after):
+    params = make_params(make_model())
+    members = {f"{name}.npy": array_bytes(array) for name, array in flat(params).items()}
+    file = packed({**members, "head/bias.npy": members["head/bias.npy"] + after})
+    assert same(npz.load_params(file, "m.npz"), params)
+    assert npz.load_class_names(file) is None
+
+
 @pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
 def test_names_below_a_prefix_of_big_vision_are_read(prefix):
     params = make_params(make_model())

@@ -66,6 +66,26 @@ def test_names_and_axes_are_timms():
     assert expected["stem.proj.weight"].shape == (16, 3, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "names"),
+    [
+        ('{"format": "pt", "class_names": "[\\"ant\\", \\"bee\\"]"}', ["ant", "bee"]),
+        ('{"format": "pt"}', None),
+        ("null", None),
+        ('{"class_names": "ant,bee"}', None),
+        ('{"class_names": "{\\"0\\": \\"ant\\"}"}', None),
+        ('{"class_names": "[0, 1]"}', None),
+        ('{"class_names": "' + 100_000 * "[" + '"}', None),
+    ],
+)  # fmt: skip
+def test_names_are_a_list_in_the_metadata(metadata, names):
+    tensor = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    text = f'{{"__metadata__": {metadata}, "norm.weight": {tensor}}}'.encode()
+    file = io.BytesIO(len(text).to_bytes(8, "little") + text + bytes(4))
+    timm.load_params(file, "m.safetensors")
+    assert timm.load_class_names(file) == names
+
+
 def test_files_are_marked_as_pytorchs():
     """The transformers library needs this entry, for example."""
     content = written(make_params(make_model()))
