@@ -42,6 +42,7 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
 
     features = builder.info.features
     image_key = _feature_key(features, tfds.features.Image, where)
+    _check_dtype(features[image_key], image_key, where)
     label_key = config.label_key or _label_key(features, where)
     classes, multi_label = _class_feature(features, label_key, where)
     max_labels = _max_labels(config, builder, where) if multi_label else 1
@@ -105,6 +106,25 @@ def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -
         if isinstance(feature, kind):
             return key
     raise UserError(f"{where} has no {kind.__name__} feature; its features: {', '.join(features)}")
+
+
+# Float32 pixels are stored as four bytes each in an RGBA PNG, so that they would be decoded as colours.
+_IMAGE_DTYPES = ("uint8", "uint16")
+
+
+def _check_dtype(feature: tfds.features.Image, key: str, where: str) -> None:
+    """Checks that the stored files are pictures as they look.
+
+    Raises:
+      UserError: they are the bytes of other numbers.
+    """
+    dtype = np.dtype(feature.np_dtype).name
+    if dtype not in _IMAGE_DTYPES:
+        raise UserError(
+            f"the feature {key!r} of {where} holds images of {dtype}, whose bytes TFDS stores as if they were colours: "
+            f"expected {' or '.join(_IMAGE_DTYPES)}; prepare the dataset with values of 0 to 255 and "
+            "tfds.features.Image(dtype=np.uint8)"
+        )
 
 
 def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -> tuple[tfds.features.ClassLabel, bool]:

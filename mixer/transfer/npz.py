@@ -7,6 +7,7 @@ import shlex
 import zipfile
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -39,6 +40,7 @@ def load_params(file: io.BufferedIOBase, source: str) -> Any:
     except Exception as error:  # a damaged file can raise almost any error: of zipfile, zlib or NumPy
         reason = "it is a pickle or no .npz at all, and pickles are never loaded" if "pickle" in str(error) else None
         raise UserError(f"{source} cannot be read: {reason or first_line(error)}") from None
+    flat = {name: _readable(array) for name, array in flat.items()}
     odd = [f"{name}: {array.dtype}" for name, array in flat.items() if not np.issubdtype(array.dtype, np.floating)]
     if odd or not flat:
         raise UserError(f"{source} is not a Mixer's parameters: {'; '.join(odd) or 'it is empty'}")
@@ -61,6 +63,11 @@ def _load_arrays(file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in arrays.files)), "")
     wanted = [name for name in arrays.files if name.startswith(prefix)]
     return {name.removeprefix(prefix): np.asarray(arrays[name]) for name in wanted}  # NumPy gives other files as bytes
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    """Returns an array as it was saved: NumPy saves bfloat16 as two bytes without a type."""
+    return array.view(jnp.bfloat16.dtype).astype(np.float32) if array.dtype == np.dtype("V2") else array
 
 
 # Trained weights hardly compress. A head of zeros does, and so does the state of an optimizer that took few steps.

@@ -9,6 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from making import CLASSES, all_of, complaint, encode, input_config, labelled, photo, pictures, write_dataset
 
+from mixer.data import image_status
+from mixer.data.images import RAW, inspect
 from mixer.data.readers import open_source
 from mixer.data.sources import Example, Source
 from mixer.runtime.errors import UserError
@@ -92,6 +94,37 @@ def test_features_that_are_missing(tmp_path, features, message):
     said = complaint(tmp_path)
     assert message in said
     assert set(said.partition("its features: ")[2].split(", ")) == set(features)
+
+
+def image_dataset(folder, dtype, images):
+    """Prepares a dataset of images whose feature has this dtype."""
+    shape = (None, None, images[0].shape[-1])
+    features = {
+        "image": tfds.features.Image(shape=shape, dtype=dtype),
+        "label": tfds.features.ClassLabel(names=CLASSES),
+    }
+    write_dataset(folder, "tfrecord", {"train": labelled(images)}, shards=1, features=features)
+    return folder
+
+
+def test_images_of_float32_are_refused(tmp_path):
+    """TFDS stores them as four bytes a pixel in a PNG: as colours, a dark and a bright one look alike."""
+    said = complaint(image_dataset(tmp_path, np.float32, [np.full((9, 8, 1), grey, np.float32) for grey in (0.1, 0.9)]))
+    assert said == (
+        f"the feature 'image' of pictures in {tmp_path} holds images of float32, whose bytes TFDS stores as if they "
+        "were colours: expected uint8 or uint16; prepare the dataset with values of 0 to 255 and "
+        "tfds.features.Image(dtype=np.uint8)"
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_uint16_are_read_by_their_brightness(tmp_path, channels):
+    images = [np.full((9, 8, channels), value, np.uint16) for value in (0, 100 * 257, 255 * 257)]
+    source = open_pictures(image_dataset(tmp_path, np.uint16, images))
+    for (data, _), value in zip(all_of(source), (0, 100, 255), strict=True):
+        found = inspect(data, max_pixels=1000)
+        assert (found.status, found.encoding, found.height, found.width) == (image_status.OK, RAW, 9, 8)
+        assert set(found.data) == {value}
 
 
 def test_wrong_names_and_splits(prepared):

@@ -5,11 +5,12 @@ import io
 import pickle
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import flat, make_model, make_params, same
+from random_models import flat, make_model, make_params, nested, same
 
 from mixer.runtime.errors import UserError
 from mixer.transfer import npz
@@ -134,6 +135,24 @@ def test_other_precisions_become_float32(dtype):
     for name, array in flat(read).items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_bfloat16_is_read_though_numpy_gives_it_back_as_bytes(prefix):
+    params = make_params(make_model())
+    arrays = {f"{prefix}{name}": array.astype(ml_dtypes.bfloat16) for name, array in flat(params).items()}
+    assert np.load(written(arrays))[f"{prefix}head/bias"].dtype == "V2"
+    expected = {name: array.astype(ml_dtypes.bfloat16).astype(np.float32) for name, array in flat(params).items()}
+    assert same(npz.load_params(written(arrays), "m.npz"), nested(expected))
+
+
+@pytest.mark.parametrize("value", [np.zeros(5, "V1"), np.zeros(5, "V4"), np.zeros(5, [("a", "V2")])])
+def test_other_bytes_without_a_type_are_refused(value):
+    arrays = {**flat(make_params(make_model())), "head/bias": value}
+    message = r"^m\.npz is not a Mixer's parameters: head/bias: .*V[124]'?\)?\]?$"
+    with pytest.raises(UserError, match=message) as caught:
+        npz.load_params(written(arrays), "m.npz")
+    assert "\n" not in str(caught.value)
 
 
 class Trap:
