@@ -14,6 +14,7 @@ from flax import traverse_util
 from mixer import models
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer.format import Exported, Format, code_block
+from mixer.transfer.wrappers import without_wrappers
 
 # big_vision puts the parameters below the first, and its early versions below the second. The file may also hold the
 # optimizer's state.
@@ -40,7 +41,7 @@ def load_params(file: io.BufferedIOBase, source: str) -> Any:
     except Exception as error:  # a damaged file can raise almost any error: of zipfile, zlib or NumPy
         reason = "it is a pickle or no .npz at all, and pickles are never loaded" if "pickle" in str(error) else None
         raise UserError(f"{source} cannot be read: {reason or first_line(error)}") from None
-    flat = {name: _readable(array) for name, array in flat.items()}
+    flat = {name: _readable(array) for name, array in without_wrappers(flat).items()}
     odd = [f"{name}: {array.dtype}" for name, array in flat.items() if not np.issubdtype(array.dtype, np.floating)]
     if odd or not flat:
         raise UserError(f"{source} is not a Mixer's parameters: {'; '.join(odd) or 'it is empty'}")

@@ -15,6 +15,7 @@ from mixer import models
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer.format import Exported, Format, code_block
+from mixer.transfer.wrappers import without_wrappers
 
 # Our names of modules, and timm's. Those in `_BLOCK_MODULES` follow the name of their block.
 _MODULES = {"stem": "stem.proj", "pre_head_layer_norm": "norm", "head": "head"}
@@ -49,7 +50,7 @@ def load_params(file: io.BufferedIOBase, source: str) -> Any:
     except safetensors.SafetensorError as error:
         raise UserError(f"{source} cannot be read as safetensors: {first_line(error)}") from None
     params = {}
-    for name, tensor in tensors:
+    for name, tensor in without_wrappers(dict(tensors)).items():
         module, _, leaf = name.rpartition(".")
         ours = _our_module(module)
         if ours is None or leaf not in ("weight", "bias"):

@@ -21,7 +21,7 @@ from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.checkpoint_reader import load_params
-from mixer.transfer import published, resolution
+from mixer.transfer import hub, published, resolution
 from mixer.transfer.download import downloaded
 from mixer.transfer.format import Exported, Format
 from mixer.transfer.formats import FORMATS
@@ -161,14 +161,16 @@ def load(source: str, ema: bool = False) -> Weights:
 
     Args:
       source: a run's folder, or one of its checkpoints/STEP; a file in one of the `formats` that can be read, such as
-        `.npz`, at a local path, gs:// or https://; or the name of a published checkpoint, such as B/16-i21k.
+        `.npz`, at a local path, gs:// or https://; a folder of the Hugging Face Hub with such a file; or the name of a
+        published checkpoint, such as B/16-i21k.
       ema: read the averaged parameters of a run.
 
     Raises:
       UserError: `source` is none of these, or cannot be read.
     """
     if folder := _folder(source):
-        return _load_run(folder, source, ema)
+        within = hub.weights_file(folder, source)
+        return load(within, ema) if within else _load_run(folder, source, ema)
     if ema:
         raise UserError(f"{source} is not the folder of a run: it has no averaged parameters")
     location = published.PUBLISHED.get(source, source)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import flat, make_model, make_params, make_state, nested, same, write_run
@@ -72,6 +73,78 @@ def test_a_runs_checkpoint_can_be_chosen(run, step, params, slash):
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the --workdir of an"):
         load(str(tmp_path))
+
+
+def test_a_folder_of_the_hub_is_its_safetensors_file(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(timm_bytes(PARAMS))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never looked at")
+    (tmp_path / "config.json").write_text('{"architecture": "mixer_b16_224"}')
+    for source in (f"{tmp_path}", f"{tmp_path}/"):
+        found = load(source)
+        assert same(found.params, PARAMS)
+        assert (found.config, found.source) == (None, str(tmp_path / "model.safetensors"))
+    with pytest.raises(UserError, match=r"model.safetensors is not the folder of a run: it has no averaged parameters"):
+        load(str(tmp_path), ema=True)
+
+
+def test_a_folder_of_the_hub_may_be_in_a_bucket(bucket_here, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(timm_bytes(PARAMS))
+    (tmp_path / "config.json").write_text("{}")
+    bucket_here.upload(tmp_path, "hub")
+    assert same(load(bucket_here.path("hub")).params, PARAMS)
+
+
+def test_a_run_that_holds_an_export_too_is_a_run(tmp_path):
+    folder = write_run(tmp_path / "run", [make_state(PARAMS, step=7)], NAMES)
+    (folder / "model.safetensors").write_bytes(timm_bytes(EARLIER))
+    for source in (folder, folder / "checkpoints" / "7"):
+        found = load(str(source))
+        assert same(found.params, PARAMS)
+        assert (found.step, found.class_names) == (7, NAMES)
+
+
+def test_a_folder_of_the_hub_with_pickles_alone_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never looked at")
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path} holds no model.safetensors; pytorch_model.bin may hold pickles, which are never loaded: get the "
+        "model in the safetensors format"
+    )
+
+
+def renamed_npz(prefix):
+    file = io.BytesIO()
+    np.savez(file, **{f"{prefix}{name}": array for name, array in flat(PARAMS).items()})
+    return file.getvalue()
+
+
+def renamed_safetensors(prefix):
+    tensors = safetensors.numpy.load(timm_bytes(PARAMS))
+    return safetensors.numpy.save({f"{prefix}{name}": array for name, array in tensors.items()})
+
+
+PREFIXES = ["module.", "model.", "_orig_mod.", "_orig_mod.module.", "model._orig_mod.", "module.module."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("name", "write"), [("m.npz", renamed_npz), ("m.safetensors", renamed_safetensors)])
+def test_names_with_the_prefixes_of_wrappers_are_read(tmp_path, prefix, name, write):
+    (tmp_path / name).write_bytes(write(prefix))
+    assert same(load(str(tmp_path / name)).params, PARAMS)
+
+
+def test_a_prefix_that_not_all_names_have_is_not_removed(tmp_path):
+    tensors = safetensors.numpy.load(renamed_safetensors("module."))
+    tensors["norm.bias"] = tensors.pop("module.norm.bias")
+    (tmp_path / "m.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    with pytest.raises(UserError, match=r"is not a timm mixer_\* model: it has 'module\."):
+        load(str(tmp_path / "m.safetensors"))
+    arrays = {f"model.{name}": array for name, array in flat(PARAMS).items() if name != "stem/bias"}
+    np.savez(tmp_path / "m.npz", **arrays, **{"stem/bias": PARAMS["stem"]["bias"]})
+    with pytest.raises(UserError, match=r"is not a Mixer's parameters: "):
+        load(str(tmp_path / "m.npz")).model()
 
 
 def test_a_step_without_a_checkpoint_is_refused(run):
