@@ -11,14 +11,24 @@ from tests.chaos.damages import damage
 from tests.chaos.kills import kill, preempt
 from tests.chaos.phases import PHASES
 from tests.chaos.runs import Bench
-from tests.chaos.surroundings import disk, elastic, peer
+from tests.chaos.surroundings import disk, elastic, mismatch, peer
 from tests.chaos.trials import Outcome, Trial, conduct
 
 KINDS: dict[str, Callable[[Trial], None]] = {
     "kill": kill, "preempt": preempt, "damage": damage, "disk": disk, "elastic": elastic, "peer": peer,
-    "bucket": in_bucket, "console": console, "container": container,
+    "bucket": in_bucket, "console": console, "container": container, "mismatch": mismatch,
 }  # fmt: skip
-_SHARES = {"kill": 32, "preempt": 17, "damage": 27, "disk": 8, "elastic": 8, "bucket": 8, "console": 4, "container": 2}
+_SHARES = {
+    "kill": 32,
+    "preempt": 17,
+    "damage": 27,
+    "disk": 8,
+    "elastic": 8,
+    "bucket": 8,
+    "console": 4,
+    "container": 2,
+    "mismatch": 1,
+}
 _PEERS = 2  # how many trials of two processes a long session has; each takes minutes
 LONG = 50  # trials of a long session
 

@@ -188,15 +188,45 @@ def _pair_at(trial: Trial, step: int) -> list[Run]:
     )
 
 
-def _pair(trial: Trial, workdir: pathlib.Path) -> list[Run]:
-    """Starts two processes that train as one."""
+def _pair(
+    trial: Trial, workdir: pathlib.Path, other: pathlib.Path | None = None, **changes_of_other: object
+) -> list[Run]:
+    """Starts two processes that train as one. The second may have another folder and other settings."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     joined = ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
     # No cache: only process 0 writes it, so process 0 would find its programs and arrive too early at the meeting.
     runs = [
-        Run(trial.bench, workdir, *joined, f"--process_id={number}", devices=4, compiles=None) for number in range(2)
+        Run(trial.bench, folder, *joined, f"--process_id={number}", devices=4, compiles=None, **changes)
+        for number, (folder, changes) in enumerate(((workdir, {}), (other or workdir, changes_of_other)))
     ]
     trial.runs += runs
     return runs
+
+
+# ------------------------------------------------------------------------------------------------------------ mismatch
+
+_DIFFERENCES = {
+    "optimizer.learning_rate": "0.5", "seed": "7", "total_steps": "48", "mixup.p": "0.4", "model.hidden_dim": "32",
+}  # fmt: skip
+
+
+def mismatch(trial: Trial) -> None:
+    """Starts two processes of which one has another setting or folder. Both must end with a line that says so."""
+    name = trial.rng.choice([*_DIFFERENCES, "workdir"])
+    trial.did(f"process 1 has another {name}")
+    if name == "workdir":
+        pair, line = _pair(trial, trial.workdir, trial.folder / "other"), "not seen by process 1"
+    else:
+        pair = _pair(trial, trial.workdir, **{name: _DIFFERENCES[name]})
+        line = f"process 1 differs from process 0 in {name}: "
+    for run in pair:
+        status = run.end(_PATIENCE)
+        trial.expect(status == 1, f"it ended with status {status}: {run.stderr[-2000:]}")
+        said = [text for text in run.complained if text.startswith("error:") and line in text]
+        trial.expect(len(said) == 1, f"expected one line with {line!r}, not: {run.stderr[-2000:]}")
+    expected = trial.bench.once("pair", lambda: _undisturbed_pair(trial))
+    _whole_pair(trial, trial.workdir)
+    for problem in compare.differences(expected, trial.workdir, trial.total):
+        trial.expect(False, problem)
