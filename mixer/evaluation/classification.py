@@ -9,6 +9,7 @@ import ml_collections
 from etils import epy
 
 from mixer.config.checks import unlocked_copy
+from mixer.data.sources import Source
 from mixer.evaluation import accuracy, evaluator
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
@@ -47,6 +48,11 @@ class Classification:
     def num_examples(self) -> int:
         """Images in the split."""
         return self.source.num_examples
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The split."""
+        return [self.source]
 
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns the metrics of these parameters."""

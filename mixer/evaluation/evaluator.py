@@ -28,6 +28,10 @@ class Evaluator(Protocol):
     def num_examples(self) -> int:
         """Images on which the metrics are measured."""
 
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The splits that it reads."""
+
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns metrics by name. `params` may lie anywhere on the mesh."""
 

@@ -1,5 +1,6 @@
 """Few-shot linear accuracy: how well a model's frozen features separate classes (Section 3 of the paper)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,6 +69,11 @@ class FewShot:
     def num_examples(self) -> int:
         """Images in the test split."""
         return self._test.num_examples
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The test split, and that which the classifier is fitted to."""
+        return [self._test, self._train]
 
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns the accuracy for each number of shots, as DATASET_5shot: the mean over seeds.

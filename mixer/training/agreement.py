@@ -32,8 +32,13 @@ _SOFTWARE = ("mixer", "jax", "jaxlib", "flax", "optax", "numpy")
 _SEEN_WITHIN = 15.0  # seconds in which a file of one host must appear on the others; NFS takes some
 
 
-def check(config: ml_collections.ConfigDict, source: "Source", workdir: epath.Path) -> None:
-    """Compares config, software, training data and the run's folder of all processes. All of them must call it.
+def check(config: ml_collections.ConfigDict, sources: Mapping[str, "Source"], workdir: epath.Path) -> None:
+    """Compares config, software, data and the run's folder of all processes. All of them must call it.
+
+    Args:
+      config: of the run.
+      sources: the splits that the run reads, by what messages call them.
+      workdir: the run's folder.
 
     Raises:
       UserError: in every process, if anything differs; names the first differences.
@@ -45,7 +50,7 @@ def check(config: ml_collections.ConfigDict, source: "Source", workdir: epath.Pa
     if jax.process_index() == 0:
         files.write_text(mine, "")
     try:
-        found = _gathered({**facts(config, source), _TOKEN: token})
+        found = _gathered({**facts(config, sources), _TOKEN: token})
         _raise_for(differences(found), "start all processes with the same command, software and data")
         seen = _gathered({"sees": str(_sees(_mark(workdir, found[0][_TOKEN])))})
         blind = [f"process {number}" for number, one in enumerate(seen) if one["sees"] == "False"]
@@ -56,22 +61,28 @@ def check(config: ml_collections.ConfigDict, source: "Source", workdir: epath.Pa
             files.delete(mine)
 
 
-def facts(config: ml_collections.ConfigDict, source: "Source") -> dict[str, str]:
+def facts(config: ml_collections.ConfigDict, sources: Mapping[str, "Source"]) -> dict[str, str]:
     """Returns, by name, what must be the same in all processes."""
     settings = {name: repr(value) for name, value in flat(config).items() if name not in _OWN}
-    software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
+    software = {f"the version of {name}": importlib.metadata.version(name) for name in _SOFTWARE}
+    software["the version of Python"] = platform.python_version()
+    data: dict[str, str] = {}
+    for name, source in sources.items():
+        data |= _facts_of(name, source)
+    return {**settings, **software, **data}
+
+
+def _facts_of(name: str, source: "Source") -> dict[str, str]:
+    """Returns the size of a split, and digests of its classes and of three of its records."""
     last = source.num_examples - 1
     digest = hashlib.sha256()
     for image, labels in source.fetch(np.array(sorted({0, last // 2, last}))):
         digest.update(image or b"")
-        digest.update(repr(list(labels)).encode())
+        digest.update(repr([int(label) for label in labels]).encode())
     return {
-        **settings,
-        **{f"the version of {name}": version for name, version in software.items()},
-        "the version of Python": platform.python_version(),
-        "the number of training examples": str(source.num_examples),
-        "the names of the classes": hashlib.sha256("\n".join(source.class_names).encode()).hexdigest()[:12],
-        "the training data": digest.hexdigest()[:12],
+        f"the number of {name} examples": str(source.num_examples),
+        f"the class names of the {name} data": hashlib.sha256("\n".join(source.class_names).encode()).hexdigest()[:12],
+        f"the {name} data": digest.hexdigest()[:12],
     }
 
 

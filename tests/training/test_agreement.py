@@ -22,13 +22,13 @@ def source(data_dir, tmp_path):
 def test_the_same_config_and_data_agree(data_dir, source):
     config = tiny(data_dir)
     elsewhere = tiny(data_dir, init_from="/other/weights.npz")
-    found = [agreement.facts(config, source), agreement.facts(elsewhere, source)]
+    found = [agreement.facts(config, {"training": source}), agreement.facts(elsewhere, {"training": source})]
     assert agreement.differences(found) == []
 
 
 def test_what_differs_is_named(data_dir, source):
-    one = agreement.facts(tiny(data_dir), source)
-    other = agreement.facts(tiny(data_dir, **{"optimizer.learning_rate": 0.5, "seed": 3}), source)
+    one = agreement.facts(tiny(data_dir), {"training": source})
+    other = agreement.facts(tiny(data_dir, **{"optimizer.learning_rate": 0.5, "seed": 3}), {"training": source})
     assert agreement.differences([one, one, other]) == [
         "process 2 differs from process 0 in optimizer.learning_rate: 0.5 there, 0.003 in process 0",
         "process 2 differs from process 0 in seed: 3 there, 0 in process 0",
@@ -38,7 +38,7 @@ def test_what_differs_is_named(data_dir, source):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"class_names": ["a", "b", "c", "e"]}, "the names of the classes"),
+        ({"class_names": ["a", "b", "c", "e"]}, "the class names of the training data"),
         ({"num_examples": 71}, "the number of training examples"),
         ({"fetch": None}, "the training data"),
     ],
@@ -49,7 +49,9 @@ def test_other_data_are_noticed(data_dir, source, change, name):
         change = {"fetch": lambda numbers: source.fetch(numbers + 1)}
         source = dataclasses.replace(source, num_examples=source.num_examples - 1)
     other = dataclasses.replace(source, **change)
-    found = agreement.differences([agreement.facts(config, source), agreement.facts(config, other)])
+    found = agreement.differences(
+        [agreement.facts(config, {"training": source}), agreement.facts(config, {"training": other})]
+    )
     assert any(f"differs from process 0 in {name}" in line for line in found)
 
 
