@@ -131,7 +131,6 @@ def _prepare(
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
     steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
-    changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
     )
@@ -141,6 +140,7 @@ def _prepare(
     scheduled = evaluators.build(config, context, source.num_examples, console.keep)
     splits = {f"{one.name} {number}": split for one in scheduled for number, split in enumerate(one.evaluate.sources)}
     agreement.check(config, {"training": source, **splits}, workdir)
+    changes = run_folder.check_same(config, workdir, allow_config_change)
     run = _Run(config, workdir, console, stop, mesh, rows, source, built, scheduled, steps)
     _describe(run)
     return run, changes

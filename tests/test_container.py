@@ -46,3 +46,4 @@ def test_a_user_without_a_name_trains_evaluates_exports_and_predicts(data_dir, t
     assert '"count": 8' in run([*mixer, "mixer.evaluate", checkpoint])
     run([*mixer, "mixer.export", checkpoint, "--to=npz", str(tmp_path / "a.npz")])
     assert "a.png" in run([*mixer, "mixer.predict", f"--checkpoint={tmp_path / 'a.npz'}", str(picture)])
+    assert not (ROOT / "~").exists()

@@ -1,14 +1,12 @@
 """The command itself, as a user runs it: processes, kills, continued runs, and the lines that errors print."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 
 import jax
 import numpy as np
@@ -302,130 +300,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
 
 
-def multilabel(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
-    """Writes a manifest of pictures with sets of labels, a quarter to validate on, and prepares it."""
-    lines = [
-        {"image": path.name, "labels": [["a"], ["a", "b"], ["c"]][i % 3], "split": ["validation", "train"][i % 4 > 0]}
-        for i, path in enumerate(pictures)
-    ]
-    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    (folder / "classes.txt").write_text("a\nb\nc\n")
-    prepared = run(
-        [sys.executable, "scripts/prepare.py", "multilabel", f"--manifest={folder / 'm.jsonl'}",
-         f"--classes={folder / 'classes.txt'}", f"--images={pictures[0].parent}", f"--data_dir={folder / 'data'}"]
-    )  # fmt: skip
-    assert prepared.returncode == 0, prepared.stderr
-
-
-def test_multi_label_data_gets_its_own_metrics(tmp_path):
-    multilabel(tmp_path, photographs(tmp_path / "photographs", 40))
-    changes = {"input.dataset": "multilabel", "loss": "sigmoid_xent", "total_steps": 2}
-    metrics = train.train(tiny(str(tmp_path / "data"), **changes), tmp_path / "run")
-    assert metrics["val/count"] == 10
-    assert 0 < metrics["val/mean_average_precision"] <= 1
-
-
-# --------------------------------------------------------------------------------------------- what users meet first
-
-
-def test_an_error_is_one_line_and_status_1(data_dir, tmp_path):
-    failed = run(command(data_dir, tmp_path / "run", batch_size=12))
-    assert failed.returncode == 1
-    assert failed.stderr == "error: config.batch_size=12 is not divisible by the 8 devices; the nearest that is: 16\n"
-
-
-def test_the_folder_of_another_run_is_refused_with_the_difference(data_dir, tmp_path):
-    train.train(tiny(data_dir, total_steps=1), tmp_path)
-    before = load_params(tmp_path)[1]
-    with pytest.raises(UserError, match=r"holds a run of another config \(seed: 0 before, 1 now\)"):
-        train.train(tiny(data_dir, total_steps=1, seed=1), tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path)[1])
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--workdir .*file/run cannot be written to .*give a folder of your own"):
-        train.train(tiny(data_dir), tmp_path / "file" / "run")
-
-
-def test_a_dataset_that_is_not_prepared_is_named(data_dir, tmp_path):
-    config = tiny(str(tmp_path / "empty"), **{"input.dataset": "cifar10"})
-    with pytest.raises(UserError, match=r"dataset cifar10 in .*empty is not prepared: .*tfds build cifar10"):
-        train.train(config, tmp_path / "run")
-
-
-def test_mixup_groups_must_fit_the_rows_of_a_device(data_dir, tmp_path):
-    config = tiny(data_dir, **{"mixup.p": 0.5, "mixup.group": 8})
-    with pytest.raises(UserError, match=r"batch_size=16 over 8 devices .* must be a multiple of 64, since"):
-        train.train(config, tmp_path)
-
-
-# ----------------------------------------------------------------------------------------------- the paper's configs
-
-
-def photographs(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """Real photographs where some lie beside the checkout, else noise, as JPEG files."""
-    if SHARED.is_dir():
-        return sorted((SHARED / "imagenet_samples").glob("*.JPEG"))[:count]
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{i}.JPEG" for i in range(count)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(path)
-    return paths
-
-
-def train_command(config: str, workdir: pathlib.Path, *arguments: str, devices: int = 1) -> str:
-    done = run([sys.executable, "-m", "mixer.train", "--config", config, f"--workdir={workdir}", *arguments], devices)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def imagenet21k(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
-    """Packs pictures as the released archive does, a tar of one tar a class, and prepares it with our command."""
-    with tarfile.open(folder / "winter21_whole.tar.gz", "w:gz") as outer:
-        for number, members in enumerate((pictures[::2], pictures[1::2]), start=1):
-            inner = folder / f"n{number:08d}.tar"
-            with tarfile.open(inner, "w") as tar:
-                for i, path in enumerate(members):
-                    tar.add(path, arcname=f"n{number:08d}_{i}.JPEG")
-            outer.add(inner, arcname=f"winter21_whole/{inner.name}")
-    (folder / "classes.txt").write_text("n00000001\nn00000002\n")
-    prepared = run(
-        [sys.executable, "scripts/prepare.py", "imagenet21k", f"--archive={folder / 'winter21_whole.tar.gz'}",
-         f"--classes={folder / 'classes.txt'}", f"--data_dir={folder / 'data'}"]
-    )  # fmt: skip
-    assert prepared.returncode == 0, prepared.stderr
-
-
-@pytest.mark.slow  # the whole B/16: about a minute
-def test_b16_i21k_from_an_archive_in_the_official_layout(tmp_path):
-    """Archive -> our builder -> the whole B/16 at 224 pixels, its RandAugment, mixup and all: three steps of 16."""
-    imagenet21k(tmp_path, photographs(tmp_path / "photographs", 40))
-    out = train_command(
-        "configs/b16_i21k.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
-        "--config.total_steps=3", "--config.batch_size=16", "--config.log_steps=1",
-        "--config.input.train_split=train[:80%]", "--config.input.eval_split=train[80%:]",
-    )  # fmt: skip
-    assert "59,113,010 parameters" in out  # 59,111,472 and a head of two classes
-    assert "step 3/3" in out
-    assert "val/count 8" in out
-    assert (tmp_path / "run" / run_folder.CLASSES_FILE).read_text().splitlines() == ["n00000001", "n00000002"]
-
-
-@pytest.mark.slow
-def test_h14_jft_as_it_stands(tmp_path):
-    """The whole H/14 at 224 pixels on a multi-label manifest: three steps of 2 on one device."""
-    multilabel(tmp_path, photographs(tmp_path / "photographs", 12))
-    out = train_command(
-        "configs/h14_jft.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
-        "--config.total_steps=3", "--config.batch_size=2", "--config.log_steps=1",
-    )  # fmt: skip
-    assert "431,073,795 parameters" in out  # 431,069,952 and a head of three classes
-    assert "step 3/3" in out
-    assert "val/mean_average_precision" in out
-
-
 def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_dir, tmp_path, monkeypatch):
     opened, served = readers.open_source, []
 
@@ -469,3 +343,38 @@ def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_pa
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ([9, 14] if ema_decay else [6, 14])
     assert f"the best 1 kept, by {'val_ema' if ema_decay else 'val'}/accuracy" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------- what users meet first
+
+
+def test_an_error_is_one_line_and_status_1(data_dir, tmp_path):
+    failed = run(command(data_dir, tmp_path / "run", batch_size=12))
+    assert failed.returncode == 1
+    assert failed.stderr == "error: config.batch_size=12 is not divisible by the 8 devices; the nearest that is: 16\n"
+
+
+def test_the_folder_of_another_run_is_refused_with_the_difference(data_dir, tmp_path):
+    train.train(tiny(data_dir, total_steps=1), tmp_path)
+    before = load_params(tmp_path)[1]
+    with pytest.raises(UserError, match=r"holds a run of another config \(seed: 0 before, 1 now\)"):
+        train.train(tiny(data_dir, total_steps=1, seed=1), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, before, load_params(tmp_path)[1])
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(data_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir .*file/run cannot be written to .*give a folder of your own"):
+        train.train(tiny(data_dir), tmp_path / "file" / "run")
+
+
+def test_a_dataset_that_is_not_prepared_is_named(data_dir, tmp_path):
+    config = tiny(str(tmp_path / "empty"), **{"input.dataset": "cifar10"})
+    with pytest.raises(UserError, match=r"dataset cifar10 in .*empty is not prepared: .*tfds build cifar10"):
+        train.train(config, tmp_path / "run")
+
+
+def test_mixup_groups_must_fit_the_rows_of_a_device(data_dir, tmp_path):
+    config = tiny(data_dir, **{"mixup.p": 0.5, "mixup.group": 8})
+    with pytest.raises(UserError, match=r"batch_size=16 over 8 devices .* must be a multiple of 64, since"):
+        train.train(config, tmp_path)

@@ -86,7 +86,8 @@ class Checkpoints:
                 # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them
                 # a restarted run would not know its best checkpoints.
                 best_fn=lambda metrics: metrics.get(self._best_metric, -1.0),
-                # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. See _delete_remains.
+                # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. There the remains of a
+                # save that was cut off stay until the run saves the same step again.
                 cleanup_tmp_directories=not bucket.is_remote(self.folder),
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_file_list,

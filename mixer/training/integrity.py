@@ -104,6 +104,9 @@ def fault(folder: epath.Path, needs_mark: bool = True) -> str:
 
     Returns:
       What is wrong with the first file that differs; "" if the files are as they were written.
+
+    Raises:
+      UserError: the bucket does not let them be read now, so nobody knows whether the checkpoint is whole.
     """
     try:
         found = _files(folder)
@@ -120,6 +123,7 @@ def fault(folder: epath.Path, needs_mark: bool = True) -> str:
             if isinstance(checksum, str) and checksum and here and here != checksum:
                 return f"{name} is not what was written"
     except (OSError, ValueError, AttributeError, TypeError) as error:
+        _raise_if_out_of_reach(folder, error)
         return f"{LIST} or {_REWRITTEN} cannot be read ({type(error).__name__})"
     return ""
 
@@ -194,6 +198,9 @@ def readable(
 
     Yields:
       The step of a checkpoint, and what `read` returned.
+
+    Raises:
+      UserError: the bucket does not let a checkpoint be read now. It must not count as damaged, and be deleted.
     """
     for step in steps:
         reason, saved = fault(folder / str(step)), {}
@@ -204,11 +211,28 @@ def readable(
             except UserError:
                 raise
             except Exception as error:  # its type depends on the part that is damaged
+                _raise_if_out_of_reach(folder / str(step), error)
                 reason = reason_of(error)
             if on_all_hosts(not reason):
                 yield step, saved
         if reason:
             _log.warning("Checkpoint %d skipped, it cannot be read: %s", step, reason)
+
+
+def _raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
+    """Raises UserError if an error says nothing of the files, but that the bucket refuses or does not answer."""
+    refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if bucket.is_remote(folder) and (refused or _OUT_OF_REACH.search(f"{type(error).__name__} {error}")):
+        raise UserError(
+            f"{folder} cannot be read now ({reason_of(error)}): try again when the bucket answers"
+        ) from None
+
+
+# As TensorStore and TensorFlow say it.
+_OUT_OF_REACH = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|PERMISSION_DENIED|UNAUTHENTICATED"
+    r"|(Unavailable|DeadlineExceeded|ResourceExhausted|Aborted|PermissionDenied|Unauthenticated)Error"
+)
 
 
 def on_all_hosts(condition: bool) -> bool:

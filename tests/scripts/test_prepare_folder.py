@@ -1,6 +1,7 @@
 """`prepare.py folder` and `index`, and what the script does with a bucket. tests/data/datasets has the rest."""
 
-import importlib.util
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
 import json
 import os
 import pathlib
@@ -13,11 +14,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from test_prepare import SCRIPT, prepare  # noqa: F401
 
 from tests.bucket.faults import Fault
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "prepare.py"
 SUMMARY = """\
 Skipped: 2 (1 empty, 1 unknown_format)
 They are listed in {data_dir}/mine/1.0.0/rejects.jsonl
@@ -28,14 +29,6 @@ To use it, write in the config:
   config.input.data_dir = "{data_dir}"
 """
 LEFT = "; it was there before and was left as it is: delete that folder to build it again"
-
-
-@pytest.fixture(scope="module")
-def prepare():
-    spec = importlib.util.spec_from_file_location("prepare", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,24 @@ def test_when_all_are_damaged_the_run_does_not_start_from_zero_and_deletes_none(
     assert files_of(bucket_here, run) == left
 
 
+@pytest.mark.parametrize("refused", [r"/files\.json", "checkpoints/20/default", "LIST"])
+def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one_and_deleted(
+    bucket_here, run, mesh, monkeypatch, refused
+):
+    """A permission may be lost for a while. Else the run would go on from an older step, and delete the newer one."""
+    save_steps(run, {10: None, 20: None})
+    left = files_of(bucket_here, run)
+    pattern = r"GET .*prefix=.*checkpoints/20" if refused == "LIST" else f"GET .*{refused}"
+    bucket_here.control(fail=[Fault(pattern, status=403)])
+    with pytest.raises(UserError, match=r"checkpoints/20 cannot be read now \(.*\): try again when the bucket answers"):
+        restored(run, mesh)
+    with pytest.raises(UserError, match="cannot be read now"):
+        load_params(run)
+    bucket_here.control(fail=[])
+    assert files_of(bucket_here, run) == left
+    assert_same_state(restored(run, mesh), make_state(20))
+
+
 def test_a_first_save_that_was_cut_off_is_not_a_checkpoint(bucket_here, run, mesh):
     """In a bucket Orbax writes under the checkpoint's own name, and its mark last. A run must then begin anew."""
     save_steps(run, {10: None})
