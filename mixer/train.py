@@ -138,7 +138,8 @@ def _prepare(
         built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
     )
     scheduled = evaluators.build(config, context, source.num_examples, console.keep)
-    splits = {f"{one.name} {number}": split for one in scheduled for number, split in enumerate(one.evaluate.sources)}
+    sources_of = {one.name: getattr(one.evaluate, "sources", ()) for one in scheduled}
+    splits = {f"{name} {number}": split for name, splits in sources_of.items() for number, split in enumerate(splits)}
     agreement.check(config, {"training": source, **splits}, workdir)
     changes = run_folder.check_same(config, workdir, allow_config_change)
     run = _Run(config, workdir, console, stop, mesh, rows, source, built, scheduled, steps)

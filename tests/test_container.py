@@ -24,9 +24,7 @@ def can_be_nameless() -> bool:
 @pytest.mark.skipif(not can_be_nameless(), reason="needs unshare(1) and user namespaces")
 @pytest.mark.parametrize("home", [None, pytest.param("/proc", marks=pytest.mark.slow)])  # nobody can write in /proc
 def test_a_user_without_a_name_trains_evaluates_exports_and_predicts(data_dir, tmp_path, home):
-    variables = {
-        name: value for name, value in environment(1).items() if name not in ("HOME", "XDG_CACHE_HOME", "USER")
-    }
+    kept = {name: value for name, value in environment(1).items() if name not in ("HOME", "XDG_CACHE_HOME", "USER")}
     variables = {**kept, "HOME": home} if home else kept
 
     def run(arguments):

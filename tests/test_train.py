@@ -280,7 +280,7 @@ def spoiled(original, steps):
 def test_steps_that_are_not_finite_are_left_out_counted_and_limited(data_dir, tmp_path, monkeypatch, log_steps):
     """However seldom the loop looks: nothing but the log says at which step it saw it."""
     monkeypatch.setattr(pipeline, "train_batches", spoiled(pipeline.train_batches, (4, 7)))
-    settings = {"log_steps": log_steps, "checkpoint_steps": 5, "max_nonfinite_steps": 2}
+    settings = {"log_steps": log_steps, "checkpoint_steps": 5, "checkpoint.keep_best": 0, "max_nonfinite_steps": 2}
     train.train(tiny(data_dir, **settings), tmp_path / "skipping")
     counts = [row.get("train/nonfinite_steps", 0) for row in read_metrics(tmp_path / "skipping")]
     assert counts == {1: [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2], 5: [1, 0, 2, 2]}[log_steps]  # step 6 evaluates only

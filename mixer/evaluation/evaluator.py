@@ -22,15 +22,14 @@ Through = Callable[[Iterable[Any]], Iterable[Any]]
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Computes metrics of any parameters of one model."""
+    """Computes metrics of any parameters of one model.
+
+    It may also have `sources`, a sequence of the splits that it reads. Several processes then compare their data.
+    """
 
     @property
     def num_examples(self) -> int:
         """Images on which the metrics are measured."""
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The splits that it reads."""
 
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns metrics by name. `params` may lie anywhere on the mesh."""
