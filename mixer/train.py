@@ -19,9 +19,9 @@ from ml_collections import config_flags
 from mixer import models
 from mixer.config import command_line, describe, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
-from mixer.runtime import compilation_cache, devices, distributed, preemption, streams
+from mixer.runtime import agreement, compilation_cache, devices, distributed, preemption, streams
 from mixer.runtime.errors import UserError, first_line
-from mixer.training import agreement, health, setup, sharding
+from mixer.training import facts, health, setup, sharding
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.checkpoint_reader import has_checkpoints
 from mixer.training.console import Console
@@ -38,6 +38,8 @@ with epy.lazy_imports():  # they import TensorFlow; --help and an error in the c
 
 if TYPE_CHECKING:
     from mixer.data.sources import Source
+
+_OPENED_WITHIN = 6 * 3600  # seconds; a host may have to read all its data for an index
 
 
 def train(
@@ -63,12 +65,17 @@ def train(
       UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
       PreemptedError: the run was asked to stop, and its state is saved.
     """
-    stop, console, workdir = stop or preemption.Stop(), console or Console(), run_folder.make(workdir)
-    weights = None
-    if config.init_from and not has_checkpoints(workdir):
-        weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
-    config = init_from.with_token_width(config, weights, workdir)
-    run, changes = _prepare(config, workdir, console, stop, allow_config_change)
+    stop, meeting, weights = stop or preemption.Stop(), agreement.meeting(), None
+    with meeting.failures_told():
+        workdir = run_folder.make(workdir)
+        command = facts.of_command(config, stop_after=stop.after, allow_config_change=allow_config_change)
+        meeting.compare({"command": command, "software": facts.of_software()}, workdir)
+        console = console or Console()
+        if config.init_from and not has_checkpoints(workdir):
+            weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
+        config = init_from.with_token_width(config, weights, workdir)
+        run, changes = _prepare(config, workdir, console, stop, allow_config_change)
+        meeting.compare({"data": _data_facts(run, weights)}, within=_OPENED_WITHIN)
 
     # The state: from the newest checkpoint, from given weights, or new.
     checkpoints = Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(config))
@@ -131,6 +138,7 @@ def _prepare(
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
     steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
+    changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
     )
@@ -138,10 +146,6 @@ def _prepare(
         built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
     )
     scheduled = evaluators.build(config, context, source.num_examples, console.keep)
-    sources_of = {one.name: getattr(one.evaluate, "sources", ()) for one in scheduled}
-    splits = {f"{name} {number}": split for name, splits in sources_of.items() for number, split in enumerate(splits)}
-    agreement.check(config, {"training": source, **splits}, workdir)
-    changes = run_folder.check_same(config, workdir, allow_config_change)
     run = _Run(config, workdir, console, stop, mesh, rows, source, built, scheduled, steps)
     _describe(run)
     return run, changes
@@ -150,6 +154,16 @@ def _prepare(
 def _best_metric(config: ml_collections.ConfigDict) -> str:
     """Returns the accuracy by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
     return "val_ema/accuracy" if config.ema_decay else "val/accuracy"
+
+
+def _data_facts(run: _Run, weights: Weights | None) -> dict[str, str]:
+    """Returns what the processes have to find alike in their data: splits, evaluators, and weights to start from."""
+    found = facts.of_source("the training data", run.source)
+    found["input.shuffle_block"] = str(run.config.input.shuffle_block)
+    for one in run.evaluators:
+        for number, source in enumerate(getattr(one.evaluate, "sources", ())):
+            found |= facts.of_source(f"the data of evaluator {one.name}" + f" ({number})" * bool(number), source)
+    return found | (facts.of_weights(str(run.config.init_from), weights.params) if weights else {})
 
 
 def _first_state(run: _Run, weights: Weights | None) -> TrainState:
@@ -323,7 +337,8 @@ def main(argv: list[str]) -> None:
     atexit.register(preemption.ignore)
     if given.distributed:
         distributed.start(given.coordinator, given.num_processes, given.process_id)
-    config, name = command_line.from_flags()
+    with agreement.meeting().failures_told():
+        config, name = command_line.from_flags()
     if given.print_config:
         print(describe.values(config))
         return

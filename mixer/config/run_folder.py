@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer.config import recipe
 from mixer.config.checks import flat, unlocked_copy
 from mixer.config.settings import UNITS
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, distributed, files
 from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
     try:
         if not bucket.is_remote(path):  # a bucket has no folders
             path.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        if distributed.is_first():
             probe = path / ".writable"
             files.write_text(probe, "")
             files.delete(probe)

@@ -2,8 +2,10 @@
 
 import re
 import sys
+from typing import Any
 
 import jax
+from jax._src.distributed import global_state  # JAX has no public way to its key-value store
 
 from mixer.runtime.errors import UserError, first_line
 
@@ -43,3 +45,18 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
         given = "".join(f" --{flag}={value}" for flag, value in flags.items() if value is not None)
         raise UserError(f"--distributed{given}: JAX could not join the processes: {first_line(error)}") from None
+
+
+def store() -> tuple[Any, int, int]:
+    """Returns the client of JAX's coordination service, the number of this process, and how many there are.
+
+    Unlike `jax.process_index`, it does not look for devices, in which all processes would wait for each other. Without
+    `start` the client is None.
+    """
+    return global_state.client, global_state.process_id, global_state.num_processes
+
+
+def is_first() -> bool:
+    """Tells whether this is process 0. If `start` was called, it does not look for devices."""
+    client, index, _ = store()
+    return (index if client is not None else jax.process_index()) == 0
