@@ -163,7 +163,7 @@ def _data_facts(run: _Run, weights: Weights | None) -> dict[str, str]:
     for one in run.evaluators:
         for number, source in enumerate(getattr(one.evaluate, "sources", ())):
             found |= facts.of_source(f"the data of evaluator {one.name}" + f" ({number})" * bool(number), source)
-    return found | (facts.of_weights(str(run.config.init_from), weights.params) if weights else {})
+    return found | (facts.of_weights(weights.params) if weights else {})
 
 
 def _first_state(run: _Run, weights: Weights | None) -> TrainState:

@@ -30,7 +30,8 @@ _REMEDIES = {
 }
 WITHIN = 300  # seconds; JAX's own limit for joining
 _SILENT = 60  # seconds after which a process that waits says so
-_LOOKS = 5  # seconds in which a file of another host must come into sight
+_FILE = ".shared"  # in the run's folder, as long as the processes compare
+_LOOKS = 10  # seconds in which a file of another host must come into sight; over a network this may take a while
 _LEAVES = 30  # seconds that a process waits for the others to read why all end
 _SHOWN, _WIDTH = 3, 80  # differences in a message, and characters of a value
 
@@ -110,7 +111,7 @@ class Meeting:
         """
         self._store, self._index, self._count, self._round = store, index, count, 0
 
-    def compare(self, facts: Facts, folder: epath.Path | None = None, within: float = WITHIN) -> None:
+    def compare(self, facts: Facts, folder: epath.PathLike | None = None, within: float = WITHIN) -> None:
         """Waits for the other processes and compares.
 
         Args:
@@ -144,7 +145,7 @@ class Meeting:
                     self._leave_together()
             raise
 
-    def _decide(self, facts: Facts, folder: epath.Path | None, within: float) -> str:
+    def _decide(self, facts: Facts, folder: epath.PathLike | None, within: float) -> str:
         until = time.monotonic() + within
         reports = [Report(facts)]
         with _file_in(folder) as token:
@@ -158,7 +159,7 @@ class Meeting:
         self._set("outcome", outcome or "-")
         return outcome
 
-    def _report(self, facts: Facts, folder: epath.Path | None, within: float) -> str:
+    def _report(self, facts: Facts, folder: epath.PathLike | None, within: float) -> str:
         until = time.monotonic() + within
         token = self._get("token", until, "process 0")
         unseen = str(folder) if folder and token and not _sees(folder, token) else ""
@@ -200,27 +201,27 @@ def _late(within: float) -> str:
 
 
 @contextlib.contextmanager
-def _file_in(folder: epath.Path | None) -> Iterator[str]:
-    """Yields the name of a new file in a folder, and deletes the file at the end. Without a folder, yields ""."""
-    token = secrets.token_hex(8) if folder else ""
+def _file_in(folder: epath.PathLike | None) -> Iterator[str]:
+    """Yields a random word that it writes to a folder, and deletes the file at the end. Without a folder, yields ""."""
     if not folder:
-        yield token
+        yield ""
         return
-    # A new name each time: over a network, a host may remember for a while that a name was not there.
-    files.write_text(folder / f".shared-{token}", token)
+    token, path = secrets.token_hex(8), epath.Path(folder) / _FILE
+    files.write_text(path, token)
     try:
         yield token
     finally:
         with contextlib.suppress(OSError):
-            files.delete(folder / f".shared-{token}")
+            files.delete(path)
 
 
-def _sees(folder: epath.Path, token: str) -> bool:
+def _sees(folder: epath.PathLike, token: str) -> bool:
     """Tells whether a file of another host comes into sight."""
     until = time.monotonic() + _LOOKS
     while True:
         with contextlib.suppress(OSError, ValueError):
-            return files.read_text(folder / f".shared-{token}") == token
+            if files.read_text(epath.Path(folder) / _FILE) == token:
+                return True
         if time.monotonic() > until:
             return False
         time.sleep(0.5)

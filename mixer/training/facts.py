@@ -26,8 +26,9 @@ _DIGITS = 12  # of a digest
 
 
 def of_command(config: ConfigDict, **others: object) -> dict[str, str]:
-    """Returns every setting and these other values as text, but for folders of data, which may differ between hosts."""
+    """Returns every setting and these other values as text, but for paths, which may differ between hosts."""
     settings = {name: value for name, value in flat(config).items() if name.rpartition(".")[2] != "data_dir"}
+    settings["init_from"] = "unset" if config.init_from is None else "set"
     return {name: repr(value) for name, value in (settings | others).items()}
 
 
@@ -77,10 +78,10 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
-def of_weights(source: str, params: Any) -> dict[str, str]:
+def of_weights(params: Any) -> dict[str, str]:
     """Returns a digest of parameters on the host."""
     sums = [
         f"{jax.tree_util.keystr(path)} {zlib.crc32(np.ascontiguousarray(leaf).tobytes())}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
-    return {f"the digest of {source}": _digest("\n".join(sums).encode())}
+    return {"the digest of the weights of init_from": _digest("\n".join(sums).encode())}

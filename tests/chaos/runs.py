@@ -87,7 +87,7 @@ class Run:
         """
         self.workdir, self.settings = workdir, {**bench.settings, **changes}
         in_bucket = isinstance(workdir, InBucket)
-        config = {**self.settings, "input.data_dir": workdir.data_dir if in_bucket else bench.data_dir}
+        config = {"input.data_dir": workdir.data_dir if in_bucket else bench.data_dir, **self.settings}
         environment = bench.environment(devices, compiles) | (workdir.bucket.environment() if in_bucket else {})
         flags = [f"--config.{name}={value}" for name, value in config.items()]
         self.process = subprocess.Popen(

@@ -9,9 +9,10 @@ from tests.chaos.buckets import in_bucket
 from tests.chaos.consoles import console, container
 from tests.chaos.damages import damage
 from tests.chaos.kills import kill, preempt
+from tests.chaos.mismatches import mismatch
 from tests.chaos.phases import PHASES
 from tests.chaos.runs import Bench
-from tests.chaos.surroundings import disk, elastic, mismatch, peer
+from tests.chaos.surroundings import disk, elastic, peer
 from tests.chaos.trials import Outcome, Trial, conduct
 
 KINDS: dict[str, Callable[[Trial], None]] = {
@@ -27,7 +28,7 @@ _SHARES = {
     "bucket": 8,
     "console": 4,
     "container": 2,
-    "mismatch": 1,
+    "mismatch": 2,
 }
 _PEERS = 2  # how many trials of two processes a long session has; each takes minutes
 LONG = 50  # trials of a long session

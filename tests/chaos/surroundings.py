@@ -5,15 +5,14 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 
 from mixer.runtime.preemption import EXIT_STATUS
-from tests.chaos import compare
+from tests.chaos import compare, pairs
 from tests.chaos.phases import committed
-from tests.chaos.runs import Run, UnexpectedError
+from tests.chaos.runs import Run
 from tests.chaos.trials import SkippedError, Trial
 
 _FULL = "No space left on device"
@@ -132,18 +131,14 @@ def elastic(trial: Trial) -> None:
 # ---------------------------------------------------------------------------------------------------------------- peer
 
 _PATIENCE = 120  # seconds within which a process must notice that another is lost
-_MISSED = (
-    "Gloo context initialization failed"  # on CPUs, processes must meet within 30 s, which a busy machine may miss
-)
-_MEETINGS = 3
 _ENDED_BY_JAX = "Terminating process because the JAX distributed service detected fatal errors"
 
 
 def peer(trial: Trial) -> None:
     """Kills one of two processes. The other must end and say why. Started again, both must continue."""
-    expected = trial.bench.once("pair", lambda: _undisturbed_pair(trial))
+    expected = pairs.undisturbed(trial)
     step, victim = trial.rng.randint(1, trial.total - 4), trial.rng.randrange(2)
-    pair = _pair_at(trial, step)
+    pair = pairs.at(trial, step)
     trial.hit(pair[victim], signal.SIGKILL, f"process {victim} of two")
     other = pair[1 - victim]
     since = other.seconds
@@ -152,81 +147,6 @@ def peer(trial: Trial) -> None:
     trial.expect(status != 0, "the other process ended with status 0")
     told = re.search(rf"error: process {1 - victim} has lost the others|{_ENDED_BY_JAX}", other.stderr)
     trial.expect(bool(told), f"the other process did not say why it ended: {other.stderr[-2000:]}")
-    _whole_pair(trial, trial.workdir)
-    for problem in compare.differences(expected, trial.workdir, trial.total):
-        trial.expect(False, problem)
-
-
-def _undisturbed_pair(trial: Trial) -> pathlib.Path:
-    workdir = trial.bench.folder / "undisturbed" / "pair"
-    _whole_pair(trial, workdir)
-    return workdir
-
-
-def _whole_pair(trial: Trial, workdir: pathlib.Path) -> None:
-    """Runs two processes to the end. Starts them again if one was too slow to meet the other."""
-    for _ in range(_MEETINGS):
-        pair = _pair(trial, workdir)
-        statuses = [run.end() for run in pair]
-        if not any(statuses):
-            return
-        said = "\n".join(run.stderr[-2000:] for run in pair)
-        if _MISSED not in said:
-            break
-    raise UnexpectedError(f"two processes ended with status {statuses}: {said}")
-
-
-def _pair_at(trial: Trial, step: int) -> list[Run]:
-    """Starts two processes and waits until they reach a step."""
-    for _ in range(_MEETINGS):
-        pair = _pair(trial, trial.workdir)
-        if pair[0].wait_until(lambda: pair[0].last_step() >= step, pause=0.002):  # noqa: B023 (called at once)
-            return pair
-        statuses = [run.end() for run in pair]
-    raise UnexpectedError(
-        f"two processes did not reach step {step}; their statuses are {statuses}: {pair[0].stderr[-2000:]}"
-    )
-
-
-def _pair(
-    trial: Trial, workdir: pathlib.Path, other: pathlib.Path | None = None, **changes_of_other: object
-) -> list[Run]:
-    """Starts two processes that train as one. The second may have another folder and other settings."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    joined = ("--distributed", f"--coordinator=localhost:{port}", "--num_processes=2")
-    # No cache: only process 0 writes it, so process 0 would find its programs and arrive too early at the meeting.
-    runs = [
-        Run(trial.bench, folder, *joined, f"--process_id={number}", devices=4, compiles=None, **changes)
-        for number, (folder, changes) in enumerate(((workdir, {}), (other or workdir, changes_of_other)))
-    ]
-    trial.runs += runs
-    return runs
-
-
-# ------------------------------------------------------------------------------------------------------------ mismatch
-
-_DIFFERENCES = {
-    "optimizer.learning_rate": "0.5", "seed": "7", "total_steps": "48", "mixup.p": "0.4", "model.hidden_dim": "32",
-}  # fmt: skip
-
-
-def mismatch(trial: Trial) -> None:
-    """Starts two processes of which one has another setting or folder. Both must end with a line that says so."""
-    name = trial.rng.choice([*_DIFFERENCES, "workdir"])
-    trial.did(f"process 1 has another {name}")
-    if name == "workdir":
-        pair, line = _pair(trial, trial.workdir, trial.folder / "other"), "not seen by process 1"
-    else:
-        pair = _pair(trial, trial.workdir, **{name: _DIFFERENCES[name]})
-        line = f"process 1 differs from process 0 in {name}: "
-    for run in pair:
-        status = run.end(_PATIENCE)
-        trial.expect(status == 1, f"it ended with status {status}: {run.stderr[-2000:]}")
-        said = [text for text in run.complained if text.startswith("error:") and line in text]
-        trial.expect(len(said) == 1, f"expected one line with {line!r}, not: {run.stderr[-2000:]}")
-    expected = trial.bench.once("pair", lambda: _undisturbed_pair(trial))
-    _whole_pair(trial, trial.workdir)
+    pairs.whole(trial, trial.workdir)
     for problem in compare.differences(expected, trial.workdir, trial.total):
         trial.expect(False, problem)

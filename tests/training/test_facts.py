@@ -1,0 +1,83 @@
+"""What processes compare: every setting and flag, the software, and what their data hold."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mixer.config import recipe
+from mixer.config.checks import flat
+from mixer.data.sources import Example, Source
+from mixer.training import facts
+
+
+def source(images: list[bytes | None], labels: list[int], names: tuple[str, ...] = ("cat", "dog")) -> Source:
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        return [Example(images[n], (labels[n],)) for n in numbers]
+
+    return Source(len(images), names, max_labels=1, multi_label=False, fetch=fetch)
+
+
+IMAGES, LABELS = [bytes([n]) for n in range(40)], [n % 2 for n in range(40)]
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    return {name for name in one | other if one.get(name) != other.get(name)}
+
+
+def test_every_setting_counts_but_where_data_lie():
+    config = recipe.base()
+    found = facts.of_command(config, stop_after=None)
+    settings = flat(config)
+    assert found["stop_after"] == "None"
+    assert set(settings) - set(found) == {name for name in settings if name.endswith("data_dir")}
+    config.update_from_flattened_dict({"optimizer.learning_rate": 0.5, "input.data_dir": "/elsewhere"})
+    assert differing(found, facts.of_command(config, stop_after=3)) == {"optimizer.learning_rate", "stop_after"}
+
+
+def test_whether_weights_are_given_counts_but_not_where_they_lie():
+    new, one, other = recipe.base(), recipe.base(), recipe.base()
+    one.init_from, other.init_from = "/here/w.npz", "/there/w.npz"
+    assert facts.of_command(one) == facts.of_command(other)
+    assert differing(facts.of_command(new), facts.of_command(one)) == {"init_from"}
+
+
+def test_software_has_versions_options_and_the_code(monkeypatch):
+    found = facts.of_software()
+    assert found["jax"] == jax.__version__
+    assert {"jaxlib", "flax", "numpy", "Python", "the code of mixer"} < set(found)
+    assert any(name.startswith("tensorflow") for name in found)
+    assert facts.of_software() == found
+    monkeypatch.setattr(facts, "_version", lambda name: "9.9")
+    assert facts.of_software()["flax"] == "9.9"
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (source(IMAGES[::-1], LABELS), {"digest of some records"}),
+        (source([*IMAGES[:-1], None], LABELS), {"digest of some records"}),
+        (source(IMAGES, [1 - label for label in LABELS]), {"digest of some records"}),
+        (source(IMAGES, LABELS, ("cat", "bird")), {"digest of the class names"}),
+        (source(IMAGES[:-1], LABELS), {"number of examples", "digest of some records"}),
+        (source(IMAGES, LABELS, ("cat", "dog", "x")), {"number of classes", "digest of the class names"}),
+    ],
+)
+def test_data_that_differ_have_other_facts(other, what):
+    found = differing(facts.of_source("the data", source(IMAGES, LABELS)), facts.of_source("the data", other))
+    assert found == {f"the {part} of the data" for part in what}
+
+
+def test_the_same_data_have_the_same_facts_wherever_they_lie():
+    one = source(IMAGES, LABELS)
+    assert facts.of_source("x", one) == facts.of_source("x", dataclasses.replace(one, remote=True, shuffle_block=16))
+    assert facts.of_source("x", source([b"a"], [0]))  # fewer records than are compared
+
+
+def test_weights_that_differ_in_a_bit_have_other_facts():
+    params = {"head": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    found = facts.of_weights(params)
+    assert found == facts.of_weights(jax.tree.map(np.copy, params))
+    params["head"]["kernel"] = np.nextafter(params["head"]["kernel"], np.float32(9))
+    assert differing(found, facts.of_weights(params)) == {"the digest of the weights of init_from"}
