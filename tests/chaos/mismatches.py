@@ -14,8 +14,8 @@ _STOPS = "stop_after"
 
 # What one process has: a setting, another folder, data whose records have another order, or a flag.
 _DIFFERENCES: dict[str, object] = {
-    "optimizer.learning_rate": 0.0123, "seed": 77, "total_steps": 30, "batch_size": 32, "ema_decay": 0.8, "mixup.p": 0.4,
-    "model.hidden_dim": 32,
+    "optimizer.learning_rate": 0.0123, "seed": 77, "total_steps": 30, "batch_size": 32, "ema_decay": 0.8,
+    "mixup.p": 0.4, "model.hidden_dim": 32,
     _STOPS: 7, _ELSEWHERE: "", _OTHER_DATA: "",
 }  # fmt: skip
 _SAID = {
