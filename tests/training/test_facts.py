@@ -43,7 +43,7 @@ def test_whether_weights_are_given_counts_but_not_where_they_lie():
     assert differing(facts.of_command(new), facts.of_command(one)) == {"init_from"}
 
 
-def test_software_has_versions_options_and_the_code(monkeypatch):
+def test_software_has_versions_options_and_the_code(monkeypatch, tmp_path):
     found = facts.of_software()
     assert found["jax"] == jax.__version__
     assert {"jaxlib", "flax", "numpy", "Python", "the code of mixer"} < set(found)
@@ -51,6 +51,9 @@ def test_software_has_versions_options_and_the_code(monkeypatch):
     assert facts.of_software() == found
     monkeypatch.setattr(facts, "_version", lambda name: "9.9")
     assert facts.of_software()["flax"] == "9.9"
+    (tmp_path / "other.py").write_text("0")
+    monkeypatch.setattr(facts.mixer, "__file__", str(tmp_path / "__init__.py"))
+    assert facts.of_software()["the code of mixer"] != found["the code of mixer"]
 
 
 @pytest.mark.parametrize(
