@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from mixer.data import fingerprint
 from mixer.data.sources import Example, Source
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
@@ -56,7 +57,10 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         found = files_bytes([paths[n] for n in numbers])
         return [Example(image, (labels[n],)) for n, image in zip(numbers, found, strict=True)]
 
-    return Source(len(paths), list(found_files), max_labels=1, multi_label=False, fetch=fetch, remote=remote)
+    return Source(
+        len(paths), list(found_files), max_labels=1, multi_label=False, fetch=fetch, remote=remote,
+        fingerprint=fingerprint.of_files(root, paths),
+    )  # fmt: skip
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A source: what a reader returns and the pipeline reads from."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ class Source:
       fetch: returns the examples with the given record numbers (int64 [n]).
       remote: whether fetching waits for the network. More is then fetched at a time.
       shuffle_block: the number of records that stay neighbours in training, unless `config.input.shuffle_block` says.
+      fingerprint: digests of what the split consists of, by what they are of. The same data have the same wherever they
+        lie; what a place does not tell is left out (see `fingerprint.py`).
     """
 
     num_examples: int
@@ -35,3 +37,4 @@ class Source:
     fetch: Callable[[np.ndarray], list[Example]]
     remote: bool = False
     shuffle_block: int = 1
+    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)

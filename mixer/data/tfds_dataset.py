@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mixer.data import datasets, records
+from mixer.data import datasets, fingerprint, records
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files
@@ -52,7 +52,8 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
 
     remote = bucket.is_remote(builder.data_path)
     block = _REMOTE_BLOCK if remote and not builder.info.disable_shuffling else 1  # neighbours may be of one class
-    return Source(num_examples, classes.names, max_labels, multi_label, fetch, remote, block)
+    found = _fingerprint(builder, split)
+    return Source(num_examples, classes.names, max_labels, multi_label, fetch, remote, block, found)
 
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -85,6 +86,15 @@ def _open_records(
     if num_examples < 1:  # in TFDS, train[9:5] has minus four examples
         raise UserError(f"split {split!r} of {where} is empty")
     return num_examples, fetch_records
+
+
+def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, str]:
+    """Returns the fingerprint of a split. The dataset knows all of it already: no file is asked for its size."""
+    instructions = builder.info.splits[split].file_instructions
+    places = [(os.path.basename(one.filename), int(one.skip), int(one.take)) for one in instructions]
+    used = {str(one.filename) for one in instructions}
+    whole = [one for one in builder.info.splits.values() if not used.isdisjoint(map(str, one.filepaths))]
+    return fingerprint.of_records(places, [int(one.num_bytes) for one in whole])
 
 
 def _label_key(features: tfds.features.FeaturesDict, where: str) -> str:
