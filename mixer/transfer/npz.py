@@ -60,7 +60,11 @@ def _load_arrays(file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     arrays = np.load(file, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array")
-    _check_unpacks(zipfile.ZipFile(file).infolist(), packed)
+    archive = zipfile.ZipFile(file)
+    _check_unpacks(archive.infolist(), packed)
+    for name in archive.namelist():
+        if name.endswith(f"{_NAMED}.npy"):
+            archive.read(name)  # a checksum is compared at a member's end, and NumPy does not read names after biases
     prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in arrays.files)), "")
     wanted = [name for name in arrays.files if name.startswith(prefix)]
     return {name.removeprefix(prefix): np.asarray(arrays[name]) for name in wanted}  # NumPy gives other files as bytes

@@ -85,6 +85,16 @@ def test_other_bytes_after_the_biases_are_no_names(after):
     assert npz.load_class_names(file) is None
 
 
+@pytest.mark.parametrize("names", [None, [f"n{number:08d} of a collection" for number in range(21_843)]])
+def test_a_changed_bit_of_the_biases_is_told_also_with_names_after_them(names):
+    biases, file = np.arange(21_843, dtype=np.float32), io.BytesIO()
+    npz.save_params(file, {"head": {"bias": biases, "kernel": np.ones((4, 21_843), np.float32)}}, names)
+    data = bytearray(file.getvalue())
+    data[data.find(biases.tobytes())] ^= 1
+    with pytest.raises(UserError, match=r"m\.npz cannot be read: Bad CRC-32 for file 'head/bias\.npy'"):
+        npz.load_params(io.BytesIO(bytes(data)), "m.npz")
+
+
 @pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
 def test_names_below_a_prefix_of_big_vision_are_read(prefix):
     params = make_params(make_model())
