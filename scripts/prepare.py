@@ -12,13 +12,10 @@ is whole. If the script is stopped, the next run of `folder` continues; the othe
 """
 
 import argparse
-import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: no messages about missing GPUs
 
 import tensorflow_datasets as tfds
 import tqdm

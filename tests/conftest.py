@@ -17,7 +17,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import pathlib
 import signal
@@ -27,6 +26,10 @@ from typing import TYPE_CHECKING
 import hypothesis
 import jax
 import pytest
+
+from mixer.runtime import environment
+
+environment.prepare()
 
 if TYPE_CHECKING:
     from tests.bucket.fake_bucket import FakeBucket

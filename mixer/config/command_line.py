@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu, ending, owners, streams
+from mixer.runtime import bucket, cpu, ending, environment, owners, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -48,6 +48,7 @@ def run(
             )
         main(argv)
 
+    environment.prepare()
     streams.open_missing()
     owners.do_without()
     cpu.keep_freed_memory()

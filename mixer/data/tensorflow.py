@@ -1,6 +1,9 @@
 """TensorFlow for the input pipeline. It sees no GPU, so that it cannot take memory from JAX."""
 
-import tensorflow as tf
+from mixer.runtime import environment
+
+with environment.prepared():
+    import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, environment, files
 from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ class MetricsLog:
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
             # clu imports TensorFlow, which takes seconds. Commands that only read metrics do not need it.
-            from clu import metric_writers
+            with environment.prepared():
+                from clu import metric_writers
 
             self._store()
             self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))

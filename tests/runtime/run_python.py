@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run_python(code: str, **environment: str) -> list[str]:
-    """Runs the code on the CPU, without other variables of JAX. Returns the lines it prints."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    """Runs the code on the CPU, without other variables of JAX and TensorFlow. Returns the lines it prints."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TF_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**kept, "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True, text=True, timeout=120, check=False,

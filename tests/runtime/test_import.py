@@ -1,4 +1,4 @@
-"""Importing the package leaves the logging of a notebook as it is."""
+"""Importing the package leaves the logging and the environment of a notebook as they are."""
 
 from run_python import run_python
 
@@ -14,3 +14,26 @@ print(logging.root.level)
 
 def test_imports_give_the_root_logger_no_handler():
     assert run_python(IMPORTS) == ["[] 30", "20"]
+
+
+ENVIRONMENT = """
+import os
+before = dict(os.environ)
+import mixer.evaluate, mixer.predict, mixer.train
+others = ("TPU_SKIP_MDS_QUERY", "LD_LIBRARY_PATH")  # JAX's and OpenCV's; TensorFlow, imported later, sets more
+print([name for name in os.environ if before.get(name) != os.environ[name] and name not in others])
+"""
+
+
+def test_imports_leave_the_environment_as_it_was():
+    assert run_python(ENVIRONMENT) == ["[]"]
+
+
+def test_tensorflow_finds_the_variables_while_it_is_imported(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os, types\n"
+        "print(os.environ['TF_ENABLE_ONEDNN_OPTS'], os.environ['TF_CPP_MIN_LOG_LEVEL'])\n"
+        "config = types.SimpleNamespace(set_visible_devices=lambda *_: None)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mixer.data.tensorflow"
+    assert run_python(code) == ["0 3"]
