@@ -222,7 +222,12 @@ SETTINGS: dict[str, Setting] = {
         unit="blocks", low=0,
     ),
     "input.max_pixels": Setting(
-        100_000_000, "size of an image above which it is not decoded", "data/images.py", unit="pixels", low=1,
+        100_000_000, "size of an image above which it is not decoded; an image is resized in as much memory",
+        "data/images.py", unit="pixels", low=1,
+    ),
+    "input.transparent": Setting(
+        "drop", "transparent pixels: drop leaves the colours under them, often black, as published; white lays the "
+        "image on white", "data/images.py", choices=Registry("mixer.data.images:TRANSPARENT"),
     ),
     "input.max_bad_share": Setting(
         0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",

@@ -6,15 +6,17 @@ every function here is a pure function of image, draws and config.
 """
 
 import functools
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
-from mixer.data import augmentations, crops, images
+from mixer.data import augmentations, crops, image_status, images
 from mixer.data.tensorflow import tf
 
 _JPEG_RATIOS = (1, 2, 4, 8)  # the scales 1/ratio at which a JPEG can be decoded
+_NARROW = 8  # longer side over shorter side, up to which an image is always resized as a whole
 
 
 def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.ConfigDict) -> crops.Windows:
@@ -27,6 +29,92 @@ def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.Co
     """
     crop_draws = draws[:, augmentations.draw_slices(config)["crop"]]
     return crops.CROPS[config.crop].window(sizes, crop_draws, config)
+
+
+def cut_for_training(
+    image: images.Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> images.Image:
+    """Cuts a narrow image (see `_cut_if_large`), if the crop of training is taken from the resized image.
+
+    Args:
+      image: from `images.inspect`.
+      draws: as many as `augmentations.num_draws(config)`.
+      config: `config.input`.
+    """
+    if not (_is_narrow(image) and crops.CROPS[config.crop].resized):
+        return image
+    crop_draws = draws[augmentations.draw_slices(config)["crop"]]
+    return _cut_if_large(image, config, lambda size: crops.random_corner(size, crop_draws, config))
+
+
+def cut_for_evaluation(
+    image: images.Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> images.Image:
+    """Cuts a narrow image (see `_cut_if_large`). An evaluation needs no draws."""
+    if not _is_narrow(image):
+        return image
+    return _cut_if_large(image, config, lambda size: crops.central_corner(size, config))
+
+
+def _is_narrow(image: images.Image) -> bool:
+    """Returns whether an image needs a closer look. Reading the config for every image would be slow."""
+    return max(image.height, image.width) > _NARROW * min(image.height, image.width)
+
+
+def _cut_if_large(
+    image: images.Image, config: ml_collections.ConfigDict, corner_of: Callable[[np.ndarray], np.ndarray]
+) -> images.Image:
+    """Resizes and cuts an image so narrow that, resized as a whole, it would take too much memory.
+
+    One pixel by 30,000, whose shorter side is brought to 256, would be 256 x 7,680,000. Only its part around the later
+    crop is resized here. The crop then has the pixels that it would have had, within a rounding error of one level.
+
+    Args:
+      image: whose longer side is more than `_NARROW` times the shorter.
+      config: `config.input`.
+      corner_of: returns where the crop begins in a resized image, given its height and width. It rises with both, by
+        at most as much as they do.
+
+    Returns:
+      The image, if its resized pixels in float32 take no more bytes than max_pixels do in uint8. Otherwise an image
+      whose shorter side is the target already, or one that cannot be used.
+    """
+    crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
+    if not crop.keeps_aspect:
+        return image
+    size = np.array([image.height, image.width])
+    resized = np.maximum(np.rint(size * (target / size.min())), target).astype(int)
+    if 4 * resized.prod() <= config.max_pixels:
+        return image
+    if crop.method != "area":
+        return images.unusable(image_status.TOO_LARGE)
+    kept = np.minimum(resized, target)
+    start = corner_of(resized) - corner_of(kept)
+    first = start * size // resized
+    stop = -(-(start + kept) * size // resized)
+    try:
+        places = (tf.constant(of, tf.int32) for of in (image.encoding, size, [0, 0, *size]))
+        pixels = decode(tf.constant(image.data), *places).numpy()
+    except tf.errors.InvalidArgumentError:
+        return images.unusable(image_status.UNDECODABLE)
+    numbers = zip(start, kept, first, stop, size / resized, strict=True)  # of each axis
+    rows, columns = (
+        _area_weights(begin + np.arange(count), np.arange(low, high), scale)
+        for begin, count, low, high, scale in numbers
+    )
+    # The whole was decoded, because TensorFlow's pixels at the edge of a part of a JPEG are others.
+    part = pixels[first[0] : stop[0], first[1] : stop[1]]
+    found = np.rint(np.einsum("yh,hwc,xw->yxc", rows, part, columns, optimize=True)).astype(np.uint8)
+    return images.Image(found.tobytes(), images.RAW, int(kept[0]), int(kept[1]), image_status.OK)
+
+
+def _area_weights(
+    resized: Int[np.ndarray, " resized"], source: Int[np.ndarray, " source"], scale: float
+) -> Float[np.ndarray, "resized source"]:
+    """Returns the share of source pixels in resized pixels, given their numbers. A resized pixel covers `scale`."""
+    left = resized[:, None] * scale
+    covered = np.minimum(left + scale, source + 1) - np.maximum(left, source)
+    return np.maximum(covered, 0) / scale
 
 
 def train_pixels(
@@ -76,7 +164,7 @@ def eval_image(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, config: ml
     """
     image = decode(data, encoding, size, tf.concat([[0, 0], size], axis=0))
     image = _resize_for_crop(image, size, config)
-    top, left = tf.unstack((tf.shape(image)[:2] - config.image_size) // 2)
+    top, left = tf.unstack(crops.central_corner(tf.shape(image)[:2], config))
     return tf.slice(image, [top, left, 0], [config.image_size, config.image_size, 3])
 
 

@@ -8,7 +8,7 @@ To add a crop, write its functions and put it into `CROPS`. Every crop gets `NUM
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import ml_collections
@@ -101,8 +101,20 @@ def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) 
 def random_part(pixels: Pixels, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Image:
     """Takes a random part of image_size x image_size pixels."""
     size = config.image_size
-    top, left = (draws[_CORNER] * (np.array(pixels.shape[:2]) - size + 1)).astype(int)
+    top, left = random_corner(np.array(pixels.shape[:2]), draws, config)
     return pixels[top : top + size, left : left + size]
+
+
+def random_corner(
+    size: np.ndarray, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> np.ndarray:
+    """Returns top and left of a random part of image_size x image_size pixels; `size` is the image's."""
+    return (draws[_CORNER] * (size - config.image_size + 1)).astype(int)
+
+
+def central_corner(size: Any, config: ml_collections.ConfigDict) -> Any:
+    """Returns top and left of the central image_size x image_size pixels; `size` is the image's, also as a tensor."""
+    return (size - config.image_size) // 2
 
 
 CROPS = {

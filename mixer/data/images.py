@@ -1,18 +1,20 @@
 """Examines an encoded image before TensorFlow decodes it. So no file can stop the pipeline or shift a batch.
 
 Well-formed 8-bit JPEGs and PNGs are nearly all files of any dataset. Only their headers are read here; TensorFlow
-decodes them later. Pillow decodes all others here: WebP, GIF, BMP, TIFF, CMYK, 16 bits, an EXIF orientation other than
-upright, and files that look cut short. If Pillow cannot decode a file, the image becomes one black pixel with a status.
+decodes them later. Pillow decodes all others here: WebP, AVIF, GIF, BMP, TIFF, CMYK, 16 bits, an EXIF orientation other
+than upright, and files that look cut short. If Pillow cannot decode a file, or nothing says which of its values is
+white, the image becomes one black pixel with a status.
 """
 
 import io
 import struct
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageOps
+from PIL import ImageOps, features
 
 from mixer.data.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
@@ -29,12 +31,13 @@ class Image(NamedTuple):
     status: int
 
 
-def inspect(data: bytes | None, max_pixels: int) -> Image:
+def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop") -> Image:
     """Examines an encoded image.
 
     Args:
       data: the file's bytes, or None for a record that cannot be read.
       max_pixels: larger images (decompression bombs) are refused before their pixels are decoded.
+      transparent: one of `TRANSPARENT`.
 
     Returns:
       The image. If it cannot be used, a single black pixel with a status other than OK.
@@ -43,9 +46,9 @@ def inspect(data: bytes | None, max_pixels: int) -> Image:
         return unusable(BAD_RECORD)
     if not data:
         return unusable(EMPTY)
-    plain = _plain_jpeg(data) if data[:2] == b"\xff\xd8" else _plain_png(data)
+    plain = _plain_jpeg(data) if data[:2] == b"\xff\xd8" else _plain_png(data, transparent)
     if plain is None:
-        return _decode_with_pillow(data, max_pixels)
+        return _decode_with_pillow(data, max_pixels, transparent)
     return plain if plain.height * plain.width <= max_pixels else unusable(TOO_LARGE)
 
 
@@ -54,8 +57,10 @@ def unusable(status: int) -> Image:
     return Image(b"\0\0\0", RAW, 1, 1, status)
 
 
-def _plain_png(data: bytes) -> Image | None:
+def _plain_png(data: bytes, transparent: str) -> Image | None:
     """Returns a complete 8-bit greyscale or RGB PNG without EXIF, or None for any other data."""
+    if transparent != "drop" and b"tRNS" in data[: data.find(b"IDAT")]:  # one of its colours is transparent
+        return None
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND" or b"eXIf" in data:
         return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
@@ -102,34 +107,97 @@ def _is_turned(app1: bytes) -> bool:
 
 
 # The formats that Pillow may open, and how such files begin. By default, Pillow starts other programs for some formats.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
-# Pillow warns of odd metadata, and of large sizes, which are checked here. `catch_warnings` is not safe with threads.
+# Pillow's own limit, 179 million pixels, would stand above max_pixels.
+PillowImage.MAX_IMAGE_PIXELS = None
+# Pillow warns of odd metadata. `catch_warnings` is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int) -> Image:
+def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str) -> Image:
     try:
         image = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
-    except PillowImage.DecompressionBombError:
-        return unusable(TOO_LARGE)
     except Exception:  # Pillow's plugins raise exceptions of many kinds
-        return unusable(UNDECODABLE if data.startswith(_SIGNATURES) else UNKNOWN_FORMAT)
+        is_known = data.startswith(_SIGNATURES) or ("AVIF" in _FORMATS and data[4:11] == b"ftypavi")
+        return unusable(UNDECODABLE if is_known else UNKNOWN_FORMAT)
     if image.width * image.height > max_pixels:
         return unusable(TOO_LARGE)
     try:
-        pixels = _to_rgb(image)
+        pixels = _to_rgb(image, transparent)
+    except _UnknownRangeError:
+        return unusable(UNKNOWN_FORMAT)
     except Exception as error:
         return unusable(TRUNCATED if "truncated" in str(error) else UNDECODABLE)
     return Image(pixels.tobytes(), RAW, pixels.shape[0], pixels.shape[1], OK)
 
 
-def _to_rgb(image: PillowImage.Image) -> np.ndarray:
-    """Returns the first frame, upright: uint8 [height, width, 3]. Drops transparency, like TensorFlow's decoders."""
+def _over_white(image: PillowImage.Image) -> PillowImage.Image:
+    if not image.has_transparency_data:
+        return image
+    return PillowImage.alpha_composite(PillowImage.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
+# What becomes of transparency. "drop" leaves the colours that lie under it, as TensorFlow's decoders do.
+TRANSPARENT: dict[str, Callable[[PillowImage.Image], PillowImage.Image]] = {
+    "drop": lambda image: image, "white": _over_white,
+}  # fmt: skip
+
+
+def _to_rgb(image: PillowImage.Image, transparent: str) -> np.ndarray:
+    """Returns the first frame, upright: uint8 [height, width, 3].
+
+    Raises:
+      _UnknownRangeError: the values are no colours that can be scaled to 0..255.
+    """
+    bits, white = _range_of(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit greyscale, scaled to 8 bits. Pillow's own conversion would clip it at 255.
-        grey = np.clip(np.nan_to_num(np.asarray(image).astype(np.float64)) / 257.0, 0, 255).round().astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        return np.repeat(_grey(np.asarray(image), bits, white)[:, :, None], 3, axis=2)
+    pixels = np.asarray(TRANSPARENT[transparent](image).convert("RGB"))
+    if bits == 16:
+        _check_brightest(int(pixels.max()), 255)
+    return pixels
+
+
+class _UnknownRangeError(ValueError):
+    """Nothing says which of an image's values is white."""
+
+
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED, _FLOAT = 258, 339, 1, 3  # TIFF tags, and two values of the second
+
+
+def _range_of(image: PillowImage.Image) -> tuple[int, float | None]:
+    """Returns the bits of a value, and the value of white: the largest, or 1 for floats; None for signed numbers.
+
+    An image that is not a TIFF has 8 or 16 bits. With 8, no one asks.
+    """
+    if image.format != "TIFF":
+        deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        return (16, 65535.0) if deep else (8, 255.0)
+    tags: Any = image.getexif()
+    bits, kind = (np.ravel(tags.get(tag, 1))[0] for tag in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT))
+    return int(bits), {_UNSIGNED: 2.0 ** int(bits) - 1, _FLOAT: 1.0}.get(int(kind))
+
+
+def _grey(values: np.ndarray, bits: int, white: float | None) -> np.ndarray:
+    """Scales values from 0..white to 0..255: uint8. Pillow's own conversion would clip them at 255."""
+    if white is None:
+        raise _UnknownRangeError
+    if values.dtype == np.int32 and bits == 32:
+        values = values.view(np.uint32)  # Pillow has no mode for unsigned 32 bits
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= white:  # NaN is in no range
+        raise _UnknownRangeError
+    _check_brightest(high, white)
+    return np.rint(values.astype(np.float32) / np.float32(white / 255)).astype(np.uint8)
+
+
+def _check_brightest(value: float, white: float) -> None:
+    """Refuses a picture without a pixel of a sixteenth of white, unless all is black.
+
+    12 bits that are stored in 16, counts and depths in millimetres look so. As colours they would be nearly black.
+    """
+    if 0 < value < white / 16:
+        raise _UnknownRangeError

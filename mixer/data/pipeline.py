@@ -30,6 +30,7 @@ from mixer.runtime.errors import UserError
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+Cut = Callable[[images.Image, np.ndarray, ml_collections.ConfigDict], images.Image]
 
 _CHUNK = 64  # rows that are read together
 _CORES = cpu.processors()
@@ -89,7 +90,7 @@ def train_examples(
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, part = number // chunks, number % chunks
         positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
-        items = _load(source, config, positions, numbers_at, seed, verify)
+        items = _load(source, config, positions, numbers_at, seed, verify, augment.cut_for_training)
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
     return _read(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, source)
@@ -167,7 +168,7 @@ def eval_batches(
         ds = tf.data.Dataset.from_tensor_slices(positions.reshape(-1, chunk))
 
         def load(positions: tf.Tensor) -> dict[str, tf.Tensor]:
-            return _load(source, config, positions, numbers_at, 0, verify)
+            return _load(source, config, positions, numbers_at, 0, verify, augment.cut_for_evaluation)
 
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return _batch_of(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
@@ -234,6 +235,7 @@ def _load(
     numbers_at: Callable[[np.ndarray], np.ndarray],
     seed: int,
     verify: bool,
+    cut: Cut,
 ) -> dict[str, tf.Tensor]:
     """Reads and examines the records at these positions, and makes the draws of these positions.
 
@@ -244,6 +246,7 @@ def _load(
       numbers_at: returns the record numbers at these positions; -1 is padding.
       seed: of the draws.
       verify: see `train_examples`.
+      cut: keeps a narrow image from filling the memory, see `augment.py`.
 
     Returns:
       Arrays by name, with one element for each position: `data` (the encoded image), `encoding` and `size` (see
@@ -264,7 +267,7 @@ def _load(
 
     def load(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         draws = order.uniform(seed, positions, draws_per_example)
-        found = _examined(source, config, numbers_at(positions), draws, verify)
+        found = _examined(source, config, numbers_at(positions), draws, verify, cut)
         return tuple(found[name] for name in arrays)
 
     values = tf.numpy_function(load, [positions], [kind for kind, _ in arrays.values()])
@@ -274,16 +277,17 @@ def _load(
 
 
 def _examined(
-    source: Source, config: ml_collections.ConfigDict, numbers: np.ndarray, draws: np.ndarray, verify: bool
+    source: Source, config: ml_collections.ConfigDict, numbers: np.ndarray, draws: np.ndarray, verify: bool, cut: Cut
 ) -> dict[str, np.ndarray]:
     """Reads and examines the records with these numbers; see `_load` for arguments and result."""
     present = np.flatnonzero(numbers >= 0)
     found = [images.unusable(image_status.OK)] * len(numbers)  # padding stays like this
     labels = np.full((len(numbers), source.max_labels), -1, np.int32)
     for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
-        image = images.inspect(example.image, config.max_pixels)
+        image = images.inspect(example.image, config.max_pixels, config.transparent)
         if verify and not augment.can_decode(image.data, image.encoding, (image.height, image.width)):
             image = images.unusable(image_status.UNDECODABLE)
+        image = cut(image, draws[slot], config)
         found[slot] = image
         if image.status == image_status.OK:
             labels[slot, : len(example.labels)] = example.labels

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from making import encode, input_config, photo
+from making import encode, input_config, photo, wrong_checksum
 from reference_pixels import (
     FIXED_POINT,
     FLOAT32,
@@ -17,6 +17,7 @@ from reference_pixels import (
 )
 
 from mixer.data import augment, augmentations, crops, images
+from mixer.data.image_status import OK, STATUSES
 
 # ------------------------------------------------------------------------------------------------------------ training
 
@@ -148,6 +149,62 @@ def test_the_paper_s_sizes(shape):
     top, left = (height - 224) // 2, (width - 224) // 2
     found = evaluated(data, images.RAW, shape, config)
     assert_rounded(found, averaged(pixels, height, width)[top : top + 224, left : left + 224], FLOAT32)
+
+
+# ------------------------------------------------------------------------------------------------------ narrow pictures
+
+NO_DRAWS = np.zeros(0, np.float32)
+LARGE, SMALL = 10**9, 1000  # max_pixels with which a narrow image is resized as a whole, and with which it is cut
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (3, 1001), (7, 333), (77, 2)])
+def test_a_narrow_image_cut_before_it_is_resized_has_the_same_pixels(shape, file_format):
+    image = images.inspect(encode(photo(*shape), file_format), 10**6)
+    whole, cut = (input_config(max_pixels=most, crop="random") for most in (LARGE, SMALL))
+    assert augment.cut_for_evaluation(image, NO_DRAWS, whole) == image
+    small = augment.cut_for_evaluation(image, NO_DRAWS, cut)
+    assert (small.encoding, small.height, small.width, small.status) == (images.RAW, 18, 18, OK)
+    np.testing.assert_array_equal(
+        evaluated(small.data, small.encoding, (18, 18), cut), evaluated(*image[:2], shape, whole)
+    )
+    seen = set()
+    for draws in draws_of(whole, 8):
+        small = augment.cut_for_training(image, draws, cut)
+        found = train(small.data, small.encoding, (18, 18), (0, 0, 18, 18), draws, cut)
+        np.testing.assert_array_equal(found, train(*image[:2], shape, (0, 0, *shape), draws, whole))
+        seen.add(found.tobytes())
+    assert len(seen) > 1
+
+
+def test_thirty_thousand_pixels_in_a_row_take_little_memory():
+    """Resized as a whole, 1 x 30,000 pixels would be 256 x 7,680,000, which took 23.6 GB."""
+    row = np.random.default_rng(0).integers(0, 256, (1, 30_000, 3), np.uint8)
+    image = images.inspect(encode(row), 10**8)
+    config = input_config(image_size=224)
+    small = augment.cut_for_evaluation(image, NO_DRAWS, config)
+    found = evaluated(small.data, small.encoding, (small.height, small.width), config)
+    # A pixel becomes 256, and the picture's middle is the border between two.
+    np.testing.assert_array_equal(found, np.broadcast_to(np.repeat(row[:, 14_999:15_001], 112, axis=1), (224, 224, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields"),
+    [
+        ((8, 64), {}),  # not narrow, whatever the memory
+        ((1, 500), {"crop": "inception"}),  # a window, which is not enlarged
+        ((1, 500), {"crop": "random", "eval_crop": "resize_square"}),
+    ],
+)
+def test_other_images_are_not_cut_before(shape, fields):
+    image = images.inspect(encode(photo(*shape)), 10**6)
+    config = input_config(max_pixels=SMALL, **fields)
+    assert augment.cut_for_training(image, draws_of(config, 1)[0], config) == image
+
+
+def test_a_narrow_image_that_cannot_be_decoded_has_a_status():
+    image = images.inspect(wrong_checksum(encode(photo(1, 500))), 10**6)
+    assert STATUSES[augment.cut_for_evaluation(image, NO_DRAWS, input_config(max_pixels=SMALL)).status] == "undecodable"
 
 
 # ----------------------------------------------------------------------------------------------------------- a last try

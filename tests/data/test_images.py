@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import broken_huffman_table, encode, photo, png_of, wrong_checksum
 from PIL import Image as PillowImage
-from PIL import ImageOps
+from PIL import ImageOps, features
 
 from mixer.data import augment, images
 from mixer.data.image_status import STATUSES
@@ -103,6 +103,23 @@ DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7), np.uint16)
 ALPHA = np.dstack([PHOTO, GREY])
 
 
+def tiff_of(bits: int, kind: int, code: str | None, values: np.ndarray, order: str = "<") -> bytes:
+    """Returns a grey TIFF of any type: bits, SampleFormat and NumPy's code of a value (None packs 12 bits)."""
+    height, width = values.shape
+    if code is None:
+        rows = ["".join(f"{value:012b}" for value in row) for row in values]
+        body = b"".join(
+            int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows
+        )
+    else:
+        body = values.astype(np.dtype(code).newbyteorder(order)).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(body), 339: kind}
+    body += b"\0" * (len(body) % 2)
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(body))
+    return head + body + struct.pack(order + "H", len(tags)) + entries + b"\0" * 4
+
+
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
@@ -123,6 +140,13 @@ ALPHA = np.dstack([PHOTO, GREY])
         ("gif", encode(GREY, "GIF"), rgb(GREY)),
         ("gif, animated",
          encode(GREY, "GIF", save_all=True, append_images=[PillowImage.fromarray(255 - GREY)]), rgb(GREY)),
+        ("float tiff", encode(DEEP.astype(np.float32) / 65535, "TIFF"), rgb(np.rint(DEEP / 257).astype(np.uint8))),
+        ("float tiff, big-endian", tiff_of(32, 3, "f", DEEP / 65535, ">"), rgb(np.rint(DEEP / 257).astype(np.uint8))),
+        ("12-bit tiff", tiff_of(12, 1, None, DEEP // 16), rgb(np.rint(DEEP // 16 / 4095 * 255).astype(np.uint8))),
+        ("32-bit tiff", tiff_of(32, 1, "I", DEEP.astype(np.uint32) * 65537),
+         rgb(np.rint(DEEP / 257).astype(np.uint8))),
+        ("16-bit tiff, big-endian", tiff_of(16, 1, "H", DEEP, ">"), rgb(np.rint(DEEP / 257).astype(np.uint8))),
+        ("16-bit grey, all black", encode(0 * DEEP), rgb(np.zeros((5, 7), np.uint8))),
         ("webp, animated",
          encode(PHOTO, "WEBP", save_all=True, lossless=True, append_images=[PillowImage.fromarray(255 - PHOTO)]),
          PHOTO),
@@ -131,6 +155,54 @@ ALPHA = np.dstack([PHOTO, GREY])
 )  # fmt: skip
 def test_other_formats_are_decoded(name, data, expected):
     np.testing.assert_array_equal(pixels(inspect(data, MOST)), expected)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot read AVIF")
+def test_avif_is_decoded():
+    decoded = pixels(inspect(encode(PHOTO, "AVIF", quality=100, subsampling="4:4:4"), MOST))
+    assert np.abs(decoded.astype(int) - PHOTO).max() <= 3
+    assert STATUSES[inspect(encode(PHOTO, "AVIF")[:-200], MOST).status] == "undecodable"
+
+
+DRAWING = np.zeros((6, 9, 4), np.uint8)  # a drawing of dark blue, as many programs save one: the rest is black
+DRAWING[2:4, 3:7] = (10, 20, 90, 255)
+
+
+def two_colours(*palette: tuple[int, int, int]) -> PillowImage.Image:
+    image = PillowImage.fromarray(DRAWING[..., 3] // 255, "L").convert("P")
+    image.putpalette(np.array(palette, np.uint8).tobytes())
+    return image
+
+
+ON_WHITE = np.where(DRAWING[..., 3:] == 255, DRAWING[..., :3], np.uint8(255))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(DRAWING), encode(DRAWING, "WEBP", lossless=True, exact=True), encode(DRAWING, "TIFF"),
+        encode(DRAWING, "GIF"),
+        encode(DRAWING[..., :3], transparency=(0, 0, 0)),  # TensorFlow would decode this one
+        encode(two_colours((0, 0, 0), (10, 20, 90)), transparency=0),
+    ],
+    ids=["png", "webp", "tiff", "gif", "one colour of a png", "palette"],
+)  # fmt: skip
+def test_a_transparent_drawing_is_laid_on_white_by_option(data):
+    np.testing.assert_array_equal(pixels(inspect(data, MOST, "white")), ON_WHITE)
+    dropped = inspect(data, MOST)
+    if dropped.encoding == RAW:
+        np.testing.assert_array_equal(pixels(dropped), DRAWING[..., :3])
+
+
+def test_half_transparent_is_mixed_with_white():
+    half = np.full((3, 4, 4), (100, 0, 50, 128), np.uint8)
+    expected = np.rint((128.0 * half[..., :3] + 127.0 * 255) / 255)
+    assert np.abs(pixels(inspect(encode(half), MOST, "white")) - expected).max() <= 1
+
+
+def test_white_changes_no_picture_without_transparency():
+    for data in (encode(PHOTO), encode(PHOTO, "JPEG"), encode(PHOTO, "BMP"), encode(DEEP)):
+        assert inspect(data, MOST, "white") == inspect(data, MOST)
 
 
 def test_a_cmyk_jpeg_has_its_colours():
@@ -158,6 +230,16 @@ def test_bytes_after_the_end_marker_do_no_harm():
         (b"\0" * 1000, "unknown_format"),
         (encode(PHOTO, "EPS"), "unknown_format"),  # Pillow would start Ghostscript
         (encode(PHOTO, "PPM"), "unknown_format"),
+        # Nothing says which value is white; as colours, these would be black or in part.
+        (encode(DEEP.astype(np.float32), "TIFF"), "unknown_format"),
+        (encode(np.where(DEEP > 9, np.nan, 0.5).astype(np.float32), "TIFF"), "unknown_format"),
+        (encode(GREY.astype(np.int32), "TIFF"), "unknown_format"),
+        (tiff_of(32, 1, "I", GREY), "unknown_format"),
+        (tiff_of(16, 2, "h", GREY), "unknown_format"),
+        (tiff_of(64, 3, "d", DEEP / 65535), "undecodable"),  # Pillow has no such mode
+        (encode(DEEP // 17, "TIFF"), "unknown_format"),  # 12 bits in 16
+        (encode(DEEP // 17), "unknown_format"),
+        (png_of((1, 1, 16, 2), b"\0" + struct.pack(">3H", 0, 100, 4095)), "unknown_format"),
         (encode(PHOTO, "JPEG")[:-400], "truncated"),
         (encode(PHOTO, "PNG")[:-400], "truncated"),
         (encode(PHOTO, "BMP")[:-400], "truncated"),
@@ -184,8 +266,24 @@ def test_what_cannot_be_used_says_why(data, status):
 def test_a_large_image_is_refused_undecoded(file_format, monkeypatch):
     data = encode(GREY, file_format)
     assert inspect(data, 33 * 47).status == OK
-    monkeypatch.setattr(images, "_to_rgb", lambda image: pytest.fail("was decoded"))
+    monkeypatch.setattr(images, "_to_rgb", lambda image, transparent: pytest.fail("was decoded"))
     assert STATUSES[inspect(data, 33 * 47 - 1).status] == "too_large"
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "BMP", "WEBP"])
+def test_only_max_pixels_limits_the_size(file_format):
+    """Pillow has a limit of its own, 179 million pixels."""
+    side = 14_000
+    data = {
+        "TIFF": lambda: tiff_of(8, 1, "B", np.zeros((1, 1))).replace(
+            struct.pack("<HHII", 256, 4, 1, 1), struct.pack("<HHII", 256, 4, 1, side)
+        ).replace(struct.pack("<HHII", 257, 4, 1, 1), struct.pack("<HHII", 257, 4, 1, side)),
+        "BMP": lambda: encode(PHOTO, "BMP")[:18] + struct.pack("<ii", side, side) + encode(PHOTO, "BMP")[26:],
+        "WEBP": lambda: encode(PHOTO, "WEBP", lossless=True)[:21]
+        + struct.pack("<I", (side - 1) | (side - 1) << 14) + encode(PHOTO, "WEBP", lossless=True)[25:],
+    }[file_format]()  # fmt: skip
+    assert STATUSES[inspect(data, side**2 - 1).status] == "too_large"
+    assert STATUSES[inspect(data, side**2).status] != "too_large"
 
 
 def test_a_jpeg_that_says_it_is_huge_is_refused():

@@ -417,3 +417,30 @@ def test_photographs_of_many_sizes(shared_data, tmp_path):
     for found in (batch, whole):
         assert (found["weight"] == 1).all()
         assert (found["image"].std(axis=(1, 2, 3)) > 5).all()
+
+
+# ---------------------------------------------------------------------------------------------- narrow and transparent
+
+
+def one_picture(data: bytes) -> Source:
+    return source_of([Example(data, (0,))] * BATCH)
+
+
+def test_a_narrow_picture_is_cut_before_it_is_resized(monkeypatch):
+    """With a resize that cannot be cut, the picture is counted, which shows that both pipelines look at it."""
+    config = input_config(max_pixels=1000, crop="random")
+    source = one_picture(encode(photo(1, 500)))
+    (whole,) = evaluate(source, config, BATCH, slice(0, BATCH))
+    assert (whole["status"] == image_status.OK).all()
+    monkeypatch.setitem(crops.EVAL_CROPS, "resize_small", crops.EVAL_CROPS["resize_small"]._replace(method="bilinear"))
+    (evaluated,) = evaluate(source, config, BATCH, slice(0, BATCH))
+    (trained,) = pipeline.train_batches(source, config, seed=0, batch_size=BATCH, rows=slice(0, BATCH), steps=range(1))
+    for batch in (evaluated, trained):
+        assert (batch["status"] == image_status.TOO_LARGE).all()
+
+
+def test_transparent_pixels_are_white_by_option():
+    clear = np.zeros((20, 20, 4), np.uint8)
+    for option, value in (("drop", 0), ("white", 255)):
+        (batch,) = evaluate(one_picture(encode(clear)), input_config(transparent=option), BATCH, slice(0, BATCH))
+        assert (batch["image"] == value).all()
