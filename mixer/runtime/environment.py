@@ -8,29 +8,33 @@ from collections.abc import Iterator
 # TensorFlow's start-up messages are about nothing that a user here can change. oneDNN has nothing to speed up in an
 # input pipeline, and its rounding depends on the processor.
 _VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+_SET_BY_JAX = {"TF_CPP_MIN_LOG_LEVEL": "1"}  # while JAX is imported, unless the user has set it
 
 
 def prepare() -> None:
     """Sets the variables for this process, unless the user has set them. Commands call it first."""
-    for name, value in _missing().items():
-        os.environ[name] = value
+    os.environ.update(_changes())
 
 
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
     """Sets the variables for an import within the block only. So a notebook's environment stays as it was."""
-    added = _missing()
-    os.environ.update(added)
+    changes = _changes()
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _missing() -> dict[str, str]:
+def _changes() -> dict[str, str]:
     variables = dict(_VARIABLES)
     # Where nobody knows the home folder, as in a container without HOME, Keras would make a folder called ~.
     if os.path.expanduser("~") == "~":
         variables["KERAS_HOME"] = os.path.join(tempfile.gettempdir(), ".keras")
-    return {name: value for name, value in variables.items() if name not in os.environ}
+    return {name: value for name, value in variables.items() if os.environ.get(name) in (None, _SET_BY_JAX.get(name))}

@@ -20,7 +20,8 @@ ENVIRONMENT = """
 import os
 before = dict(os.environ)
 import mixer.evaluate, mixer.predict, mixer.train
-others = ("TPU_SKIP_MDS_QUERY", "LD_LIBRARY_PATH")  # JAX's and OpenCV's; TensorFlow, imported later, sets more
+# JAX's and OpenCV's; TensorFlow, imported later, sets more.
+others = ("TPU_SKIP_MDS_QUERY", "TF_CPP_MIN_LOG_LEVEL", "LD_LIBRARY_PATH")
 print([name for name in os.environ if before.get(name) != os.environ[name] and name not in others])
 """
 
@@ -35,5 +36,6 @@ def test_tensorflow_finds_the_variables_while_it_is_imported(tmp_path):
         "print(os.environ['TF_ENABLE_ONEDNN_OPTS'], os.environ['TF_CPP_MIN_LOG_LEVEL'])\n"
         "config = types.SimpleNamespace(set_visible_devices=lambda *_: None)\n"
     )
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mixer.data.tensorflow"
-    assert run_python(code) == ["0 3"]
+    code = f"import jax, sys; sys.path.insert(0, {str(tmp_path)!r}); import mixer.data.tensorflow"
+    left = "import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'), os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    assert run_python(f"{code}; {left}") == ["0 3", "None 1"]
