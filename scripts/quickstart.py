@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from mixer.config import checks
-from mixer.runtime import compilation_cache, cpu
+from mixer.runtime import compilation_cache, cpu, environment
 from mixer.runtime.errors import UserError, quiet_libraries
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
@@ -31,6 +31,7 @@ _EXPECTED_SECONDS = 12.0  # for a fine-tuning run, until one is measured
 
 def main() -> None:
     """Runs the stages that are not done yet, and prints the result."""
+    environment.prepare()
     quiet_libraries()
     cpu.keep_freed_memory()
     # All fine-tuning runs are the same program, so only the first compiles it.

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+from mixer.runtime import environment
 from tests.chaos import session
 from tests.chaos.runs import Bench, UnexpectedError
 
@@ -39,6 +40,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = _arguments()
+    environment.prepare()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupted session still ends its processes
     since = time.monotonic()
     planned = dict(enumerate(session.plan(arguments.trials, arguments.seed, arguments.kinds)))
