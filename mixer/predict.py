@@ -20,7 +20,8 @@ import tqdm
 from absl import flags
 
 from mixer.config import command_line, recipe
-from mixer.data import class_names, folder, image_status, sources
+from mixer.data import class_names, image_status, sources
+from mixer.data.image_files import IMAGE_SUFFIXES, files_bytes
 from mixer.evaluation import evaluator
 from mixer.runtime import bucket, devices, files
 from mixer.runtime.errors import UserError
@@ -64,7 +65,7 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
     step = _make_step(weights, mesh, top)
 
     def fetch(numbers: np.ndarray) -> list[sources.Example]:
-        return [sources.Example(image, ()) for image in folder.files_bytes([paths[n] for n in numbers])]
+        return [sources.Example(image, ()) for image in files_bytes([paths[n] for n in numbers])]
 
     remote = any(map(bucket.is_remote, paths))
     source = sources.Source(len(paths), class_names=(), max_labels=1, multi_label=False, fetch=fetch, remote=remote)
@@ -138,14 +139,14 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
         raise UserError("no images given: name image files or folders of them, such as cat.jpg holiday/")
     if not found:
         folders = " and ".join(prediction.path for prediction in empty)
-        raise UserError(f"there are no images in {folders}; looked for {', '.join(folder.IMAGE_SUFFIXES)}")
+        raise UserError(f"there are no images in {folders}; looked for {', '.join(IMAGE_SUFFIXES)}")
     return found, empty
 
 
 def _images_below(top: str) -> list[str]:
     names = bucket.listing(top) if bucket.is_remote(top) else _files_below(top)
     shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
-    return sorted(os.path.join(top, name) for name in shown if name.lower().endswith(folder.IMAGE_SUFFIXES))
+    return sorted(os.path.join(top, name) for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _files_below(top: str) -> Iterator[str]:

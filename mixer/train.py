@@ -298,6 +298,10 @@ def _describe(run: _Run) -> None:
         f"{run.steps.total:,} steps of {config.batch_size}, "
         f"{run.steps.total * config.batch_size / source.num_examples:.4g} epochs"
     )
+    sources = [source, *(found for one in run.evaluators for found in getattr(one.evaluate, "sources", ()))]
+    for report in dict.fromkeys(tuple(found.report) for found in sources):  # one folder may hold several splits
+        for said in report:
+            run.console.keep(said)
     if best := config.checkpoint.keep_best:
         run.console.keep(f"each evaluation is saved, and the best {best} kept, by {_best_metric(config)}")
 

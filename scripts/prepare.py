@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        for value in vars(args).values():
+        for name, value in vars(args).items():
             if isinstance(value, str):
+                setattr(args, name, files.expanded(value))
                 bucket.check(value)
         for name in {"data_dir", "dataset"} & vars(args).keys():
             files.refuse_patterns(vars(args)[name], f"--{name} {vars(args)[name]}", "TFDS")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config.checks import checked, flat, nearest
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu, ending, environment, owners, streams
+from mixer.runtime import bucket, cpu, ending, environment, files, owners, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 _MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
@@ -113,15 +113,23 @@ def checkpoint() -> str:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses a command line with --config FILE[:ARGUMENTS] and --config.NAME=VALUE; returns the other arguments.
 
+    A value or an argument that begins with ~ is a path in a home folder, which a shell does not expand after an =.
+
     Raises:
       UserError: a file, a name or a value is wrong; names the nearest right one.
     """
+    argv = [_with_home(argument) for argument in argv]
     if spec := _config_spec(argv):  # modules beside a config file can be imported, as beside a script
         sys.path.insert(0, str(pathlib.Path(spec.split(":", 1)[0]).absolute().parent))
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # this includes whatever a config file raises
         raise UserError(_explanation(argv, error)) from None
+
+
+def _with_home(argument: str) -> str:
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return flag + equals + files.expanded(value)
 
 
 def from_flags() -> tuple[ConfigDict, str]:
@@ -140,6 +148,8 @@ def from_flags() -> tuple[ConfigDict, str]:
     assert isinstance(config, ConfigDict)
     with config.ignore_type():  # an optional text takes any word, also the one that means that there is none
         config.update_from_flattened_dict({name: None for name, value in overrides.items() if value == "None"})
+        paths = {name: value for name, value in flat(config).items() if isinstance(value, str) and value[:1] == "~"}
+        config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
     config = one_unit_each(config, overrides)
     return checked(config), pathlib.Path(spec.split(":")[0]).stem
 

@@ -28,6 +28,7 @@ class Source:
       shuffle_block: the number of records that stay neighbours in training, unless `config.input.shuffle_block` says.
       fingerprint: digests of what the split consists of, by what they are of. The same data have the same wherever they
         lie; what a place does not tell is left out (see `fingerprint.py`).
+      report: lines that say what was found and what was left out; none if nothing had to be looked for.
     """
 
     num_examples: int
@@ -38,3 +39,4 @@ class Source:
     remote: bool = False
     shuffle_block: int = 1
     fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    report: Sequence[str] = ()

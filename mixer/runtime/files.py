@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,11 @@ from etils import epath
 
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
+
+
+def expanded(path: str) -> str:
+    """Returns a path with the home folder that a ~ or ~name at its start stands for. A shell expands some of them."""
+    return os.path.expanduser(path)
 
 
 @contextlib.contextmanager

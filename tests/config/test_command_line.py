@@ -48,6 +48,27 @@ def test_a_config_file_gives_a_locked_config_and_its_name(command_line):
         config.new_field = 1
 
 
+def test_a_tilde_at_the_start_of_a_path_is_a_home_folder(command_line, tmp_path, monkeypatch):
+    """A shell leaves that of --workdir=~/x as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.py").write_text(pathlib.Path(CONFIG).read_text() + "\n_get = get_config\ndef get_config():\n"
+        "    config = _get()\n    config.input.data_dir = '~/in_the_file'\n    return config\n")  # fmt: skip
+    config, name = command_line("--config=~/own.py", "--config.init_from=~/runs/a~b", "--workdir=~/x")
+    assert (name, config.input.data_dir) == ("own", f"{tmp_path}/in_the_file")
+    assert config.init_from == f"{tmp_path}/runs/a~b"
+    assert flags.FLAGS.workdir == f"{tmp_path}/x"
+    config, _ = command_line("--config", CONFIG, "--config.input.data_dir", "~/own")
+    assert config.input.data_dir == f"{tmp_path}/own"
+
+
+def test_arguments_that_begin_with_a_tilde_are_paths_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    assert commands.parse_flags(["predict", "~/a.jpg", "~", "b~.jpg", "~nobody_/c"]) == [
+        "predict", "/home/me/a.jpg", "/home/me", "b~.jpg", "~nobody_/c",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("argument", "values"),
     [

@@ -139,6 +139,15 @@ def test_errors_are_one_line(prepare, photos, tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
+def test_home_folders_and_what_was_found(prepare, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").symlink_to(photos)
+    assert prepare.main(arguments("~/photos", "~/d")) == 0
+    captured = capsys.readouterr()
+    assert captured.out == SUMMARY.format(data_dir=tmp_path / "d", there="")
+    assert f"{tmp_path}/photos: 2 classes: a, b\n  train: 38 images of 2 classes, in its class folders" in captured.err
+
+
 def test_index(prepare, tmp_path, capsys):
     assert prepare.main(["fractals", "--categories=2", "--instances=4", "--size=8", f"--data_dir={tmp_path}"]) == 0
     folder = tmp_path / "fractals/2x4x8/1.0.0"

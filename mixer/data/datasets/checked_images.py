@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mixer.data import augment, folder, images
+from mixer.data import augment, image_files, images
 from mixer.data.datasets import archives
 from mixer.data.image_status import OK, TOO_LARGE, UNDECODABLE
 from mixer.runtime import bucket
@@ -102,7 +102,7 @@ def _is_asked_for(file: File) -> bool:
 def _local_bytes(file: File) -> bytes | None:
     if bucket.is_remote(file.path) or file.size > archives.MAX_IMAGE_BYTES:
         return b""
-    return folder.file_bytes(file.path)
+    return image_files.file_bytes(file.path)
 
 
 def _png(image: images.Image) -> bytes:

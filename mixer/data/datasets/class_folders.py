@@ -45,16 +45,16 @@ def prepare(
     """Prepares the dataset, unless it is there. Continues if it was interrupted.
 
     Features: `image` (the file's bytes if it is a JPEG or PNG, else its first frame as PNG) and `label`. Splits:
-    `train`, and `validation` if it has images. `info.metadata["skipped"]` counts unusable images by kind.
+    `train`, and `validation` and `test` if they have images. `info.metadata["skipped"]` counts unusable images by kind.
 
     Args:
-      images: the folder with class folders, or with train/ and validation/, see `folder.open_split`.
+      images: the folder with class folders, or with folders for the splits; the folder reader's layouts.
       data_dir: the dataset is made in its folder `name`/1.0.0.
       name: of the dataset.
-      validation_share: see `folder.open_split`.
+      validation_share: see `folder_layout.find`.
       shard_bytes: the size of a file of records, approximately. Twice as many bytes are in memory.
       max_pixels: larger images are left out.
-      report: is called with a line about the progress.
+      report: is called with what was found in the folder, and with lines about the progress.
 
     Raises:
       UserError: there are no class folders, or none of the images can be used.
@@ -63,6 +63,7 @@ def prepare(
     target = dataset_folder(data_dir, name)
     if not is_prepared(target):
         plan = shard_plan.make_plan(images, name, validation_share, shard_bytes, max_pixels)
+        report("\n".join(plan.report))
         done = _continue(target, name, plan, report)
         done |= _write_missing(target, plan, done, max_pixels)
         _complete(target, name, plan, done)

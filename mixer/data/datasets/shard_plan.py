@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data import folder
+from mixer.data import folder_layout, folder_report
 from mixer.data.datasets import checked_images
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
@@ -24,12 +24,13 @@ class Shard(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The shards, the class names, the root of the images, and a digest of all that decides what is written."""
+    """The shards, the class names, the root of the images, a digest of all that decides what is written, a report."""
 
     shards: Sequence[Shard]
     class_names: Sequence[str]
     root: str
     digest: str
+    report: Sequence[str]
 
 
 def make_plan(images: str, name: str, validation_share: float, shard_bytes: int, max_pixels: int) -> Plan:
@@ -40,23 +41,20 @@ def make_plan(images: str, name: str, validation_share: float, shard_bytes: int,
     versions = _versions(str(root))
     digest = hashlib.sha256(f"1 {max_pixels}".encode())  # with a shard's name, this and the list decide what is in it
     shards: list[Shard] = []
-    class_names: Sequence[str] = ()
-    for split in ("train", "validation"):
-        classes = folder.class_files(root, split, validation_share)
-        class_names = list(classes)
-        found = [
-            checked_images.File(path, label, *versions(path))
-            for label, paths in enumerate(classes.values())
-            for path in paths
-        ]
+    layout = folder_layout.find(root, validation_share)
+    layout.of_split("train")  # says so if there is none, or only one class
+    for split, parts in layout.parts.items():
+        found = [checked_images.File(path, part.label, *versions(path)) for part in parts for path in part.paths()]
         found.sort(key=lambda file: _digest_of(relative(file.path, root)))
         for file in found:
             digest.update(repr((split, relative(file.path, root), *file[1:])).encode())
         shards += _shards(name, split, found, shard_bytes)
+    class_names = layout.found.class_names
     for class_name in class_names:
         if class_name != class_name.strip() or not class_name.isprintable():
             raise UserError(f"class folder {class_name!r}: TFDS cannot keep this name; rename the folder")
-    return Plan(shards, class_names, str(root), digest.hexdigest())
+    report = folder_report.lines(layout.found)
+    return Plan(shards, class_names, str(root), digest.hexdigest(), report)
 
 
 def relative(path: str, root: os.PathLike[str] | str) -> str:

@@ -38,10 +38,11 @@ def root(tmp_path):
 
 
 def prepare(root, data_dir, **options):
+    """Returns what is said after what was found, if that is said at all."""
     said = []
     options = {"shard_bytes": SHARD, "report": said.append} | options
     class_folders.prepare(str(root), str(data_dir), "mine", **options)
-    return said
+    return said[1:]
 
 
 def contents(data_dir):
@@ -91,6 +92,20 @@ def test_folders_for_the_splits(root, tmp_path):
         name: split.num_examples for name, split in tfds.builder("mine", data_dir=tmp_path / "d").info.splits.items()
     }
     assert sizes == {"train": 36, "validation": 12}
+
+
+def test_a_folder_for_tests_and_what_was_found(root, tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            shutil.copytree(root / name, tmp_path / "own" / split / name)
+    (tmp_path / "own" / "train" / "cat" / "a.heic").write_bytes(b"x")
+    said = []
+    prepare(tmp_path / "own", tmp_path / "d", report=said.append)
+    infos = tfds.builder("mine", data_dir=tmp_path / "d").info.splits
+    assert {name: split.num_examples for name, split in infos.items()} == {"train": 22, "validation": 2, "test": 24}
+    reader = open_source(input_config(dataset="folder", data_dir=str(tmp_path / "own")), "train", tmp_path)
+    assert said[0].splitlines() == reader.report
+    assert "1 .heic" in said[0]
 
 
 def test_without_validation(root, tmp_path):
