@@ -18,7 +18,8 @@ from absl import flags
 from mixer import models
 from mixer.config import command_line, recipe, tasks
 from mixer.config.settings import SETTINGS
-from mixer.data import crops
+from mixer.data import crops, folder, folder_layout
+from mixer.data.sources import Source
 from mixer.evaluation import few_shot as few_shot_evaluator
 from mixer.evaluation.accuracy import Evaluation
 from mixer.evaluation.classification import Classification
@@ -29,6 +30,7 @@ from mixer.transfer import download, resolution
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
 
+_FOLDER = tasks.Task("folder", "validation", "train")  # images in class folders
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
 
 
@@ -49,6 +51,7 @@ def evaluate(
     """
     context = _context(weights, config, loss, batch_size)
     of_split = Classification(recipe.evaluator_settings("classification", split=split), context)
+    _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
         return of_split.evaluate(_on_devices(weights, context)), of_split.source.class_names
@@ -69,8 +72,10 @@ def few_shot(
       UserError: the data is not there, or has too few examples of a class.
     """
     context = _context(weights, config, "", batch_size)
+    evaluator = few_shot_evaluator.FewShot(settings, context)
+    _tell(evaluator.sources)
     with jax.default_matmul_precision("float32"):
-        found = few_shot_evaluator.FewShot(settings, context)(_on_devices(weights, context))
+        found = evaluator(_on_devices(weights, context))
     return {f"fewshot/{name}": value for name, value in found.items()}
 
 
@@ -79,6 +84,13 @@ def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, bat
         weights.model(), weights.class_names, loss, config, devices.make_mesh(), batch_size,
         download.cache_folder(), weights.source,
     )  # fmt: skip
+
+
+def _tell(sources: Sequence[Source]) -> None:
+    """Says on standard error what was found in the data."""
+    if jax.process_index() == 0:
+        for report in dict.fromkeys(tuple(source.report) for source in sources):
+            print(*report, sep="\n", end="\n" if report else "", file=sys.stderr)
 
 
 def _on_devices(weights: Weights, context: Context) -> Any:
@@ -95,7 +107,10 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     if weights.config is not None:
         config.update({key: value for key, value in weights.config.input.items() if key in config})
     elif task is None:
-        raise UserError(f"{weights.source} is not a run's folder and does not say what to evaluate on: give --task")
+        raise UserError(
+            f"{weights.source} is not a run's folder and does not say what to evaluate on: give --task, such as "
+            "--task=folder with --data_dir for images in class folders"
+        )
     if task is not None:
         if task.dataset != config.dataset:
             config.data_dir = config.eval_resize = None
@@ -112,9 +127,13 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
 def define_flags() -> None:
     """Defines the command's flags."""
     command_line.define_checkpoint_flags()
-    flags.DEFINE_string("task", None, "A row of mixer/config/tasks.py, such as cifar10; a run's own data if not given.")
-    flags.DEFINE_string("data_dir", None, "Where the dataset is prepared; TFDS' own default if not given.")
-    flags.DEFINE_string("split", None, "In TFDS notation; the task's test split if not given.")
+    flags.DEFINE_string(
+        "task", None, "A row of mixer/config/tasks.py, such as cifar10, or folder; a run's own data if not given."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Where the dataset is prepared, or a folder of images; the run's if not given."
+    )
+    flags.DEFINE_string("split", None, f"Of a folder {'|'.join(folder_layout.SPLITS)}, else in TFDS notation.")
     flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
     flags.DEFINE_enum("resize", "extend", list(resolution.METHODS), "How to reach image_size; interpolate goes to any.")
     crop_names = list(SETTINGS["input.eval_crop"].allowed_names)
@@ -137,7 +156,7 @@ def main(argv: list[str]) -> None:
     if given.batch_per_core < 1:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
     try:
-        task_name, task = tasks.find(given.task) if given.task else (None, None)
+        task_name, task = _find_task(given.task) if given.task else (None, None)
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
@@ -173,15 +192,24 @@ def main(argv: list[str]) -> None:
         print(json.dumps({**metrics, **described}))
 
 
+def _find_task(name: str) -> tuple[str, tasks.Task]:
+    return (name, _FOLDER) if name == _FOLDER.dataset else tasks.find(name)
+
+
 def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_collections.ConfigDict, str]:
-    """Returns the input config and the split, with what the flags change."""
-    given = flags.FLAGS
+    """Returns the input config and the split, with what the flags change.
+
+    Images that the model was not trained on, in class folders without folders for splits, are evaluated all.
+    """
+    given, own_data = flags.FLAGS, config.data_dir
     for name in ("data_dir", "eval_crop", "eval_resize"):
         if given[name].value is not None:
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    return config, given.split or split
+    if given.split or config.dataset != "folder" or config.data_dir == own_data:
+        return config, given.split or split
+    return config, split if folder.has_splits(config, download.cache_folder()) else "all"
 
 
 def _few_shot_settings(

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from mixer.data import fingerprint, folder_layout, folder_report
-from mixer.data.folder_layout import Part
+from mixer.data.folder_layout import Layout, Part
 from mixer.data.image_files import files_bytes
 from mixer.data.listing import decoded, encoded
 from mixer.data.sources import Example, Source
@@ -32,12 +32,10 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
       UserError: there is no such split or folder, or something in the folder cannot be meant as it is.
       OSError: the bucket cannot be listed.
     """
-    root = str(config.data_dir or "").rstrip("/")
-    if not config.data_dir or not files.is_folder(root):
-        raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
+    layout = _layout(config, cache_dir)
+    root = layout.found.root
     if remote := bucket.is_remote(root):
         _warn_of_requests(root)
-    layout = folder_layout.find(root, config.validation_share, cache_dir)
     found = _Files(layout.of_split(split))
 
     def fetch(numbers: np.ndarray) -> list[Example]:
@@ -49,6 +47,18 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
         fingerprint=fingerprint.of_files(root, found, found.names_below(root)),
         report=folder_report.lines(layout.found),
     )  # fmt: skip
+
+
+def has_splits(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> bool:
+    """Tells whether a folder holds folders for splits, and not the class folders themselves. See `open_split`."""
+    return not _layout(config, cache_dir).undivided
+
+
+def _layout(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> Layout:
+    root = str(config.data_dir or "").rstrip("/")
+    if not config.data_dir or not files.is_folder(root):
+        raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
+    return folder_layout.find(root, config.validation_share, cache_dir)
 
 
 @functools.cache

@@ -53,11 +53,13 @@ class Layout:
       parts: the images of each split, in the order of the classes. A split without images is not there.
       found: the classes and all else that the report says.
       validation_share: what was asked for, if no folder is the validation split; else None.
+      undivided: whether there are no folders for splits.
     """
 
     parts: Mapping[str, Sequence[Part]]
     found: Findings
     validation_share: float | None
+    undivided: bool
 
     def of_split(self, split: str) -> Sequence[Part]:
         """Returns the images of a split; "all" are those of all splits.
@@ -123,7 +125,7 @@ def _layout(lister: Lister, root: str, opened: Opened, validation_share: float) 
     parts = {split: parts[split] for split in SPLIT_FOLDERS if parts.get(split)}
     where = _where(splits, divided, root, validation_share)
     found = _findings(lister, root, opened, classes, parts, where)
-    return Layout(parts, found, validation_share if divided else None)
+    return Layout(parts, found, validation_share if divided else None, undivided="" in splits)
 
 
 def _share(part: Part, split: str, share: float) -> Part:

@@ -93,8 +93,8 @@ def left_out(found: Findings) -> list[str]:
         folders = [_relative(path, found.root) for path in found.empty]
         reasons.append(f"{_counted(len(folders), 'folder')} without images: {named(folders)}")
     for split, classes in found.lacking.items():
-        alike = {_alike_key(name): name for name in found.class_names}
-        shown = [name + _hint(name, alike) for name in classes]
+        of_training = alike(found.class_names)
+        shown = [name + hint(name, of_training) for name in classes]
         reasons.append(
             f"{_counted(sum(classes.values()), f'{split} image')} of {_counted(len(classes), 'class')} that training "
             f"does not have: {named(shown)}"
@@ -107,6 +107,11 @@ def named(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(map(readable, names[:_NAMED]))
     return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
+
+
+def alike(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names by what is the same for all that differ only in case or Unicode form; see `hint`."""
+    return {_alike_key(name): name for name in names}
 
 
 def _doubts(found: Findings) -> list[str]:
@@ -123,8 +128,9 @@ def _doubts(found: Findings) -> list[str]:
     return doubts
 
 
-def _hint(name: str, alike: Mapping[str, str]) -> str:
-    other = alike.get(_alike_key(name))
+def hint(name: str, known: Mapping[str, str]) -> str:
+    """Returns which of the names in `known` this one is, but for case or Unicode form; empty if none."""
+    other = known.get(_alike_key(name))
     return "" if other is None else f" (it differs from {other} only in case or Unicode form)"
 
 

@@ -10,10 +10,9 @@ from etils import epy
 
 from mixer.config.checks import unlocked_copy
 from mixer.data.sources import Source
-from mixer.evaluation import accuracy, evaluator
+from mixer.evaluation import accuracy, class_matching, evaluator
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
-from mixer.runtime.errors import OtherClassesError
 
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
     from mixer.data import readers
@@ -39,8 +38,8 @@ class Classification:
           UserError: the data cannot be used.
         """
         self._config, self._context = input_of(settings, context.input), context
-        self.source = readers.open_source(self._config, settings.split, context.cache_dir)
-        check_classes(context, self.source.class_names)
+        source = readers.open_source(self._config, settings.split, context.cache_dir)
+        self.source = class_matching.matched(source, context, self._config.dataset)
         keep_logits = self.source.multi_label
         self._step = accuracy.make_eval_step(context.model, context.loss, context.mesh, keep_logits)
 
@@ -88,23 +87,3 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
         if settings[name] is not None:
             found[name] = settings[name]
     return found
-
-
-def check_classes(context: Context, class_names: Sequence[str]) -> None:
-    """Checks that the classes of the data are those of the model.
-
-    Raises:
-      OtherClassesError: they are not.
-    """
-    source, num_classes = context.source, context.model.num_classes
-    if num_classes != len(class_names):
-        raise OtherClassesError(
-            f"{source} tells {num_classes:,} classes apart, the data has {len(class_names):,}: fine-tune it "
-            "first (configs/finetune.py), or ask what its features are worth with --fewshot"
-        )
-    for number, (theirs, ours) in enumerate(zip(context.class_names or class_names, class_names, strict=True)):
-        if theirs != ours:
-            raise OtherClassesError(
-                f"the classes of {source} are not those of the data: class {number} is {theirs!r} there and "
-                f"{ours!r} here"
-            )

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mixer.config import recipe
-from mixer.evaluation import classification
+from mixer.evaluation import class_matching, classification
 from mixer.runtime.errors import UserError
 
 OF_RUN = {"dataset": "imagenet2012", "label_key": "label", "max_labels": 3, "data_dir": "here", "eval_resize": 99}
@@ -36,7 +36,7 @@ def context(num_classes, class_names=None):
 
 
 def test_the_classes_of_data_and_model_are_compared_by_number_and_name():
-    check = getattr(classification.check_classes, "__wrapped__", classification.check_classes)
+    check = getattr(class_matching.check, "__wrapped__", class_matching.check)
     check(context(2), ["cat", "dog"])
     check(context(2, ["cat", "dog"]), ["cat", "dog"])
     with pytest.raises(UserError, match="the model tells 1,000 classes apart, the data has 2: fine-tune it first"):

@@ -1,0 +1,117 @@
+"""A folder of one's own images, as a user meets it: trained on by its path alone, and scored whole by class names."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer.config import run_folder
+from mixer.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COLOURS = {b"caf\xe9": (220, 30, 30), "köter".encode(): (30, 200, 40), b"blue": (30, 40, 220)}
+NAMES = {b"caf\xe9": "caf\\xe9", "köter".encode(): "köter", b"blue": "blue"}
+SMALL = [
+    "--config.model.variant=Ti/4", "--config.model.num_blocks=1", "--config.model.hidden_dim=16",
+    "--config.model.tokens_mlp_dim=8", "--config.model.channels_mlp_dim=16", "--config.input.image_size=16",
+    "--config.batch_size=8", "--config.total_steps=12", "--config.warmup_steps=2", "--config.eval_steps=12",
+]  # fmt: skip
+
+
+def fill(root: pathlib.Path, counts: dict[bytes, int], seed: int = 0) -> pathlib.Path:
+    """Draws pictures of one colour each. A class and a file have names that are no UTF-8."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        folder = os.fsencode(root) + b"/" + name
+        os.makedirs(folder, exist_ok=True)
+        for number in range(count):
+            pixels = np.clip(rng.normal(COLOURS.get(name, (0, 0, 0)), 20, (20, 20, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(os.fsdecode(folder) + f"/{number}\udcff.png", "PNG")
+    return root
+
+
+def command(module: str, *arguments: object, home: pathlib.Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"mixer.{module}", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "HOME": str(home), "XLA_FLAGS": ""}, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home folder with images and a run that was trained on them."""
+    home = tmp_path_factory.mktemp("home")
+    fill(home / "pics", dict.fromkeys(COLOURS, 12))
+    (home / "pics" / "blue" / "scan.heic").write_bytes(b"x")
+    done = command(
+        "train", "--config=configs/folder.py", "--config.input.data_dir=~/pics", "--workdir=~/run", *SMALL, home=home
+    )
+    assert done.returncode == 0, done.stderr
+    (home / "said").write_text(done.stdout)
+    return home
+
+
+def test_a_folder_is_enough_and_what_was_found_is_said(home):
+    said = (home / "said").read_text()
+    assert f"{home}/pics: 3 classes: blue, caf\\xe9, köter\n" in said
+    assert "  train: 33 images of 3 classes, in its class folders, without those kept for validation\n" in said
+    assert "  validation: 3 images of 3 classes, the share 0.1 of each class in its class folders\n" in said
+    assert "  left out: 1 file with another ending: 1 .heic (HEIC cannot be read: convert to JPEG)\n" in said
+    assert said.count("left out") == 1
+    assert run_folder.load_class_names(home / "run") == ["blue", "caf\\xe9", "köter"]
+    assert read_metrics(home / "run")[-1]["val/count"] == 3
+
+
+def score(home, *arguments):
+    done = command("evaluate", "--checkpoint=~/run", *arguments, home=home)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_held_out_folder_with_a_part_of_the_classes_is_scored_whole(home):
+    fill(home / "held", {"köter".encode(): 5}, seed=9)
+    found, said = score(home, "--data_dir=~/held")
+    assert (found["split"], found["count"]) == ("all", 5)
+    assert found["accuracy"] == found["class_accuracy"]["köter"]
+    assert set(found["class_accuracy"]) == {"köter"}
+    assert "  matched by name: 1 of the 3 classes of " in said
+    assert f"{home}/held: 1 class: köter\n" in said
+    fill(home / "held2", {b"caf\xe9": 1, "köter".encode(): 5}, seed=9)
+    both, _ = score(home, "--data_dir=~/held2", "--split=all")
+    assert both["class_accuracy"]["köter"] == found["accuracy"]
+    assert both["count"] == 6
+
+
+def test_the_splits_of_a_folder(home):
+    for split, count in (("train", 2), ("valid", 3), ("test", 4)):
+        fill(home / "splits" / split, dict.fromkeys(COLOURS, count), seed=count)
+    asked = {(): 9, ("--split=test",): 12, ("--split=train",): 6, ("--split=all",): 27}
+    found = {arguments: score(home, "--data_dir=~/splits", *arguments)[0] for arguments in asked}
+    assert {arguments: one["count"] for arguments, one in found.items()} == asked
+    assert found[()]["split"] == "validation"
+    own, _ = score(home)
+    assert (own["split"], own["count"]) == ("validation", 3)  # the run's own data: what it was evaluated on
+
+
+def test_names_that_do_not_match_are_told(home):
+    other = unicodedata.normalize("NFD", "köter")
+    fill(home / "other", {other.encode(): 3, b"blue": 3})
+    done = command("evaluate", "--checkpoint=~/run", "--data_dir=~/other", home=home)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert f"1 of the data's classes: {other} (it differs from köter only in case or Unicode form)" in line
+
+
+def test_a_file_of_weights_is_scored_on_a_folder(home, tmp_path):
+    done = command("export", "--checkpoint=~/run", "--to=npz", tmp_path / "own.npz", home=home)
+    assert done.returncode == 0, done.stderr
+    fill(home / "held3", {b"blue": 4}, seed=3)
+    done = command("evaluate", f"--checkpoint={tmp_path}/own.npz", "--task=folder", "--data_dir=~/held3", home=home)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["count"] == 4
