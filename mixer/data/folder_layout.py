@@ -5,12 +5,12 @@ docs/data.md shows the layouts. `folder.py` reads images by this, and `datasets/
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
 from mixer.data import folder_report, split_folders
@@ -117,9 +117,9 @@ def _layout(lister: Lister, root: str, opened: Opened, validation_share: float) 
             if name in label_of
         ]
         if folders is divided:
-            for share in ("train", "validation"):
-                shares = (_share(part, share, validation_share) for part in of_split)
-                parts[share] = [part for part in shares if part.names]
+            shares = [_divided(part, lister.hashes(part.folder), validation_share) for part in of_split]
+            for number, share in enumerate(("train", "validation")):
+                parts[share] = [both[number] for both in shares if both[number].names]
         else:
             parts[split] = of_split
     parts = {split: parts[split] for split in SPLIT_FOLDERS if parts.get(split)}
@@ -128,17 +128,20 @@ def _layout(lister: Lister, root: str, opened: Opened, validation_share: float) 
     return Layout(parts, found, validation_share if divided else None, undivided="" in splits)
 
 
-def _share(part: Part, split: str, share: float) -> Part:
-    """Returns the split's images of a class: validation gets a share, at least one image unless the share is 0.
+def _divided(part: Part, hashes: np.ndarray, share: float) -> tuple[Part, Part]:
+    """Divides a class into training and validation, which gets a share: at least one image unless the share is 0.
 
     The hash of a file's name decides. So a file that is added later moves few others to the other split.
     """
     names = part.names.split(b"\0")[:-1]
     kept = max(round(len(names) * share), 1) if share else 0
     kept = min(kept, len(names) - 1)  # training keeps at least one file
-    by_hash = sorted(names, key=lambda name: hashlib.sha256(name).digest())
-    chosen = sorted(by_hash[:kept] if split == "validation" else by_hash[kept:])
-    return part._replace(names=b"".join(name + b"\0" for name in chosen))
+    order = np.argsort(hashes, kind="stable")
+    train, validation = (
+        part._replace(names=b"".join(names[number] + b"\0" for number in np.sort(numbers).tolist()))
+        for numbers in (order[kept:], order[:kept])
+    )
+    return train, validation
 
 
 def _findings(

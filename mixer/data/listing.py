@@ -9,13 +9,15 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from mixer.data.image_files import IMAGE_SUFFIXES
@@ -24,6 +26,7 @@ from mixer.runtime import bucket, files
 _LISTED = 32  # folders that are listed at a time; those in a bucket with a request for a thousand files each
 _KEPT_FROM = 10_000  # images; listing fewer takes no time
 _SETTLED = 2 * 10**9  # nanoseconds; a folder that changed so shortly before it was listed may have changed after it too
+_HASH_BYTES = 8
 _FORMAT = 1
 _LINE_ENDS_AND_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories; Cs: bytes that are not UTF-8
 
@@ -76,6 +79,14 @@ def _escaped(letter: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in encoded(letter))
 
 
+class _Known(NamedTuple):
+    """What is known of a folder: what changes when it does (empty if that is not known), its contents, and hashes."""
+
+    version: list[int]
+    contents: Contents
+    hashes: bytes = b""
+
+
 class Lister:
     """Lists folders. What it has listed once it knows.
 
@@ -92,7 +103,7 @@ class Lister:
             digest = hashlib.sha256(encoded(os.path.abspath(root))).hexdigest()[:16]
             self._file = epath.Path(cache_dir) / f"folder-{digest}.listing"
         self._kept = _load(self._file) if self._file else {}
-        self._known: dict[str, tuple[list[int], Contents]] = {}
+        self._known: dict[str, _Known] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_LISTED, "lister")
 
     def __enter__(self) -> "Lister":
@@ -106,7 +117,10 @@ class Lister:
     @property
     def reused(self) -> int:
         """How many images are known from a kept listing alone."""
-        return sum(found[1].num_images for folder, found in self._known.items() if found is self._kept.get(folder))
+        kept = {folder: known.contents for folder, known in self._kept.items()}
+        return sum(
+            known.contents.num_images for folder, known in self._known.items() if known.contents is kept.get(folder)
+        )
 
     def contents(self, folder: str) -> Contents:
         """Returns what a folder holds; nothing if it is no folder or may not be read.
@@ -116,7 +130,17 @@ class Lister:
         """
         if folder not in self._known:
             self._known[folder] = self._list(folder)
-        return self._known[folder][1]
+        return self._known[folder].contents
+
+    def hashes(self, folder: str) -> np.ndarray:
+        """Returns a hash of the name of each image in a folder, uint64, in their order."""
+        contents = self.contents(folder)
+        known = self._known[folder]
+        if len(known.hashes) != _HASH_BYTES * contents.num_images:
+            names = contents.images.split(b"\0")[:-1]
+            known = known._replace(hashes=b"".join(hashlib.sha256(name).digest()[:_HASH_BYTES] for name in names))
+            self._known[folder] = known
+        return np.frombuffer(known.hashes, ">u8")
 
     def contents_of(self, folders: Iterable[str]) -> list[Contents]:
         """Returns what folders hold. They are listed concurrently."""
@@ -134,22 +158,22 @@ class Lister:
     def _keep(self) -> None:
         """Writes the listing, if it is long and another than the kept one."""
         changed = any(self._kept.get(folder) is not known for folder, known in self._known.items())
-        if self._file and changed and sum(found.num_images for _, found in self._known.values()) >= _KEPT_FROM:
+        if self._file and changed and sum(known.contents.num_images for known in self._known.values()) >= _KEPT_FROM:
             with contextlib.suppress(OSError):  # without it, the next start lists again
                 if not bucket.is_remote(self._file):
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                 files.write_bytes(self._file, _dump(self._known))
 
-    def _list(self, folder: str) -> tuple[list[int], Contents]:
+    def _list(self, folder: str) -> _Known:
         if bucket.is_remote(folder):
             folders, found = bucket.children(folder)
-            return [], _contents(folders, found)
+            return _Known([], _contents(folders, found))
         try:
             # Not the time that a user can set (mtime), which tar and rsync do set.
             status, now = os.stat(folder), time.time_ns()
             version = [status.st_ctime_ns, status.st_ino, status.st_dev]
             kept = self._kept.get(folder)
-            if kept and kept[0] == version:
+            if kept and kept.version == version:
                 return kept
             with os.scandir(folder) as entries:
                 found_folders: list[str] = []
@@ -157,8 +181,9 @@ class Lister:
                 for entry in entries:
                     (found_folders if _is_folder(entry) else found_files).append(entry.name)
         except OSError:
-            return [], Contents((), b"", {}, 0)
-        return version if now - status.st_ctime_ns > _SETTLED else [], _contents(found_folders, found_files)
+            return _Known([], Contents((), b"", {}, 0))
+        settled = now - status.st_ctime_ns > _SETTLED
+        return _Known(version if settled else [], _contents(found_folders, found_files))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -188,32 +213,35 @@ def _contents(folders: Iterable[str], found: Iterable[str]) -> Contents:
 # ----------------------------------------------------------------------------------------------------- the kept listing
 
 
-def _dump(known: dict[str, tuple[list[int], Contents]]) -> bytes:
-    """Returns a listing as bytes: the length of its table, the table as JSON, and the names of all images."""
+def _dump(known: Mapping[str, _Known]) -> bytes:
+    """Returns a listing as bytes: the length of its table, the table as JSON, then the names and hashes of images."""
+    kept = {folder: found for folder, found in sorted(known.items()) if found.version}
     rows = [
-        [folder, version, found.folders, len(found.images), found.others, found.hidden]
-        for folder, (version, found) in known.items()
-        if version
-    ]
+        [folder, found.version, found.contents.folders, found.contents.others, found.contents.hidden,
+         len(found.contents.images), len(found.hashes)]
+        for folder, found in kept.items()
+    ]  # fmt: skip
     table = json.dumps([_FORMAT, rows]).encode()
-    names = b"".join(found.images for version, found in known.values() if version)
-    return len(table).to_bytes(8, "little") + table + names
+    parts = itertools.chain.from_iterable((found.contents.images, found.hashes) for found in kept.values())
+    return len(table).to_bytes(8, "little") + table + b"".join(parts)
 
 
-def _load(file: epath.Path) -> dict[str, tuple[list[int], Contents]]:
+def _load(file: epath.Path) -> dict[str, _Known]:
     """Reads a listing; an empty one if there is none or it is damaged."""
     try:
         data = files.read_bytes(file)
         start = 8 + int.from_bytes(data[:8], "little")
         version_of_format, rows = json.loads(data[8:start])
-        if version_of_format != _FORMAT or start + sum(row[3] for row in rows) != len(data):
+        if version_of_format != _FORMAT or start + sum(row[-2] + row[-1] for row in rows) != len(data):
             return {}
         return dict(_rows(rows, data, start))
     except (OSError, ValueError, TypeError, IndexError):
         return {}
 
 
-def _rows(rows: list[Any], data: bytes, start: int) -> Iterator[tuple[str, tuple[list[int], Contents]]]:
-    for folder, version, folders, length, others, hidden in rows:
-        yield folder, (version, Contents(tuple(folders), data[start : start + length], others, hidden))
-        start += length
+def _rows(rows: list[Any], data: bytes, start: int) -> Iterator[tuple[str, _Known]]:
+    for folder, version, folders, others, hidden, names, hashes in rows:
+        middle, stop = start + names, start + names + hashes
+        contents = Contents(tuple(folders), data[start:middle], others, hidden)
+        yield folder, _Known(version, contents, data[middle:stop])
+        start = stop
