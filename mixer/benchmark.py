@@ -7,7 +7,6 @@
 """
 
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from mixer import models
 from mixer.config import command_line
 from mixer.models import layers
 from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
-from mixer.runtime import cpu
+from mixer.runtime import cpu, json_text
 from mixer.runtime.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -111,7 +110,7 @@ def _models() -> None:
         for mode in given.modes
     ]
     if given.json:
-        print(json.dumps({
+        print(json_text.dumps({
             "device": target.device, "dtype": settings.dtype, "image_size": settings.image_size,
             "peak_flops_per_core": target.peak, "peak_source": target.peak_source,
             "rows": [one.as_dict() for one in measurements],
@@ -163,7 +162,7 @@ def _scaling() -> None:
     scaling.check_drawing()
     curves = scaling.measure(settings, _tell)
     if given.json:
-        print(json.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
+        print(json_text.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
     else:
         print(f"{described(device())}; {settings.dtype}\n\n{scaling.table(curves)}")
     scaling.draw(curves, path)
@@ -184,7 +183,7 @@ def _input() -> None:
     )  # fmt: skip
     needed = None if rate is None else found.cores_needed(rate)
     if given.json:
-        print(json.dumps({**found.as_dict(), "accelerator_rate": rate, "host_cores_needed": needed}))
+        print(json_text.dumps({**found.as_dict(), "accelerator_rate": rate, "host_cores_needed": needed}))
         return
     print(found.table())
     if needed is None:

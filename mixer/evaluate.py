@@ -4,7 +4,6 @@ A table goes to standard error and one line of JSON to standard output. `--check
 published checkpoint by the paper's own protocol; the tasks imagenet_real and imagenet_v2 are ImageNet's other tests.
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -19,12 +18,13 @@ from mixer import models
 from mixer.config import command_line, recipe, tasks
 from mixer.config.settings import SETTINGS
 from mixer.data import crops, folder, folder_layout
+from mixer.data.class_names import readable
 from mixer.data.sources import Source
 from mixer.evaluation import few_shot as few_shot_evaluator
 from mixer.evaluation.accuracy import Evaluation
 from mixer.evaluation.classification import Classification
 from mixer.evaluation.evaluator import Context
-from mixer.runtime import devices
+from mixer.runtime import devices, json_text
 from mixer.runtime.errors import UserError
 from mixer.transfer import download, resolution
 from mixer.transfer import weights as transfer_weights
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> None:
             described["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
     if jax.process_index() == 0:
         print("\n".join([*summary(described, metrics), *lines]), file=sys.stderr)
-        print(json.dumps({**metrics, **described}))
+        print(json_text.dumps({**metrics, **described}))
 
 
 def _find_task(name: str) -> tuple[str, tasks.Task]:
@@ -253,11 +253,11 @@ def by_class(found: Evaluation, class_names: Any) -> list[str]:
     order = np.argsort(-found.class_accuracy, kind="stable")
     order = order[~np.isnan(found.class_accuracy[order])]
     best, worst = order[:_NAMED_CLASSES], order[max(len(order) - _NAMED_CLASSES, _NAMED_CLASSES) :]
-    lines = []
+    names, lines = readable(class_names), []
     for title, classes in (("best classes", best), ("worst classes", worst)):
         if len(classes):
             lines.append(f"  {title}")
-            lines += [f"    {class_names[c]:34} {found.class_accuracy[c]:>9.2%}" for c in classes]
+            lines += [f"    {names[c]:34} {found.class_accuracy[c]:>9.2%}" for c in classes]
     return lines
 
 

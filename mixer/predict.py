@@ -6,7 +6,6 @@ each logit, whose probabilities need not add up to one.
 """
 
 import itertools
-import json
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from mixer.config import command_line, recipe
 from mixer.data import class_names, image_status, sources
 from mixer.data.image_files import IMAGE_SUFFIXES, files_bytes
 from mixer.evaluation import evaluator
-from mixer.runtime import bucket, devices, files
+from mixer.runtime import bucket, devices, files, json_text
 from mixer.runtime.errors import UserError
 from mixer.training import losses
 from mixer.training.step import normalize
@@ -260,9 +259,9 @@ def text(prediction: Prediction, names: Sequence[str]) -> str:
 def json_line(prediction: Prediction, names: Sequence[str]) -> str:
     """Returns the prediction as one line of JSON, with six digits of each probability."""
     if prediction.error:
-        return json.dumps({"image": prediction.path, "error": prediction.error})
+        return json_text.dumps({"image": prediction.path, "error": prediction.error})
     top = [{"class": names[number], "probability": float(f"{share:.6g}")} for number, share in prediction.top]
-    return json.dumps({"image": prediction.path, "top": top})
+    return json_text.dumps({"image": prediction.path, "top": top})
 
 
 if __name__ == "__main__":

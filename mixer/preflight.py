@@ -7,7 +7,6 @@ The training and evaluation steps are those of a run. libtpu compiles them ahead
 """
 
 import importlib.metadata
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from mixer import models
 from mixer.config import command_line, durations
 from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
 from mixer.performance.data_facts import DataFacts
+from mixer.runtime import json_text
 from mixer.runtime.errors import UserError
 from mixer.training import setup, sharding
 
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
     memory = tpu_topology.chip_of(given.topology).memory
     found = examine(config, mesh, facts, memory, given.largest, lambda line: print(line, file=sys.stderr, flush=True))
     found |= {"topology": given.topology, "libtpu": importlib.metadata.version("libtpu")}
-    print(json.dumps(found) if given.json else report(found))
+    print(json_text.dumps(found) if given.json else report(found))
     if not found["fits"]:
         sys.exit(1)
 

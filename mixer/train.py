@@ -8,6 +8,7 @@ import atexit
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import jax
@@ -200,8 +201,9 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                 if step > first_step + 1 and jax.process_count() == 1:
                     checkpoints.save(state, {})
                 raise
-            state, metrics = run.built.train_step(state, batch)
-            if step == first_step + 1:  # this one was compiled: measure the speed from here
+            with run.console.timed("compiling the training step") if step == first_step + 1 else nullcontext():
+                state, metrics = run.built.train_step(state, batch)
+            if step == first_step + 1:  # measure the speed from here
                 jax.block_until_ready(metrics)
                 stop.work_begins()
                 progress.restart(step)

@@ -9,13 +9,14 @@ import pathlib
 import statistics
 import sys
 import time
+from typing import Any
 
 import jax
 import matplotlib
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mixer.config import checks
+from mixer.config import checks, run_folder
 from mixer.runtime import compilation_cache, cpu, environment
 from mixer.runtime.errors import UserError, quiet_libraries
 from mixer.train import train
@@ -85,20 +86,46 @@ def _draw(path: pathlib.Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt  # only now, because the backend must be chosen before
 
-    figure, (loss, accuracy, digits) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (loss, fractals, digits) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     loss.plot(*_curve(PRETRAINING, "train/loss"))
     loss.set(title="fractals: training loss", xlabel="step", ylim=(0, None))
-    steps, shares = _curve(PRETRAINING, "val/accuracy")
-    accuracy.plot(steps, [100 * share for share in shares], marker="o")
-    accuracy.set(title="fractals: validation accuracy (%)", xlabel="step", ylim=(0, 100))
-    for start in STARTS:
-        steps_by_seed = [_curve(_folder(start, seed), "val/accuracy") for seed in SEEDS]
-        mean = [100 * statistics.mean(values) for values in zip(*(shares for _, shares in steps_by_seed), strict=True)]
-        digits.plot(steps_by_seed[0][0], mean, marker="o", label=f"{start}: {mean[-1]:.1f}")
-    digits.set(title="digits, ten examples a class: accuracy (%)", xlabel="step", ylim=(0, 100))
-    digits.legend(loc="lower right")
+    _draw_accuracy(fractals, {"validation": [PRETRAINING]})
+    fractals.set(title="fractals: accuracy (%)")
+    _draw_accuracy(digits, {start: [_folder(start, seed) for seed in SEEDS] for start in STARTS})
+    digits.set(title="digits, ten a class: accuracy (%), band: three seeds")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _draw_accuracy(axes: Any, runs: dict[str, list[pathlib.Path]]) -> None:
+    """Draws the mean accuracy of several runs for each label, all of them as a band, and the level of chance.
+
+    The axis fits the curves, so that a difference of two percent is seen. It reaches down to chance if that is near.
+    """
+    values: list[float] = []
+    for label, folders in runs.items():
+        curves = [_curve(folder, "val/accuracy") for folder in folders]
+        steps = curves[0][0]
+        at_steps = [[100 * share for share in shares] for shares in zip(*(shares for _, shares in curves), strict=True)]
+        mean, last = [statistics.mean(shares) for shares in at_steps], at_steps[-1]
+        spread = f" +- {statistics.stdev(last):.1f}" if len(last) > 1 else ""
+        (line,) = axes.plot(steps, mean, marker="o", label=f"{label}: {mean[-1]:.1f}{spread}")
+        if len(folders) > 1:
+            axes.fill_between(
+                steps, [min(shares) for shares in at_steps], [max(shares) for shares in at_steps],
+                color=line.get_color(), alpha=0.2, linewidth=0,
+            )  # fmt: skip
+        values += [share for shares in at_steps for share in shares]
+    chance = 100 / len(run_folder.load_class_names(folders[0]) or ())
+    lowest, highest = min(values), max(values)
+    if lowest - chance < highest - lowest:
+        axes.axhline(chance, color="gray", linestyle=":", label=f"chance: {chance:.1f}")
+        lowest = min(chance, lowest)
+    else:  # the axis would be mostly empty
+        axes.plot([], [], color="gray", linestyle=":", label=f"chance: {chance:.1f}, far below")
+    margin = 0.05 * (highest - lowest)
+    axes.set(xlabel="step", ylim=(max(lowest - margin, 0), min(highest + margin, 100)))
+    axes.legend(loc="best")
 
 
 def _summarise(seconds: float) -> None:

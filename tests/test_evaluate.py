@@ -119,6 +119,14 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
         evaluate.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
 
 
+def test_the_table_names_wordnet_ids():
+    found = evaluate.Evaluation({}, np.array([0.5, 1.0, np.nan]))
+    lines = evaluate.by_class(found, ["n01440764", "own name", "n01443537"])
+    assert [" ".join(line.split()) for line in lines] == [
+        "best classes", "own name 100.00%", "tench (n01440764) 50.00%",
+    ]  # fmt: skip
+
+
 def test_few_shot_accuracy_of_a_run(run):
     """The numbers are held to a computation of their own in tests/transfer; here, that the command asks for them."""
     done = command(f"--checkpoint={run}", "--fewshot", "--shots=2", "--shots=5", "--seeds=2")

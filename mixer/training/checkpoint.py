@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -121,7 +122,8 @@ class Checkpoints:
         self.wait()
         if self._newest == (step := int(state.step)):
             return
-        best = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else {}
+        accuracy = metrics.get(self._best_metric, math.nan)
+        best = {self._best_metric: accuracy} if math.isfinite(accuracy) else {}  # Orbax would write NaN as no JSON is
         fields = _fields(state)
         saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
         self._saving, self._newest, self._problem = step, step, ""

@@ -1,7 +1,10 @@
 """What a person sees of a run: one line for each step that is logged."""
 
+import contextlib
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 
 import jax
 
@@ -38,6 +41,15 @@ class Console:
     def keep(self, line: str) -> None:
         """Prints a line that no later line replaces."""
         self._print(f"\r\033[K{self._prefix}{line}\n" if self._is_terminal else f"{self._prefix}{line}\n")
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Says what the block does, such as "compiling the training step", while it runs; and how long it took."""
+        start = time.monotonic()
+        line = f"{self._prefix}{what} ..."
+        self._print(f"\r\033[K{line}" if self._is_terminal else f"{line}\n")
+        yield
+        self.keep(f"{what} took {format_seconds(time.monotonic() - start)}")
 
     def _print(self, text: str) -> None:
         if self._writes:

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import logging
+import math
 import os
 from typing import Any
 
 import jax
 from etils import epath
 
-from mixer.runtime import bucket, environment, files
+from mixer.runtime import bucket, environment, files, json_text
 from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ _TIMES = ("images_per_sec_per_core", "device_wait_share", "seconds_left")
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     """Returns the lines of a run's `metrics.jsonl`; none if the file does not exist.
 
-    Damaged lines are left out. For example, a killed process may have written only part of the last line.
+    A value that was not finite is null in the file and NaN here. Damaged lines are left out. For example, a killed
+    process may have written only part of the last line.
     """
     try:
         written = files.read_bytes(epath.Path(workdir) / METRICS_FILE)
@@ -36,7 +38,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
+            lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
 
@@ -137,4 +139,4 @@ class MetricsLog:
 
 
 def _as_text(line: dict[str, float]) -> str:
-    return json.dumps(line) + "\n"
+    return json_text.dumps(line) + "\n"

@@ -1,14 +1,13 @@
 """The results of a fine-tuning sweep: an outcome for each task, and the table with the paper's numbers."""
 
 import dataclasses
-import json
 import statistics
 from typing import Any
 
 from etils import epath
 
 from mixer.config import paper, tasks
-from mixer.runtime import files
+from mixer.runtime import files, json_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,4 +110,4 @@ def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | No
     }
     published = row and {**dataclasses.asdict(row), "eval_crop": row.eval_crop}
     results = {"tasks": each, "average_of_five": average(outcomes), "paper": published, **made_by}
-    files.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    files.write_text(workdir / "results.json", json_text.dumps(results, indent=2) + "\n")

@@ -89,3 +89,62 @@ def test_a_long_name_stays_in_its_cell(tmp_path):
     short = np.asarray(Image.open(path))
     np.testing.assert_array_equal(long[:, 132:], short[:, 132:])
     assert (long[:, :132] != short[:, :132]).any()
+
+
+def words(lines, more="", names=NAMES):
+    """The strip below a picture of 128 pixels."""
+    return np.asarray(contact_sheet._strip(128, lines, more))
+
+
+@pytest.mark.parametrize(
+    ("target", "more"), [([1, 1, 0, 0], ""), ([1, 1, 1, 0], "+1"), ([0.4, 0.3, 0.2, 0.1], "+2"), ([0, 0, 0, 0], "")]
+)
+def test_the_number_of_further_labels_is_said(tmp_path, target, more):
+    assert contact_sheet._more(np.array(target, np.float32)) == more
+    path = epath.Path(tmp_path / "sheet.png")
+    names = ["w" * 60, "x" * 60, "c", "d"]
+    contact_sheet.write_sheet(path, np.zeros((1, 128, 128, 3)), np.array([target], np.float32), names, ["ok"])
+    drawn = np.asarray(Image.open(path))[128:-4, :128]
+    lines = contact_sheet._caption(np.array(target, np.float32), names, "ok")
+    np.testing.assert_array_equal(drawn, words(lines, more))
+    assert (words(lines, more) != words(lines)).any() == bool(more)  # it is seen though the name is long
+
+
+def test_wordnet_ids_are_shown_with_their_names(tmp_path):
+    path, target = epath.Path(tmp_path / "sheet.png"), np.eye(1, dtype=np.float32)
+    drawn = []
+    for name in ("n01440764", "tench (n01440764)", "n00000000"):
+        contact_sheet.write_sheet(path, np.zeros((1, 128, 128, 3)), target, [name], ["ok"])
+        drawn.append(np.asarray(Image.open(path)))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+@pytest.fixture(params=[True, False], ids=["matplotlib", "no matplotlib"])
+def fonts(request, monkeypatch):
+    """The fonts of a machine with matplotlib and of one without."""
+    if not request.param:
+        monkeypatch.setattr(contact_sheet.importlib.util, "find_spec", lambda name: None)
+    contact_sheet._fonts.cache_clear()
+    assert len(contact_sheet._fonts()) == 1 + request.param
+    yield contact_sheet._fonts()
+    contact_sheet._fonts.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text", ["bee", "Möwe", "Mo\u0308we", "собака", "狗", "ñandú 狗", "a\tb", "½ ﬁsh", "\U0010ffff", ""]
+)
+def test_no_character_becomes_a_box(fonts, text):
+    font, drawn = contact_sheet._drawable(text)
+    box = font.getmask(contact_sheet._NOWHERE)
+    for character in drawn:
+        mask = font.getmask(character)
+        assert (mask.size, bytes(mask)) != (box.size, bytes(box)), character
+
+
+def test_missing_characters_lose_their_accents_or_become_code_points(fonts):
+    rich = len(fonts) > 1
+    assert contact_sheet._drawable("bee") == (fonts[0], "bee")
+    assert contact_sheet._drawable("Möwe") == (fonts[-1], "Möwe" if rich else "Mowe")
+    assert contact_sheet._drawable("Mo\u0308we")[1] in ("Mo\u0308we", "Mowe")
+    assert contact_sheet._drawable("狗")[1] == " U+72D7 "

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer.training import console as console_module
 from mixer.training.console import Console, format_seconds
 
 SCALARS = {
@@ -42,6 +43,24 @@ def test_console_on_a_narrow_terminal_does_not_wrap(capsys, monkeypatch):
 def test_console_adds_what_follows_to_the_time_left(capsys):
     Console(seconds_after=3600.0).show(5, 10, SCALARS)
     assert capsys.readouterr().out.endswith("2h01m left\n")
+
+
+def test_console_says_what_takes_long_before_and_after(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    console = Console("[1/7] ")
+    with console.timed("compiling the training step"):
+        assert capsys.readouterr().out == "[1/7] compiling the training step ...\n"
+        now[0] += 185
+    assert capsys.readouterr().out == "[1/7] compiling the training step took 3m05s\n"
+
+
+def test_console_replaces_what_took_long_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    console = Console()
+    with console.timed("compiling"):
+        assert capsys.readouterr().out == "\r\033[Kcompiling ..."
+    assert capsys.readouterr().out == "\r\033[Kcompiling took 0s\n"
 
 
 def test_console_is_silent_on_other_processes(capsys, monkeypatch):

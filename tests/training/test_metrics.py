@@ -33,11 +33,20 @@ def test_without_a_file_there_are_no_metrics(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_values_that_are_not_finite_read_back(tmp_path):
+def test_values_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
     write_steps(tmp_path, 0, {1: {"loss": math.nan, "norm": math.inf}})
-    ((_, loss), (_, norm)) = list(read_metrics(tmp_path)[0].items())[1:]
-    assert math.isnan(loss)
-    assert norm == math.inf
+    assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1, "loss": null, "norm": null}\n'
+    (line,) = read_metrics(tmp_path)
+    assert list(line) == ["step", "loss", "norm"]
+    assert math.isnan(line["loss"])
+    assert math.isnan(line["norm"])
+
+
+def test_lines_of_before_with_nan_and_infinity_are_read(tmp_path):
+    (tmp_path / METRICS_FILE).write_text('{"step": 1, "loss": NaN, "norm": Infinity}\n')
+    (line,) = read_metrics(tmp_path)
+    assert math.isnan(line["loss"])
+    assert line["norm"] == math.inf
 
 
 def test_a_continued_run_drops_the_lines_after_its_checkpoint(tmp_path):
