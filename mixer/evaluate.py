@@ -4,6 +4,7 @@ A table goes to standard error and one line of JSON to standard output. `--check
 published checkpoint by the paper's own protocol; the tasks imagenet_real and imagenet_v2 are ImageNet's other tests.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ from mixer.data.sources import Source
 from mixer.evaluation import few_shot as few_shot_evaluator
 from mixer.evaluation.accuracy import Evaluation
 from mixer.evaluation.classification import Classification
-from mixer.evaluation.evaluator import Context
+from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices, json_text
 from mixer.runtime.errors import UserError
+from mixer.training.console import Console
 from mixer.transfer import download, resolution
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights
@@ -33,9 +35,22 @@ from mixer.transfer.weights import Weights
 _FOLDER = tasks.Task("folder", "validation", "train")  # images in class folders
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
 
+# What the metrics of multi-label data are called in the table.
+_OF_SEVERAL_LABELS = {
+    "baseline_mean_average_precision": "  equal scores for all would have",
+    "accuracy": "first guess is among the labels",
+    "baseline_accuracy": "  the commonest label always would be",
+}
+
 
 def evaluate(
-    weights: Weights, config: ml_collections.ConfigDict, split: str, *, loss: str, batch_size: int
+    weights: Weights,
+    config: ml_collections.ConfigDict,
+    split: str,
+    *,
+    loss: str,
+    batch_size: int,
+    through: Through = iter,
 ) -> tuple[Evaluation, Sequence[str]]:
     """Evaluates a model on a split, on all devices, in float32; returns the result and the names of the classes.
 
@@ -45,6 +60,7 @@ def evaluate(
       split: in TFDS notation.
       loss: a key of `losses.LOSSES`.
       batch_size: a multiple of the number of devices.
+      through: passes the batches on, and may show how many are done.
 
     Raises:
       UserError: the data is not there, or its classes are not the model's.
@@ -54,11 +70,16 @@ def evaluate(
     _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
-        return of_split.evaluate(_on_devices(weights, context)), of_split.source.class_names
+        return of_split.evaluate(_on_devices(weights, context), through), of_split.source.class_names
 
 
 def few_shot(
-    weights: Weights, config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict, *, batch_size: int
+    weights: Weights,
+    config: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    through: Through = iter,
 ) -> dict[str, float]:
     """Returns the few-shot accuracy of the model's features, computed on all devices in float32.
 
@@ -67,6 +88,7 @@ def few_shot(
       config: as `config.input`.
       settings: as `config.evaluators.NAME`.
       batch_size: a multiple of the number of devices.
+      through: passes the batches on, and may show how many are done.
 
     Raises:
       UserError: the data is not there, or has too few examples of a class.
@@ -75,7 +97,7 @@ def few_shot(
     evaluator = few_shot_evaluator.FewShot(settings, context)
     _tell(evaluator.sources)
     with jax.default_matmul_precision("float32"):
-        found = evaluator(_on_devices(weights, context))
+        found = evaluator(_on_devices(weights, context), through)
     return {f"fewshot/{name}": value for name, value in found.items()}
 
 
@@ -176,13 +198,16 @@ def main(argv: list[str]) -> None:
         "eval_crop": config.eval_crop,
         "eval_resize": crops.eval_resize(config),
     }
+    console = Console(to_stderr=True)
     if given.fewshot:
         settings = _few_shot_settings(config, split, task)
         described |= {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}
-        metrics, lines = few_shot(weights, config, settings, batch_size=batch_size), []
+        through = functools.partial(console.counted, "computing features")
+        metrics, lines = few_shot(weights, config, settings, batch_size=batch_size, through=through), []
     else:
         loss = weights.config.loss if weights.config is not None else "softmax_xent"
-        found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size)
+        through = functools.partial(console.counted, "evaluating")
+        found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
         metrics, lines = found.metrics, by_class(found, class_names)
         if found.class_accuracy is not None:
             shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
@@ -239,10 +264,11 @@ def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
         f"{described['model']} ({described['checkpoint']}) on {described['dataset']} {described['split']}, "
         f"{described['image_size']} px, {described['eval_crop']} from {described['eval_resize']} px"
     ]
+    said = _OF_SEVERAL_LABELS if "mean_average_precision" in metrics else {}
     for name, value in metrics.items():
-        is_share = "accuracy" in name or name.startswith("fewshot/")
+        is_share = "accuracy" in name or "precision" in name or name.startswith("fewshot/")
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if is_share else f"{value:.4f}"
-        lines.append(f"  {name.replace('_', ' '):36} {shown:>9}")
+        lines.append(f"  {said.get(name, name.replace('_', ' ')):36} {shown:>9}")
     return lines
 
 

@@ -79,7 +79,7 @@ def train(
         meeting.compare({"data": _data_facts(run, weights)}, within=_OPENED_WITHIN)
 
     # The state: from the newest checkpoint, from given weights, or new.
-    checkpoints = Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(config))
+    checkpoints = Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(run))
     try:
         state = checkpoints.restore(run.built.shapes, run.built.shardings)
         if state is not None:
@@ -103,12 +103,12 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """The durations of a run in steps."""
+    """The durations of a run in steps; those that repeat are not rounded."""
 
     total: int
     warmup: int
-    log: int
-    checkpoint: int
+    log: float
+    checkpoint: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,10 @@ def _prepare(
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
-    steps = _Steps(*(durations.steps(config, field.name, source.num_examples) for field in dataclasses.fields(_Steps)))
+    steps = _Steps(
+        *(durations.steps(config, name, source.num_examples) for name in ("total", "warmup")),
+        *(durations.interval(config, name, source.num_examples) for name in ("log", "checkpoint")),
+    )
     changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
@@ -152,9 +155,10 @@ def _prepare(
     return run, changes
 
 
-def _best_metric(config: ml_collections.ConfigDict) -> str:
-    """Returns the accuracy by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
-    return "val_ema/accuracy" if config.ema_decay else "val/accuracy"
+def _best_metric(run: _Run) -> str:
+    """Returns the metric by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
+    metric = "mean_average_precision" if run.source.multi_label else "accuracy"
+    return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
 
 
 def _data_facts(run: _Run, weights: Weights | None) -> dict[str, str]:
@@ -215,7 +219,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
 
             last, leaving = step == steps.total, stop.asked() or step == stop.after
             due = evaluators.due(run.evaluators, step, steps.total, config.eval_at_start)
-            logs, saves = last or step % steps.log == 0, last or step % steps.checkpoint == 0
+            logs, saves = (last or durations.ends_at(step, every) for every in (steps.log, steps.checkpoint))
             if not (logs or due or saves or leaving):
                 continue  # most steps end here: reading metrics would make the devices wait
             # First the checks, so that nothing is written of a run that must not go on.
@@ -233,7 +237,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                 except preemption.AbandonedError:
                     leaving = True
             # What is evaluated may be one of the best, which only a saved step can be.
-            saves = saves or (config.checkpoint.keep_best > 0 and _best_metric(config) in line)
+            saves = saves or (config.checkpoint.keep_best > 0 and _best_metric(run) in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)
@@ -258,7 +262,9 @@ def _evaluate(run: _Run, due: Sequence[evaluators.Scheduled], state: TrainState,
       AbandonedError: the run was asked to stop.
       UserError: too many images cannot be used.
     """
-    metrics = evaluators.run(due, state, run.stop.unless_asked)
+    metrics = evaluators.run(
+        due, state, lambda batches: run.stop.unless_asked(run.console.counted(f"step {step}  evaluating", batches))
+    )
     for one in due:
         health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
     shown = (
@@ -305,7 +311,7 @@ def _describe(run: _Run) -> None:
         for said in report:
             run.console.keep(said)
     if best := config.checkpoint.keep_best:
-        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {_best_metric(config)}")
+        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {_best_metric(run)}")
 
 
 # ------------------------------------------------------------------------------------------------------- command line

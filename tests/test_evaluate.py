@@ -156,6 +156,21 @@ def test_counts_are_no_shares():
     assert [line.split()[-1] for line in lines[1:]] == ["50.00%", "5", "25.00%", "2.0000"]
 
 
+def test_metrics_of_several_labels_are_called_what_they_are():
+    described = {"model": "B/16", "checkpoint": "runs/b16", "dataset": "jft", "split": "test", "image_size": 224}
+    metrics = {
+        "mean_average_precision": 0.203, "baseline_mean_average_precision": 0.2,
+        "accuracy": 0.668, "baseline_accuracy": 0.668,
+    }  # fmt: skip
+    lines = evaluate.summary({**described, "eval_crop": "resize_small", "eval_resize": 256}, metrics)
+    assert lines[1:] == [
+        "  mean average precision                  20.30%",
+        "    equal scores for all would have       20.00%",
+        "  first guess is among the labels         66.80%",
+        "    the commonest label always would be   66.80%",
+    ]
+
+
 @pytest.mark.parametrize("task_name", ["imagenet_real", "imagenet_v2"])
 def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
     """A few random images under TFDS' names, versions and features; of a thousand classes."""

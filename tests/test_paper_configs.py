@@ -1,5 +1,7 @@
 """The paper's configs as they stand, from a prepared archive or manifest to the last step; and multi-label data."""
 
+import contextlib
+import io
 import json
 import pathlib
 import sys
@@ -67,9 +69,15 @@ def multilabel(folder: pathlib.Path, pictures: list[pathlib.Path]) -> None:
 def test_multi_label_data_gets_its_own_metrics(tmp_path):
     multilabel(tmp_path, photographs(tmp_path / "photographs", 40))
     changes = {"input.dataset": "multilabel", "loss": "sigmoid_xent", "total_steps": 2}
-    metrics = train.train(tiny(str(tmp_path / "data"), **changes), tmp_path / "run")
+    lines = io.StringIO()
+    with contextlib.redirect_stdout(lines):
+        metrics = train.train(tiny(str(tmp_path / "data"), **changes), tmp_path / "run")
     assert metrics["val/count"] == 10
     assert 0 < metrics["val/mean_average_precision"] <= 1
+    # What is worth nothing stands beside, and the checkpoints are ranked by what is worth more.
+    assert 0.3 < metrics["val/baseline_mean_average_precision"] < 0.5
+    assert 0.5 < metrics["val/baseline_accuracy"] < 1
+    assert "the best 1 kept, by val/mean_average_precision\n" in lines.getvalue()
 
 
 @pytest.mark.slow  # the whole B/16: about a minute

@@ -59,21 +59,36 @@ def steps(config: ConfigDict, name: str, num_examples: int) -> int:
       name: one of `DURATIONS`.
       num_examples: examples in an epoch.
     """
-    return _steps({unit: config[f"{name}_{unit}"] for unit in UNITS}, config.batch_size, num_examples)
+    exact = _exact({unit: config[f"{name}_{unit}"] for unit in UNITS}, config.batch_size, num_examples)
+    return max(round(exact), 1) if exact else 0
 
 
-def evaluator_steps(config: ConfigDict, evaluator: ConfigDict, num_examples: int) -> int:
-    """Returns how many steps lie between two evaluations by an evaluator: its own number, or the run's."""
+def interval(config: ConfigDict, name: str, num_examples: int) -> float:
+    """Returns a duration in steps as `steps` does, but not rounded: for what repeats. At least 1; see `ends_at`."""
+    return max(_exact({unit: config[f"{name}_{unit}"] for unit in UNITS}, config.batch_size, num_examples), 1)
+
+
+def evaluator_interval(config: ConfigDict, evaluator: ConfigDict, num_examples: int) -> float:
+    """Returns how many steps lie between two evaluations by an evaluator, not rounded: its own number, or the run's."""
     own = {unit: evaluator[f"every_{unit}"] for unit in UNITS}
     if all(length is None for length in own.values()):
-        return steps(config, "eval", num_examples)
-    return _steps(own, config.batch_size, num_examples)
+        return interval(config, "eval", num_examples)
+    return max(_exact(own, config.batch_size, num_examples), 1)
 
 
-def _steps(length: dict[str, Any], batch_size: int, num_examples: int) -> int:
+def ends_at(step: int, every: float) -> bool:
+    """Returns whether an interval ends at a step: the step is a multiple of `every`, rounded.
+
+    An epoch is seldom a whole number of steps. With 156.25 steps an epoch, the sixth ends at step 938, as does a run of
+    six epochs. Six times 156 steps would be 936, and the run would be evaluated at 936 and at 938.
+    """
+    return step == round(round(step / every) * every)
+
+
+def _exact(length: dict[str, Any], batch_size: int, num_examples: int) -> float:
     if length["steps"] is not None:
         return length["steps"]
     examples = length["examples"]
     if examples is None:
         examples = length["epochs"] * num_examples
-    return max(round(examples / batch_size), 1) if examples else 0
+    return examples / batch_size

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mixer.data import image_status
 from mixer.models import Model
@@ -55,9 +55,10 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: by name. Always loss, accuracy, count (usable images) and unreadable (unusable images); accuracy of
         multi-label data is the share of images whose first guess is among the labels. For single-label data also
-        mean_per_class_accuracy, over the classes that occur. If logits were kept, mean_average_precision. If some
-        images have no label, labelled, the number of those that have one. bad_images/KIND, the number of unusable
-        images of each kind that occurs.
+        mean_per_class_accuracy, over the classes that occur. If logits were kept, mean_average_precision, and what a
+        model that sees nothing would have: baseline_mean_average_precision with equal scores, and baseline_accuracy
+        with the most frequent label as its guess for all images. If some images have no label, labelled, the number of
+        those that have one. bad_images/KIND, the number of unusable images of each kind that occurs.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 
@@ -81,24 +82,40 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
     unreadable = sum(bad.values())
     if count + unreadable != num_examples:
         raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
-    metrics: dict[str, float] = {
-        "loss": float(sums["loss"]) / max(count, 1),
-        "accuracy": float(sums["correct"]) / max(labelled, 1),
-    }
+    metrics: dict[str, float] = {"loss": float(sums["loss"]) / max(count, 1)}
+    accuracy = float(sums["correct"]) / max(labelled, 1)
+    if kept:
+        scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
+        metrics |= _of_several_labels(scores[weight > 0], labels[weight > 0], accuracy)
+    else:
+        metrics["accuracy"] = accuracy
     class_accuracy = None
     if "class_count" in sums:
         class_count = sums["class_count"].astype(np.float64)
         nowhere = np.full_like(class_count, np.nan)
         class_accuracy = np.divide(sums["class_correct"], class_count, out=nowhere, where=class_count > 0)
         metrics["mean_per_class_accuracy"] = float(np.nanmean(class_accuracy)) if labelled else 0.0
-    if kept:
-        scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
-        metrics["mean_average_precision"] = mean_average_precision(scores[weight > 0], labels[weight > 0])
     metrics["count"] = count
     if labelled != count:
         metrics["labelled"] = labelled
     by_kind = {f"bad_images/{name}": number for name, number in bad.items()}
     return Evaluation({**metrics, "unreadable": unreadable, **by_kind}, class_accuracy)
+
+
+def _of_several_labels(
+    scores: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples max_labels"], accuracy: float
+) -> dict[str, float]:
+    """Returns the metrics of multi-label data, each with that of a model that sees nothing."""
+    having = np.sum(_positive(scores.shape, labels), axis=0)  # examples of each class
+    labelled = np.sum(np.any(labels >= 0, axis=1))
+    with_examples = having[having > 0]
+    return {
+        "mean_average_precision": mean_average_precision(scores, labels),
+        # With equal scores, the precision of a class is its share of all images.
+        "baseline_mean_average_precision": float(np.mean(with_examples)) / len(labels) if labelled else 0.0,
+        "accuracy": accuracy,
+        "baseline_accuracy": float(np.max(having)) / max(labelled, 1),
+    }
 
 
 def mean_average_precision(
@@ -109,11 +126,8 @@ def mean_average_precision(
     The average precision of a class is the mean, over its examples, of the precision at the example's score. Equal
     scores count as one threshold.
     """
-    present = np.zeros(scores.shape, bool)
-    example, slot = np.nonzero(labels >= 0)
-    present[example, labels[example, slot]] = True
     precisions = []
-    for class_scores, positive in zip(scores.T, present.T, strict=True):
+    for class_scores, positive in zip(scores.T, _positive(scores.shape, labels).T, strict=True):
         if not positive.any():
             continue
         order = np.argsort(-class_scores, kind="stable")
@@ -122,3 +136,13 @@ def mean_average_precision(
         last = np.searchsorted(-class_scores[order], -class_scores[order], side="right") - 1
         precisions.append(np.mean((found[last] / (last + 1))[positive[order]]))
     return float(np.mean(precisions)) if precisions else 0.0
+
+
+def _positive(
+    shape: tuple[int, ...], labels: Int[np.ndarray, "examples max_labels"]
+) -> Bool[np.ndarray, "examples classes"]:
+    """Returns which classes each example has. The shape is [examples, classes]."""
+    positive = np.zeros(shape, bool)
+    example, slot = np.nonzero(labels >= 0)
+    positive[example, labels[example, slot]] = True
+    return positive

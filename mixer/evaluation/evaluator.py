@@ -1,5 +1,7 @@
 """What an evaluator is, and what all of them are built from."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +19,10 @@ with epy.lazy_imports():  # it imports TensorFlow, which checking a config must 
     from mixer.data import pipeline
 
 Through = Callable[[Iterable[Any]], Iterable[Any]]
-"""Passes batches on. It may end an evaluation by raising: this is how a run that is asked to stop abandons it."""
+"""Passes batches on, of which it may ask the number (`len`).
+
+It may end an evaluation by raising: this is how a run that is asked to stop abandons it.
+"""
 
 
 @runtime_checkable
@@ -59,6 +64,20 @@ class Context(NamedTuple):
     source: str = "the model"
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a split, which can be counted before they are made."""
+
+    made: Iterable[Any]
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.made)
+
+
 def split_batches(
     source: Source, config: ml_collections.ConfigDict, context: Context, through: Through = iter,
     records: np.ndarray | None = None,
@@ -66,5 +85,6 @@ def split_batches(
     """Yields every example of a split once, in batches that lie on the mesh; see `pipeline.eval_batches`."""
     rows = devices.host_rows(context.mesh, context.batch_size)
     batches = pipeline.eval_batches(source, config, batch_size=context.batch_size, rows=rows, records=records)
-    for batch in through(batches):
+    number = math.ceil((source.num_examples if records is None else len(records)) / context.batch_size)
+    for batch in through(Batches(batches, number)):
         yield devices.to_devices(batch, context.mesh)

@@ -41,13 +41,13 @@ class Scheduled:
     Attributes:
       name: prefix of its metrics.
       kind: a key of `KINDS`.
-      every: steps from one evaluation to the next.
+      every: steps from one evaluation to the next, not rounded: an epoch may end between two steps.
       evaluate: the evaluator.
     """
 
     name: str
     kind: str
-    every: int
+    every: float
     evaluate: Evaluator
 
 
@@ -86,7 +86,7 @@ def build(
             if name not in config.evaluators:
                 raise
             raise UserError(f"config.evaluators.{name}: {error}") from None
-        every = durations.evaluator_steps(config, settings, num_examples)
+        every = durations.evaluator_interval(config, settings, num_examples)
         found.append(Scheduled(name, settings.kind, every, evaluate))
     return found
 
@@ -95,7 +95,7 @@ def due(evaluators: Sequence[Scheduled], step: int, total_steps: int, at_start: 
     """Returns the evaluators that are due at a step: all at the last step, and all at step 0 if `at_start`."""
     if step == 0:
         return list(evaluators) if at_start else []
-    return [one for one in evaluators if step == total_steps or step % one.every == 0]
+    return [one for one in evaluators if step == total_steps or durations.ends_at(step, one.every)]
 
 
 def run(evaluators: Sequence[Scheduled], state: TrainState, through: Through = iter) -> dict[str, float]:

@@ -1,42 +1,84 @@
-"""What a person sees of a run: one line for each step that is logged."""
+"""What a person sees of a run: one line for each step that is logged, and how far an evaluation is."""
 
 import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
 import jax
 
+# From one line of an evaluation to the next.
+_FILE_SECONDS, _TERMINAL_SECONDS = 60.0, 0.2
+
+# What a narrow terminal goes without, first to last.
+_SPARED = ("wait", "gradient norm", "learning rate", "speed", "loss")
+
+T = TypeVar("T")
+
 
 class Console:
-    """Prints lines to standard output. On a terminal, the line of a step replaces the line of the step before."""
+    """Prints lines. On a terminal, the line of a step replaces the line of the step before."""
 
-    def __init__(self, prefix: str = "", seconds_after: float = 0.0):
+    def __init__(self, prefix: str = "", seconds_after: float = 0.0, to_stderr: bool = False):
         """Prepares the output of one run.
 
         Args:
           prefix: precedes every line.
           seconds_after: is added to the time left, if more runs follow this one.
+          to_stderr: print to standard error, since standard output is for results.
         """
         self._prefix, self._seconds_after = prefix, seconds_after
-        self._is_terminal = sys.stdout.isatty()
+        self._stream = sys.stderr if to_stderr else sys.stdout
+        self._is_terminal = self._stream.isatty()
         self._writes = jax.process_index() == 0
 
     def show(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
-        """Shows step, loss, learning rate, gradient norm, speed, waiting time and time left."""
-        line = (
-            f"step {step}/{total_steps}  loss {scalars['loss']:.4f}  "
-            f"lr {scalars['learning_rate']:.2e}  grad norm {scalars['grad_norm']:.3f}  "
-            f"{scalars['images_per_sec_per_core']:.0f} images/s/core  "
-            f"devices wait {scalars['device_wait_share']:.1%}  "
-            f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left"
-        )
+        """Shows step, loss, learning rate, gradient norm, speed, waiting time and time left.
+
+        A narrow terminal shows fewer of them and less of the prefix, but always the step and the time left.
+        """
+        speed = scalars["images_per_sec_per_core"]
+        parts = {
+            "step": f"step {step}/{total_steps}",
+            "loss": f"loss {scalars['loss']:.4f}",
+            "learning rate": f"lr {scalars['learning_rate']:.2e}",
+            "gradient norm": f"grad norm {scalars['grad_norm']:.3f}",
+            "speed": f"{f'{speed:.0f}' if speed >= 100 else f'{speed:.3g}'} images/s/core",
+            "wait": f"devices wait {scalars['device_wait_share']:.1%}",
+            "left": f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left",
+        }
+        if not self._is_terminal:
+            self._print(f"{self._prefix}{'  '.join(parts.values())}\n")
+            return
+        for name in _SPARED:
+            if len(self._prefix + "  ".join(parts.values())) > self._width():
+                del parts[name]
+        self._replace("  ".join(parts.values()))
+
+    def counted(self, what: str, batches: Iterable[T]) -> Iterator[T]:
+        """Yields batches, and shows how many are done; in a file, in a line a minute.
+
+        Args:
+          what: what is done with them, such as "evaluating".
+          batches: if their number is known (`len`), the time left is shown too.
+        """
+        total = len(batches) if isinstance(batches, Sized) else None
+        begun = shown = time.monotonic()
         if self._is_terminal:
-            width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be replaced
-            self._print(f"\r\033[K{(self._prefix + line)[:width]}")
-        else:
-            self._print(f"{self._prefix}{line}\n")
+            self._replace(f"{what} ...")
+        for number, batch in enumerate(batches):
+            now = time.monotonic()
+            if number and now - shown >= (_TERMINAL_SECONDS if self._is_terminal else _FILE_SECONDS):
+                shown = now
+                line = f"{what}  batch {number}"
+                if total:
+                    line += f"/{total}  {format_seconds((now - begun) / number * (total - number))} left"
+                self._replace(line) if self._is_terminal else self.keep(line)
+            yield batch
+        if self._is_terminal:
+            self._replace("")
 
     def keep(self, line: str) -> None:
         """Prints a line that no later line replaces."""
@@ -51,10 +93,17 @@ class Console:
         yield
         self.keep(f"{what} took {format_seconds(time.monotonic() - start)}")
 
+    def _replace(self, line: str) -> None:
+        prefix = self._prefix[: max(self._width() - len(line), 0)] if line else ""
+        self._print(f"\r\033[K{(prefix + line)[: self._width()]}")
+
+    def _width(self) -> int:
+        return shutil.get_terminal_size().columns - 1  # a wrapped line could not be replaced
+
     def _print(self, text: str) -> None:
         if self._writes:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def format_seconds(seconds: float) -> str:

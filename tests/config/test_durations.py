@@ -25,3 +25,29 @@ def test_steps_in_every_unit(base_with, examples, batch_size, epochs, count):
     assert (warmup == 0) == (count == 0)
     assert warmup == (count > 0) or abs(warmup - count / batch_size) <= 0.5
     assert durations.steps(config, "log", examples) == count
+
+
+def test_the_last_epoch_ends_with_the_run(base_with):
+    """10,000 images in batches of 64 are 156.25 steps: evaluations at 936 and 938 were one too many."""
+    config = base_with(batch_size=64)
+    recipe.duration(config, "total", epochs=6)
+    recipe.duration(config, "eval", epochs=1)
+    every, total = durations.interval(config, "eval", 10_000), durations.steps(config, "total", 10_000)
+    ends = [step for step in range(1, total + 1) if durations.ends_at(step, every)]
+    assert ends == [156, 312, 469, 625, 781, 938]
+    assert total == 938
+
+
+@settings(max_examples=200, deadline=None)
+@given(every=st.one_of(st.integers(1, 50), st.floats(1, 50)))
+def test_every_interval_ends_once(every):
+    ends = [step for step in range(1, 1001) if durations.ends_at(step, every)]
+    assert ends == [end for number in range(1, 1001) if (end := round(number * every)) <= 1000]
+    if isinstance(every, int):
+        assert ends == list(range(every, 1001, every))
+
+
+def test_an_interval_is_at_least_a_step(base_with):
+    config = base_with(batch_size=64)
+    recipe.duration(config, "eval", examples=1)
+    assert durations.interval(config, "eval", 10) == 1

@@ -70,7 +70,7 @@ def run(mesh):
 def evaluate(run, mesh, monkeypatch):
     """Evaluates with `Classification`, whose split is replaced by batches of this file."""
 
-    def evaluation(batches, examples, *, on=mesh, loss="sigmoid_xent", multi_label=True):
+    def evaluation(batches, examples, *, on=mesh, loss="sigmoid_xent", multi_label=True, of=run):
         names = [str(number) for number in range(CLASSES)]
         source = types.SimpleNamespace(class_names=names, multi_label=multi_label, num_examples=examples)
         placed = [devices.to_devices(batch, on) for batch in batches]
@@ -79,8 +79,8 @@ def evaluate(run, mesh, monkeypatch):
         settings = ml_collections.ConfigDict(
             {"dataset": None, "data_dir": None, "eval_crop": None, "eval_resize": None, "split": "test"}
         )
-        context = evaluator.Context(run[0], names, loss, ml_collections.ConfigDict(), on, BATCH, "")
-        params = jax.device_put(jax.device_get(run[1]), devices.replicated(on))
+        context = evaluator.Context(of[0], names, loss, ml_collections.ConfigDict(), on, BATCH, "")
+        params = jax.device_put(jax.device_get(of[1]), devices.replicated(on))
         return classification.Classification(settings, context).evaluate(params)
 
     return evaluation
@@ -101,7 +101,9 @@ def numpy_metrics(run, batches, loss="sigmoid_xent"):
     return {
         "loss": LOSSES[loss](logits, targets(labels, CLASSES)).mean(),
         "accuracy": np.mean(hits),
+        "baseline_accuracy": max(np.mean(np.any(labels == number, axis=1)) for number in range(CLASSES)),
         "mean_average_precision": sklearn_mean_average_precision(logits, labels),
+        "baseline_mean_average_precision": sklearn_mean_average_precision(np.zeros_like(logits), labels),
     }
 
 
@@ -131,7 +133,21 @@ def test_one_device_and_no_logits_give_the_same(evaluate, one_device):
     alone = evaluate(batches, 37, on=one_device, multi_label=False).metrics
     together = evaluate(batches, 37).metrics
     assert together.pop("mean_average_precision") > 0
+    assert together.pop("baseline_mean_average_precision") > 0
+    assert together.pop("baseline_accuracy") > 0
     assert alone == pytest.approx(together, rel=1e-6)
+
+
+def test_a_model_that_gives_one_answer_is_no_better_than_the_baselines(run, evaluate):
+    """Two thirds of the images have class 1, so that "first guess among the labels" looks good without any sight."""
+    batches = split_of(15, max_labels=2)
+    batches[0]["labels"][:] = [[1, -1], [1, 3], [2, -1]] * 5 + [[-1, -1]]
+    params = jax.tree.map(np.zeros_like, jax.device_get(run[1]))
+    params["head"]["bias"][1] = 1
+    metrics = evaluate(batches, 15, of=(run[0], params)).metrics
+    assert metrics["accuracy"] == metrics["baseline_accuracy"] == pytest.approx(2 / 3)
+    expected = pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
+    assert (metrics["mean_average_precision"], metrics["baseline_mean_average_precision"]) == (expected, expected)
 
 
 @pytest.mark.parametrize("expected", [36, 38])
@@ -145,7 +161,9 @@ def test_a_split_without_a_readable_image(evaluate):
     assert metrics == {
         "loss": 0,
         "accuracy": 0,
+        "baseline_accuracy": 0,
         "mean_average_precision": 0,
+        "baseline_mean_average_precision": 0,
         "count": 0,
         "unreadable": 3,
         "bad_images/unknown_format": 3,

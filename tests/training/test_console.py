@@ -37,7 +37,76 @@ def test_console_on_a_narrow_terminal_does_not_wrap(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
     Console().show(5, 10, SCALARS)
-    assert capsys.readouterr().out == f"\r\033[K{LINE[:39]}"
+    assert capsys.readouterr().out == "\r\033[Kstep 5/10  loss 1.2346  1h01m left"
+
+
+@pytest.mark.parametrize("prefix", ["", "[3/9] digits, pre-trained, seed 0  "])
+@pytest.mark.parametrize("columns", [60, 80, 100, 120])
+def test_the_time_left_is_seen_at_any_width(columns, prefix, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    Console(prefix).show(12345, 1234567, SCALARS)
+    line = capsys.readouterr().out.removeprefix("\r\033[K")
+    assert len(line) < columns
+    assert "step 12345/1234567  " in line
+    assert line.endswith("  1h01m left")
+    assert line.startswith(prefix[: columns - 31])
+
+
+@pytest.mark.parametrize(
+    ("speed", "shown"), [(0.0421, "0.0421"), (0.42, "0.42"), (7.26, "7.26"), (99.94, "99.9"), (1e5, "100000")]
+)
+def test_a_slow_device_has_a_speed(speed, shown, capsys):
+    Console().show(5, 10, SCALARS | {"images_per_sec_per_core": speed})
+    assert f"  {shown} images/s/core  " in capsys.readouterr().out
+
+
+class Clock:
+    """A clock that each batch moves."""
+
+    now = 0.0
+
+    def batches(self, count, seconds):
+        for number in range(count):
+            self.now += seconds
+            yield number
+
+
+class Counted(list):
+    """Batches of a known number that take a while to make."""
+
+    def __init__(self, clock, count, seconds):
+        super().__init__(range(count))
+        self._made = clock.batches(count, seconds)
+
+    def __iter__(self):
+        return self._made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_an_evaluation_says_how_far_it_is_in_a_file_once_a_minute(capsys, clock):
+    assert list(Console().counted("evaluating", Counted(clock, 10, 25))) == list(range(10))
+    assert capsys.readouterr().out == "".join(
+        f"evaluating  batch {done}/10  {left} left\n" for done, left in ((2, "5m00s"), (5, "2m30s"), (8, "56s"))
+    )
+
+
+def test_an_evaluation_says_how_far_it_is_on_a_terminal(capsys, clock, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert list(Console().counted("evaluating", Counted(clock, 2, 3))) == [0, 1]
+    lines = ["evaluating ...", "evaluating  batch 1/2  6s left", ""]
+    assert capsys.readouterr().out == "".join(f"\r\033[K{line}" for line in lines)
+
+
+def test_batches_of_an_unknown_number_are_counted_too(capsys, clock):
+    list(Console(to_stderr=True).counted("evaluating", clock.batches(2, 61)))
+    assert capsys.readouterr().err == "evaluating  batch 1\n"
 
 
 def test_console_adds_what_follows_to_the_time_left(capsys):
