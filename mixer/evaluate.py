@@ -39,7 +39,7 @@ _NAMED_CLASSES = 5  # of the best and of the worst, in the table
 _OF_SEVERAL_LABELS = {
     "baseline_mean_average_precision": "  equal scores for all would have",
     "accuracy": "first guess is among the labels",
-    "baseline_accuracy": "  the commonest label always would be",
+    "baseline_accuracy": "  the commonest label would be",
 }
 
 

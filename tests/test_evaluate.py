@@ -163,12 +163,13 @@ def test_metrics_of_several_labels_are_called_what_they_are():
         "accuracy": 0.668, "baseline_accuracy": 0.668,
     }  # fmt: skip
     lines = evaluate.summary({**described, "eval_crop": "resize_small", "eval_resize": 256}, metrics)
-    assert lines[1:] == [
-        "  mean average precision                  20.30%",
-        "    equal scores for all would have       20.00%",
-        "  first guess is among the labels         66.80%",
-        "    the commonest label always would be   66.80%",
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "mean average precision 20.30%",
+        "equal scores for all would have 20.00%",
+        "first guess is among the labels 66.80%",
+        "the commonest label would be 66.80%",
     ]
+    assert len({len(line) for line in lines[1:]}) == 1
 
 
 @pytest.mark.parametrize("task_name", ["imagenet_real", "imagenet_v2"])
