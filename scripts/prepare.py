@@ -15,7 +15,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -24,7 +24,7 @@ from etils import epath
 
 from mixer.config import recipe
 from mixer.data import datasets, readers, records, tfrecord_index
-from mixer.data.datasets import base, class_folders
+from mixer.data.datasets import base, class_folders, shard_plan
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals, Shape
 from mixer.data.datasets.imagenet21k import Imagenet21k
@@ -99,7 +99,9 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
     sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs room for twice its size")
     sub.add_argument("--archive", required=True, help="winter21_whole.tar.gz or fall11_whole.tar, local or gs://")
     sub.add_argument(
-        "--classes", required=True, help="text file with one WordNet id a line, in the order of the labels"
+        "--classes",
+        help="text file whose lines begin with a WordNet id, in the order of the labels, such as "
+        "mixer/data/class_lists/imagenet21k.txt (default: the archive's classes, for which it is read once more)",
     )
     sub.add_argument("--allow_truncated", action="store_true", help="use what can be read of a damaged archive")
     sub.add_argument("--name", default=Imagenet21k.name, help="name of the dataset (default: %(default)s)")
@@ -110,8 +112,11 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
         "--classes", required=True, help="text file with one class name a line, in the order of the labels"
     )
     sub.add_argument("--images", required=True, help="the folder to which the manifest's paths are relative")
-    sub.add_argument("--validation_share", type=float, default=0.0, help="share of the lines without a split, 0 to 1")
-    sub.add_argument("--skip_bad", action="store_true", help="count and skip unusable lines instead of stopping")
+    sub.add_argument(
+        "--validation_share", type=float,
+        help="share of the lines without a split (default: 0.1, or 0 if the manifest names lines for validation)",
+    )  # fmt: skip
+    sub.add_argument("--skip_bad", action="store_true", help="list unusable lines in a file instead of stopping")
     sub.add_argument("--name", default=Multilabel.name, help="name of the dataset (default: %(default)s)")
 
 
@@ -134,12 +139,28 @@ def _prepare(args: argparse.Namespace) -> str:
     version = str(Imagenet21k.VERSION if args.command == "imagenet21k" else Multilabel.VERSION)
     full_name = f"{name}/{config}" if config else name
     there = (epath.Path(args.data_dir) / full_name / version).exists()
-    if not there:
-        datasets.prepare(_builder(args, name, config))
+    made = _builder(args, name, config)
+    if there and isinstance(made, base.ImportBuilder):
+        _check_same(str(made.data_dir), made.prepared_from())
+    datasets.prepare(made)
     # Open it as training does, from its files and without the code that built it.
     builder = tfds.builder(full_name, data_dir=args.data_dir)
     _check_whole(builder)
-    return _summary(builder, full_name, args.data_dir, there)
+    summary = _summary(builder, full_name, args.data_dir, there)
+    if args.command == "multilabel" and args.validation_share is None and "validation" not in builder.info.splits:
+        return (
+            f"WARNING: no image is for validation; give a larger --validation_share, or lines with a split\n{summary}"
+        )
+    return summary
+
+
+def _check_same(folder: str, now: Mapping[str, str]) -> None:
+    """Checks that a dataset that is there is the one that was asked for. UserError."""
+    if changes := base.changes(folder, now):
+        raise UserError(
+            f"{folder} is there already and was prepared otherwise ({'; '.join(changes)}): delete it, or give another "
+            "--name"
+        )
 
 
 def _check_whole(builder: tfds.core.DatasetBuilder) -> None:
@@ -156,14 +177,19 @@ def _prepare_folder(args: argparse.Namespace) -> str:
         raise ValueError(f"--validation_share {args.validation_share}: it must be at least 0 and below 1")
     if args.shard_mib < 1:
         raise ValueError(f"--shard_mib {args.shard_mib}: it must be at least 1")
-    there = class_folders.is_prepared(class_folders.dataset_folder(args.data_dir, args.name))
+    target = class_folders.dataset_folder(args.data_dir, args.name)
+    shard_bytes, max_pixels = args.shard_mib << 20, recipe.base().input.max_pixels
+    if there := class_folders.is_prepared(target):
+        plan = shard_plan.make_plan(args.images, args.name, args.validation_share, shard_bytes, max_pixels)
+        _report("\n".join(plan.report))
+        _check_same(target, plan.prepared_from)
     class_folders.prepare(
         args.images,
         args.data_dir,
         args.name,
         validation_share=args.validation_share,
-        shard_bytes=args.shard_mib << 20,
-        max_pixels=recipe.base().input.max_pixels,
+        shard_bytes=shard_bytes,
+        max_pixels=max_pixels,
         report=_report,
     )
     return _summary(tfds.builder(args.name, data_dir=args.data_dir), args.name, args.data_dir, there)
@@ -242,9 +268,12 @@ def _summary(builder: tfds.core.DatasetBuilder, name: str, data_dir: str, there:
     skipped = metadata.get("skipped") or {}
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items(), key=lambda item: -item[1]))
     lines.append(f"Skipped: {sum(skipped.values()):,}{f' ({kinds})' if kinds else ''}")
-    rejects = epath.Path(builder.data_dir) / class_folders.REJECTS
+    rejects = epath.Path(builder.data_dir) / base.REJECTS
     if skipped and rejects.exists():
         lines.append(f"They are listed in {rejects}")
+    if twice := metadata.get("in_several_splits"):
+        where = epath.Path(builder.data_dir) / class_folders.TWICE
+        lines.append(f"WARNING: {twice:,} training images are in another split too, to the byte: {where} lists them")
     if "max_labels" in metadata:
         lines.append(f"Most labels on one image: {metadata['max_labels']}")
     sizes = ", ".join(f"{split.name} {split.num_examples:,}" for split in builder.info.splits.values())

@@ -68,6 +68,7 @@ def test_as_processes_and_read_back_without_our_code(tmp_path, archive):
     assert done.stdout.splitlines() == [
         "WARNING: 1 classes of the list have no image: n02084071",
         "Skipped: 1 (1 image: empty)",
+        f"They are listed in {tmp_path}/d/imagenet21k/1.0.0/rejects.jsonl",
         "Examples: train 1",
         f"imagenet21k is in {tmp_path}/d/imagenet21k/1.0.0",
         "To use it, write in the config:",
@@ -117,8 +118,52 @@ def test_multilabel(prepare, tmp_path, capsys):
     assert "m.jsonl, line 2: image cannot be read" in capsys.readouterr().err
     assert prepare.main([*command, "--skip_bad"]) == 0
     out = capsys.readouterr().out
-    assert "Skipped: 1 (1 image cannot be read)\nMost labels on one image: 2\nExamples: train 1\npets is in" in out
+    lines = out.splitlines()
+    rejects = tmp_path / "d/pets/1.0.0/rejects.jsonl"
+    assert lines[0].startswith("WARNING: no image is for validation; give a larger --validation_share")
+    assert lines[1:3] == ["Skipped: 1 (1 image cannot be read)", f"They are listed in {rejects}"]
+    assert "\nMost labels on one image: 2\nExamples: train 1\npets is in" in out
+    (reject,) = map(json.loads, rejects.read_text().splitlines())
+    assert (reject["line"], reject["problem"]) == (2, "image cannot be read")
+    assert reject["detail"].endswith("b.jpg' is not a file")
     assert 'config.input.dataset = "pets"' in out
+
+
+def test_preparing_otherwise_what_is_there_is_an_error(prepare, tmp_path, capsys):
+    """Before, the old data stayed with status 0."""
+    for number in range(40):
+        (tmp_path / f"{number}.jpg").write_bytes(b"\xff\xd8\xffa")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(f'{{"image": "{number}.jpg", "labels": [0]}}\n' for number in range(40)))
+    command = ["multilabel", f"--manifest={manifest}", f"--classes={tmp_path}/classes.txt", f"--images={tmp_path}"]
+    command += [f"--data_dir={tmp_path}/d"]
+    assert prepare.main(command) == 0
+    assert "Examples: train 38, validation 2\n" in capsys.readouterr().out  # what the configs of JFT ask for
+    assert prepare.main(command) == 0
+    assert "was left as it is" in capsys.readouterr().out
+    manifest.write_text(manifest.read_text() + '{"image": "1.jpg", "labels": [1]}\n')
+    for other, said in {
+        "--validation_share=0.5": "validation_share: not given before, 0.5 now",
+        "--skip_bad": "skip_bad: False before, True now",
+        "--name=multilabel": "digest of the manifest: ",
+    }.items():
+        assert prepare.main([*command, other]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "multilabel/1.0.0 is there already and was prepared otherwise (digest of the manifest: " in captured.err
+        assert said in captured.err
+
+
+def test_the_archives_classes_and_the_shipped_list(prepare, archive, tmp_path, capsys):
+    command = ["imagenet21k", f"--archive={archive}", f"--data_dir={tmp_path}/d"]
+    assert prepare.main([*command, "--name=own"]) == 0
+    assert (tmp_path / "d/own/1.0.0/label.labels.txt").read_text() == "n01440764\n"
+    assert "WARNING" not in capsys.readouterr().out
+    shipped = SCRIPT.parents[1] / "mixer/data/class_lists/imagenet21k.txt"
+    assert prepare.main([*command, f"--classes={shipped}"]) == 0
+    assert len((tmp_path / "d/imagenet21k/1.0.0/label.labels.txt").read_text().splitlines()) == 21_843
+    assert "WARNING: 21,842 classes of the list have no image: n00004475" in capsys.readouterr().out
 
 
 def test_what_is_there_stays(prepare, tmp_path, capsys):

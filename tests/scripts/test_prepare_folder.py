@@ -148,6 +148,31 @@ def test_home_folders_and_what_was_found(prepare, photos, tmp_path, capsys, monk
     assert f"{tmp_path}/photos: 2 classes: a, b\n  train: 38 images of 2 classes, in its class folders" in captured.err
 
 
+def test_other_images_and_options_are_told_and_so_are_images_in_both_splits(prepare, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        path = tmp_path / "own" / ("train", "val")[n >= 6] / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (18, 18, 3), np.uint8)).save(path)
+    shutil.copy(tmp_path / "own/val/a/6.png", tmp_path / "own/train/b/leaked.png")
+    command = arguments(tmp_path / "own", tmp_path / "d")
+    assert prepare.main(command) == 0
+    twice = tmp_path / "d/mine/1.0.0/in_several_splits.jsonl"
+    said = f"WARNING: 1 training images are in another split too, to the byte: {twice} lists them\n"
+    assert said in capsys.readouterr().out
+    assert json.loads(twice.read_text()) == {"image": "train/b/leaked.png", "same_as": "val/a/6.png"}
+    os.utime(tmp_path / "own/train/a/0.png", (1, 1))
+    assert prepare.main(command) == 0
+    assert LEFT in capsys.readouterr().out
+    assert prepare.main([*command, "--shard_mib=2"]) == 1
+    assert (
+        "prepared otherwise (bytes of a shard: 1,048,576 before, 2,097,152 now): delete it" in capsys.readouterr().err
+    )
+    (tmp_path / "own/train/a/0.png").unlink()
+    assert prepare.main(command) == 1
+    assert "prepared otherwise (digest of the images' paths and sizes: " in capsys.readouterr().err
+
+
 def test_index(prepare, tmp_path, capsys):
     assert prepare.main(["fractals", "--categories=2", "--instances=4", "--size=8", f"--data_dir={tmp_path}"]) == 0
     folder = tmp_path / "fractals/2x4x8/1.0.0"
@@ -254,6 +279,7 @@ def test_other_datasets_in_a_bucket(photos, bucket, tmp_path):
     bucket.put("classes.txt", b"a\nb\n")
     to = f"--data_dir={bucket.path('tfds')}"
     multilabel = ["multilabel", f"--classes={bucket.path('classes.txt')}", f"--images={bucket.path('photos')}", to]
+    multilabel.append("--validation_share=0")
     good = [*multilabel, f"--manifest={tmp_path}/good.jsonl"]
     bad = [*multilabel, f"--manifest={tmp_path}/bad.jsonl", "--name=bad"]
     results = run_commands(

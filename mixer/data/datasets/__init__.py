@@ -55,6 +55,8 @@ def prepare(builder: base.Builder) -> None:
         return
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for a command's answer, not for TFDS' progress
         builder.download_and_prepare()
+    if isinstance(builder, base.ImportBuilder):
+        builder.write_notes()
     records.write_index(str(builder.data_dir))
 
 

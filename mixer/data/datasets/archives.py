@@ -11,6 +11,7 @@ Source of the format: POSIX.1-2001 pax, and the GNU manual, "Basic Tar Format".
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
@@ -107,6 +108,15 @@ class Stream:
             )
         return data
 
+    def skip(self, count: int) -> None:
+        """Passes over `count` bytes; an archive that is not compressed is not read for that."""
+        if self._packed is None and isinstance(self._raw, io.IOBase) and self._raw.seekable():
+            self._raw.seek(count, io.SEEK_CUR)
+            self.position += count
+        else:
+            while count > 0:
+                count -= len(self.read(min(count, _SKIP_CHUNK)))
+
     def drain(self) -> None:
         """Reads the stream to its end, where a compressed stream has a checksum."""
         while self.read_up_to(_SKIP_CHUNK):
@@ -148,7 +158,15 @@ class Section:
         return self._source.read(count)
 
     def skip(self, count: int) -> None:
-        """Reads `count` bytes and drops them."""
+        """Passes over `count` bytes, as far as possible without reading them.
+
+        Raises:
+          BrokenTarError: the section has fewer bytes left.
+        """
+        if isinstance(self._source, Stream | Section) and 0 < count <= self.remaining:
+            self.remaining -= count
+            self._source.skip(count)
+            return
         while count > 0:
             count -= len(self.read(min(count, _SKIP_CHUNK)))
 
@@ -245,7 +263,8 @@ def is_image(data: bytes) -> bool:
     The name does not matter: some files of ImageNet are named .JPEG and are PNGs, GIFs or BMPs. Damage after the first
     bytes is found by the pipeline, which examines every image.
     """
-    return data.startswith(_MAGIC) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
+    webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    return webp or data.startswith(_MAGIC) or data[4:12] in (b"ftypavif", b"ftypavis")
 
 
 def _kind(info: tarfile.TarInfo) -> str:

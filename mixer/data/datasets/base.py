@@ -1,12 +1,21 @@
 """Base classes of this project's TFDS builders."""
 
 import collections
+import hashlib
+import json
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+
+from mixer.runtime import files
+
+REJECTS = "rejects.jsonl"  # one line for each entry that was left out: which, and what is wrong with it
+PREPARED_FROM = "prepared_from.json"  # what a dataset was made from, so that preparing it again can compare
+_DIGITS = 12  # of a digest
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -41,7 +50,52 @@ class ImportBuilder(Builder):
         self.name = name
         self.report = report
         self.skipped: collections.Counter[str] = collections.Counter()
+        self._rejects = tempfile.TemporaryFile()  # noqa: SIM115  # there may be millions; it is deleted with its last user
         super().__init__(**kwargs)
+
+    def prepared_from(self) -> dict[str, str]:
+        """Returns what the dataset is made from, as far as another value would make another dataset."""
+        return {}
+
+    def leave_out(self, problem: str, **entry: object) -> None:
+        """Counts an entry that is left out, and notes it for the list of rejects."""
+        self.skipped[problem] += 1
+        self._rejects.write(json.dumps({**entry, "problem": problem}).encode() + b"\n")
+
+    def write_notes(self) -> None:
+        """Writes the list of rejects, if there are any, and what the dataset was made from, into its folder."""
+        if self.skipped:
+            self._rejects.seek(0)
+            files.write_bytes(epath.Path(self.data_dir) / REJECTS, self._rejects.read())
+        files.write_text(epath.Path(self.data_dir) / PREPARED_FROM, json.dumps(self.prepared_from(), indent=2) + "\n")
+
+
+def changes(folder: epath.PathLike, now: Mapping[str, str]) -> list[str]:
+    """Returns what a prepared dataset was made from that is other now, such as "validation_share: 0.0 before, 0.1 now".
+
+    A dataset that was prepared before this was noted has no differences.
+    """
+    try:
+        before = json.loads(files.read_bytes(epath.Path(folder) / PREPARED_FROM))
+    except (OSError, ValueError):
+        return []
+    return [
+        f"{name}: {before[name]} before, {now[name]} now" for name in now if before.get(name, now[name]) != now[name]
+    ]
+
+
+def digest(text: str) -> str:
+    """Returns a short digest of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
+
+
+def digest_of_file(path: str) -> str:
+    """Returns a short digest of a file, local or gs://, which may be large."""
+    with epath.Path(path).open("rb") as file:
+        whole = hashlib.sha256()
+        while part := file.read(1 << 20):
+            whole.update(part)
+    return whole.hexdigest()[:_DIGITS]
 
 
 def no_report(line: str) -> None:
@@ -54,7 +108,7 @@ def read_class_list(path: str, what: str, form: re.Pattern[str]) -> list[str]:
     Args:
       path: local or `gs://`.
       what: what a line has, such as "class name", for the messages.
-      form: what each line must match completely.
+      form: what each line must match completely. If it has a group, the class is what that matches.
 
     Returns:
       The classes. The number of a class is its index.
@@ -67,12 +121,14 @@ def read_class_list(path: str, what: str, form: re.Pattern[str]) -> list[str]:
     if not file.exists():
         raise FileNotFoundError(f"there is no class list at {path}: give a text file with one {what} a line")
     lines: dict[str, int] = {}
-    for number, text in enumerate(file.read_bytes().decode("utf-8", "backslashreplace").splitlines(), start=1):
+    for number, text in enumerate(file.read_bytes().decode("utf-8-sig", "backslashreplace").splitlines(), start=1):
         line = text.strip()
         if not line:
             continue
-        if not form.fullmatch(line):
+        match = form.fullmatch(line)
+        if not match:
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not a {what}")
+        line = match[form.groups]
         if line in lines:
             raise ValueError(f"{path}, line {number}: {line!r} is already in line {lines[line]}; keep one")
         lines[line] = number

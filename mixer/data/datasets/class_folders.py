@@ -7,6 +7,7 @@ missing, and ends with the same bytes. The file by which TFDS knows a dataset is
 
 import collections
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -21,13 +22,13 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from mixer.data import tfrecord_index
+from mixer.data import listing, tfrecord_index
 from mixer.data.datasets import base, checked_images, dataset_files, shard_plan
 from mixer.data.image_status import OK, STATUSES
 from mixer.runtime.errors import UserError
 
 VERSION = tfds.core.Version("1.0.0")
-REJECTS = "rejects.jsonl"  # one line for each image that was left out: its path, and what is wrong with it
+TWICE = "in_several_splits.jsonl"  # one line for each training image that is, to the byte, in another split too
 _DONE = "features.json"  # by this file TFDS knows a dataset
 _PROGRESS = ".progress.json"  # after the name of a shard: what is in it
 
@@ -66,6 +67,7 @@ def prepare(
         report("\n".join(plan.report))
         done = _continue(target, name, plan, report)
         done |= _write_missing(target, plan, done, max_pixels)
+        dataset_files.write(target, base.PREPARED_FROM, json.dumps(plan.prepared_from, indent=2).encode())
         _complete(target, name, plan, done)
     with contextlib.suppress(OSError):  # of no use any more, and no harm
         dataset_files.delete(target, [file for file in dataset_files.sizes(target) if file.endswith(_PROGRESS)])
@@ -129,18 +131,24 @@ def _write_missing(
 def _read_shard(
     shard: shard_plan.Shard, plan: shard_plan.Plan, stream: Iterator[checked_images.Checked], progress: tqdm.tqdm
 ) -> tuple[bytes, dict[str, Any]]:
-    """Returns a shard's content, and what is noted of it: the length of each record, and the rejected images."""
+    """Returns a shard's content, and what is noted of it.
+
+    That is the length of each record, its image with a digest of the bytes, and the images that were left out.
+    """
     buffer = io.BytesIO()
     lengths: list[int] = []
+    digests: list[tuple[str, str]] = []
     rejects: list[tuple[str, str]] = []
     for file in shard.files:
         image, status = next(stream)
         if status == OK:
             lengths.append(buffer.write(dataset_files.record(image, file.label)))
+            digest = hashlib.blake2b(image, digest_size=8).hexdigest()
+            digests.append((digest, listing.readable(shard_plan.relative(file.path, plan.root))))
         else:
-            rejects.append((shard_plan.relative(file.path, plan.root), STATUSES[status]))
+            rejects.append((listing.readable(shard_plan.relative(file.path, plan.root)), STATUSES[status]))
         progress.update()
-    return buffer.getvalue(), {"plan": plan.digest, "lengths": lengths, "rejects": rejects}
+    return buffer.getvalue(), {"plan": plan.digest, "lengths": lengths, "digests": digests, "rejects": rejects}
 
 
 # ---------------------------------------------------------------------------------------------------------- the dataset
@@ -150,22 +158,45 @@ def _complete(target: str, name: str, plan: shard_plan.Plan, records: dict[str, 
     """Writes the index, the list of rejects and the metadata: what makes a dataset of the shards."""
     rejects = [reject for shard in plan.shards for reject in records[shard.name]["rejects"]]
     lines = [json.dumps({"image": image, "problem": problem}) for image, problem in rejects]
-    dataset_files.write(target, REJECTS, "".join(f"{line}\n" for line in lines).encode())
+    dataset_files.write(target, base.REJECTS, "".join(f"{line}\n" for line in lines).encode())
+    twice = _in_several_splits(plan, records)
+    if twice:
+        lines = [json.dumps({"image": image, "same_as": other}) for image, other in twice]
+        dataset_files.write(target, TWICE, "".join(f"{line}\n" for line in lines).encode())
     infos = []
     for split in dict.fromkeys(shard.split for shard in plan.shards):
         lengths = [records[shard.name]["lengths"] for shard in plan.shards if shard.split == split]
         if not any(lengths):
-            raise UserError(f"none of the images for {split} can be used; {os.path.join(target, REJECTS)} says why")
+            raise UserError(
+                f"none of the images for {split} can be used; {os.path.join(target, base.REJECTS)} says why"
+            )
         offsets = np.concatenate([np.cumsum([0, *shard], dtype=np.int64) for shard in lengths])
         tfrecord_index.save(epath.Path(target) / tfrecord_index.file_name(split), offsets)
         infos.append(tfds.core.SplitInfo(split, [len(shard) for shard in lengths], int(sum(map(sum, lengths)))))
     skipped = collections.Counter(problem for _, problem in rejects)
-    for file, content in _metadata(name, plan, infos, dict(skipped)).items():
+    for file, content in _metadata(name, plan, infos, dict(skipped), len(twice)).items():
         dataset_files.write(target, file, content)
 
 
+def _in_several_splits(plan: shard_plan.Plan, records: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns the training images that are in another split too, to the byte, each with its other path."""
+    held_out = {
+        digest: path
+        for shard in plan.shards
+        if shard.split != "train"
+        for digest, path in records[shard.name]["digests"]
+    }
+    return [
+        (path, held_out[digest])
+        for shard in plan.shards
+        if shard.split == "train"
+        for digest, path in records[shard.name]["digests"]
+        if digest in held_out
+    ]
+
+
 def _metadata(
-    name: str, plan: shard_plan.Plan, splits: Sequence[tfds.core.SplitInfo], skipped: dict[str, int]
+    name: str, plan: shard_plan.Plan, splits: Sequence[tfds.core.SplitInfo], skipped: dict[str, int], twice: int
 ) -> dict[str, bytes]:
     """Returns the files of TFDS' metadata, the one that makes it a dataset as the last."""
     with tempfile.TemporaryDirectory() as folder_name:
@@ -185,7 +216,7 @@ def _metadata(
                 check_data=False,
                 description=f"Images from class folders, prepared as {name}.",
                 supervised_keys=("image", "label"),
-                metadata=tfds.core.MetadataDict(skipped=skipped),
+                metadata=tfds.core.MetadataDict(skipped=skipped, in_several_splits=twice),
             )
         written = {path.name: path.read_bytes() for path in pathlib.Path(folder_name).iterdir()}
     shards = {shard.name for shard in plan.shards}

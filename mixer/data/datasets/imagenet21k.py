@@ -2,7 +2,8 @@
 
 The archives (`winter21_whole.tar.gz` with 19,167 classes, `fall11_whole.tar` with 21,841) are tars with one tar for
 each class. A class tar is named by its WordNet id, such as `n01440764.tar`, and may be in a folder. It has files named
-`n01440764_123.JPEG`. A list of classes, with one WordNet id on each line, gives the classes and their order.
+`n01440764_123.JPEG`. A list of classes, with one WordNet id on each line, gives the classes and their order. Without a
+list, they are those of the archive, in the order of their ids.
 
 The JPEGs are stored byte by byte as they are. TFDS shuffles them through temporary files in `data_dir`. So this folder
 needs about twice the size of the archive during the preparation.
@@ -12,6 +13,7 @@ CVPR 2009.
 """
 
 import collections
+import contextlib
 import posixpath
 import re
 import time
@@ -19,10 +21,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from mixer.data.datasets import archives, base
 
-_WORDNET_ID = re.compile(r"n\d{8}")
+_CLASS_LINE = re.compile(r"(n\d{8})(?:\s.*)?")  # names may follow, as in mixer/data/class_lists
+_NAMED_BY = re.compile(r"(n\d{8})_")  # how the name of an image begins
 _REPORT_SECONDS = 30.0
 
 Example = tuple[str, dict[str, Any]]
@@ -38,7 +42,7 @@ class Imagenet21k(base.ImportBuilder):
 
     Args:
       archive: path of the archive, local or `gs://`.
-      classes: path of the class list.
+      classes: path of the class list; None takes the classes of the archive, which is read once more for them.
       allow_truncated: True keeps what could be read of a damaged archive; False raises.
       name: name of the dataset. Choose another if a folder is to have several.
       report: is called now and then with a line about the progress.
@@ -56,16 +60,27 @@ class Imagenet21k(base.ImportBuilder):
         self,
         *,
         archive: str,
-        classes: str,
+        classes: str | None,
         allow_truncated: bool = False,
         name: str = "imagenet21k",
         report: Callable[[str], None] = base.no_report,
         **kwargs: Any,
     ) -> None:
         self._archive = archive
-        self._classes = base.read_class_list(classes, "WordNet id such as n01440764", _WORDNET_ID)
+        if classes is None:
+            self._classes = _classes_of(archive, report)
+        else:
+            self._classes = base.read_class_list(classes, "WordNet id such as n01440764", _CLASS_LINE)
         self._allow_truncated = allow_truncated
         super().__init__(name=name, report=report, **kwargs)
+
+    def prepared_from(self) -> dict[str, str]:
+        """Returns the size of the archive, a digest of the class list, and the option."""
+        return {
+            "bytes of the archive": f"{epath.Path(self._archive).stat().length:,}",
+            "digest of the class list": base.digest("\n".join(self._classes)),
+            "allow_truncated": str(self._allow_truncated),
+        }
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -149,14 +164,14 @@ class Imagenet21k(base.ImportBuilder):
                 continue
             stem, suffix = posixpath.splitext(posixpath.basename(member.name))
             if fault := _fault(member):
-                self.skipped[f"class tar: {fault}"] += 1
+                self.leave_out(f"class tar: {fault}", member=member.name)
             elif suffix != ".tar":
-                self.skipped["not a class tar"] += 1
+                self.leave_out("not a class tar", member=member.name)
             elif stem not in labels:
-                self.skipped["class tar: not in the class list"] += 1
+                self.leave_out("class tar: not in the class list", member=member.name)
                 unlisted.append(stem)
             elif stem in images:
-                self.skipped["class tar: repeated"] += 1
+                self.leave_out("class tar: repeated", member=member.name)
             else:
                 images[stem] = 0
                 yield member
@@ -173,6 +188,9 @@ class Imagenet21k(base.ImportBuilder):
                 fault = _fault(member)
                 if not fault and member.size > archives.MAX_IMAGE_BYTES:
                     fault = f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB"
+                named_by = _NAMED_BY.match(file_name)
+                if not fault and named_by and named_by[1] != wordnet_id:
+                    fault = "named by another class than its tar"
                 # TFDS needs different keys, and checks them after the last image, hours later.
                 if not fault and file_name in seen:
                     fault = "repeated"
@@ -180,14 +198,34 @@ class Imagenet21k(base.ImportBuilder):
                 if not fault and not archives.is_image(image):
                     fault = "not an image"
                 if fault:
-                    self.skipped[f"image: {fault}"] += 1
+                    self.leave_out(f"image: {fault}", member=f"{class_tar.name}/{member.name}")
                     continue
                 seen.add(file_name)
                 images[wordnet_id] += 1
                 example = {"image": image, "label": wordnet_id, "file_name": file_name}
                 yield f"{wordnet_id}/{file_name}", example
         except archives.BrokenTarError:
-            self.skipped["class tar: damaged"] += 1
+            self.leave_out("class tar: damaged", member=class_tar.name)
+
+
+def _classes_of(archive: str, report: Callable[[str], None]) -> list[str]:
+    """Returns the classes of an archive: the WordNet ids by which its class tars are named, ascending.
+
+    What is behind a damaged place is not found; building says so.
+    """
+    report(f"Reading the classes of {archive}; a compressed archive is decompressed once for this.")
+    found = set()
+    with (
+        archives.open_stream(archive) as stream,
+        contextlib.suppress(archives.BrokenArchiveError, archives.BrokenTarError),
+    ):
+        for member in archives.read_tar(stream):
+            stem, suffix = posixpath.splitext(posixpath.basename(member.name))
+            if suffix == ".tar" and _CLASS_LINE.fullmatch(stem) and not _fault(member):
+                found.add(stem)
+    if not found:
+        raise ValueError(f"{archive} is no tar of class tars: none is named by a WordNet id, such as n01440764.tar")
+    return sorted(found)
 
 
 def _fault(member: archives.Member) -> str:

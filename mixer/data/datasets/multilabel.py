@@ -2,7 +2,8 @@
 
 Each line is one image: `{"image": "folder/picture.jpg", "labels": ["cat", "dog"]}`. The path is relative to the root
 folder. A label is a name from the class list, or its number (its line, from 0). A line may have `"split": "train"` or
-`"split": "validation"`. Lines without a split are divided by `validation_share`.
+`"split": "validation"`. Lines without a split are divided by `validation_share`; None is a tenth, or nothing if the
+manifest itself names lines for validation. No image may be in both splits.
 """
 
 import collections
@@ -16,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -23,6 +25,7 @@ from mixer.data.datasets import archives, base
 from mixer.runtime import bucket
 
 _SPLITS = ("train", "validation")
+_DEFAULT_SHARE = 0.1  # of validation, if neither the manifest nor the user says
 _GROUP = 64  # images that are read from a bucket at a time
 
 Example = tuple[int, dict[str, Any]]
@@ -95,7 +98,7 @@ class Multilabel(base.ImportBuilder):
       manifest: path of the manifest, local or `gs://`.
       classes: path of the class list.
       images: the root folder.
-      validation_share: see `parse_line`.
+      validation_share: see `parse_line`, or None.
       skip_bad: True counts and skips lines that cannot be used; False raises at the first.
       name: name of the dataset.
       report: is called now and then with a line about the progress.
@@ -115,13 +118,13 @@ class Multilabel(base.ImportBuilder):
         manifest: str,
         classes: str,
         images: str,
-        validation_share: float = 0.0,
+        validation_share: float | None = 0.0,
         skip_bad: bool = False,
         name: str = "multilabel",
         report: Callable[[str], None] = base.no_report,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= validation_share < 1:
+        if not 0 <= (validation_share or 0.0) < 1:
             raise ValueError(f"validation_share is {validation_share}: it must be at least 0 and below 1")
         if not epath.Path(manifest).exists():
             raise FileNotFoundError(f"there is no manifest at {manifest}")
@@ -131,9 +134,20 @@ class Multilabel(base.ImportBuilder):
         self._names = base.read_class_list(classes, "class name", re.compile(".+"))
         self._classes = {name: number for number, name in enumerate(self._names)}
         self._root = images.rstrip("/") if bucket.is_remote(images) else images
-        self._validation_share = validation_share
+        self._asked_share = validation_share
+        self._validation_share = validation_share or 0.0
+        self._validated = np.zeros(0, np.uint64)  # hashes of the paths of validation, ascending
         self._skip_bad = skip_bad
         super().__init__(name=name, report=report, **kwargs)
+
+    def prepared_from(self) -> dict[str, str]:
+        """Returns digests of the manifest and of the class list, and the options."""
+        return {
+            "digest of the manifest": base.digest_of_file(self._manifest),
+            "digest of the class list": base.digest("\n".join(self._names)),
+            "validation_share": "not given" if self._asked_share is None else str(self._asked_share),
+            "skip_bad": str(self._skip_bad),
+        }
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -149,14 +163,23 @@ class Multilabel(base.ImportBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
-        # The first pass reads only the manifest. It finds bad lines, and whether there is a validation split, before
-        # the images are read for hours. It keeps no lines, so its memory does not depend on their number.
+        # These passes read only the manifest. They find bad lines, and whether there is a validation split, before the
+        # images are read for hours. They keep eight bytes of each line for validation, and nothing of the others.
+        validated = self._hashes_of_validation()
+        if self._asked_share is None and not len(validated):
+            self._validation_share = _DEFAULT_SHARE
+            validated = self._hashes_of_validation()
+        self._validated = np.unique(validated)
         sizes: collections.Counter[str] = collections.Counter()
         for _, line in self._lines(count_bad=True):
             sizes[line.split] += 1
         if not sizes["train"]:
             raise ValueError(f"{self._manifest} has no usable line for the split train")
         return {split: self._generate_examples(split, sizes[split]) for split in _SPLITS if sizes[split]}
+
+    def _hashes_of_validation(self) -> np.ndarray:
+        lines = (line for _, line in self._lines(count_bad=False) if line.split == "validation")
+        return np.fromiter((_hash(line.image) for line in lines), np.uint64)
 
     def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
         used = 0
@@ -181,15 +204,21 @@ class Multilabel(base.ImportBuilder):
         """Yields (number, line) for the lines that can be used. `count_bad`: whether to count the others."""
         with epath.Path(self._manifest).open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                text = raw.decode("utf-8", "backslashreplace")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "backslashreplace")
                 if not text.strip():
                     continue
                 try:
                     line = parse_line(text, self._classes, self._validation_share)
+                    self._check_in_one_split(line)
                 except BadLineError as error:
                     self._reject(number, error, count=count_bad)
                 else:
                     yield number, line
+
+    def _check_in_one_split(self, line: Line) -> None:
+        found = np.searchsorted(self._validated, _hash(line.image)) if line.split == "train" else len(self._validated)
+        if found < len(self._validated) and self._validated[found] == _hash(line.image):
+            raise BadLineError("in both splits", f"{line.image!r} is for train here and for validation in another line")
 
     def _read_images(self, names: list[str]) -> list[bytes | BadLineError]:
         """Reads images, those in a bucket all at a time. Returns the bytes of each, or why it cannot be used."""
@@ -247,7 +276,8 @@ class Multilabel(base.ImportBuilder):
         """Raises an error for a bad line, or counts it if bad lines are skipped and `count` is set."""
         if not self._skip_bad:
             raise ValueError(f"{self._manifest}, line {number}: {error} (--skip_bad leaves such lines out)")
-        self.skipped[error.kind] += count
+        if count:
+            self.leave_out(error.kind, line=number, detail=str(error))
 
 
 def _too_large(path: str) -> BadLineError:
@@ -264,5 +294,10 @@ def _class_number(label: Any, classes: dict[str, int]) -> int:
 
 def _unit_hash(text: str) -> float:
     """Returns a number in [0, 1) that depends only on the text."""
+    return _hash(text) / 2**64
+
+
+def _hash(text: str) -> int:
+    """Returns an integer of 64 bits that depends only on the text."""
     digest = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(digest, "big")

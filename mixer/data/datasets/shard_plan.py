@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +24,23 @@ class Shard(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The shards, the class names, the root of the images, a digest of all that decides what is written, a report."""
+    """What is to be written.
+
+    Attributes:
+      shards: the files.
+      class_names: in the order of the labels.
+      root: the folder of the images.
+      digest: of all that decides what is in a shard of a name.
+      report: lines that say what was found in the folder.
+      prepared_from: what the dataset is made from, as far as another value would make another dataset.
+    """
 
     shards: Sequence[Shard]
     class_names: Sequence[str]
     root: str
     digest: str
     report: Sequence[str]
+    prepared_from: Mapping[str, str]
 
 
 def make_plan(images: str, name: str, validation_share: float, shard_bytes: int, max_pixels: int) -> Plan:
@@ -39,7 +49,8 @@ def make_plan(images: str, name: str, validation_share: float, shard_bytes: int,
     if not files.is_folder(root):
         raise UserError(f"--images {images}: there is no such folder; give the folder of class folders")
     versions = _versions(str(root))
-    digest = hashlib.sha256(f"1 {max_pixels}".encode())  # with a shard's name, this and the list decide what is in it
+    digest = hashlib.sha256(f"2 {max_pixels}".encode())  # with a shard's name, this and the list decide what is in it
+    paths_and_sizes = hashlib.sha256()
     shards: list[Shard] = []
     layout = folder_layout.find(root, validation_share)
     layout.of_split("train")  # says so if there is none, or only one class
@@ -48,13 +59,19 @@ def make_plan(images: str, name: str, validation_share: float, shard_bytes: int,
         found.sort(key=lambda file: _digest_of(relative(file.path, root)))
         for file in found:
             digest.update(repr((split, relative(file.path, root), *file[1:])).encode())
+            paths_and_sizes.update(repr((split, relative(file.path, root), file.size)).encode())
         shards += _shards(name, split, found, shard_bytes)
     class_names = layout.found.class_names
     for class_name in class_names:
         if class_name != class_name.strip() or not class_name.isprintable():
             raise UserError(f"class folder {class_name!r}: TFDS cannot keep this name; rename the folder")
     report = folder_report.lines(layout.found)
-    return Plan(shards, class_names, str(root), digest.hexdigest(), report)
+    prepared_from = {
+        "validation_share": str(validation_share),
+        "bytes of a shard": f"{shard_bytes:,}",
+        "digest of the images' paths and sizes": paths_and_sizes.hexdigest()[:12],
+    }
+    return Plan(shards, class_names, str(root), digest.hexdigest(), report, prepared_from)
 
 
 def relative(path: str, root: os.PathLike[str] | str) -> str:

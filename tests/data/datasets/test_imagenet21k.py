@@ -139,6 +139,32 @@ def test_every_kind_of_bad_member_is_counted_and_left_out(tmp_path, images):
     assert builder.info.metadata["classes_without_images"] == [FISH]
 
 
+def test_an_image_named_by_another_class_than_its_tar_is_left_out_and_counted(tmp_path, images):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as tar:
+        add(tar, f"{CAT}.tar", class_tar({**images[CAT], f"{DOG}_7.JPEG": jpeg("dog"), "7.JPEG": jpeg("no id")}))
+    builder = build(tmp_path, archive)
+    assert contents(builder).keys() == images[CAT].keys() | {"7.JPEG"}
+    assert builder.info.metadata["skipped"] == {"image: named by another class than its tar": 1}
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_the_classes_may_be_those_of_the_archive(tmp_path, images, mode):
+    archive, said = tmp_path / "archive", []
+    with tarfile.open(archive, mode) as tar:
+        add(tar, "README", b"hello")
+        for wnid in (CAT, DOG):
+            add(tar, f"x/{wnid}.tar", class_tar(images[wnid]))
+    builder = Imagenet21k(archive=str(archive), classes=None, data_dir=tmp_path / "data", report=said.append)
+    builder.download_and_prepare()
+    assert builder.info.features["label"].names == [DOG, CAT]
+    assert contents(tfds.builder("imagenet21k", data_dir=tmp_path / "data")).keys() == images[CAT].keys() | images[DOG]
+    assert said == [f"Reading the classes of {archive}; a compressed archive is decompressed once for this."]
+    archive.write_bytes(b"<html>" * 1000)
+    with pytest.raises(ValueError, match="is no tar of class tars: none is named by a WordNet id"):
+        Imagenet21k(archive=str(archive), classes=None, data_dir=tmp_path / "data")
+
+
 @pytest.mark.parametrize("mode", ["w:gz", "w"])
 def test_truncated_archive_stops_with_one_line_or_keeps_what_it_gave(tmp_path, images, mode):
     archive = tmp_path / "archive"

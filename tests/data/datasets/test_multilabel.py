@@ -117,6 +117,36 @@ def test_bad_lines_can_be_skipped_and_are_counted_once(root):
     assert builder.info.metadata["skipped"] == expected
 
 
+def test_a_tenth_is_for_validation_unless_the_manifest_names_lines_for_it(root):
+    lines = [{"image": f"{'./' * n}a.jpg", "labels": [0]} for n in range(60)]
+    by_share = build(root, lines, name="by_share", validation_share=None)
+    assert 0 < by_share.info.splits["validation"].num_examples < 15
+    named = [*lines, {"image": "c.jpg", "labels": [1], "split": "validation"}]
+    builder = build(root, named, name="named", validation_share=None)
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 60, "validation": 1}
+
+
+def test_an_image_in_both_splits_is_a_bad_line(root):
+    lines = [
+        {"image": "a.jpg", "labels": ["cat"], "split": "train"},
+        {"image": "c.jpg", "labels": ["cat"]},
+        {"image": "a.jpg", "labels": ["dog"], "split": "validation"},
+        {"image": "a.jpg", "labels": ["dog"], "split": "validation"},
+    ]
+    with pytest.raises(ValueError, match=r"line 1: in both splits: 'a.jpg' is for train here and for validation in an"):
+        build(root, lines)
+    builder = build(root, lines, skip_bad=True)
+    assert contents(builder, "train") == {b"\xff\xd8\xffc.jpg": [0]}
+    assert builder.info.splits["validation"].num_examples == 2
+    assert builder.info.metadata["skipped"] == {"in both splits": 1}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name_or_a_line(root):
+    (root.parent / "classes.txt").write_text("\ufeffcat\ndog\nold fish\n")
+    builder = build(root, ["\ufeff" + json.dumps({"image": "a.jpg", "labels": ["cat"]})])
+    assert builder.info.features["labels"].feature.names == NAMES
+
+
 def test_nothing_usable_is_an_error(root):
     with pytest.raises(ValueError, match="no usable line for the split train"):
         build(root, [{"image": "a.jpg", "labels": [], "split": "validation"}])
