@@ -289,3 +289,31 @@ def test_folders_that_cannot_be_used(tmp_path):
     assert "has no images for split 'test'; it has train" in complaint(tmp_path, "test", dataset="folder")
     said = complaint(tmp_path, "train[:99%]", dataset="folder")
     assert "expected all or train or validation or test, as in configs/folder.py" in said
+
+
+def test_the_report_in_the_docs_is_what_is_said(tmp_path, monkeypatch):
+    counts = {
+        "train/bird": 200, "train/cat": 210, "train/dog": 210, "train/dog/2020": 24, "train/empty": 0,
+        "val/cat": 19, "val/dog": 19, "val/Bird": 9, "test/bird": 20, "test/cat": 20, "test/dog": 20,
+    }  # fmt: skip
+    for name, count in counts.items():
+        (tmp_path / "my_images" / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (tmp_path / "my_images" / name / f"{number}.jpg").touch()
+    others = [
+        "cat/1.heic",
+        "cat/2.heic",
+        "dog/3.HEIC",
+        "bird/4.heic",
+        "cat/a.txt",
+        "b.txt",
+        "cat/scan",
+        ".x",
+        "cat/._1.jpg",
+    ]
+    for name in [*others, "top.png"]:
+        (tmp_path / "my_images/train" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    report = open_source(input_config(dataset="folder", data_dir="my_images"), "train", tmp_path / "cache").report
+    docs = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+    assert "```\n" + "\n".join(report) + "\n```" in docs.read_text()
