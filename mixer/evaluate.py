@@ -269,6 +269,8 @@ def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
         is_share = "accuracy" in name or "precision" in name or name.startswith("fewshot/")
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if is_share else f"{value:.4f}"
         lines.append(f"  {said.get(name, name.replace('_', ' ')):36} {shown:>9}")
+    if metrics.get("labelled") == 0:
+        lines.append(f"  no accuracy: {described['dataset']} {described['split']} has no labels")
     return lines
 
 

@@ -142,6 +142,7 @@ def _prepare(
         *(durations.steps(config, name, source.num_examples) for name in ("total", "warmup")),
         *(durations.interval(config, name, source.num_examples) for name in ("log", "checkpoint")),
     )
+    durations.check_warmup(steps.warmup, steps.total)
     changes = run_folder.check_same(config, workdir, allow_config_change)
     built = setup.build(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
@@ -250,6 +251,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
     finally:
+        profile.close()
         progress.close()
         log.close()
         checkpoints.close()
@@ -267,6 +269,8 @@ def _evaluate(run: _Run, due: Sequence[evaluators.Scheduled], state: TrainState,
     )
     for one in due:
         health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
+        if metrics.get(f"{one.name}/labelled") == 0:
+            run.console.keep(f"no accuracy of {one.name}: its images have no labels")
     shown = (
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
     )
@@ -281,13 +285,21 @@ class _Profile:
         self._workdir = run.workdir
         first = first_step + 10
         self._traced = range(first, min(first + run.config.profile_steps, run.steps.total))
+        self._runs = False
 
     def at(self, step: int) -> None:
         """Starts or stops the trace, after a step."""
         if self._traced and step == self._traced.start:
             jax.profiler.start_trace(str(self._workdir))
+            self._runs = True
         if self._traced and step == self._traced.stop:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, also of a run that was asked to stop before the last of its steps."""
+        if self._runs:
             jax.profiler.stop_trace()
+            self._runs = False
 
 
 def _describe(run: _Run) -> None:

@@ -46,6 +46,7 @@ def short(config: ConfigDict, steps: int) -> ConfigDict:
     for name in ("total", "eval", "checkpoint"):
         set_duration(config, name, steps=steps)
     set_duration(config, "log", steps=1)
+    set_duration(config, "warmup", steps=0)  # the config's own may be longer than these steps
     return checked(config)
 
 

@@ -86,7 +86,7 @@ def test_b16_i21k_from_an_archive_in_the_official_layout(tmp_path):
     imagenet21k(tmp_path, photographs(tmp_path / "photographs", 40))
     out = train_command(
         "configs/b16_i21k.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
-        "--config.total_steps=3", "--config.batch_size=16", "--config.log_steps=1",
+        "--config.total_steps=3", "--config.warmup_steps=1", "--config.batch_size=16", "--config.log_steps=1",
         "--config.input.train_split=train[:80%]", "--config.input.eval_split=train[80%:]",
     )  # fmt: skip
     assert "59,113,010 parameters" in out  # 59,111,472 and a head of two classes
@@ -101,7 +101,7 @@ def test_h14_jft_as_it_stands(tmp_path):
     multilabel(tmp_path, photographs(tmp_path / "photographs", 12))
     out = train_command(
         "configs/h14_jft.py", tmp_path / "run", f"--config.input.data_dir={tmp_path / 'data'}",
-        "--config.total_steps=3", "--config.batch_size=2", "--config.log_steps=1",
+        "--config.total_steps=3", "--config.warmup_steps=1", "--config.batch_size=2", "--config.log_steps=1",
     )  # fmt: skip
     assert "431,073,795 parameters" in out  # 431,069,952 and a head of three classes
     assert "step 3/3" in out

@@ -63,6 +63,22 @@ def steps(config: ConfigDict, name: str, num_examples: int) -> int:
     return max(round(exact), 1) if exact else 0
 
 
+def check_warmup(warmup: int, total: int) -> None:
+    """Checks that the learning rate reaches its peak within the run, given both durations in steps.
+
+    A run of one step is a try of something else.
+
+    Raises:
+      UserError: warm-up is longer than the run.
+    """
+    if warmup > total > 1:
+        raise UserError(
+            f"warm-up takes {warmup:,} steps and the run {total:,}, so the learning rate would end at "
+            f"{total / warmup:.2%} of config.optimizer.learning_rate: make the run longer, or set config.warmup_steps, "
+            f"for example to {total // 10}"
+        )
+
+
 def interval(config: ConfigDict, name: str, num_examples: int) -> float:
     """Returns a duration in steps as `steps` does, but not rounded: for what repeats. At least 1; see `ends_at`."""
     return max(_exact({unit: config[f"{name}_{unit}"] for unit in UNITS}, config.batch_size, num_examples), 1)

@@ -3,7 +3,6 @@
 Every default is declared in `settings.py`; `mixer.recipe` is another name of this module, for config files.
 """
 
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,6 +58,7 @@ def pretrain(variant: str, *, dataset: str, epochs: float, learning_rate: float,
     config = base()
     config.model.variant = variant
     config.input.dataset = dataset
+    config.input.crop_aspect = (0.75, 1.33)  # as published
     duration(config, "total", epochs=epochs)
     config.optimizer.learning_rate = learning_rate
     config.optimizer.weight_decay = weight_decay
@@ -114,9 +114,7 @@ def jft(variant: str, *, epochs: float, learning_rate: float) -> ConfigDict:
     scripts/prepare.py prepares the data.
     """
     config = pretrain(variant, dataset="multilabel", epochs=epochs, learning_rate=learning_rate, weight_decay=0.03)
-    config.model.head_bias_init = -math.log(
-        18_291
-    )  # JFT-300M's number of classes; the paper gives neither this nor the loss
+    # The head's bias is -ln(classes) of the data; the paper gives neither this nor the loss.
     duration(config, "eval", epochs=0.5)
     return config
 
@@ -143,7 +141,7 @@ def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
     config.input.label_key, config.input.max_labels = task.label_key, task.max_labels
     config.input.image_size = image_size
     # The paper does not give the crop in training; it found that Inception crops did not help (Appendix A.2). This is
-    # the crop of BiT, whose fine-tuning ViT follows: a random part of the image as evaluation resizes it.
+    # resmall_crop, the default of big_vision's fine-tuning: a random part of the image as evaluation resizes it.
     config.input.crop = "random"
     return config
 
@@ -156,6 +154,7 @@ def small_model(config: ConfigDict) -> None:
 
 
 def _regularise(config: ConfigDict, magnitude: float, mixup: float) -> None:
-    config.input.randaugment = ConfigDict({"layers": 2, "magnitude": magnitude})
+    config.input.randaugment = ConfigDict({"layers": 2, "magnitude": magnitude, "contrast": "published"})
     config.mixup.p = mixup
     config.model.stochastic_depth = 0.1
+    config.model.stochastic_depth_rescale = False  # as published, see docs/fidelity.md

@@ -103,11 +103,13 @@ SETTINGS: dict[str, Setting] = {
         "models/mlp_mixer.py", low=0, high=0.999,
     ),
     "model.stochastic_depth_rescale": Setting(
-        True, "whether kept branches are divided by 1 - p; the published code does not", "models/mlp_mixer.py",
+        True, "whether kept branches are divided by 1 - p; the paper's configs do not, as published "
+        "(docs/fidelity.md)", "models/mlp_mixer.py",
         needs=(Needs("model.stochastic_depth"),),
     ),
     "model.head_bias_init": Setting(
-        0.0, "initial value of every logit; about -ln(classes) suits the sigmoid loss", "models/mlp_mixer.py",
+        None, "initial value of every logit; if not set, -ln(classes) for sigmoid_xent and 0 for softmax_xent",
+        "training/setup.py", kind=float,
     ),
     "model.dtype": Setting(
         "bfloat16", "type of activations and matrix products; parameters are float32", "models/mlp_mixer.py",
@@ -204,6 +206,11 @@ SETTINGS: dict[str, Setting] = {
     "input.randaugment.magnitude": Setting(
         10.0, "magnitude of these operations", "data/augmentations.py", low=0,
         needs=(Needs("input.randaugment.layers"),),
+    ),
+    "input.randaugment.contrast": Setting(
+        "pil", "what Contrast blends an image with: pil, the mean of its gray pixels; published, the number of its "
+        "pixels over 256, which is 196 at 224 pixels (docs/fidelity.md)", "data/randaugment.py",
+        choices=Registry("mixer.data.randaugment:CONTRASTS"), needs=(Needs("input.randaugment.layers"),),
     ),
     "input.eval_crop": Setting(
         "resize_small", "in evaluation, before the central image_size pixels are taken (Section 3): resize the shorter "

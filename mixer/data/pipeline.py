@@ -12,6 +12,7 @@ Inside the pipeline, rows are read in chunks and then handled in groups. A group
 fewer rows.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -22,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from mixer.data import augment, augmentations, image_status, images, order
-from mixer.data.sources import Source
+from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime import cpu
 from mixer.runtime.errors import UserError
@@ -84,6 +85,8 @@ def train_examples(
 
     block = config.shuffle_block or source.shuffle_block
 
+    source = _all_labelled(source)
+
     def numbers_at(positions: np.ndarray) -> np.ndarray:
         return order.record_numbers(positions, source.num_examples, seed, block, config.shuffle_window)
 
@@ -94,6 +97,24 @@ def train_examples(
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 
     return _read(tf.data.Dataset.range(steps.start * chunks, steps.stop * chunks), load, source)
+
+
+def _all_labelled(source: Source) -> Source:
+    """Returns a source that raises an error where an example has no label. To a loss it would belong to no class."""
+    if source.multi_label:  # an empty set of labels is one
+        return source
+
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        examples = source.fetch(numbers)
+        for number, (image, labels) in zip(numbers, examples, strict=True):
+            if image is not None and max(labels, default=-1) < 0:
+                raise UserError(
+                    f"training example {number:,} has no label: leave the unlabelled images, such as a test split, out "
+                    "of config.input.train_split"
+                )
+        return examples
+
+    return dataclasses.replace(source, fetch=fetch)
 
 
 def train_images(

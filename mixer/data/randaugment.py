@@ -110,14 +110,27 @@ def brightness(image: Image, level: float) -> Image:
     return _replace(image, _blend(0.0, _VALUES, level))
 
 
-def contrast(image: Image, level: float) -> Image:
-    """Blends with the truncated mean of the gray image, as PIL and big_vision do.
+def pil_mean(image: Image) -> float:
+    """Returns the truncated mean of the gray image, as PIL's Contrast has it."""
+    return math.floor(cv2.mean(_gray(image))[0])
 
-    By mistake, EfficientNet's code, and big_vision's until 2024, used the number of pixels divided by 256 as the mean:
-    196 for every image of 224 x 224 pixels. The paper's models were probably trained with that mistake. It is corrected
-    here.
+
+def published_mean(image: Image) -> float:
+    """Returns what the published code has as the mean: the number of pixels over 256, at most 255.
+
+    That is 196 for every image of 224 x 224 pixels. A sum over the histogram's counts stands where the counts should
+    have been weighted with their values. EfficientNet's code has it so, and big_vision's still in May 2025, so the
+    paper's models must have been trained with it.
     """
-    return _replace(image, _blend(math.floor(cv2.mean(_gray(image))[0]), _VALUES, level))
+    return min(image.shape[0] * image.shape[1] // 256, 255)
+
+
+CONTRASTS: dict[str, Callable[[Image], float]] = {"pil": pil_mean, "published": published_mean}
+
+
+def contrast(image: Image, level: float, mean: float) -> Image:
+    """Blends with one gray level."""
+    return _replace(image, _blend(mean, _VALUES, level))
 
 
 def color(image: Image, level: float) -> Image:
@@ -148,7 +161,8 @@ _NUDGE = 2.0**-15  # pixels; between two pixels that are equally near, OpenCV ta
 def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, float, float]) -> Image:
     """Applies an affine warp: out(x, y) = in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
 
-    Between two pixels that are equally near, it takes the second, as published.
+    Between two pixels that are equally near, it takes the second, as the published code does inside the image. At -1/2,
+    which negative shears reach, that code rounds to -1, which is outside; here it is pixel 0.
     """
     matrix = np.array([x_from, y_from]) + np.array([0, 0, _NUDGE])
     return cv2.warpAffine(
@@ -204,7 +218,7 @@ OPERATIONS: dict[str, Operation] = {  # in the published order
     "Posterize": lambda image, level, sign, place: posterize(image, int(level * 4)),
     "Solarize": lambda image, level, sign, place: solarize(image, int(level * 256)),
     "Color": lambda image, level, sign, place: color(image, level),
-    "Contrast": lambda image, level, sign, place: contrast(image, level),
+    "Contrast": lambda image, level, sign, place: contrast(image, level, pil_mean(image)),
     "Brightness": lambda image, level, sign, place: brightness(image, level),
     "Sharpness": lambda image, level, sign, place: sharpness(image, level),
     "ShearX": lambda image, level, sign, place: warp(image, (1.0, sign * level * 0.3, 0.0), (0.0, 1.0, 0.0)),
@@ -214,11 +228,20 @@ OPERATIONS: dict[str, Operation] = {  # in the published order
     "Cutout": lambda image, level, sign, place: cutout(image, int(level * CUTOUT), place),
     "SolarizeAdd": lambda image, level, sign, place: solarize_add(image, int(level * 110)),
 }
-_IN_ORDER = tuple(OPERATIONS.values())
+
+
+def _contrast_by(mean: Callable[[Image], float]) -> Operation:
+    return lambda image, level, sign, place: contrast(image, level, mean(image))
+
+
+_IN_ORDER = {kind: tuple((OPERATIONS | {"Contrast": _contrast_by(mean)}).values()) for kind, mean in CONTRASTS.items()}
 
 
 def randaugment(
-    image: UInt8[np.ndarray, "height width 3"], draws: Float32[np.ndarray, "layers 4"], magnitude: float
+    image: UInt8[np.ndarray, "height width 3"],
+    draws: Float32[np.ndarray, "layers 4"],
+    magnitude: float,
+    contrast: str = "pil",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Applies one of the sixteen operations for each layer, chosen uniformly.
 
@@ -228,8 +251,10 @@ def randaugment(
         below 0.5), and the centre of Cutout (y, x).
       magnitude: at least 0; the paper uses 10, 15 or 20. Translate and Cutout are published in pixels of a 224-pixel
         image; here they scale with the image's shorter side.
+      contrast: one of `CONTRASTS`.
     """
+    operations = _IN_ORDER[contrast]
     for choice, sign, *place in draws:
-        operation = _IN_ORDER[int(choice * len(_IN_ORDER))]
+        operation = operations[int(choice * len(operations))]
         image = operation(image, magnitude / 10, -1.0 if sign < 0.5 else 1.0, np.array(place))
     return image

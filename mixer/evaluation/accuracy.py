@@ -53,12 +53,14 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      metrics: by name. Always loss, accuracy, count (usable images) and unreadable (unusable images); accuracy of
-        multi-label data is the share of images whose first guess is among the labels. For single-label data also
-        mean_per_class_accuracy, over the classes that occur. If logits were kept, mean_average_precision, and what a
-        model that sees nothing would have: baseline_mean_average_precision with equal scores, and baseline_accuracy
-        with the most frequent label as its guess for all images. If some images have no label, labelled, the number of
-        those that have one. bad_images/KIND, the number of unusable images of each kind that occurs.
+      metrics: by name. Always count (usable images) and unreadable (unusable images). Loss and accuracy, unless there
+        are images and none of them has a label: then no other metric is there either. Accuracy of multi-label data is
+        the share of images whose first guess is among the labels. For single-label data also mean_per_class_accuracy,
+        over the classes that occur. If logits were kept, mean_average_precision, and what a model that sees nothing
+        would have: baseline_mean_average_precision with equal scores, and baseline_accuracy with the most frequent
+        label as its guess for all images. If some images have no label, labelled, the number of those that have one.
+        bad_images/KIND, the number of unusable images of each kind that occurs. In a run the model computes in
+        config.model.dtype, in mixer.evaluate in float32, which may tell a few images in 10,000 apart.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 
@@ -95,6 +97,8 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
         nowhere = np.full_like(class_count, np.nan)
         class_accuracy = np.divide(sums["class_correct"], class_count, out=nowhere, where=class_count > 0)
         metrics["mean_per_class_accuracy"] = float(np.nanmean(class_accuracy)) if labelled else 0.0
+    if count and not labelled:
+        metrics = {}
     metrics["count"] = count
     if labelled != count:
         metrics["labelled"] = labelled

@@ -79,16 +79,22 @@ class FewShot:
         """Returns the accuracy for each number of shots, as DATASET_5shot: the mean over seeds.
 
         With more than one seed, DATASET_5shot_std is the standard deviation over seeds (n - 1 in the denominator). If
-        some images cannot be read, DATASET_unreadable is their number.
+        some images cannot be read, DATASET_unreadable is their number; DATASET_unlabelled that of test images without a
+        label, which are left out.
 
         Raises:
-          UserError: no image of a split can be read.
+          UserError: no image of a split can be read, or none of the test split has a label.
         """
         settings, num_classes = self._settings, len(self._train.class_names)
         few, few_labels, readable = self._compute(params, self._train, self._needed, through)
         all_test = np.arange(self._test.num_examples)
         test, test_labels, test_readable = self._compute(params, self._test, all_test, through)
-        test, test_labels = test[test_readable], test_labels[test_readable]
+        is_used = test_readable & (test_labels >= 0)
+        test, test_labels = test[is_used], test_labels[is_used]
+        if test_readable.any() and not is_used.any():
+            raise UserError(
+                f"few-shot evaluation: {self._config.dataset} {settings.split} has no labels; give another split"
+            )
 
         name = self._config.dataset.replace("/", "_")
         metrics: dict[str, float] = {}
@@ -104,6 +110,8 @@ class FewShot:
             metrics[f"{name}_{shots}shot"] = float(np.mean(accuracies))
             if settings.seeds > 1:
                 metrics[f"{name}_{shots}shot_std"] = float(np.std(accuracies, ddof=1))
+        if unlabelled := int(np.sum(test_readable & ~is_used)):
+            metrics[f"{name}_unlabelled"] = unlabelled
         if unreadable := int(np.sum(~readable) + np.sum(~test_readable)):
             metrics[f"{name}_unreadable"] = unreadable
         return metrics

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 
 from mixer.models import layers
 
-# Depth -> units in each block (Table 1 of ResNet, arXiv 1512.03385). A variant is a depth and a width factor: R50x1.
-UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Depth -> units in each block (Table 1 of ResNet, arXiv 1512.03385; R200 from arXiv 1603.05027).
+# A variant is a depth and a width factor: R50x1.
+UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 NAMES = f"BiT-R and one of {', '.join(map(str, UNITS))}, an x and the width factor, such as BiT-R50x1"
 

@@ -4,6 +4,7 @@ There is one way to a training step, `build`. Training, the benchmark, pre-fligh
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,8 @@ def build(
       num_classes: width of the head.
       warmup_steps, total_steps: of the learning-rate schedule. They do not change the cost of a step.
     """
-    model = cpu.suited(models.create(num_classes=num_classes, **config.model), mesh)
+    options = {**config.model, "head_bias_init": head_bias(config, num_classes)}
+    model = cpu.suited(models.create(num_classes=num_classes, **options), mesh)
     schedule = optimizers.make_schedule(config.optimizer, warmup_steps, total_steps)
     tx = optimizers.make_optimizer(config.optimizer, schedule)
 
@@ -75,6 +77,17 @@ def build(
             donate_argnums=0,
         ),
     )
+
+
+def head_bias(config: ml_collections.ConfigDict, num_classes: int) -> float:
+    """Returns the initial value of every logit: config.model.head_bias_init or, if it is not set, what suits the loss.
+
+    A sigmoid at -ln(classes) is about one class in `classes`, as often as a class occurs. For a softmax no constant
+    matters.
+    """
+    if config.model.head_bias_init is not None:
+        return config.model.head_bias_init
+    return -math.log(max(num_classes, 1)) if config.loss == "sigmoid_xent" else 0.0
 
 
 def batch_shapes(config: ml_collections.ConfigDict, mesh: Mesh, max_labels: int) -> dict[str, jax.ShapeDtypeStruct]:

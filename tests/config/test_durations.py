@@ -1,9 +1,11 @@
 """Durations in steps, examples and epochs."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.config import durations, recipe
+from mixer.runtime.errors import UserError
 
 
 @settings(max_examples=100, deadline=None)
@@ -51,3 +53,17 @@ def test_an_interval_is_at_least_a_step(base_with):
     config = base_with(batch_size=64)
     recipe.duration(config, "eval", examples=1)
     assert durations.interval(config, "eval", 10) == 1
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (2, 1), (20, 20), (19, 20)])
+def test_warm_up_within_the_run(warmup, total):
+    durations.check_warmup(warmup, total)
+
+
+def test_warm_up_longer_than_the_run():
+    with pytest.raises(UserError) as caught:
+        durations.check_warmup(10_000, 20)
+    assert str(caught.value) == (
+        "warm-up takes 10,000 steps and the run 20, so the learning rate would end at 0.20% of "
+        "config.optimizer.learning_rate: make the run longer, or set config.warmup_steps, for example to 2"
+    )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mixer import models
 from mixer.config import checks, command_line, durations, recipe, settings, tasks
 from mixer.runtime.errors import UserError
+from mixer.training import setup
 
 CONFIGS = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))}
 
@@ -58,7 +59,9 @@ def test_pre_training_is_the_papers(name):
     assert (config.input.crop, config.input.flip) == ("inception", True)
     assert (config.input.eval_crop, config.input.eval_resize) == ("resize_small", None)
     if magnitude is not None:
-        assert config.input.randaugment.layers == 2
+        assert (config.input.randaugment.layers, config.input.randaugment.contrast) == (2, "published")
+    # The published model does not divide kept branches by 1 - p.
+    assert config.model.stochastic_depth_rescale == (magnitude is None)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_steps_and_head_bias_fit_the_dataset(name, examples, classes, dataset):
     config = load(name)
     expected = {"b16_i1k": 92_900, "l16_i21k": 1_040_000, "l16_jft": 1_025_000}[name]
     assert durations.steps(config, "total", examples) == pytest.approx(expected, rel=0.001)
-    assert config.model.head_bias_init == pytest.approx(-math.log(classes), rel=0.002)
+    assert setup.head_bias(config, classes) == pytest.approx(-math.log(classes), rel=0.002)
     assert (config.loss, config.input.dataset) == ("sigmoid_xent", dataset)
 
 
@@ -102,7 +105,7 @@ def test_fine_tuning_is_the_papers(task, size):
     assert optimizer.learning_rate in row.learning_rates
     assert (config.batch_size, config.accumulate_steps, config.total_steps) == (512, 1, row.steps)
     assert 0 < config.warmup_steps == row.warmup_steps < row.steps
-    assert (config.loss, config.model.head_bias_init, config.ema_decay) == ("softmax_xent", 0.0, 0.0)
+    assert (config.loss, setup.head_bias(config, 10), config.ema_decay) == ("softmax_xent", 0.0, 0.0)
     assert (config.model.variant, config.resize) == ("L/16", "extend")
     # What it was tried without: mixup, RandAugment, Inception crops, dropout, stochastic depth.
     assert (config.mixup.p, config.input.randaugment.layers, config.input.crop) == (0.0, 0, "random")

@@ -419,6 +419,30 @@ def test_photographs_of_many_sizes(shared_data, tmp_path):
         assert (found["image"].std(axis=(1, 2, 3)) > 5).all()
 
 
+# ------------------------------------------------------------------------------------------------------------ no labels
+
+
+def test_training_refuses_images_without_a_label():
+    """As a test split has them (-1). To a sigmoid loss they would be examples of no class."""
+    examples = examples_of(60)
+    examples[41] = Example(examples[41].image, (-1,))
+    config = input_config(max_pixels=10**6)
+    batches = pipeline.train_batches(
+        source_of(examples), config, seed=0, batch_size=BATCH, rows=slice(0, BATCH), steps=range(3)
+    )
+    with pytest.raises(UserError, match="training example 41 has no label: leave the unlabelled images"):
+        list(batches)
+    assert sum(batch["weight"].sum() for batch in evaluate(source_of(examples), config, BATCH, slice(0, BATCH))) == 60
+
+
+def test_an_empty_set_of_labels_is_trained_on():
+    source = source_of([Example(encode(photo(20, 20)), ())] * BATCH, max_labels=2)
+    batches = pipeline.train_batches(
+        source, input_config(), seed=0, batch_size=BATCH, rows=slice(0, BATCH), steps=range(1)
+    )
+    assert (next(batches)["labels"] == -1).all()
+
+
 # ---------------------------------------------------------------------------------------------- narrow and transparent
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageEnhance, ImageOps
 
+from mixer.config import recipe
+from mixer.data import augmentations
 from mixer.data.randaugment import OPERATIONS, randaugment
 
 NAMES = list(OPERATIONS)
@@ -89,6 +91,12 @@ def shift(image: np.ndarray, pixels: float, axis: int) -> np.ndarray:
 
 def pil(operation, image: np.ndarray, *args) -> np.ndarray:
     return np.asarray(operation(Image.fromarray(image), *args))
+
+
+def published_contrast_mean(image: np.ndarray) -> int:
+    """The published steps: a histogram of the gray image, the sum of its counts over 256, clipped, as uint8."""
+    counts, _ = np.histogram(gray(image), bins=256, range=(0, 256))
+    return int(np.uint8(np.clip(counts.sum() / 256.0, 0, 255)))
 
 
 def reference(name: str, image: np.ndarray, level: float, sign: float, place: tuple[float, float]) -> np.ndarray:
@@ -174,6 +182,33 @@ def test_enhancements_are_pils_to_rounding(name, enhancer, tolerance):
     image = photo()
     expected = np.asarray(enhancer(Image.fromarray(image)).enhance(1.9)).astype(int)
     assert np.abs(apply(name, image, 10.0, 1.0, (0, 0)) - expected).max() <= tolerance
+
+
+def contrast_by(kind: str, image: np.ndarray, magnitude: float) -> np.ndarray:
+    draws = np.array([[NAMES.index("Contrast") / 16, 0, 0, 0]], np.float32)
+    return randaugment(image, draws, magnitude, kind)
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("side", [32, 224, 300])
+def test_contrast_as_published_and_as_pil(side, magnitude):
+    image = photo(side, side)
+    published = published_contrast_mean(image)
+    assert published == {32: 4, 224: 196, 300: 255}[side]  # whatever is in the image
+    expected = blend(np.full((), published), image, magnitude / 10)
+    assert np.abs(contrast_by("published", image, magnitude) - np.floor(expected)).max() <= TOLERANCE["Contrast"]
+    expected = np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(magnitude / 10 * 1.8 + 0.1)).astype(int)
+    # PIL rounds the mean and the blend, and the factor multiplies the difference.
+    assert np.abs(contrast_by("pil", image, magnitude) - expected).max() <= 2 + magnitude / 10 * 1.8
+
+
+@pytest.mark.parametrize("contrast", ["published", "pil"])
+def test_the_config_says_which_contrast(contrast):
+    config = recipe.base().input
+    config.randaugment.update(layers=1, magnitude=15.0, contrast=contrast)
+    image, draws = photo(), np.array([NAMES.index("Contrast") / 16, 0, 0, 0], np.float32)
+    found = augmentations.AUGMENTATIONS["randaugment"].apply(image, draws, config)
+    np.testing.assert_array_equal(found, contrast_by(contrast, image, 15.0))
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)

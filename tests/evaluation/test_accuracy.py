@@ -1,7 +1,5 @@
 """Evaluation: every example once, and metrics that equal scikit-learn's."""
 
-import types
-
 import jax
 import ml_collections
 import numpy as np
@@ -13,6 +11,7 @@ from sklearn.metrics import average_precision_score
 from small_run import BLOCKS, CLASSES, PATCH, make_batch, make_run
 
 from mixer.data import readers
+from mixer.data.sources import Source
 from mixer.evaluation import classification, evaluator
 from mixer.evaluation.accuracy import make_eval_step, mean_average_precision
 from mixer.runtime import devices
@@ -72,14 +71,16 @@ def evaluate(run, mesh, monkeypatch):
 
     def evaluation(batches, examples, *, on=mesh, loss="sigmoid_xent", multi_label=True, of=run):
         names = [str(number) for number in range(CLASSES)]
-        source = types.SimpleNamespace(class_names=names, multi_label=multi_label, num_examples=examples)
+        source = Source(examples, names, 2 if multi_label else 1, multi_label, lambda numbers: [])
         placed = [devices.to_devices(batch, on) for batch in batches]
         monkeypatch.setattr(readers, "open_source", lambda *arguments: source)
         monkeypatch.setattr(evaluator, "split_batches", lambda source, config, context, through: through(placed))
         settings = ml_collections.ConfigDict(
             {"dataset": None, "data_dir": None, "eval_crop": None, "eval_resize": None, "split": "test"}
         )
-        context = evaluator.Context(of[0], names, loss, ml_collections.ConfigDict(), on, BATCH, "")
+        context = evaluator.Context(
+            of[0], names, loss, ml_collections.ConfigDict({"dataset": "pictures"}), on, BATCH, ""
+        )
         params = jax.device_put(jax.device_get(of[1]), devices.replicated(on))
         return classification.Classification(settings, context).evaluate(params)
 
@@ -183,6 +184,15 @@ def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):
     expected = numpy_metrics(run, batches)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(expected["accuracy"] * 16 / 11, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_labels", [1, 2])
+def test_without_labels_there_is_no_accuracy(evaluate, max_labels):
+    batches = split_of(16, max_labels=max_labels)
+    for batch in batches:
+        batch["labels"][:] = -1
+    found = evaluate(batches, 16, multi_label=max_labels == 2)
+    assert found.metrics == {"count": 16, "labelled": 0, "unreadable": 0}
 
 
 def test_accuracy_by_class(run, evaluate):

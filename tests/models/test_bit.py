@@ -14,13 +14,16 @@ from mixer import models
 from mixer.models.bit import UNITS, BiT, StandardisedConv
 
 # With 1000 classes, as timm 1.0.31 counts them. R152x1 is not among its BiT models: it is torchvision's ResNet-152
-# (60,192,808) less the 7,680 parameters by which every ResNet's norms (v1) outnumber those of its v2.
+# (60,192,808) less the 7,680 parameters by which every ResNet's norms (v1) outnumber those of its v2. R200x1 is timm's
+# resnet200 (64,673,832) less as many. R200x3 is the sum over layers below alone.
 PARAMETERS = {
     "R50x1": 25_549_352,
     "R101x1": 44_541_480,
     "R152x1": 60_185_128,
     "R152x2": 236_335_208,
     "R152x4": 936_533_224,
+    "R200x1": 64_666_152,
+    "R200x3": 568_633_000,
 }
 GMAC = {  # of timm's benchmark-infer-amp-nchw-pt113-cu117-rtx3090.csv: image size, GMAC
     "R50x1": (448, 16.62), "R152x2": (224, 46.95), "R50x3": (448, 145.70),
