@@ -6,25 +6,34 @@
 --scaling patches                       time and FLOPs against the number of patches, as a table and a picture
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 from absl import flags
-from etils import epath
-from ml_collections import config_flags
+from etils import epath, epy
 
-from mixer import models
-from mixer.config import command_line
-from mixer.models import layers
-from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
-from mixer.runtime import cpu, json_text
+from mixer.config import command_line, help_text
+from mixer.runtime import json_text
 from mixer.runtime.errors import UserError
 
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer import models
+    from mixer.models import layers
+    from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
+    from mixer.runtime import cpu
+
+if TYPE_CHECKING:
+    from mixer.performance.model_speed import Measurement
+
 DTYPES = ("float32", "bfloat16")
+_MODES = ["inference", "train"]  # of model_speed.MODES, which is too slow to import for --help
 
 
 def device() -> dict[str, Any]:
@@ -46,7 +55,7 @@ def described(found: dict[str, Any]) -> str:
     return words + (shared if found["platform"] == "cpu" else "")
 
 
-def table(measurements: Sequence[model_speed.Measurement]) -> str:
+def table(measurements: Sequence[Measurement]) -> str:
     """Returns a table with a line for each measurement."""
     columns = "{:<14}{:<11}{:>6}{:>11}{:>19}{:>9}{:>11}{:>10}{:>7}{:>9}{:>11}".format
     lines = [
@@ -68,20 +77,24 @@ def table(measurements: Sequence[model_speed.Measurement]) -> str:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "With --input: the run's config file.")
-    flags.DEFINE_list("models", ["b16"], "Such as b16, vit_b16, bit_r50x1; or their variants, B/16, ViT-B/16, ...")
-    flags.DEFINE_list("modes", list(model_speed.MODES), "Of " + " and ".join(model_speed.MODES) + ".")
-    flags.DEFINE_list("batch_sizes", ["auto"], "Images on each core, such as 8,16; auto doubles while that helps.")
-    flags.DEFINE_integer("image_size", 224, "Pixels.", 1)
-    flags.DEFINE_enum("dtype", None, DTYPES, "Of activations and products; by default bfloat16, on a CPU float32.")
-    flags.DEFINE_integer("blocks", 5, "Timed blocks; their median counts.", 1)
-    flags.DEFINE_float("block_seconds", 1.0, "Approximate length of a block; it has at least one call.", 0.0)
-    flags.DEFINE_string("topology", None, "Print the compiler's estimate for a TPU slice, such as v3:2x2.")
-    flags.DEFINE_bool("json", False, "Print one line of JSON.")
-    flags.DEFINE_bool("input", False, "Measure the input pipeline of --config instead of models.")
-    flags.DEFINE_float("accelerator_rate", None, "With --input: images/s that this host must make.", 0.0)
-    flags.DEFINE_enum("scaling", None, ["patches"], "Measure the cost against the number of patches.")
-    flags.DEFINE_string("output", "scaling_patches.png", "With --scaling: the PNG file.")
+    with help_text.group("Models", "--models b16,vit_b16,bit_r50x1 --modes inference,train"):
+        flags.DEFINE_list("models", ["b16"], "Such as b16, vit_b16, bit_r50x1; or their variants, B/16, ViT-B/16, ...")
+        flags.DEFINE_list("modes", _MODES, "Of inference and train.")
+        flags.DEFINE_list("batch_sizes", ["auto"], "Images on each core, such as 8,16; auto doubles while that helps.")
+        flags.DEFINE_integer("image_size", 224, "Pixels.", 1)
+        flags.DEFINE_enum("dtype", None, DTYPES, "Of activations; bfloat16, and on a CPU float32, if not given.")
+        flags.DEFINE_string("topology", None, "Print the compiler's estimate for a TPU slice, such as v3:2x2.")
+    with help_text.group("The input pipeline", "--input --config b16_i21k --config.input.data_dir=DIR"):
+        flags.DEFINE_bool("input", False, "Measure the input pipeline of --config instead of models.")
+        command_line.define_config_flag()
+        flags.DEFINE_float("accelerator_rate", None, "Images/s that this host must make.", 0.0)
+    with help_text.group("The cost against the number of patches", "--scaling patches --output patches.png"):
+        flags.DEFINE_enum("scaling", None, ["patches"], "Measure it, as a table and a picture.")
+        flags.DEFINE_string("output", "scaling_patches.png", "The PNG file.")
+    with help_text.group("The measurement", "--models b16 --blocks 5 --block_seconds 1.0 --json"):
+        flags.DEFINE_integer("blocks", 5, "Timed blocks; their median counts.", 1)
+        flags.DEFINE_float("block_seconds", 1.0, "Approximate length of a block; it has at least one call.", 0.0)
+        flags.DEFINE_bool("json", False, "Print one line of JSON.")
 
 
 def main(argv: list[str]) -> None:
@@ -255,5 +268,10 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -4,33 +4,43 @@ A table goes to standard error and one line of JSON to standard output. `--check
 published checkpoint by the paper's own protocol; the tasks imagenet_real and imagenet_v2 are ImageNet's other tests.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from etils import epy
 
-from mixer import models
-from mixer.config import command_line, recipe, tasks
+from mixer.config import command_line, help_text, recipe, tasks
 from mixer.config.settings import SETTINGS
-from mixer.data import crops, folder, folder_layout
+from mixer.data import folder_layout
 from mixer.data.class_names import readable
-from mixer.data.sources import Source
-from mixer.evaluation import few_shot as few_shot_evaluator
-from mixer.evaluation.accuracy import Evaluation
-from mixer.evaluation.classification import Classification
-from mixer.evaluation.evaluator import Context, Through
-from mixer.runtime import devices, json_text
+from mixer.runtime import json_text
 from mixer.runtime.errors import UserError
 from mixer.training.console import Console
-from mixer.transfer import download, resolution
-from mixer.transfer import weights as transfer_weights
-from mixer.transfer.weights import Weights
+from mixer.transfer import download
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer import models
+    from mixer.data import crops, folder
+    from mixer.evaluation import classification, evaluator
+    from mixer.evaluation import few_shot as few_shot_evaluator
+    from mixer.runtime import devices
+    from mixer.transfer import weights as transfer_weights
+
+if TYPE_CHECKING:
+    from mixer.data.sources import Source
+    from mixer.evaluation.accuracy import Evaluation
+    from mixer.evaluation.evaluator import Context, Through
+    from mixer.transfer.weights import Weights
 
 _FOLDER = tasks.Task("folder", "validation", "train")  # images in class folders
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
@@ -66,7 +76,7 @@ def evaluate(
       UserError: the data is not there, or its classes are not the model's.
     """
     context = _context(weights, config, loss, batch_size)
-    of_split = Classification(recipe.evaluator_settings("classification", split=split), context)
+    of_split = classification.Classification(recipe.evaluator_settings("classification", split=split), context)
     _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
@@ -102,9 +112,9 @@ def few_shot(
 
 
 def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> Context:
-    return Context(
+    return evaluator.Context(
         weights.model(), weights.class_names, loss, config, devices.make_mesh(), batch_size,
-        download.cache_folder(), weights.source,
+        download.cache_folder(), weights.source, light=True,
     )  # fmt: skip
 
 
@@ -146,25 +156,32 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
 # ------------------------------------------------------------------------------------------------------- command line
 
 
+# The names of two registries, whose modules are too slow to import for --help.
+_RESIZES = ["extend", "interpolate"]
+_EVAL_CROPS = ["resize_small", "resize_square"]
+
+
 def define_flags() -> None:
     """Defines the command's flags."""
-    command_line.define_checkpoint_flags()
-    flags.DEFINE_string(
-        "task", None, "A row of mixer/config/tasks.py, such as cifar10, or folder; a run's own data if not given."
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the dataset is prepared, or a folder of images; the run's if not given."
-    )
-    flags.DEFINE_string("split", None, f"Of a folder {'|'.join(folder_layout.SPLITS)}, else in TFDS notation.")
-    flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
-    flags.DEFINE_enum("resize", "extend", list(resolution.METHODS), "How to reach image_size; interpolate goes to any.")
-    crop_names = list(SETTINGS["input.eval_crop"].allowed_names)
-    flags.DEFINE_enum("eval_crop", None, crop_names, "The paper's two protocols; the run's if not given.")
-    flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
-    flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
-    flags.DEFINE_multi_integer("shots", None, "With --fewshot: images of each class; the task's if not given.")
-    flags.DEFINE_integer("seeds", 3, "With --fewshot: choices of these images, over which accuracy is averaged.")
-    flags.DEFINE_integer("batch_per_core", 64, "Images on each device at a time.")
+    command_line.define_checkpoint_flags("--checkpoint runs/cifar10")
+    with help_text.group("The data", "--checkpoint B/16-i1k --task imagenet --data_dir DIR"):
+        flags.DEFINE_string(
+            "task", None, f"One of {', '.join(tasks.TASKS)}, a short form, or folder; the run's own data if not given."
+        )
+        flags.DEFINE_string(
+            "data_dir", None, "Where the dataset is prepared, or a folder of images; the run's if not given."
+        )
+        flags.DEFINE_string("split", None, f"Of a folder {'|'.join(folder_layout.SPLITS)}, else in TFDS notation.")
+    with help_text.group("The images", "--checkpoint runs/pets --image_size 448"):
+        flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
+        flags.DEFINE_enum("resize", "extend", _RESIZES, "How to reach image_size; interpolate goes to any.")
+        flags.DEFINE_enum("eval_crop", None, _EVAL_CROPS, "The paper's two protocols; the run's if not given.")
+        flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
+        flags.DEFINE_integer("batch_per_core", 64, "Images on each device at a time.")
+    with help_text.group("Few-shot accuracy", "--checkpoint B/16-i21k --task imagenet --fewshot --shots 5"):
+        flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
+        flags.DEFINE_multi_integer("shots", None, "Images of each class, may be repeated; the task's if not given.")
+        flags.DEFINE_integer("seeds", 3, "Choices of these images, over which accuracy is averaged.")
 
 
 def main(argv: list[str]) -> None:
@@ -289,5 +306,10 @@ def by_class(found: Evaluation, class_names: Any) -> list[str]:
     return lines
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

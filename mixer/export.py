@@ -5,19 +5,25 @@ timm, and stablehlo the forward pass itself, which JAX runs without this project
 beside the file, here as pets.safetensors.md.
 """
 
+from __future__ import annotations
+
 import shlex
+from typing import TYPE_CHECKING
 
 from absl import flags
-from etils import epath
+from etils import epath, epy
 
-from mixer.config import command_line
+from mixer.config import command_line, help_text
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.metrics import read_metrics
-from mixer.transfer import model_card
-from mixer.transfer import weights as transfer_weights
-from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    from mixer.transfer import formats, model_card
+    from mixer.transfer import weights as transfer_weights
+
+if TYPE_CHECKING:
+    from mixer.transfer.weights import Weights
 
 
 def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str) -> tuple[int, epath.Path]:
@@ -25,7 +31,7 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
 
     Args:
       weights: of a whole model.
-      to: the format, a key of `FORMATS`.
+      to: the format, a key of `formats.FORMATS`.
       out: the file to write, local or gs://; a local folder must exist.
       ema: whether the weights are a run's averaged parameters.
       command: the command that was given, for the card.
@@ -40,7 +46,7 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
     text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured)
     try:
         with files.opened_to_write(out) as file:
-            FORMATS[to].save(file, weights.exported())
+            formats.FORMATS[to].save(file, weights.exported())
             size = file.tell()
         files.write_text(card, text)
     except OSError as error:
@@ -59,11 +65,22 @@ def _measured(weights: Weights, ema: bool) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------- command line
 
 
+class _FormatName(flags.ArgumentParser[str]):
+    """A name of `formats.FORMATS`. The registry, which imports JAX, is looked at only when a name is given."""
+
+    def parse(self, argument: str) -> str:
+        """Returns the name, if it is one."""
+        if argument not in formats.FORMATS:
+            raise ValueError(f"value should be one of <{'|'.join(formats.FORMATS)}>")
+        return argument
+
+
 def define_flags() -> None:
     """Defines the command's flags."""
-    command_line.define_checkpoint_flags()
-    suffixes = ", ".join(form.suffix for form in FORMATS.values())
-    flags.DEFINE_enum("to", None, list(FORMATS), f"The format; the names of its files end in {suffixes}.")
+    command_line.define_checkpoint_flags("--checkpoint runs/pets --ema --to npz pets.npz")
+    with help_text.group("The file", "--checkpoint runs/pets --to timm pets.safetensors"):
+        about = "The format: npz, timm or stablehlo. OUT ends in .npz, .safetensors or .stablehlo."
+        flags.DEFINE(_FormatName(), "to", None, about, serializer=flags.ArgumentSerializer())
 
 
 def main(argv: list[str]) -> None:
@@ -89,8 +106,8 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
       UserError: there is not one file, or it cannot be written in this format or at this place.
     """
     if to is None:
-        raise UserError(f"--to is missing: give one of {', '.join(FORMATS)}")
-    suffix = FORMATS[to].suffix
+        raise UserError(f"--to is missing: give one of {', '.join(formats.FORMATS)}")
+    suffix = formats.FORMATS[to].suffix
     if len(arguments) != 1:
         raise UserError(f"expected one file to write, such as model{suffix}, not {' and '.join(arguments) or 'none'}")
     bucket.check(arguments[0])
@@ -104,5 +121,10 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
     return out
 
 
+def run() -> None:
+    """Runs the command and exits."""
+    command_line.run(main, define_flags, arguments="OUT")
+
+
 if __name__ == "__main__":
-    command_line.run(main, define_flags, takes_arguments=True)
+    run()

@@ -5,30 +5,39 @@ trained in bfloat16. Probabilities are those that the run's loss assumes: a soft
 each logit, whose probabilities need not add up to one.
 """
 
+from __future__ import annotations
+
 import itertools
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import ml_collections
 import numpy as np
 import tqdm
 from absl import flags
+from etils import epy
 
-from mixer.config import command_line, recipe
+from mixer.config import command_line, help_text, recipe
 from mixer.data import class_names, image_status, sources
 from mixer.data.image_files import IMAGE_SUFFIXES, files_bytes
-from mixer.evaluation import evaluator
-from mixer.runtime import bucket, devices, files, json_text
+from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError
-from mixer.training import losses
-from mixer.training.step import normalize
 from mixer.transfer import download
-from mixer.transfer import weights as transfer_weights
-from mixer.transfer.weights import Weights
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer.evaluation import evaluator
+    from mixer.runtime import devices
+    from mixer.training import losses
+    from mixer.training import step as training_step
+    from mixer.transfer import weights as transfer_weights
+
+if TYPE_CHECKING:
+    from mixer.transfer.weights import Weights
 
 _MANY = 100  # with more images, a progress bar is shown
 
@@ -59,7 +68,7 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
     model, mesh = weights.model(), devices.make_mesh()
     batch_size = -(-min(batch_size, len(paths)) // mesh.size) * mesh.size
     config = input_config(weights)
-    context = evaluator.Context(model, None, "", config, mesh, batch_size, download.cache_folder())
+    context = evaluator.Context(model, None, "", config, mesh, batch_size, download.cache_folder(), light=True)
     params = jax.device_put(weights.params, devices.replicated(mesh))
     step = _make_step(weights, mesh, top)
 
@@ -74,7 +83,7 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
         statuses = jax.device_get(batch["status"])
         found = []
         for row, path in enumerate(paths[start : start + batch_size]):  # the last batch is padded
-            error = _reason(path, int(statuses[row]))
+            error = reason(path, int(statuses[row]))
             top_of = [] if error else list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
             found.append(Prediction(path, top_of, error))
         yield found
@@ -88,7 +97,7 @@ def _make_step(weights: Weights, mesh: jax.sharding.Mesh, top: int) -> Callable[
     def most_probable(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
         with jax.default_matmul_precision("float32"):
-            logits: Any = model.apply({"params": params}, normalize(images))
+            logits: Any = model.apply({"params": params}, training_step.normalize(images))
         probabilities, classes = jax.lax.top_k(loss.probabilities(logits), top)
         return probabilities, classes
 
@@ -105,7 +114,7 @@ def input_config(weights: Weights) -> ml_collections.ConfigDict:
     return config
 
 
-def _reason(path: str, status: int) -> str:
+def reason(path: str, status: int) -> str:
     """Returns why an image cannot be used; empty if it can."""
     if status == image_status.OK:
         return ""
@@ -186,13 +195,14 @@ def names_for(weights: Weights, file: str | None) -> list[str]:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    command_line.define_checkpoint_flags()
-    flags.DEFINE_integer("top", 5, "How many classes to name.")
-    flags.DEFINE_bool("json", False, "Print a line of JSON for each image.")
-    flags.DEFINE_string(
-        "classes", None, "A text file with the classes' names, one a line; the model's own if not given."
-    )
-    flags.DEFINE_integer("batch_size", 64, "The most images at a time, over all devices.")
+    command_line.define_checkpoint_flags("--checkpoint B/16-i1k cat.jpg")
+    with help_text.group("What is printed", "--checkpoint runs/pets cat.jpg holiday/ --top 3 --json"):
+        flags.DEFINE_integer("top", 5, "How many classes to name.")
+        flags.DEFINE_bool("json", False, "Print a line of JSON for each image.")
+        flags.DEFINE_string(
+            "classes", None, "A text file with the classes' names, one a line; the model's own if not given."
+        )
+        flags.DEFINE_integer("batch_size", 64, "The most images at a time, over all devices.")
 
 
 def main(argv: list[str]) -> None:
@@ -264,5 +274,10 @@ def json_line(prediction: Prediction, names: Sequence[str]) -> str:
     return json_text.dumps({"image": prediction.path, "top": top})
 
 
+def run() -> None:
+    """Runs the command and exits."""
+    command_line.run(main, define_flags, arguments="IMAGE|FOLDER ...")
+
+
 if __name__ == "__main__":
-    command_line.run(main, define_flags, takes_arguments=True)
+    run()

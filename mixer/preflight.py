@@ -2,28 +2,36 @@
 
     python -m mixer.preflight --config configs/b16_i21k.py --topology v3:8x8
 
-The training and evaluation steps are those of a run. libtpu compiles them ahead of time, without a TPU; install it with
-`pip install 'mixer[preflight]'` in an environment of its own. Times are the compiler's estimates, which are optimistic.
+The training and evaluation steps are those of a run. libtpu compiles them ahead of time, without a TPU; install it by
+`pip install 'mixer-jax[preflight]'` in an environment of its own. Times are estimates of the compiler, and optimistic.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import ml_collections
 from absl import flags
-from jax.sharding import Mesh
-from ml_collections import config_flags
+from etils import epy
 
-from mixer import models
-from mixer.config import command_line, durations
-from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
-from mixer.performance.data_facts import DataFacts
+from mixer.config import command_line, durations, help_text
 from mixer.runtime import json_text
 from mixer.runtime.errors import UserError
-from mixer.training import setup, sharding
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer import models
+    from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
+    from mixer.training import setup, sharding
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from mixer.performance.data_facts import DataFacts
 
 _RECOMPUTED = 0.005  # a smaller share of extra work is rounding and not reported
 
@@ -188,12 +196,17 @@ def _cost_lines(found: dict[str, Any]) -> list[str]:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "The run's config file; --config.NAME=VALUE changes a value.")
-    flags.DEFINE_string("topology", None, "The slice: v2 to v6e, and its chips along each side, such as v3:8x8.")
-    flags.DEFINE_integer("num_classes", None, "Classes of a dataset that this command does not know.", 1)
-    flags.DEFINE_integer("num_examples", None, "Examples in the training split of such a dataset.", 1)
-    flags.DEFINE_bool("largest", True, "Also search for the largest batch that fits, by two or more compilations.")
-    flags.DEFINE_bool("json", False, "Print one line of JSON.")
+    with help_text.group("The run and the slice", "--config b16_i21k --topology v3:8x8"):
+        command_line.define_config_flag()
+        flags.DEFINE_string("topology", None, "The slice: v2 to v6e, and its chips along each side, such as v3:8x8.")
+        flags.DEFINE_bool("largest", True, "Also search for the largest batch that fits, by two or more compilations.")
+        flags.DEFINE_bool("json", False, "Print one line of JSON.")
+    with help_text.group(
+        "A dataset that this command does not know",
+        "--config b16_jft --topology v3:8x8 --num_classes 18291 --num_examples 300000000",
+    ):
+        flags.DEFINE_integer("num_classes", None, "Its classes.", 1)
+        flags.DEFINE_integer("num_examples", None, "Examples in its training split.", 1)
 
 
 def main(argv: list[str]) -> None:
@@ -216,5 +229,10 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -13,6 +13,9 @@ Run again, it continues: what is done stays. Runs are in WORKDIR/TASK/lr_RATE an
 with up to three checkpoints; --config.checkpoint.keep_last=1 --config.checkpoint.keep_best=0 leaves one.
 """
 
+from __future__ import annotations
+
+import atexit
 import dataclasses
 import importlib.metadata
 import math
@@ -22,23 +25,28 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import flags
 from etils import epath, epy
 from ml_collections import ConfigDict, config_flags
 
-from mixer.config import checks, command_line, durations, paper, run_folder, tasks
-from mixer.runtime import bucket, compilation_cache, files, streams
+import mixer
+from mixer.config import command_line, durations, help_text, paper, tasks
+from mixer.runtime import bucket, files, streams
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
-from mixer.transfer import init_from, sweep_results
+from mixer.transfer import sweep_results
 from mixer.transfer.published import PUBLISHED
 from mixer.transfer.sweep_results import Outcome
 
-with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
+with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
+    import jax
+
+    from mixer.config import checks, run_folder
     from mixer.data import readers
+    from mixer.runtime import compilation_cache, preemption
+    from mixer.transfer import init_from
 
 DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
 
@@ -93,6 +101,7 @@ class Sweep:
         rates: Mapping[str, Sequence[float]],
         num_seeds: int,
         workdir: epath.PathLike,
+        stop: preemption.Stop | None = None,
     ):
         """Checks every config, opens every dataset, and reads the results that are there.
 
@@ -102,11 +111,13 @@ class Sweep:
           rates: the learning rates of each task, by its full name.
           num_seeds: how many final runs each task has.
           workdir: the folder of all runs.
+          stop: tells when to save and leave; never, if not given.
 
         Raises:
           UserError: a config is wrong, its data is not there, or a folder holds a run of another config.
         """
         self._spec, self._overrides, self._workdir = spec, overrides, epath.Path(workdir)
+        self._stop = stop or preemption.Stop()
         self._rates, self._seeds = {name: sorted(set(given)) for name, given in rates.items()}, range(num_seeds)
         # Training images of each task, and whether while its learning rate is chosen.
         self._num_examples: dict[tuple[str, bool], int] = {}
@@ -126,6 +137,7 @@ class Sweep:
 
         Raises:
           UserError: a run cannot go on, or every learning rate of a task led to a loss that is not finite.
+          PreemptedError: the sweep was asked to stop, and the run that was under way is saved.
         """
         for name, rates in self._rates.items():
             results = {rate: self._finished(run) for rate, run in self._grid_runs(name).items()}
@@ -188,13 +200,15 @@ class Sweep:
         left = (runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
         before, lines = time.monotonic(), read_metrics(run.folder)
         try:
-            result = train(run.config, run.folder, Console(prefix, left))
+            result = train(run.config, run.folder, Console(prefix, left), self._stop)
         except DivergedError as error:
             files.write_text(run.folder / DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
             return {}
         except UserError as error:
             raise UserError(f"{run.title}: {error}") from None
+        finally:
+            self._stop.work_ends()
         self._seconds += time.monotonic() - before
         self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
         return result
@@ -244,14 +258,18 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "configs/finetune.py with its arguments, all but task.")
-    flags.DEFINE_list("tasks", ["all"], "Rows of mixer/config/tasks.py, or all: the paper's five.")
-    flags.DEFINE_list(
-        "learning_rates", None, "The grid, in place of the tasks' own; a single rate is used without a choice."
-    )
-    flags.DEFINE_integer("seeds", 3, "How many final runs.", lower_bound=1)
-    flags.DEFINE_string("pretraining", None, "What the weights come from, for the paper's numbers: i1k, i21k or jft.")
-    flags.DEFINE_string("workdir", "runs/sweep", "The folder of all runs, local or gs://.")
+    with help_text.group("The runs", "--config finetune:model=b16,size=448 --config.init_from=B/16-i21k"):
+        command_line.define_config_flag("finetune with its arguments, all but task")
+        flags.DEFINE_list("tasks", ["all"], f"Of {', '.join(tasks.TASKS)}; or all: the paper's five.")
+        flags.DEFINE_string("workdir", "runs/sweep", "The folder of all runs, local or gs://.")
+    with help_text.group("The protocol", "--config finetune --tasks pets --learning_rates 0.01,0.03 --seeds 3"):
+        flags.DEFINE_list(
+            "learning_rates", None, "The grid, in place of the tasks' own; a single rate is used without a choice."
+        )
+        flags.DEFINE_integer("seeds", 3, "How many final runs.", lower_bound=1)
+        flags.DEFINE_string(
+            "pretraining", None, "What the weights come from, for the paper's numbers: i1k, i21k or jft."
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -268,19 +286,26 @@ def main(argv: list[str]) -> None:
     compilation_cache.keep_compiled(workdir / "compiled")
     rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}
     streams.outlast()
-    sweep = Sweep(spec, overrides, rates, given.seeds, workdir)
+    atexit.register(preemption.ignore)
+    stop = preemption.Stop()
+    stop.listen()
+    sweep = Sweep(spec, overrides, rates, given.seeds, workdir, stop)
     made_by = {
         "command": shlex.join(["python", "-m", "mixer.sweep", *sys.argv[1:]]),
         "config": spec,
         "overrides": overrides,
         "eval_crop": config.input.eval_crop,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {name: importlib.metadata.version(name) for name in ("mixer", "jax", "flax")},
+        "versions": {"mixer": mixer.__version__} | {name: importlib.metadata.version(name) for name in ("jax", "flax")},
     }
     outcomes: dict[str, Outcome] = {}
-    for name, outcome in sweep.outcomes():
-        outcomes[name] = outcome
-        sweep_results.write(workdir, outcomes, row, made_by)
+    try:
+        for name, outcome in sweep.outcomes():
+            outcomes[name] = outcome
+            sweep_results.write(workdir, outcomes, row, made_by)
+    except preemption.PreemptedError as preempted:
+        print(f"{preempted}; the same command continues the sweep")
+        sys.exit(preemption.EXIT_STATUS)
     print(f"\n{sweep_results.table(outcomes, row)}\n\n{sweep_results.note(row, config.input.eval_crop)}")
     print(f"The table and what made it are in {workdir}/results.md and results.json")
 
@@ -300,5 +325,10 @@ def _spec_and_overrides() -> tuple[str, dict[str, Any]]:
     return spec, overrides
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

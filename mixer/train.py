@@ -4,6 +4,8 @@ Pre-training, fine-tuning, the quickstart and the tests are this one loop under 
 given again continues from the newest whole checkpoint, and ends at the same bits as a run that was never stopped.
 """
 
+from __future__ import annotations
+
 import atexit
 import dataclasses
 import sys
@@ -11,34 +13,34 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import jax
 import ml_collections
 from absl import flags
 from etils import epath, epy
-from ml_collections import config_flags
 
-from mixer import models
-from mixer.config import command_line, describe, durations, run_folder
-from mixer.evaluation import evaluator, evaluators
-from mixer.runtime import agreement, compilation_cache, devices, distributed, preemption, streams
+from mixer.config import command_line, durations, help_text
+from mixer.runtime import streams
 from mixer.runtime.errors import UserError, first_line
-from mixer.training import facts, health, setup, sharding
-from mixer.training.checkpoint import Checkpoints
-from mixer.training.checkpoint_reader import has_checkpoints
 from mixer.training.console import Console
 from mixer.training.metrics import MetricsLog, read_metrics
 from mixer.training.progress import Progress
-from mixer.training.step import Metrics, TrainState
-from mixer.transfer import init_from
-from mixer.transfer import weights as transfer_weights
-from mixer.transfer.weights import Weights
 
-with epy.lazy_imports():  # they import TensorFlow; --help and an error in the command line do not wait for it
+with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
+    import jax
+
+    from mixer import models
+    from mixer.config import describe, run_folder
     from mixer.data import pipeline, readers
-    from mixer.training import first_batch
+    from mixer.evaluation import evaluator, evaluators
+    from mixer.runtime import agreement, compilation_cache, devices, distributed, preemption
+    from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, setup, sharding
+    from mixer.transfer import init_from
+    from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
     from mixer.data.sources import Source
+    from mixer.training.checkpoint import Checkpoints
+    from mixer.training.step import Metrics, TrainState
+    from mixer.transfer.weights import Weights
 
 _OPENED_WITHIN = 6 * 3600  # seconds; a host may have to read all its data for an index
 
@@ -72,14 +74,14 @@ def train(
         command = facts.of_command(config, stop_after=stop.after, allow_config_change=allow_config_change)
         meeting.compare({"command": command, "software": facts.of_software()}, workdir)
         console = console or Console()
-        if config.init_from and not has_checkpoints(workdir):
+        if config.init_from and not checkpoint_reader.has_checkpoints(workdir):
             weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
         config = init_from.with_token_width(config, weights, workdir)
         run, changes = _prepare(config, workdir, console, stop, allow_config_change)
         meeting.compare({"data": _data_facts(run, weights)}, within=_OPENED_WITHIN)
 
     # The state: from the newest checkpoint, from given weights, or new.
-    checkpoints = Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(run))
+    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(run))
     try:
         state = checkpoints.restore(run.built.shapes, run.built.shardings)
         if state is not None:
@@ -121,7 +123,7 @@ class _Run:
     stop: preemption.Stop
     mesh: jax.sharding.Mesh
     rows: slice  # this host's rows of a batch
-    source: "Source"
+    source: Source
     built: setup.Setup
     evaluators: Sequence[evaluators.Scheduled]
     steps: _Steps
@@ -331,16 +333,19 @@ def _describe(run: _Run) -> None:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "The run's config file; --config.NAME=VALUE changes a value.")
-    flags.DEFINE_string("workdir", None, "The run's folder, local or gs://. By default runs/ and the config's name.")
-    flags.DEFINE_bool("print_config", False, "Print every setting of the run, grouped and explained, and exit.")
-    flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels, and exit.")
-    flags.DEFINE_bool("allow_config_change", False, "Continue the run in --workdir though its config was another.")
-    flags.DEFINE_integer("stop_after", None, "Save after this step and leave, as if asked to stop.", 1)
-    flags.DEFINE_bool("distributed", False, "Several hosts: start jax.distributed first.")
-    flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
+    with help_text.group("The run", "--config cifar10 --workdir runs/cifar10 --config.input.data_dir=DIR"):
+        command_line.define_config_flag()
+        flags.DEFINE_string("workdir", None, "The run's folder, local or gs://; runs/NAME if not given.")
+        flags.DEFINE_bool("allow_config_change", False, "Continue the run in --workdir though its config was another.")
+        flags.DEFINE_integer("stop_after", None, "Save after this step and leave, as if asked to stop.", 1)
+    with help_text.group("To look and leave", "--config cifar10 --print_config"):
+        flags.DEFINE_bool("print_config", False, "Print every setting of the run, grouped and explained.")
+        flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels.")
+    with help_text.group("Several hosts", "--config b16_i21k --workdir gs://BUCKET/b16_i21k --distributed"):
+        flags.DEFINE_bool("distributed", False, "Start jax.distributed first.")
+        flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
+        flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
 
 
 # The command reads these only if it trains.
@@ -389,5 +394,10 @@ def main(argv: list[str]) -> None:
         print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

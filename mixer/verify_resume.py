@@ -8,25 +8,31 @@ Use it before a long run on a new device, with a new version or with new setting
 interruption would change the result, for example because a compiler chooses another algorithm in another process.
 """
 
+from __future__ import annotations
+
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-import jax
 import numpy as np
 from absl import flags
-from etils import epath
+from etils import epath, epy
 from ml_collections import ConfigDict
 
 from mixer import train
-from mixer.config import command_line
-from mixer.config.checks import checked, unlocked_copy
+from mixer.config import command_line, help_text
 from mixer.config.durations import set_duration
-from mixer.runtime import bucket, files, preemption
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
-from mixer.training.checkpoint_reader import load_state
 from mixer.training.metrics import deterministic, read_metrics
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer.config import checks
+    from mixer.runtime import preemption
+    from mixer.training import checkpoint_reader
 
 _FOLDER = "verify_resume"  # in the run's folder
 # The runs read the shortened config from a Python file, for which --config asks.
@@ -42,12 +48,12 @@ def get_config():
 
 def short(config: ConfigDict, steps: int) -> ConfigDict:
     """Returns the config of a run that ends after a few steps, logs each step, and evaluates and saves the last."""
-    config = unlocked_copy(config)
+    config = checks.unlocked_copy(config)
     for name in ("total", "eval", "checkpoint"):
         set_duration(config, name, steps=steps)
     set_duration(config, "log", steps=1)
     set_duration(config, "warmup", steps=0)  # the config's own may be longer than these steps
-    return checked(config)
+    return checks.checked(config)
 
 
 def differences(one: epath.PathLike, other: epath.PathLike) -> list[str]:
@@ -58,7 +64,7 @@ def differences(one: epath.PathLike, other: epath.PathLike) -> list[str]:
 
 def arrays_of(workdir: epath.PathLike) -> dict[str, np.ndarray]:
     """Reads all arrays of the last state of a run, by names such as "params/stem/kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(load_state(workdir)[1])
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint_reader.load_state(workdir)[1])
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
@@ -89,7 +95,8 @@ _UNREAD_FLAGS = ("print_config", "inspect", "allow_config_change", "stop_after")
 def define_flags() -> None:
     """Defines the flags of `mixer.train`, and the number of steps."""
     train.define_flags()
-    flags.DEFINE_integer("steps", 6, "How many steps to train; the stop is in the middle.", 2)
+    with help_text.group("The check", "--config cifar10 --steps 6"):
+        flags.DEFINE_integer("steps", 6, "How many steps to train; the stop is in the middle.", 2)
 
 
 def main(argv: list[str]) -> None:
@@ -157,5 +164,10 @@ def _verdict(folder: epath.Path, steps: int) -> str:
     )
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command and exits."""
     command_line.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

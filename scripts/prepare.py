@@ -11,26 +11,27 @@ Folders and files may be local or gs://. Progress is written to stderr, the resu
 is whole. If the script is stopped, the next run of `folder` continues; the others start from the beginning.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
-import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
-from etils import epath
+from etils import epath, epy
 
 from mixer.config import recipe
-from mixer.data import datasets, readers, records, tfrecord_index
-from mixer.data.datasets import base, class_folders, shard_plan
-from mixer.data.datasets.digits import Digits
-from mixer.data.datasets.fractals import Fractals, Shape
-from mixer.data.datasets.imagenet21k import Imagenet21k
-from mixer.data.datasets.multilabel import Multilabel
-from mixer.runtime import bucket, files, owners
+from mixer.runtime import bucket, environment, files, owners
 from mixer.runtime.errors import UserError
+
+with epy.lazy_imports():  # they import TensorFlow, for which --help does not wait
+    import tensorflow_datasets as tfds
+
+    from mixer.data import datasets, readers, records, tfrecord_index
+    from mixer.data.datasets import base, class_folders, digits, fractals, imagenet21k, multilabel, shard_plan
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -38,6 +39,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` (default: that of the process) and returns the exit status."""
     args = _parser().parse_args(argv)
+    environment.prepare()
     logging.set_verbosity(logging.ERROR)
     try:
         for name, value in vars(args).items():
@@ -104,7 +106,7 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
         "mixer/data/class_lists/imagenet21k.txt (default: the archive's classes, for which it is read once more)",
     )
     sub.add_argument("--allow_truncated", action="store_true", help="use what can be read of a damaged archive")
-    sub.add_argument("--name", default=Imagenet21k.name, help="name of the dataset (default: %(default)s)")
+    sub.add_argument("--name", default="imagenet21k", help="name of the dataset (default: %(default)s)")
 
     sub = command("multilabel", "images with several labels each, from a manifest of JSON lines")
     sub.add_argument("--manifest", required=True, help='lines {"image": "a/path.jpg", "labels": ["cat", 3]}')
@@ -117,7 +119,7 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
         help="share of the lines without a split (default: 0.1, or 0 if the manifest names lines for validation)",
     )  # fmt: skip
     sub.add_argument("--skip_bad", action="store_true", help="list unusable lines in a file instead of stopping")
-    sub.add_argument("--name", default=Multilabel.name, help="name of the dataset (default: %(default)s)")
+    sub.add_argument("--name", default="multilabel", help="name of the dataset (default: %(default)s)")
 
 
 def _prepare(args: argparse.Namespace) -> str:
@@ -136,7 +138,7 @@ def _prepare(args: argparse.Namespace) -> str:
     if args.file_format == "array_record" and bucket.is_remote(args.data_dir):
         raise ValueError("--file_format array_record: such files cannot be written to a bucket; use tfrecord")
     config = _config(args)
-    version = str(Imagenet21k.VERSION if args.command == "imagenet21k" else Multilabel.VERSION)
+    version = str(imagenet21k.Imagenet21k.VERSION if args.command == "imagenet21k" else multilabel.Multilabel.VERSION)
     full_name = f"{name}/{config}" if config else name
     there = (epath.Path(args.data_dir) / full_name / version).exists()
     made = _builder(args, name, config)
@@ -228,20 +230,20 @@ def _index_fits(builder: tfds.core.DatasetBuilder, split: str) -> bool:
 
 def _config(args: argparse.Namespace) -> str:
     if args.command == "fractals":
-        return Shape(args.categories, args.instances, args.size, args.seed).name
+        return fractals.Shape(args.categories, args.instances, args.size, args.seed).name
     return str(args.size) if args.command == "digits" else ""
 
 
 def _builder(args: argparse.Namespace, name: str, config: str) -> base.Builder:
     common = {"data_dir": args.data_dir, "file_format": args.file_format}
     if args.command == "fractals":
-        return Fractals(config=config, **common)
+        return fractals.Fractals(config=config, **common)
     if args.command == "digits":
-        return Digits(config=config, **common)
+        return digits.Digits(config=config, **common)
     common |= {"classes": args.classes, "name": name, "report": _report}
     if args.command == "imagenet21k":
-        return Imagenet21k(archive=args.archive, allow_truncated=args.allow_truncated, **common)
-    return Multilabel(
+        return imagenet21k.Imagenet21k(archive=args.archive, allow_truncated=args.allow_truncated, **common)
+    return multilabel.Multilabel(
         manifest=args.manifest,
         images=args.images,
         validation_share=args.validation_share,

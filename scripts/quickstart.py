@@ -1,9 +1,13 @@
 """The five-minute tour, `make quickstart`: pre-trains a small Mixer on fractals, then fine-tunes it on digits.
 
+    python scripts/quickstart.py
+
 The digits are handwritten, ten of each class to train on and 1,497 to test on. The same model is also trained on them
 from scratch. The tour prints the accuracy of both, for three seeds. Each run is an ordinary `mixer.train` in its own
 folder. If the tour is interrupted, the same command continues it.
 """
+
+from __future__ import annotations
 
 import pathlib
 import statistics
@@ -11,17 +15,21 @@ import sys
 import time
 from typing import Any
 
-import jax
-import matplotlib
+from etils import epy
 from ml_collections import ConfigDict
 
-from configs import quickstart
-from mixer.config import checks, run_folder
-from mixer.runtime import compilation_cache, cpu, environment
-from mixer.runtime.errors import UserError, quiet_libraries
+from mixer.config import command_line
+from mixer.runtime import streams
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
 from mixer.training.metrics import read_metrics
+
+with epy.lazy_imports():  # they take a second, for which --help does not wait
+    import jax
+    import matplotlib
+
+    from mixer.config import checks, run_folder
+    from mixer.runtime import compilation_cache, preemption
 
 FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"
@@ -30,11 +38,19 @@ SEEDS = (0, 1, 2)  # each seed has its own hundred training digits
 _EXPECTED_SECONDS = 12.0  # for a fine-tuning run, until one is measured
 
 
-def main() -> None:
-    """Runs the stages that are not done yet, and prints the result."""
-    environment.prepare()
-    quiet_libraries()
-    cpu.keep_freed_memory()
+def main(argv: list[str]) -> None:
+    """Runs the stages that are not done yet, and prints the result. Asked to stop, it saves and leaves."""
+    streams.outlast()
+    stop = preemption.Stop()
+    stop.listen()
+    try:
+        _tour(stop)
+    except preemption.PreemptedError as preempted:
+        print(f"{preempted}; the same command continues")
+        sys.exit(preemption.EXIT_STATUS)
+
+
+def _tour(stop: preemption.Stop) -> None:
     # All fine-tuning runs are the same program, so only the first compiles it.
     compilation_cache.keep_compiled(FOLDER / "compiled")
     started = time.monotonic()
@@ -43,11 +59,11 @@ def main() -> None:
 
     console = Console(f"[1/{stages}] fractals  ", len(runs) * _EXPECTED_SECONDS)
     console.keep("12,800 fractals of 64 kinds: the model learns to tell the kinds apart")
-    _run(quickstart.get_config("fractals"), PRETRAINING, console)
+    _run(_config("fractals"), PRETRAINING, console, stop)
 
     seconds: list[float] = []
     for start, seed in runs:
-        config = quickstart.get_config("digits")
+        config = _config("digits")
         config.seed = seed
         config.input.train_split = f"train_seed{seed}"
         if start == "pre-trained":
@@ -55,16 +71,21 @@ def main() -> None:
         left = (len(runs) - len(seconds) - 1) * (statistics.mean(seconds) if seconds else _EXPECTED_SECONDS)
         console = Console(f"[{len(seconds) + 2}/{stages}] digits, {start}, seed {seed}  ", left)
         before = time.monotonic()
-        _run(config, _folder(start, seed), console)
+        _run(config, _folder(start, seed), console, stop)
         seconds.append(time.monotonic() - before)
 
     _draw(FOLDER / "curves.png")
     _summarise(time.monotonic() - started)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, console: Console) -> None:
+def _config(stage: str) -> ConfigDict:
+    return command_line.run_file(command_line.find_config(f"quickstart:{stage}"))
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path, console: Console, stop: preemption.Stop) -> None:
     config.input.data_dir = str(FOLDER / "data")
-    train(checks.checked(config), workdir, console)
+    train(checks.checked(config), workdir, console, stop)
+    stop.work_ends()
 
 
 def _folder(start: str, seed: int) -> pathlib.Path:
@@ -142,7 +163,4 @@ def _summarise(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main, lambda: None)

@@ -26,7 +26,7 @@ KEPT_TO = {
     "google": {"runtime/bucket.py"},
     "tensorstore": {"runtime/bucket.py"},
     "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},
-    "absl": {"runtime/errors.py", "config/command_line.py", "commands/"},
+    "absl": {"runtime/errors.py", "config/command_line.py", "config/help_text.py", "commands/"},
 }
 # What the models may import: they can be lifted out and used alone.
 MODELS_NEED = {"jax", "flax", "jaxtyping"}

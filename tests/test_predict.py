@@ -283,7 +283,7 @@ def test_a_bucket_that_refuses_makes_an_image_unreadable(bucket_here):
     bucket_here.control(fail=[Fault(".", status=403)])
     path = bucket_here.path("a.jpg")
     assert predict.image_files([path]) == ([path], [])
-    assert predict._reason(path, image_status.BAD_RECORD) == "unreadable"
+    assert predict.reason(path, image_status.BAD_RECORD) == "unreadable"
 
 
 def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):

@@ -239,5 +239,5 @@ def test_what_is_wrong_is_said_in_one_line(arguments, said):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_it_says_where_to_get_it():
-    with pytest.raises(UserError, match=r"v3:2x2: libtpu is missing: pip install 'mixer\[preflight\]'"):
+    with pytest.raises(UserError, match=r"v3:2x2: libtpu is missing: pip install 'mixer-jax\[preflight\]'"):
         tpu_topology.mesh_of("v3:2x2")

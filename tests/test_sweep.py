@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from mixer import models, sweep
 from mixer.config import checks, paper, recipe, run_folder, tasks
+from mixer.runtime import preemption
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.sweep import choose
 from mixer.transfer import sweep_results
@@ -211,7 +212,7 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
     """Grid runs on the dev split, then the best rate on the test split; the rest is the recipe's and the user's."""
     seen = {}
 
-    def fake_train(config, workdir, console):
+    def fake_train(config, workdir, console, stop):
         seen[workdir.name] = config
         return {"val/accuracy": {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}[config.optimizer.learning_rate], "val/count": 50}
 
@@ -235,14 +236,14 @@ def test_a_single_learning_rate_is_not_chosen(data_dir, tmp_path, monkeypatch):
 
 
 def test_where_every_learning_rate_diverges_the_sweep_ends(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, math.nan))
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
     with pytest.raises(UserError, match="cifar10: the loss was not finite with any learning rate; give lower"):
         list(make_sweep(data_dir, tmp_path).outcomes())
 
 
 def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, tmp_path, monkeypatch, capsys):
     accuracies = [0.5, math.nan, 0.7]
-    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, accuracies[config.seed]))
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, *_: keep(config, workdir, accuracies[config.seed]))
     ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()
     assert (found.seeds, found.mean, found.count) == ([0.5, None, 0.7], pytest.approx(0.6), 50)
     assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged: the loss is not finite" in capsys.readouterr().out
@@ -260,7 +261,7 @@ def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, t
 
 
 def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train", lambda config, workdir, _: keep(config, workdir, math.nan))
+    monkeypatch.setattr(sweep, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
     ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2).outcomes()
     assert (found.seeds, found.mean, found.count) == ([None, None], None, None)
 
@@ -268,7 +269,7 @@ def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monk
 def test_a_longer_grid_whose_winner_is_another_runs_only_what_is_new(data_dir, tmp_path, monkeypatch):
     ran = []
 
-    def fake_train(config, workdir, console):
+    def fake_train(config, workdir, console, stop):
         ran.append(workdir.name)
         return keep(config, workdir, config.optimizer.learning_rate)  # the highest is the best
 
@@ -290,6 +291,16 @@ def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch
     monkeypatch.setattr(sweep, "train", fake_train)
     with pytest.raises(UserError, match=r"^cifar10, learning rate 0.01: the disk is full$"):
         list(make_sweep(data_dir, tmp_path).outcomes())
+
+
+def test_a_sweep_that_is_asked_to_stop_saves_its_run_and_continues_it(data_dir, tmp_path, capsys):
+    stopped = make_sweep(data_dir, tmp_path, rates=(0.02,))
+    stopped._stop = preemption.Stop(after=2)
+    with pytest.raises(preemption.PreemptedError, match="saved at step 2 of 4"):
+        list(stopped.outcomes())
+    assert not stopped._stop._has_work_to_save
+    list(make_sweep(data_dir, tmp_path, rates=(0.02,)).outcomes())
+    assert "continuing from step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", ["lr_0.03", "lr_0.03_seed_0"])

@@ -9,6 +9,7 @@ import pytest
 from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
+from mixer.training import checkpoint_reader
 from mixer.training.metrics import METRICS_FILE
 
 
@@ -34,7 +35,7 @@ def test_arrays_and_metrics_that_differ_are_named(two_runs):
 
 
 def test_one_bit_of_one_array_is_a_difference(two_runs, monkeypatch):
-    original, calls = verify_resume.load_state, []
+    original, calls = checkpoint_reader.load_state, []
 
     def load_state(folder):
         step, state = original(folder)
@@ -45,7 +46,7 @@ def test_one_bit_of_one_array_is_a_difference(two_runs, monkeypatch):
             state["params"]["stem"]["bias"] = bias
         return step, state
 
-    monkeypatch.setattr(verify_resume, "load_state", load_state)
+    monkeypatch.setattr(checkpoint_reader, "load_state", load_state)
     assert verify_resume.differences(two_runs[0], two_runs[0]) == ["params/stem/bias"]
 
 

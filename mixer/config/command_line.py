@@ -13,14 +13,20 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from absl import app, flags
+from etils import epy
 from ml_collections import ConfigDict, config_flags
 
-from mixer.config.checks import checked, flat, nearest
+import mixer
+from mixer.config import help_text
 from mixer.config.durations import one_unit_each
-from mixer.runtime import bucket, cpu, ending, environment, files, owners, streams
+from mixer.runtime import bucket, ending, environment, files, interrupt, owners, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
-_MISSING = "--config is missing: give a file, such as --config configs/quickstart.py"
+with epy.lazy_imports():  # they import jax, for which --help does not wait
+    from mixer.config import checks
+    from mixer.runtime import cpu
+
+_MISSING = "--config is missing: give a file, or the name of one that comes with mixer, such as --config quickstart"
 
 # A full disk, a read-only folder, a lost permission or device: the user can mend these, so they get one line.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -28,20 +34,18 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def run(
-    main: Callable[[list[str]], None], define_flags: Callable[[], None], *, takes_arguments: bool = False
-) -> NoReturn:
+def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, arguments: str = "") -> NoReturn:
     """Runs a command and exits. If the user has something to mend, the status is 1 and the message one line.
 
     Args:
-      main: gets the command line without its flags.
+      main: gets the command line without its flags. The docstring of its module begins with what the command does.
       define_flags: defines them.
-      takes_arguments: whether anything but flags is allowed.
+      arguments: what is allowed besides flags, as the help shows it, such as "IMAGE ..."; nothing by default.
     """
 
     def quiet_main(argv: list[str]) -> None:
         quiet_libraries()
-        if len(argv) > 1 and not takes_arguments:
+        if len(argv) > 1 and not arguments:
             raise UserError(
                 f"unexpected argument {argv[1]!r}; flags look like --NAME=VALUE, settings of a run like "
                 "--config.NAME=VALUE"
@@ -50,10 +54,15 @@ def run(
 
     environment.prepare()
     streams.open_missing()
+    streams.write_any_text()
+    define_flags()
+    if help_text.is_asked_for(sys.argv):
+        print(help_text.of(sys.modules[main.__module__], arguments))
+        sys.exit()
+    interrupt.leave_in_one_line()
     owners.do_without()
     cpu.keep_freed_memory()
     end = ending.Ending()
-    define_flags()
     try:
         with bucket.as_os_errors("gs://"):
             app.run(quiet_main, flags_parser=parse_flags)
@@ -70,6 +79,10 @@ def run(
             f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here{f' ({error})' if str(error) else ''}; "
             "leave the variable out, or give cpu"
         )
+    except KeyboardInterrupt:
+        end.status = interrupt.EXIT_STATUS
+        print(interrupt.MESSAGE, file=sys.stderr)
+        sys.exit(interrupt.EXIT_STATUS)
     except BrokenPipeError:  # whoever read the output wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
@@ -91,12 +104,22 @@ def refuse_unread(names: Iterable[str], why: str) -> None:
             raise UserError(f"--{name} would not be read {why}; leave it out")
 
 
-def define_checkpoint_flags() -> None:
+def define_config_flag(about: str = "The run's config") -> None:
+    """Defines --config, and with it --config.NAME."""
+    config_flags.DEFINE_config_file(
+        "config", None,
+        f"{about}: a file or the name of one that comes with mixer, and after a colon its arguments. "
+        "--config.NAME=VALUE changes a setting; docs/configuration.md lists all.",
+    )  # fmt: skip
+
+
+def define_checkpoint_flags(example: str) -> None:
     """Defines the flags of every command that takes a trained model."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
-    )
-    flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
+    with help_text.group("The model", example):
+        flags.DEFINE_string(
+            "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
+        )
+        flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
 
 
 def checkpoint() -> str:
@@ -110,6 +133,26 @@ def checkpoint() -> str:
     return flags.FLAGS.checkpoint
 
 
+def find_config(spec: str) -> str:
+    """Returns a config file with the arguments after its colon, given the same or the name of a file of this package.
+
+    The name may have its ending and folder, as in configs/b16_i21k.py, so that a command line for a clone works
+    everywhere. A file of the user comes first.
+    """
+    path, colon, arguments = spec.partition(":")
+    given = pathlib.Path(path)
+    if not given.is_file() and given.parent in (pathlib.Path(), pathlib.Path("configs")):
+        shipped = _shipped_configs() / f"{given.name.removesuffix('.py')}.py"
+        return f"{shipped}{colon}{arguments}" if shipped.is_file() else spec
+    return spec
+
+
+def _shipped_configs() -> pathlib.Path:
+    """Returns the folder of the config files that come with this package: within it, or beside it in a clone."""
+    package = pathlib.Path(mixer.__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses a command line with --config FILE[:ARGUMENTS] and --config.NAME=VALUE; returns the other arguments.
 
@@ -118,7 +161,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
       UserError: a file, a name or a value is wrong; names the nearest right one.
     """
-    argv = [_with_home(argument) for argument in argv]
+    argv = _with_config_found([_with_home(argument) for argument in argv])
     if spec := _config_spec(argv):  # modules beside a config file can be imported, as beside a script
         sys.path.insert(0, str(pathlib.Path(spec.split(":", 1)[0]).absolute().parent))
     try:
@@ -148,10 +191,23 @@ def from_flags() -> tuple[ConfigDict, str]:
     assert isinstance(config, ConfigDict)
     with config.ignore_type():  # an optional text takes any word, also the one that means that there is none
         config.update_from_flattened_dict({name: None for name, value in overrides.items() if value == "None"})
-        paths = {name: value for name, value in flat(config).items() if isinstance(value, str) and value[:1] == "~"}
+        paths = {
+            name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
+        }
         config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
     config = one_unit_each(config, overrides)
-    return checked(config), pathlib.Path(spec.split(":")[0]).stem
+    return checks.checked(config), pathlib.Path(spec.split(":")[0]).stem
+
+
+def _with_config_found(argv: list[str]) -> list[str]:
+    """Returns a command line in which the value of --config is a file, if there is one."""
+    found = list(argv)
+    for place, argument in enumerate(argv):
+        if match := re.fullmatch(r"(--?config=)(.+)", argument):
+            found[place] = match[1] + find_config(match[2])
+        elif argument in ("-config", "--config") and place + 1 < len(argv):
+            found[place + 1] = find_config(argv[place + 1])
+    return found
 
 
 def _config_spec(argv: list[str]) -> str | None:
@@ -170,19 +226,19 @@ def _explanation(argv: list[str], error: Exception) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         modules = flags.FLAGS.flags_by_module_dict().items()
         known = [flag.name for module, defined in modules for flag in defined if not module.startswith("absl.")]
-        return f"--{error.flagname}: no such flag{nearest(error.flagname, known, '--')}"
+        return f"--{error.flagname}: no such flag{checks.nearest(error.flagname, known, '--')}"
     if not given:
         return first_line(error)
     try:
         config = run_file(given)
     except UserError as problem:
         return str(problem)
-    known = list(flat(config))
+    known = list(checks.flat(config))
     for name in overrides:
         if any(path.startswith(f"{name}.") for path in known):
             return f"config.{name} is a group of settings; give each by itself, such as --config.{name}.NAME=VALUE"
         if name not in known:
-            return f"--config.{name}: no such setting{nearest(name, known, '--config.')}"
+            return f"--config.{name}: no such setting{checks.nearest(name, known, '--config.')}"
     if wrong := re.match(r"(?s)flag --config\.([^=]+)=(.*)", str(error).removesuffix(f": {error.__context__}")):
         *groups, name = wrong[1].split(".")
         kind = functools.reduce(operator.getitem, groups, config).get_type(name)
@@ -196,7 +252,9 @@ def run_file(spec: str) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         if pathlib.Path(spec).is_file():
             raise UserError(f"--config {spec}: what follows the first colon are arguments; give a path without a colon")
-        raise UserError(f"--config {spec}: no such file")
+        known = [file.stem for file in _shipped_configs().glob("*.py")]
+        hint = checks.nearest(path, known, "") if "/" not in path else ""
+        raise UserError(f"--config {spec}: no such file{hint}")
     try:
         scope = runpy.run_path(path)
         if "get_config" not in scope:

@@ -216,12 +216,20 @@ def decode(
 
 
 def can_decode(data: bytes, encoding: int, size: tuple[int, int]) -> bool:
-    """Returns whether an image can be decoded completely. An error here, outside tf.data, ends no dataset."""
+    """Returns whether an image can be decoded completely."""
+    return decode_alone(data, encoding, size) is not None
+
+
+def decode_alone(data: bytes, encoding: int, size: tuple[int, int]) -> np.ndarray | None:
+    """Decodes an image outside tf.data, where an error ends no dataset: uint8 [height, width, 3].
+
+    Returns:
+      None if the image cannot be decoded completely.
+    """
     try:
-        decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size]))
+        return decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size])).numpy()
     except tf.errors.InvalidArgumentError:
-        return False
-    return True
+        return None
 
 
 def _resize(image: tf.Tensor, size: tf.Tensor | list[int], method: str) -> tf.Tensor:

@@ -7,12 +7,15 @@ To add a reader, write a function of (`config.input`, split, cache_dir) that ret
 from collections.abc import Callable
 
 import ml_collections
-from etils import epath
+from etils import epath, epy
 
-from mixer.data import folder, tfds_dataset
+from mixer.data import folder
 from mixer.data.sources import Source
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
+
+with epy.lazy_imports():  # it imports TensorFlow, which class folders do without
+    from mixer.data import tfds_dataset
 
 Reader = Callable[[ml_collections.ConfigDict, str, epath.PathLike], Source]
 
@@ -32,7 +35,7 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
       MissingDataError: the dataset is not there.
       UserError: the dataset or the split cannot be used, or a bucket not be read.
     """
-    reader = READERS.get(config.dataset.partition("/")[0], tfds_dataset.open_split)
+    reader = READERS.get(config.dataset.partition("/")[0]) or tfds_dataset.open_split
     if not bucket.is_remote(data_dir := str(config.data_dir or "")):
         return reader(config, split, cache_dir)
     bucket.check(data_dir)

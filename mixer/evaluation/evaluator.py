@@ -16,7 +16,9 @@ from mixer.models import Model
 from mixer.runtime import devices
 
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
-    from mixer.data import pipeline
+    from mixer.data import pipeline, plain_images
+
+_FEW = 2_000  # images; with more, the pipeline of TensorFlow is worth its import, as it uses all cores
 
 Through = Callable[[Iterable[Any]], Iterable[Any]]
 """Passes batches on, of which it may ask the number (`len`).
@@ -52,6 +54,7 @@ class Context(NamedTuple):
       batch_size: images at a time, over all devices.
       cache_dir: keeps what has to be made for a dataset, such as an index.
       source: what messages call the model.
+      light: whether few local images are decoded without TensorFlow, to the same pixels; its import takes longer.
     """
 
     model: Model
@@ -62,6 +65,7 @@ class Context(NamedTuple):
     batch_size: int
     cache_dir: epath.PathLike
     source: str = "the model"
+    light: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,9 @@ def split_batches(
 ) -> Iterator[dict[str, jax.Array]]:  # fmt: skip
     """Yields every example of a split once, in batches that lie on the mesh; see `pipeline.eval_batches`."""
     rows = devices.host_rows(context.mesh, context.batch_size)
-    batches = pipeline.eval_batches(source, config, batch_size=context.batch_size, rows=rows, records=records)
+    light = context.light and source.num_examples <= _FEW and not source.remote
+    make = plain_images.eval_batches if light else pipeline.eval_batches
+    batches = make(source, config, batch_size=context.batch_size, rows=rows, records=records)
     number = math.ceil((source.num_examples if records is None else len(records)) / context.batch_size)
     for batch in through(Batches(batches, number)):
         yield devices.to_devices(batch, context.mesh)

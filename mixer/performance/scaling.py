@@ -125,7 +125,7 @@ def check_drawing() -> None:
       UserError: it is not.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--scaling draws with matplotlib, which is missing: pip install 'mixer[quickstart]'")
+        raise UserError("--scaling draws with matplotlib, which is missing: pip install 'mixer-jax[quickstart]'")
 
 
 def draw(curves: Sequence[Curve], path: epath.Path) -> None:

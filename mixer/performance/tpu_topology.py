@@ -48,7 +48,7 @@ def mesh_of(spec: str) -> Mesh:
     except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:
-            reason = "libtpu is missing: pip install 'mixer[preflight]', in an environment of its own"
+            reason = "libtpu is missing: pip install 'mixer-jax[preflight]', in an environment of its own"
         raise UserError(f"--topology={spec}: {reason}") from None
     return devices.make_mesh(list(described.devices))
 

@@ -110,6 +110,10 @@ class Stop:
         """Notes that from here on there is work to save, so that a request no longer ends the process at once."""
         self._has_work_to_save = True
 
+    def work_ends(self) -> None:
+        """Notes that the work is saved, as between two runs of a sweep: a request ends the process at once again."""
+        self._has_work_to_save = False
+
     def agree(self, mesh: Mesh) -> None:
         """Makes several processes share their requests. All of them must then call `asked` equally often."""
         self._mesh = mesh if jax.process_count() > 1 else None

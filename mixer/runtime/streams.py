@@ -1,6 +1,7 @@
 """Standard output and error that cannot end a run: the terminal goes away, the log's disk is full, a pipe is closed."""
 
 import contextlib
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -37,6 +38,13 @@ def open_missing() -> None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def write_any_text() -> None:
+    """Makes the standard streams write text that their encoding does not have, such as names of classes, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test may have put another object here
+            stream.reconfigure(errors="backslashreplace")
 
 
 def outlast() -> None:

@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-import jax
+from etils import epy
+
+with epy.lazy_imports():  # it takes a second, for which --help does not wait
+    import jax
 
 # From one line of an evaluation to the next.
 _FILE_SECONDS, _TERMINAL_SECONDS = 60.0, 0.2

@@ -7,11 +7,13 @@ import math
 import os
 from typing import Any
 
-import jax
-from etils import epath
+from etils import epath, epy
 
 from mixer.runtime import bucket, environment, files, json_text
 from mixer.runtime.errors import UserError, first_line
+
+with epy.lazy_imports():  # it takes a second, for which --help does not wait
+    import jax
 
 _log = logging.getLogger(__name__)
 

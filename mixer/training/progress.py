@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
+from etils import epy
+
+with epy.lazy_imports():  # it takes a second, for which --help does not wait
+    import jax
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
 from collections.abc import Iterator
@@ -151,6 +152,7 @@ _LENGTHS = {
 }
 
 
+@functools.cache
 def _shapes(model: MlpMixer, image_size: int) -> Any:
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from absl import flags
@@ -156,7 +157,7 @@ def test_a_mistake_on_the_command_line_is_one_line(command_line, arguments, line
 
 
 def test_without_a_config_file(command_line):
-    missing = "--config is missing: give a file, such as --config configs/quickstart.py"
+    missing = "--config is missing: give a file, or the name of one that comes with mixer, such as --config quickstart"
     assert complaint(command_line) == missing
     assert complaint(command_line, "--config.seed=1") == missing
     assert complaint(command_line, "--config") == "Missing value for flag --config"
@@ -272,3 +273,33 @@ def test_a_platform_that_is_not_there_is_one_line(platform):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such device here")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("spec", ["b16_i1k", "b16_i1k.py", "configs/b16_i1k.py", "configs/b16_i1k"])
+def test_a_config_that_comes_with_the_package_is_found_by_its_name(command_line, tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    config, name = command_line("--config", spec, "--config.seed=7")
+    assert (name, config.seed, config.batch_size) == ("b16_i1k", 7, 4096)
+    assert command_line(f"--config={spec}")[1] == "b16_i1k"
+
+
+def test_a_file_of_the_user_comes_before_one_of_the_package(command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b16_i1k").write_text((pathlib.Path(CONFIG).parent / "cifar10.py").read_text())
+    assert command_line("--config", "b16_i1k")[0].input.dataset != "imagenet2012"
+    assert command_line("--config", "quickstart:digits")[0].input.dataset == "digits/32"
+
+
+def test_a_name_like_one_of_the_package(command_line):
+    assert complaint(command_line, "--config", "b16_i22k") == (
+        "--config b16_i22k: no such file; the nearest is b16_i21k"
+    )
+    assert complaint(command_line, "--config", "folder/b16_i1k") == "--config folder/b16_i1k: no such file"
+
+
+def test_the_wheel_has_every_package_and_config():
+    """The packages are listed in pyproject.toml, because the configs come from a folder beside the package."""
+    root = pathlib.Path(__file__).parents[2]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {str(file.parent.relative_to(root)).replace("/", ".") for file in (root / "mixer").rglob("*.py")}
+    assert sorted(listed) == sorted(found | {"mixer.configs"})

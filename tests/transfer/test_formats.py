@@ -87,7 +87,7 @@ FORMATS["names"] = Format(
     loading=lambda exported, file: code_block("python", f"open({file!r})"),
     load=lambda file, source: {"a": source},
 )
-command_line.run(export.main, export.define_flags, takes_arguments=True)
+command_line.run(export.main, export.define_flags, arguments="OUT")
 """
 
 

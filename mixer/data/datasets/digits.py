@@ -74,7 +74,7 @@ class Digits(base.Builder):
         try:
             from sklearn import datasets
         except ImportError:
-            raise ImportError('the digits come with scikit-learn: pip install "mixer[quickstart]"') from None
+            raise ImportError('the digits come with scikit-learn: pip install "mixer-jax[quickstart]"') from None
         digits = datasets.load_digits()
         images, labels = np.asarray(digits.images, np.float32), np.asarray(digits.target, np.int64)
         return {

@@ -67,5 +67,5 @@ def test_wrong_sizes_are_named(tmp_path, config):
 
 def test_without_scikit_learn_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r'pip install "mixer\[quickstart\]"'):
+    with pytest.raises(ImportError, match=r'pip install "mixer-jax\[quickstart\]"'):
         digits.Digits(data_dir=tmp_path).download_and_prepare()

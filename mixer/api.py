@@ -1,0 +1,131 @@
+"""The Python interface, which `import mixer` offers: `mixer.load`, `mixer.create` and the model that they return."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mixer import models, predict
+from mixer.config import recipe
+from mixer.data import image_files, image_status, plain_images
+from mixer.training.step import normalize
+from mixer.transfer import weights as transfer_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model and its parameters.
+
+    Attributes:
+      module: the Flax module. `module.apply({"params": params}, x)` takes float32 [n, height, width, 3] in [-1, 1].
+      params: nested float32 arrays.
+      image_size: height and width of its images in pixels.
+      class_names: a name for each logit; None if they are unknown.
+    """
+
+    module: Any
+    params: Any
+    image_size: int
+    class_names: list[str] | None
+    _input: ml_collections.ConfigDict
+
+    def read(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+        """Reads image files, local or gs://, as the model's evaluation does.
+
+        Returns:
+          uint8 [n, image_size, image_size, 3].
+
+        Raises:
+          ValueError: an image cannot be used; says which and why.
+        """
+        names = [os.fspath(path) for path in paths]
+        found = []
+        for name, data in zip(names, image_files.files_bytes(names), strict=True):
+            pixels, status = plain_images.eval_image(data, self._input)
+            if status != image_status.OK:
+                raise ValueError(f"{name}: {predict.reason(name, status)}")
+            found.append(pixels)
+        return np.stack(found) if found else np.zeros((0, *self._shape), np.uint8)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Returns what the head gets, float32 [n, channels]: for a Mixer the mean over its tokens.
+
+        Args:
+          images: uint8 [n, image_size, image_size, 3], as `read` returns them.
+
+        Raises:
+          ValueError: it is another array.
+        """
+        return self._outputs(self.module.clone(num_classes=0), images)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns the logits, float32 [n, classes].
+
+        Args:
+          images: uint8 [n, image_size, image_size, 3], as `read` returns them.
+
+        Raises:
+          ValueError: it is another array, or the model has no head.
+        """
+        if self.module.num_classes == 0:
+            raise ValueError("the model has no head, so no logits: ask for its features")
+        return self._outputs(self.module, images)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, 3
+
+    def _outputs(self, module: Any, images: np.ndarray) -> np.ndarray:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
+            raise ValueError(f"images are {images.dtype} {[*images.shape]}; expected uint8 {['n', *self._shape]}")
+        return np.asarray(_apply(module, self.params, images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module: Any, params: Any, images: Any) -> Any:
+    # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
+    with jax.default_matmul_precision("float32"):
+        return module.apply({"params": params}, normalize(images))
+
+
+def load(source: str | os.PathLike[str], *, ema: bool = False) -> Model:
+    """Loads a trained model.
+
+    Args:
+      source: what `--checkpoint` takes: a run's folder or one of its checkpoints/STEP, a file in `.npz` or
+        `.safetensors`, a folder of the Hugging Face Hub, or the name of a published checkpoint, such as "B/16-i1k".
+      ema: load the averaged parameters of a run.
+
+    Raises:
+      UserError: `source` is none of these, or cannot be read.
+    """
+    weights = transfer_weights.load(os.fspath(source), ema)
+    return Model(
+        weights.model(), weights.params, weights.image_size, weights.class_names, predict.input_config(weights)
+    )
+
+
+def create(variant: str, num_classes: int, *, image_size: int = 224, seed: int = 0) -> Model:
+    """Makes a model with random parameters.
+
+    Args:
+      variant: such as "B/16" (Mixer), "ViT-B/16" or "BiT-R50x1".
+      num_classes: width of the head, which is zero at first; 0 for none.
+      image_size: height and width of its images in pixels.
+      seed: of the parameters.
+
+    Raises:
+      ValueError: there is no such variant, or the image size is not a multiple of its patches.
+    """
+    module = models.create(variant, num_classes)
+    image = jnp.zeros((1, image_size, image_size, 3))
+    params = jax.jit(module.init)(jax.random.key(seed), image)["params"]
+    config = recipe.base().input
+    config.image_size = image_size
+    return Model(module, params, image_size, None, config)
