@@ -130,7 +130,7 @@ def checkpoint() -> str:
     """
     if not flags.FLAGS.checkpoint:
         raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
-    return flags.FLAGS.checkpoint
+    return str(flags.FLAGS.checkpoint)
 
 
 def find_config(spec: str) -> str:

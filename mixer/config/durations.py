@@ -103,8 +103,8 @@ def ends_at(step: int, every: float) -> bool:
 
 def _exact(length: dict[str, Any], batch_size: int, num_examples: int) -> float:
     if length["steps"] is not None:
-        return length["steps"]
+        return int(length["steps"])
     examples = length["examples"]
     if examples is None:
         examples = length["epochs"] * num_examples
-    return examples / batch_size
+    return float(examples / batch_size)

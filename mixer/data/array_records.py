@@ -23,7 +23,7 @@ def check_counts(paths: Sequence[str], counts: Sequence[int]) -> None:
 
 
 def _count(path: str) -> int:
-    return _open(path).num_records()
+    return int(_open(path).num_records())
 
 
 def _open(path: str) -> array_record_module.ArrayRecordReader:

@@ -114,7 +114,8 @@ def _area_weights(
     """Returns the share of source pixels in resized pixels, given their numbers. A resized pixel covers `scale`."""
     left = resized[:, None] * scale
     covered = np.minimum(left + scale, source + 1) - np.maximum(left, source)
-    return np.maximum(covered, 0) / scale
+    share: np.ndarray = np.maximum(covered, 0) / scale
+    return share
 
 
 def train_pixels(
@@ -227,7 +228,9 @@ def decode_alone(data: bytes, encoding: int, size: tuple[int, int]) -> np.ndarra
       None if the image cannot be decoded completely.
     """
     try:
-        return decode(tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size])).numpy()
+        arguments = tf.constant(data), tf.constant(encoding), tf.constant(size), tf.constant([0, 0, *size])
+        decoded: np.ndarray = decode(*arguments).numpy()
+        return decoded
     except tf.errors.InvalidArgumentError:
         return None
 

@@ -75,7 +75,7 @@ def draw_slices(config: ml_collections.ConfigDict) -> DrawSlices:
 
 def num_draws(config: ml_collections.ConfigDict) -> int:
     """Returns how many uniform numbers one training image needs; config is `config.input`."""
-    return max(part.stop for part in draw_slices(config).values())
+    return max(int(part.stop) for part in draw_slices(config).values())
 
 
 def augment(

@@ -109,7 +109,8 @@ def random_corner(
     size: np.ndarray, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
 ) -> np.ndarray:
     """Returns top and left of a random part of image_size x image_size pixels; `size` is the image's."""
-    return (draws[_CORNER] * (size - config.image_size + 1)).astype(int)
+    corner: np.ndarray = draws[_CORNER] * (size - config.image_size + 1)
+    return corner.astype(int)
 
 
 def central_corner(size: Any, config: ml_collections.ConfigDict) -> Any:
@@ -153,4 +154,4 @@ def eval_resize(config: ml_collections.ConfigDict) -> int:
     Args:
       config: `config.input`.
     """
-    return config.eval_resize or round(config.image_size * 8 / 7)
+    return int(config.eval_resize or round(config.image_size * 8 / 7))

@@ -191,7 +191,8 @@ def _grey(values: np.ndarray, bits: int, white: float | None) -> np.ndarray:
     if not 0 <= low <= high <= white:  # NaN is in no range
         raise _UnknownRangeError
     _check_brightest(high, white)
-    return np.rint(values.astype(np.float32) / np.float32(white / 255)).astype(np.uint8)
+    scaled: np.ndarray = np.rint(values.astype(np.float32) / np.float32(white / 255))
+    return scaled.astype(np.uint8)
 
 
 def _check_brightest(value: float, white: float) -> None:

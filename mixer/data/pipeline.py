@@ -153,7 +153,7 @@ def batched(groups: tf.data.Dataset, rows: int) -> tf.data.Dataset:
 
 def group_size(groups: tf.data.Dataset) -> int:
     """Returns the number of rows in each group."""
-    return groups.element_spec["status"].shape[0]
+    return int(groups.element_spec["status"].shape[0])
 
 
 def eval_batches(

@@ -108,7 +108,8 @@ def _decoded(image: images.Image) -> Pixels | None:
         return np.frombuffer(image.data, np.uint8).reshape(*size, 3)
     try:
         if image.encoding == images.JPEG:
-            return simplejpeg.decode_jpeg(image.data, fastdct=True)
+            decoded: Pixels = simplejpeg.decode_jpeg(image.data, fastdct=True)
+            return decoded
         return np.asarray(PIL.Image.open(io.BytesIO(image.data), formats=("PNG",)).convert("RGB"))
     except Exception:  # of many kinds, by Pillow. Of a damaged image, what TensorFlow makes of it counts
         return augment.decode_alone(image.data, image.encoding, size)
@@ -163,7 +164,8 @@ def _summed(values: np.ndarray, taps: _Taps, axis: int) -> np.ndarray:
     total: Any = np.float32(0)
     for index, weight in zip(taps.index, taps.weight, strict=True):
         total = total + np.take(values, index, axis).astype(np.float32) * weight.reshape(shape)
-    return total
+    summed: np.ndarray = total
+    return summed
 
 
 def _bilinear(pixels: Pixels, height: int, width: int) -> np.ndarray:
@@ -173,7 +175,8 @@ def _bilinear(pixels: Pixels, height: int, width: int) -> np.ndarray:
     )
     values = pixels.astype(np.float32)
     lines = values[:, left] + (values[:, right] - values[:, left]) * across[:, None]
-    return lines[top] + (lines[bottom] - lines[top]) * down[:, None, None]
+    between: np.ndarray = lines[top] + (lines[bottom] - lines[top]) * down[:, None, None]
+    return between
 
 
 def _neighbours(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

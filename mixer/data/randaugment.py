@@ -122,7 +122,8 @@ def published_mean(image: Image) -> float:
     have been weighted with their values. EfficientNet's code has it so, and big_vision's still in May 2025, so the
     paper's models must have been trained with it.
     """
-    return min(image.shape[0] * image.shape[1] // 256, 255)
+    mean: int = min(image.shape[0] * image.shape[1] // 256, 255)
+    return mean
 
 
 CONTRASTS: dict[str, Callable[[Image], float]] = {"pil": pil_mean, "published": published_mean}

@@ -114,7 +114,7 @@ def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -
             return usual
     for key, feature in features.items():
         if isinstance(feature, kind):
-            return key
+            return str(key)
     raise UserError(f"{where} has no {kind.__name__} feature; its features: {', '.join(features)}")
 
 

@@ -46,7 +46,8 @@ class MlpBlock(nn.Module):
         y = dense(self.mlp_dim)(x)
         y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
         y = dense(x.shape[-1])(y)
-        return nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
+        dropped: Array = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
+        return dropped
 
 
 def stochastic_depth(
@@ -114,7 +115,7 @@ def apply_blocks(
         params = [parent.variables["params"][name] for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
-        def body(x: Array, layer: tuple) -> tuple[Any, None]:
+        def body(x: Array, layer: tuple[Any, ...]) -> tuple[Any, None]:
             layer_params, key, drop_rate = layer
             return make(parent=None).apply({"params": layer_params}, x, key, drop_rate), None
 

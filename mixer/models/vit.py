@@ -110,7 +110,8 @@ class Encoder(nn.Module):
             channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
             stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype, dot_general=self.dot_general,
         )  # fmt: skip
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="encoder_norm")(x)
+        normalised: Array = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="encoder_norm")(x)
+        return normalised
 
 
 class PositionEmbedding(nn.Module):

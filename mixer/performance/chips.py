@@ -75,7 +75,8 @@ def measured_peak(dtype: jnp.dtype, products: int = 2, attempts: int = 5) -> flo
 
     @jax.jit
     def multiply(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, products, lambda _, y: y @ x, x)
+        product: jax.Array = jax.lax.fori_loop(0, products, lambda _, y: y @ x, x)
+        return product
 
     multiply(matrix).block_until_ready()  # compiles
     seconds = []

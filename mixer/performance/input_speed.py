@@ -214,7 +214,9 @@ def _kept(source: sources.Source, config: ml_collections.ConfigDict, rows: slice
         source, config.input, seed=config.seed, batch_size=config.batch_size, rows=rows, steps=steps, verify=True
     )
     in_one_batch = pipeline.batched(examples, count * len(steps))
-    return jax.tree.map(tf.constant, next(pipeline.batches_of(lambda *_: in_one_batch, steps)))
+    one_batch = next(pipeline.batches_of(lambda *_: in_one_batch, steps))
+    kept: dict[str, tf.Tensor] = jax.tree.map(tf.constant, one_batch)
+    return kept
 
 
 def _last_of_each(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:

@@ -248,7 +248,7 @@ def xla_flops(variant: str, mode: str, settings: Settings, **widths: int) -> flo
         _program(variant, mode, batch_size, settings, mesh, **widths).lower().cost_analysis()["flops"]
         for batch_size in (1, 2)
     )
-    return two - one
+    return float(two - one)
 
 
 def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

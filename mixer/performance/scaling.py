@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from mixer.models import MIXER_VARIANTS
+from mixer.models.mlp_mixer import VARIANTS as MIXER_VARIANTS
 from mixer.performance import compiling, model_speed
 from mixer.runtime.errors import UserError
 
@@ -135,12 +135,12 @@ def draw(curves: Sequence[Curve], path: epath.Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, unit, values in (
-        (panels[0], "GFLOP for an image", lambda curve: curve.gflop),
-        (panels[1], "seconds for an image", lambda curve: curve.seconds),
+        (panels[0], "GFLOP for an image", [curve.gflop for curve in curves]),
+        (panels[1], "seconds for an image", [curve.seconds for curve in curves]),
     ):
-        for curve in curves:
-            (line,) = panel.plot(curve.patches, values(curve), marker="o", label=curve.name)
-            per_patch = values(curve)[_LINE_THROUGH] / curve.patches[_LINE_THROUGH]
+        for curve, of_curve in zip(curves, values, strict=True):
+            (line,) = panel.plot(curve.patches, of_curve, marker="o", label=curve.name)
+            per_patch = of_curve[_LINE_THROUGH] / curve.patches[_LINE_THROUGH]
             straight = [per_patch * count for count in curve.patches]
             panel.plot(curve.patches, straight, linestyle=":", color=line.get_color())
         panel.set(xlabel="patches of an image", ylabel=unit, ylim=(0, None), xlim=(0, None))

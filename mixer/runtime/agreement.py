@@ -180,9 +180,11 @@ class Meeting:
     def _get(self, name: str, until: float, source: str) -> str:
         """Waits for a text. Says so after a while. Returns "" if it does not come in time."""
         silent = _SILENT
+        key = f"mixer/{self._round}/{name}"
         while (left := until - time.monotonic()) > 0:
             try:
-                return self._store.blocking_key_value_get(f"mixer/{self._round}/{name}", int(1000 * min(silent, left)))
+                text: str = self._store.blocking_key_value_get(key, int(1000 * min(silent, left)))
+                return text
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise

@@ -245,9 +245,10 @@ def _answer(part: Range, future: Any, check_length: bool) -> bytes:
             raise OSError(errno.EIO, f"no good answer in {_ATTEMPTS * _SILENCE:.0f} seconds", part.path)
     if result.state != "value":
         raise FileNotFoundError(errno.ENOENT, "there is no such file", part.path)
-    if check_length and part.stop is not None and len(result.value) != part.stop - part.start:
+    content: bytes = result.value
+    if check_length and part.stop is not None and len(content) != part.stop - part.start:
         raise OSError(errno.EIO, f"the file ends before byte {part.stop}", part.path)
-    return result.value
+    return content
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

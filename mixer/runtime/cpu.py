@@ -78,7 +78,7 @@ def init_options(mesh: Mesh) -> dict[str, Any] | None:
 
 
 def _is_cpu(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def dense_dot(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:

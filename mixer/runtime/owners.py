@@ -12,7 +12,7 @@ def do_without() -> None:
     It asks the system for them. In a container that runs under any user number (`docker run --user 4321`), or of files
     of such an owner, there is none, and epath raises a KeyError (etils 1.15.0). Orbax and TFDS use `stat` too.
     """
-    type(backend.os_backend).stat = _stat  # type: ignore[method-assign]
+    type(backend.os_backend).stat = _stat
 
 
 def _stat(self: object, path: str | os.PathLike[str]) -> stat_utils.StatResult:

@@ -44,7 +44,8 @@ T = TypeVar("T")
 @functools.partial(jax.jit, static_argnums=1)
 def _any(asked: dict[str, jax.Array], mesh: Mesh) -> jax.Array:
     """Returns 1 if any device's entry is 1."""
-    return jax.lax.with_sharding_constraint(jnp.max(asked["asked"]), devices.replicated(mesh))
+    of_any: jax.Array = jax.lax.with_sharding_constraint(jnp.max(asked["asked"]), devices.replicated(mesh))
+    return of_any
 
 
 def ignore() -> None:

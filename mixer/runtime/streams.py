@@ -49,4 +49,4 @@ def write_any_text() -> None:
 
 def outlast() -> None:
     """From here on, nothing that happens to standard output or error is an error."""
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)

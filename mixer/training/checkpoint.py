@@ -176,7 +176,8 @@ class Checkpoints:
 
         def read(step: int) -> dict[str, Any]:
             _check_shapes(manager.item_metadata(step), _fields(shapes))
-            return manager.restore(step, args=ocp.args.StandardRestore(target))
+            restored: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(target))
+            return restored
 
         for step, saved in integrity.readable(self.folder, steps, read):
             # Only now, when one could be read. If none can, all remain: somebody may be able to repair one.
@@ -276,11 +277,12 @@ def _fields(state: TrainState) -> dict[str, Any]:
 def _target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
     """Returns shapes, dtypes and shardings of all that a checkpoint holds: the state's fields and their checksums."""
     checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
-    return jax.tree.map(
+    target: dict[str, Any] = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         {**_fields(shapes), integrity.CHECKSUMS: checksums},
         {**_fields(shardings), integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
     )
+    return target
 
 
 def _check_shapes(metadata: Any, fields: dict[str, Any]) -> None:

@@ -83,7 +83,9 @@ def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | N
     wanted = {name: tree[name] for name in names}
     wanted[integrity.CHECKSUMS] = {name: tree[integrity.CHECKSUMS][name] for name in names}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    return manager.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True))
+    only = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+    restored: dict[str, Any] = manager.restore(step, args=only)
+    return restored
 
 
 def _steps(workdir: epath.PathLike) -> list[int]:

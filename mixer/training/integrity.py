@@ -164,7 +164,8 @@ def checksums(fields: dict[str, Any]) -> dict[str, Any]:
 
 def computed_checksums(fields: dict[str, Any], sharding: Sharding | None) -> dict[str, Any]:
     """Computes the checksums with this sharding. Saving and restoring run the same program, compiled once."""
-    return jax.jit(checksums, out_shardings=sharding)(fields)
+    computed: dict[str, Any] = jax.jit(checksums, out_shardings=sharding)(fields)
+    return computed
 
 
 def _checksums_on_host(fields: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -33,7 +33,8 @@ def softmax_cross_entropy(
     example without a label is 0.
     """
     total = jnp.maximum(jnp.sum(targets, axis=-1, keepdims=True), 1e-8)
-    return optax.softmax_cross_entropy(logits, targets / total)
+    losses: Array = optax.softmax_cross_entropy(logits, targets / total)
+    return losses
 
 
 class Loss(NamedTuple):

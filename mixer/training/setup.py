@@ -41,7 +41,8 @@ class Setup:
     @property
     def state(self) -> TrainState:
         """The state's shapes with their shardings, for lowering."""
-        return jax.tree.map(_with_sharding, self.shapes, self.shardings)
+        shapes: TrainState = jax.tree.map(_with_sharding, self.shapes, self.shardings)
+        return shapes
 
 
 def build(
@@ -86,7 +87,7 @@ def head_bias(config: ml_collections.ConfigDict, num_classes: int) -> float:
     matters.
     """
     if config.model.head_bias_init is not None:
-        return config.model.head_bias_init
+        return float(config.model.head_bias_init)
     return -math.log(max(num_classes, 1)) if config.loss == "sigmoid_xent" else 0.0
 
 

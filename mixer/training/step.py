@@ -224,4 +224,5 @@ def split_batch(batch: Batch, parts: int, group: int) -> Batch:
         grouped = x.reshape(x.shape[0] // (group * parts), parts, group, *x.shape[1:])
         return jnp.moveaxis(grouped, 1, 0).reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
-    return jax.tree.map(split, batch)
+    in_parts: Batch = jax.tree.map(split, batch)
+    return in_parts

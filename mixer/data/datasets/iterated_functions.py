@@ -170,7 +170,8 @@ def count_points(
 
 def filled(counts: Int[np.ndarray, "n h w"]) -> Float[np.ndarray, "n"]:
     """Returns the share of pixels that have a point, for each picture."""
-    return np.mean(counts > 0, axis=(1, 2))
+    share: np.ndarray = np.mean(counts > 0, axis=(1, 2))
+    return share
 
 
 def paint(counts: Int[np.ndarray, "n h w"], look: Float[np.ndarray, "n 20"]) -> UInt8[np.ndarray, "n h w 3"]:
@@ -205,4 +206,5 @@ def paint(counts: Int[np.ndarray, "n h w"], look: Float[np.ndarray, "n 20"]) -> 
     mix = level[..., None]
     colour = faint[:, None, None] * (1 - mix) + dense[:, None, None] * mix
     ink = np.minimum(1.0, 2.0 * mix)
-    return np.rint(255 * (ground[:, None, None] * (1 - ink) + colour * ink)).astype(np.uint8)
+    painted: np.ndarray = np.rint(255 * (ground[:, None, None] * (1 - ink) + colour * ink))
+    return painted.astype(np.uint8)
