@@ -310,8 +310,8 @@ def _describe(run: _Run) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.built.shapes.params))
     images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
     run.console.keep(
-        f"{models.full_name(config.model.variant)} at {config.input.image_size} px: {parameters:,} parameters, "
-        f"{2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
+        f"{models.described(config.model.variant, run.built.model)} at {config.input.image_size} px: "
+        f"{parameters:,} parameters, {2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
     )
     run.console.keep(
         f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "

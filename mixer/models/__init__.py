@@ -69,6 +69,11 @@ def full_name(variant: str) -> str:
     return variant if "-" in variant else f"Mixer-{variant}"
 
 
+def described(variant: str, model: Any) -> str:
+    """Returns the full name of a model made from a variant: "Mixer-4x96/4" where widths replace the variant's."""
+    return full_name(name_of(model) if isinstance(model, MlpMixer) else variant)
+
+
 def name_of(model: Any) -> str:
     """Returns the variant that a Mixer is, such as "B/16", whatever its D_S; otherwise its widths, such as "4x96/4"."""
     for name, variant in MIXER_VARIANTS.items():

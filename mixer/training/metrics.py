@@ -1,10 +1,13 @@
 """The metrics of a run: one line of `metrics.jsonl` for each step that is logged, and TensorBoard's curves."""
 
 import contextlib
+import io
 import json
 import logging
 import math
 import os
+import socket
+import time
 from typing import Any
 
 from etils import epath, epy
@@ -67,7 +70,8 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
-        lines = {line["step"]: line for line in read_metrics(workdir) if line["step"] <= step}
+        written = read_metrics(workdir)
+        lines = {line["step"]: line for line in written if line["step"] <= step}
         self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
@@ -77,6 +81,9 @@ class MetricsLog:
                 from clu import metric_writers
 
             self._store()
+            if written:
+                with contextlib.suppress(OSError):  # curves only
+                    _purge_curves(epath.Path(workdir), step)
             self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
     def has(self, step: int, prefix: str) -> bool:
@@ -138,6 +145,21 @@ class MetricsLog:
         if self._writes and self._tensorboard:
             with contextlib.suppress(Exception):  # see _draw
                 self._tensorboard.close()
+
+
+def _purge_curves(workdir: epath.Path, step: int) -> None:
+    """Tells TensorBoard to forget the points after a step, which the run will draw again. It reads files by name."""
+    from tensorboard.compat.proto import event_pb2  # late, as clu is
+    from tensorboard.summary.writer import record_writer
+
+    now, start = time.time(), event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    buffer = io.BytesIO()
+    writer = record_writer.RecordWriter(buffer)
+    writer.write(event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for _ in range(2):  # TensorBoard takes the first of a run for its beginning, and forgets nothing
+        writer.write(event_pb2.Event(wall_time=now, step=step + 1, session_log=start).SerializeToString())
+    name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}.0.purge"
+    files.write_bytes(workdir / name, buffer.getvalue())
 
 
 def _as_text(line: dict[str, float]) -> str:

@@ -326,3 +326,12 @@ def test_every_dense_layer_of_the_blocks_computes_with_the_given_product():
 def test_the_smallest_variant_has_the_ratios_of_table_1():
     model = models.create("Ti/8", 10)
     assert (model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim) == (4, 128, 64, 512)
+
+
+def test_a_model_has_one_name():
+    """Also where widths replace those of the variant: it is no longer that variant."""
+    wide = models.create("Ti/4", 5, hidden_dim=96, tokens_mlp_dim=48, channels_mlp_dim=384)
+    assert models.described("Ti/4", wide) == models.full_name(models.name_of(wide)) == "Mixer-4x96/4"
+    assert models.described("Ti/4", models.create("Ti/4", 5)) == "Mixer-Ti/4"
+    for name in ("ViT-B/16", "BiT-R50x1"):
+        assert models.described(name, models.create(name, 5)) == name

@@ -5,10 +5,13 @@ import errno
 import io
 import json
 import math
+import time
 
 import jax
 import pytest
 from etils import epath
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.util import tensor_util
 
 from mixer.runtime import files
 from mixer.runtime.errors import UserError
@@ -181,3 +184,14 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     write_steps(tmp_path, 0, {10: {"loss": 1.0}})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_continued_run_draws_no_step_twice(tmp_path):
+    """Not even after a kill, when TensorBoard has points of steps that are taken again."""
+    write_steps(tmp_path, 0, {step: {"loss": float(step)} for step in (10, 20, 30, 40)})
+    time.sleep(1.1)  # the files are named by the second, and TensorBoard reads them in the order of their names
+    write_steps(tmp_path, 20, {30: {"loss": 3.5}, 40: {"loss": 4.5}})
+    curves = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+    curves.Reload()
+    found = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in curves.Tensors("loss")]
+    assert found == [(10, 10.0), (20, 20.0), (30, 3.5), (40, 4.5)]
