@@ -21,7 +21,7 @@ from mixer.config import command_line, help_text, recipe, tasks
 from mixer.config.settings import SETTINGS
 from mixer.data import folder_layout
 from mixer.data.class_names import readable
-from mixer.runtime import json_text
+from mixer.runtime import files, json_text
 from mixer.runtime.errors import UserError
 from mixer.training.console import Console
 from mixer.transfer import download
@@ -238,6 +238,12 @@ def _find_task(name: str) -> tuple[str, tasks.Task]:
     return (name, _FOLDER) if name == _FOLDER.dataset else tasks.find(name)
 
 
+def _same_folder(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    return files.real(one) == files.real(other)
+
+
 def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_collections.ConfigDict, str]:
     """Returns the input config and the split, with what the flags change.
 
@@ -249,7 +255,7 @@ def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_colle
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    if given.split or config.dataset != "folder" or config.data_dir == own_data:
+    if given.split or config.dataset != "folder" or _same_folder(config.data_dir, own_data):
         return config, given.split or split
     return config, split if folder.has_splits(config, download.cache_folder()) else "all"
 

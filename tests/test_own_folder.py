@@ -95,8 +95,10 @@ def test_the_splits_of_a_folder(home):
     found = {arguments: score(home, "--data_dir=~/splits", *arguments)[0] for arguments in asked}
     assert {arguments: one["count"] for arguments, one in found.items()} == asked
     assert found[()]["split"] == "validation"
-    own, _ = score(home)
-    assert (own["split"], own["count"]) == ("validation", 3)  # the run's own data: what it was evaluated on
+    (home / "link").symlink_to("pics")
+    for arguments in ((), ("--data_dir=~/pics/",), ("--data_dir=~/link",)):  # the run's own data
+        own, _ = score(home, *arguments)
+        assert (own["split"], own["count"]) == ("validation", 3)  # what it was evaluated on
 
 
 def test_names_that_do_not_match_are_told(home):

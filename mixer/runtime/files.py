@@ -18,6 +18,11 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def real(path: str) -> str:
+    """Returns the one path of all that lead to the same place: absolute, and without links."""
+    return path.rstrip("/") if bucket.is_remote(path) else os.path.realpath(path)
+
+
 @contextlib.contextmanager
 def written_whole(path: epath.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path to write to, in the same local folder. At the end renames this file to `path`.
