@@ -4,7 +4,8 @@
         --config.init_from=B/16-i21k --config.input.data_dir=DIR
 
 Arguments: model (s32, s16, b32, b16, l32, l16, h14), task (a row of mixer/config/tasks.py: cifar10, cifar100, pets,
-flowers, imagenet) and size in pixels (224 by default). At 448 the token mixing is extended as in Appendix C.
+flowers, imagenet; or folder: your own images in class folders, in batches of 64) and size in pixels (224 by default).
+At 448 the token mixing is extended as in Appendix C.
 The paper, Mixer-B/16 from ImageNet-21k at 224 pixels: 80.64% on ImageNet, 92.50% on average over the five tasks.
 """
 
@@ -15,12 +16,5 @@ from mixer.config import tasks
 
 
 def get_config(arguments: str = "") -> ConfigDict:
-    given = {"model": "b16", "task": "cifar10", "size": "224"}
-    for argument in arguments.split(",") if arguments else []:
-        name, _, value = argument.partition("=")
-        if name not in given or not value:
-            raise ValueError(f"{argument!r}: expected model=NAME, task=NAME or size=PIXELS, joined by commas")
-        given[name] = value
-    if not given["size"].isdigit():
-        raise ValueError(f"size={given['size']!r}: expected a number of pixels")
-    return recipe.finetune(models.variant(given["model"]), tasks.find(given["task"])[1], int(given["size"]))
+    given = recipe.arguments(arguments, model="b16", task="cifar10", size=224)
+    return recipe.finetune(models.variant(given["model"]), tasks.find(given["task"])[1], given["size"])

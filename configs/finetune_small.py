@@ -19,9 +19,10 @@ def get_config(arguments: str = "task=cifar10") -> ConfigDict:
     config = recipe.finetune("Ti/4", tasks.find(task)[1], 32)
     recipe.small_model(config)
     config.batch_size = 64
-    total = 300 if config.input.dataset == "oxford_iiit_pet" else 500
-    for name, steps in {"total": total, "warmup": 50, "eval": total, "checkpoint": total}.items():
-        recipe.duration(config, name, steps=steps)
+    if config.input.dataset != "folder":  # whose size is not known
+        total = 300 if config.input.dataset == "oxford_iiit_pet" else 500
+        for name, steps in {"total": total, "warmup": 50, "eval": total, "checkpoint": total}.items():
+            recipe.duration(config, name, steps=steps)
     if config.input.dataset.startswith("cifar"):
         config.input.eval_resize = 32  # the images are of that size
         config.input.crop = "pad"

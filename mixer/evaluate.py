@@ -6,10 +6,11 @@ published checkpoint by the paper's own protocol; the tasks imagenet_real and im
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -42,8 +43,14 @@ if TYPE_CHECKING:
     from mixer.evaluation.evaluator import Context, Through
     from mixer.transfer.weights import Weights
 
-_FOLDER = tasks.Task("folder", "validation", "train")  # images in class folders
 _NAMED_CLASSES = 5  # of the best and of the worst, in the table
+
+# This command has no --config: the flags that change what messages call by the name of a setting.
+_FLAGS = {
+    f"config.{group}.{name}": flag
+    for group in ("input", "fewshot")
+    for name, flag in {"data_dir": "--data_dir", "dataset": "--task"}.items()
+}
 
 # What the metrics of multi-label data are called in the table.
 _OF_SEVERAL_LABELS = {
@@ -195,7 +202,7 @@ def main(argv: list[str]) -> None:
     if given.batch_per_core < 1:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
     try:
-        task_name, task = _find_task(given.task) if given.task else (None, None)
+        task_name, task = tasks.find(given.task) if given.task else (None, None)
     except ValueError as error:
         raise UserError(f"--{error}") from None
 
@@ -220,11 +227,14 @@ def main(argv: list[str]) -> None:
         settings = _few_shot_settings(config, split, task)
         described |= {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}
         through = functools.partial(console.counted, "computing features")
-        metrics, lines = few_shot(weights, config, settings, batch_size=batch_size, through=through), []
+        with _flags_in_messages():
+            metrics = few_shot(weights, config, settings, batch_size=batch_size, through=through)
+        lines: list[str] = []
     else:
         loss = weights.config.loss if weights.config is not None else "softmax_xent"
         through = functools.partial(console.counted, "evaluating")
-        found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+        with _flags_in_messages():
+            found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
         metrics, lines = found.metrics, by_class(found, class_names)
         if found.class_accuracy is not None:
             shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
@@ -234,8 +244,16 @@ def main(argv: list[str]) -> None:
         print(json_text.dumps({**metrics, **described}))
 
 
-def _find_task(name: str) -> tuple[str, tasks.Task]:
-    return (name, _FOLDER) if name == _FOLDER.dataset else tasks.find(name)
+@contextlib.contextmanager
+def _flags_in_messages() -> Iterator[None]:
+    """Replaces the names of settings in an error by the flags that change them."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for setting, flag in _FLAGS.items():
+            message = message.replace(setting, flag)
+        raise type(error)(message) from None
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
@@ -266,7 +284,7 @@ def _few_shot_settings(
     given = flags.FLAGS
     train_split = config.train_split if task is None else task.few_shot_train or task.train
     if train_split is None:
-        raise UserError(f"--fewshot: {config.dataset} has no images to learn from; ask for the task imagenet2012")
+        raise UserError(f"--fewshot: {config.dataset} has no images to learn from; give --task=imagenet2012")
     settings = recipe.evaluator_settings(
         "few_shot", dataset=config.dataset, data_dir=config.data_dir, split=split, train_split=train_split,
         seeds=given.seeds, eval_resize=config.eval_resize,

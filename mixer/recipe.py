@@ -1,6 +1,7 @@
 """`mixer.config.recipe`, under the name that config files import: `from mixer import recipe`."""
 
 from mixer.config.recipe import (
+    arguments,
     base,
     duration,
     evaluator_settings,
@@ -13,6 +14,7 @@ from mixer.config.recipe import (
 )
 
 __all__ = [
+    "arguments",
     "base",
     "duration",
     "evaluator_settings",

@@ -224,6 +224,8 @@ def _task_names(names: Sequence[str]) -> list[str]:
         try:
             full, task = tasks.find(name)
             task.check_trainable()
+            if task.sweep_dev is None:
+                raise ValueError(f"{full} has no dev split to choose by; train with configs/finetune.py:task={name}")
         except ValueError as error:
             raise UserError(f"--tasks: {error}") from None
         found.append(full)

@@ -23,6 +23,32 @@ def base() -> ConfigDict:
     return config
 
 
+def arguments(text: str, **defaults: Any) -> dict[str, Any]:
+    """Reads the arguments of a config file, what follows its name and a colon: "model=b16,size=448".
+
+    Args:
+      text: names and values, joined by commas; may be empty.
+      **defaults: the value of each argument that is not given. Where it is a number, the argument is one of pixels.
+
+    Raises:
+      ValueError: an argument is none of these or has no such value.
+    """
+    given = dict(defaults)
+    for argument in text.split(",") if text else []:
+        name, _, value = argument.partition("=")
+        if name not in given or not value:
+            kinds = {key: "PIXELS" if isinstance(default, int) else "NAME" for key, default in defaults.items()}
+            *names, last = (f"{key}={kind}" for key, kind in kinds.items())
+            raise ValueError(f"{argument!r}: expected {', '.join(names)} or {last}, joined by commas")
+        if isinstance(defaults[name], int):
+            if not value.isdigit():
+                raise ValueError(f"{name}={value!r}: expected a number of pixels")
+            given[name] = int(value)
+        else:
+            given[name] = value
+    return given
+
+
 def evaluator_settings(kind: str, **settings: Any) -> ConfigDict:
     """Makes the settings of an evaluator, for config.evaluators.NAME.
 
@@ -123,10 +149,14 @@ def finetune(variant: str, task: Task, image_size: int) -> ConfigDict:
     """Fine-tuning of a pre-trained model (Section 3, Appendix A.2; ViT, arXiv 2010.11929, Appendix B.1.1)."""
     task.check_trainable()
     config = base()
-    config.batch_size = 512
-    duration(config, "total", steps=task.steps)
-    duration(config, "warmup", steps=task.warmup_steps)
-    duration(config, "eval", steps=min(task.steps, 1_000))
+    config.batch_size = task.batch_size
+    if task.epochs is not None:
+        for name, share in {"total": 1, "warmup": 1 / 20, "eval": 1 / 10}.items():
+            duration(config, name, epochs=task.epochs * share)
+    else:
+        duration(config, "total", steps=task.steps)
+        duration(config, "warmup", steps=task.warmup_steps)
+        duration(config, "eval", steps=min(task.steps, 1_000))
     duration(config, "checkpoint", steps=500)
     config.eval_at_start = True  # what the weights are worth before any step
     config.loss = "softmax_xent"

@@ -13,10 +13,12 @@ class Task:
       train: the split on which the final runs train; None for test data alone, which needs only `dataset` and `test`.
       sweep_train: the part of `train` on which runs train while the learning rate is chosen.
       sweep_dev: the rest of `train`, by which the learning rate is chosen.
-      steps: of fine-tuning, with batches of 512.
+      steps: of fine-tuning.
       warmup_steps: from the published transfer configs; neither paper gives them.
       learning_rates: the grid. For the four small tasks the paper replaces ViT's grid by this one, which is also ViT's
         for ImageNet.
+      epochs: of fine-tuning, in place of steps, for data of any size; a twentieth of them is warm-up.
+      batch_size: of fine-tuning; the paper's.
       few_shot_train: the split from which few-shot evaluation chooses, if `train` is too large to read for that.
       shots: of few-shot evaluation, numbers of images of each class.
       label_key: the feature with the labels, if its type does not identify it.
@@ -31,6 +33,8 @@ class Task:
     steps: int = 0
     warmup_steps: int = 0
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.06)
+    epochs: float | None = None
+    batch_size: int = 512
     few_shot_train: str | None = None
     shots: tuple[int, ...] = (1, 5, 10, 25)
     label_key: str | None = None
@@ -58,6 +62,8 @@ TASKS = {
         "oxford_flowers102", "test", "train+validation",
         "train[:90%]+validation[:90%]", "train[90%:]+validation[90%:]", 500, 100, shots=(1, 5, 10, 20),
     ),
+    # One's own images in class folders, not from the paper; chosen as docs/results.md says.
+    "folder": Task("folder", "validation", "train", epochs=30, batch_size=64, learning_rates=(0.003, 0.01, 0.03)),
     # ImageNet's other test sets; a model for them is fine-tuned on ImageNet. An image of ReaL has up to 15 labels, or
     # none, and then it does not count.
     "imagenet_real": Task("imagenet2012_real", "validation", label_key="real_label", max_labels=32),

@@ -54,7 +54,7 @@ def choose(
         if len(members) < shots:
             raise UserError(
                 f"{shots} shots are too many: class {number} ({name}) has only {len(members)} examples; ask for fewer "
-                "shots, or choose from a larger split"
+                "(--shots of mixer.evaluate, shots in a config), or in a config choose from a larger train_split"
             )
         chosen.append(members[:shots])
     return np.concatenate(chosen)

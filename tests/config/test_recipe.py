@@ -130,6 +130,52 @@ def test_every_model_of_the_paper_can_be_fine_tuned(model):
     models.create(config.model.variant, 10)
 
 
+def folder(arguments=""):
+    return checks.checked(
+        command_line.run_file(f"{CONFIGS['folder']}:{arguments}" if arguments else str(CONFIGS["folder"]))
+    )
+
+
+def test_a_folder_of_photographs_and_one_of_small_pictures():
+    photographs, small = folder(), folder("model=ti4,size=32")
+    assert (photographs.model.variant, photographs.input.image_size, photographs.input.crop) == (
+        "Ti/16",
+        224,
+        "inception",
+    )
+    assert photographs.input.crop_area == (0.35, 1.0)
+    assert (small.model.variant, small.input.image_size, small.input.crop, small.input.eval_resize) == (
+        "Ti/4",
+        32,
+        "pad",
+        32,
+    )
+    for config in (photographs, small):
+        assert (config.optimizer.name, config.optimizer.learning_rate, config.mixup.p) == ("muon", 4e-3, 0.5)
+        assert (config.input.dataset, config.batch_size, config.model.dtype) == ("folder", 64, "float32")
+    assert folder("model=s16").model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("examples", [1_000, 50_000])
+def test_a_folder_is_passed_over_a_fixed_number_of_times_whatever_its_size(examples):
+    for config, epochs in ((folder(), 60), (finetune("task=folder"), 30)):
+        total = durations.steps(config, "total", examples)
+        assert total == pytest.approx(epochs * examples / 64, abs=1)
+        assert durations.steps(config, "warmup", examples) == pytest.approx(total / 20, abs=1)
+
+
+def test_fine_tuning_on_a_folder():
+    config = finetune("model=s16,task=folder,size=448")
+    assert (config.input.dataset, config.input.train_split, config.input.eval_split) == (
+        "folder",
+        "train",
+        "validation",
+    )
+    assert (config.batch_size, config.optimizer.name, config.optimizer.learning_rate) == (64, "momentum", 0.01)
+    small = checks.checked(command_line.run_file(f"{CONFIGS['finetune_small']}:task=folder"))
+    assert (small.total_epochs, small.input.image_size, small.optimizer.learning_rate) == (30, 32, 0.01)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
