@@ -16,6 +16,7 @@ class Exported(NamedTuple):
       image_size: height and width of its images in pixels.
       has_tanh_gelu: whether it was trained with the tanh form of GELU, as this project trains; False if unknown.
       class_names: a name for each output of the head; None if they are unknown.
+      probabilities: the function of logits that gives the probabilities, softmax or sigmoid; empty without a head.
     """
 
     params: Any
@@ -23,6 +24,7 @@ class Exported(NamedTuple):
     image_size: int
     has_tanh_gelu: bool
     class_names: list[str] | None = None
+    probabilities: str = ""
 
 
 class Format(NamedTuple):
@@ -35,7 +37,9 @@ class Format(NamedTuple):
         {cut} for the color channels and the patch size.
       save: from (file, model) to nothing. Writes to a file that is open in binary mode. Raises UserError if the model
         is beyond the limits of the format.
-      loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card.
+      loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card. Its code
+        follows that of `card_code.pictures`, which makes `images`.
+      computes: whether that code computes `probabilities`.
       load: from (file, name for messages) to nested float32 parameters; None if this project cannot read the format.
         Raises UserError if the file is not as it should be.
       load_class_names: from a file that `load` could read to the names of its classes; None if the file has none. None
@@ -47,6 +51,7 @@ class Format(NamedTuple):
     input: str
     save: Callable[[io.BufferedIOBase, Exported], None]
     loading: Callable[[Exported, str], list[str]]
+    computes: bool = False
     load: Callable[[io.BufferedIOBase, str], Any] | None = None
     load_class_names: Callable[[io.BufferedIOBase], list[str] | None] | None = None
 

@@ -6,11 +6,11 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from mixer import models
-from mixer.config import paper
-from mixer.config.settings import UNITS
+from mixer.config import paper, recipe
 from mixer.data import class_names, crops
 from mixer.data.augmentations import AUGMENTATIONS
 from mixer.training.losses import LOSSES
+from mixer.transfer import card_code, lineage
 from mixer.transfer.format import Exported, code_block
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.published import PUBLISHED
@@ -28,10 +28,10 @@ _PAPERS = {
     "Steps": "300 epochs",
 }
 _AS_PUBLISHED = {
-    "i1k": {"Data": "ImageNet-1k", **_PAPERS},
-    "i21k": {"Data": "ImageNet-21k", **_PAPERS},
-    "sam": {"Data": "ImageNet-1k", "Recipe": "SAM (arXiv 2106.01548)"},
-    "gsam": {"Data": "ImageNet-1k", "Recipe": "GSAM (arXiv 2203.08065)"},
+    "i1k": _PAPERS,
+    "i21k": _PAPERS,
+    "sam": {"Recipe": "SAM (arXiv 2106.01548)"},
+    "gsam": {"Recipe": "GSAM (arXiv 2203.08065)"},
 }
 
 
@@ -55,10 +55,29 @@ def card(weights: Weights, *, to: str, file: str, command: str, ema: bool, measu
             *("## Training", "", *_bullets({"Weights": _origin(weights, ema), **_training(weights)}), ""),
             *as_published,
             *("## Accuracy", "", _accuracy(weights, measured), ""),
+            *("## Pictures", "", *card_code.pictures(_input_of(weights)), ""),
             *("## Loading", "", *FORMATS[to].loading(exported, file), ""),
+            *_named_classes(weights, exported, to),
             *("This file was made by", "", *code_block("sh", command), ""),
         ]
     )
+
+
+def _input_of(weights: Weights) -> Any:
+    """Returns the `config.input` by which pictures are prepared: the run's, or this project's defaults."""
+    if weights.config is not None:
+        return weights.config.input
+    config = recipe.base().input
+    config.image_size = weights.image_size
+    return config
+
+
+def _named_classes(weights: Weights, exported: Exported, to: str) -> list[str]:
+    """Returns lines with the names of all classes, if the code before has computed their probabilities."""
+    names = weights.class_names or (class_names.published(exported.model.num_classes) if weights.published_as else None)
+    if not names or not exported.probabilities or not FORMATS[to].computes:
+        return []
+    return [*card_code.named(class_names.readable(names)), ""]
 
 
 def _bullets(facts: dict[str, str]) -> list[str]:
@@ -119,12 +138,14 @@ def _training(weights: Weights) -> dict[str, str]:
     config = weights.config
     if config is None:
         unknown = dict.fromkeys(("Data", "Started from", "Recipe", "Steps"), _UNKNOWN)
-        return unknown | _AS_PUBLISHED.get(weights.published_as, {})
+        data = {"Data": lineage.PUBLISHED_DATA[weights.published_as]} if weights.published_as else {}
+        return unknown | data | _AS_PUBLISHED.get(weights.published_as, {})
     return {
         "Data": f"{config.input.dataset}, split {config.input.train_split}",
         "Started from": config.init_from or "random parameters",
+        **({"Lineage": lineage.lineage(config.init_from)} if config.init_from else {}),
         **_recipe(config),
-        "Steps": f"{weights.step:,} taken; planned: {_duration(config, 'total')}",
+        "Steps": f"{weights.step:,} taken; planned: {lineage.duration(config, 'total')}",
     }
 
 
@@ -139,19 +160,12 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     return {
         "Loss": LOSSES[config.loss].described,
         "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient {clipped}",
-        "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after {_duration(config, 'warmup')} "
-        "of warm-up",
+        "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after "
+        f"{lineage.duration(config, 'warmup')} of warm-up",
         "Batch size": f"{config.batch_size:,}",
         "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixup, *others]),
         "Regularisation": ", ".join(regularisers) or "no dropout, no stochastic depth",
     }
-
-
-def _duration(config: FrozenConfigDict, name: str) -> str:
-    """Returns a duration in the unit of the config, such as "300 epochs"."""
-    unit = next(unit for unit in UNITS if config[f"{name}_{unit}"] is not None)
-    amount = config[f"{name}_{unit}"]
-    return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
 
 
 def _accuracy(weights: Weights, measured: dict[str, float]) -> str:
@@ -169,8 +183,25 @@ def _accuracy(weights: Weights, measured: dict[str, float]) -> str:
     resize = crops.eval_resize(images)
     resized = crops.EVAL_CROPS[images.eval_crop].described.format(size=resize)
     return (
-        f"**{measured['accuracy']:.2%}** of {measured['count']:,} images of {images.dataset}, split "
+        f"{_headline(measured)} of {measured['count']:,} images of {images.dataset}, split "
         f"{images.eval_split}, {resized} and the central {images.image_size}x{images.image_size} taken "
         f"(eval_crop={images.eval_crop}, eval_resize={resize}). Measured by the run at step {weights.step:,}, "
         f"in {config.model.dtype}."
+    )
+
+
+def _headline(measured: dict[str, float]) -> str:
+    """Returns the metric by which models are compared, with what a model that sees nothing would have."""
+    if "mean_average_precision" not in measured:
+        return f"**{measured['accuracy']:.2%}**"
+
+    def beside(name: str, said: str) -> str:
+        return (
+            f" ({said} {measured[name]:.2%})" if name in measured else ""
+        )  # a run of an earlier version has no baseline
+
+    return (
+        f"**{measured['mean_average_precision']:.2%}** mean average precision over the classes"
+        f"{beside('baseline_mean_average_precision', 'equal scores for all images:')}; the first guess is among the "
+        f"labels of {measured['accuracy']:.2%}{beside('baseline_accuracy', 'the commonest label for all images:')}"
     )

@@ -51,10 +51,12 @@ def _loading(exported: Exported, file: str) -> list[str]:
         "",
         *code_block(
             "python",
+            "import jax",
             "from jax import export",
             "",
             f'model = export.deserialize(bytearray(open({json.dumps(file)}, "rb").read()))',
             f"{outputs} = model.call(images)",
+            *([f"probabilities = jax.nn.{exported.probabilities}(logits)"] if exported.probabilities else []),
         ),
     ]
 
@@ -65,4 +67,5 @@ FORMAT = Format(
     input="uint8 [batch, {size}, {size}, 3], 0 to 255, {cut}; any batch size",
     save=lambda file, exported: save_program(file, exported.params, exported.model, exported.image_size),
     loading=_loading,
+    computes=True,
 )

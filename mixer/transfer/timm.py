@@ -155,7 +155,7 @@ def _loading(exported: Exported, file: str) -> list[str]:
     if not exported.has_tanh_gelu:
         gelu = "which form these weights were trained with is unknown"
     return [
-        *code_block("python", *lines, "model.eval()"),
+        *code_block("python", "import torch", *lines, "model.eval()", *_computing(exported)),
         "",
         "Normalise images with mean 0.5 and standard deviation 0.5 in each channel, which brings 0..1 to [-1, 1].",
         "",
@@ -169,12 +169,24 @@ def _loading(exported: Exported, file: str) -> list[str]:
     ]
 
 
+def _computing(exported: Exported) -> list[str]:
+    """Returns code that computes probabilities of `images`."""
+    if not exported.probabilities:
+        return []
+    call = "softmax(-1)" if exported.probabilities == "softmax" else f"{exported.probabilities}()"
+    return [
+        "with torch.no_grad():",
+        f"    probabilities = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).{call}.numpy()",
+    ]
+
+
 FORMAT = Format(
     suffix=".safetensors",
     described="PyTorch's `timm`, `.safetensors`",
     input="float32 [batch, 3, {size}, {size}] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
     save=lambda file, exported: save_params(file, exported.params, exported.class_names),
     loading=_loading,
+    computes=True,
     load=load_params,
     load_class_names=load_class_names,
 )

@@ -21,6 +21,7 @@ from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
+from mixer.training import losses
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import hub, published, resolution
 from mixer.transfer.download import downloaded
@@ -106,7 +107,10 @@ class Weights:
           UserError: they are not the parameters of a Mixer.
         """
         has_tanh_gelu = self.config is not None or self.published_as != ""
-        return Exported(self.params, self.model(), self.image_size, has_tanh_gelu, self.class_names)
+        model = self.model()
+        loss = losses.LOSSES[self.config.loss if self.config is not None else "softmax_xent"]
+        probabilities = loss.probabilities.__name__ if model.num_classes else ""
+        return Exported(self.params, model, self.image_size, has_tanh_gelu, self.class_names, probabilities)
 
     def at_image_size(self, image_size: int, method: str) -> "Weights":
         """Returns these weights for images of another size.

@@ -1,0 +1,82 @@
+"""The code of a model card, which runs as pasted: from picture files to images, and from there to named classes."""
+
+import json
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from mixer.data import crops
+from mixer.transfer.format import code_block
+
+# How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it. Pillow's
+# box filter gives each pixel to one output, where the average over the area divides it; and its `resize` averages where
+# TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller.
+_RESIZING = {
+    "area": (
+        [
+            "def averaged(pixels, size):",
+            "    edges, at = numpy.linspace(0, len(pixels), size + 1), numpy.arange(len(pixels))",
+            "    share = numpy.minimum(edges[1:, None], at + 1) - numpy.maximum(edges[:-1, None], at)",
+            "    return numpy.tensordot(share.clip(0) * size / len(pixels), pixels, 1)",
+            "",
+            "",
+        ],
+        "pixels = averaged(averaged(numpy.asarray(image), height).swapaxes(0, 1), width).swapaxes(0, 1)",
+    ),
+    "bilinear": (
+        [],
+        "pixels = numpy.asarray(image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), "
+        "Image.Resampling.BILINEAR))",
+    ),
+}
+_FILTERS = {"area": "the average over the area of each pixel", "bilinear": "bilinear, without antialiasing"}
+PICTURE = "cat.jpg"  # the file that the code reads
+
+
+def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
+    """Returns lines of Markdown with code that reads pictures as `mixer.predict` does; config is `config.input`."""
+    crop, size, resize = crops.EVAL_CROPS[config.eval_crop], config.image_size, crops.eval_resize(config)
+    if crop.keeps_aspect:
+        sides = f"width, height = (max(round(side * {resize} / min(image.size)), {resize}) for side in image.size)"
+    else:
+        sides = f"width = height = {resize}"
+    definitions, resizing = _RESIZING[crop.method]
+    return [
+        "A picture was turned upright by its EXIF tag and decoded to RGB, JPEG and PNG by TensorFlow and all others by "
+        f"Pillow; {crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
+        f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken. With Pillow and NumPy '
+        f"alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
+        "",
+        *code_block(
+            "python",
+            "import numpy",
+            "from PIL import Image, ImageOps",
+            "",
+            "",
+            *definitions,
+            "def prepared(path):",
+            '    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")',
+            f"    {sides}",
+            f"    {resizing}",
+            f"    left, top = (width - {size}) // 2, (height - {size}) // 2",
+            f'    return pixels[top : top + {size}, left : left + {size}].round().astype("uint8")',
+            "",
+            "",
+            f'images = numpy.stack([prepared(path) for path in ["{PICTURE}"]])',
+        ),
+    ]
+
+
+def named(class_names: Sequence[str]) -> list[str]:
+    """Returns lines of Markdown with the names of all classes, and code that shows the most probable ones."""
+    return [
+        "The classes, in the order of the outputs:",
+        "",
+        *code_block(
+            "python",
+            f"class_names = {json.dumps(list(class_names), ensure_ascii=False)}",
+            "for row in probabilities:",
+            "    for number in numpy.argsort(-numpy.asarray(row))[:3]:",
+            '        print(f"{row[number]:.2%} {class_names[number]}")',
+        ),
+    ]

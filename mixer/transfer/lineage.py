@@ -1,0 +1,54 @@
+"""What a run came from: what the weights that it started from were trained on, and those before."""
+
+import contextlib
+from typing import Any
+
+from etils import epath
+
+from mixer.config import run_folder
+from mixer.config.settings import UNITS
+from mixer.runtime.errors import UserError
+from mixer.transfer.published import PUBLISHED
+
+# What the authors of the published checkpoints trained on, by the end of the checkpoint's name.
+PUBLISHED_DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k", "sam": "ImageNet-1k", "gsam": "ImageNet-1k"}
+_MOST = 10  # runs that are followed, in case of a circle
+
+
+def lineage(init_from: str | None) -> str:
+    """Returns the runs that weights come from, the nearest first, with what each was trained on.
+
+    Args:
+      init_from: as in a run's config.
+    """
+    told = []
+    while init_from is not None and len(told) < _MOST:
+        if init_from in PUBLISHED:
+            data = PUBLISHED_DATA[init_from.rpartition("-")[2]]
+            return "; ".join([*told, f"{init_from}, trained on {data} as published"])
+        config = _config_of(init_from)
+        if config is None:
+            return "; ".join([*told, f"`{init_from}`, of which nothing is known: it is no run's folder here"])
+        told.append(
+            f"`{init_from}`, trained on {config.input.dataset}, split {config.input.train_split}, for "
+            f"{duration(config, 'total')}"
+        )
+        init_from = config.init_from
+    return "; ".join([*told, "random parameters"])
+
+
+def _config_of(source: str) -> Any:
+    """Returns the config of the run that is meant, by its folder or one of its checkpoints; None if there is none."""
+    path = epath.Path(source)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        path = path.parent.parent
+    with contextlib.suppress(UserError, OSError, ValueError):
+        return run_folder.load_config(path)
+    return None
+
+
+def duration(config: Any, name: str) -> str:
+    """Returns a duration in the unit of the config, such as "300 epochs"."""
+    unit = next(unit for unit in UNITS if config[f"{name}_{unit}"] is not None)
+    amount = config[f"{name}_{unit}"]
+    return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"

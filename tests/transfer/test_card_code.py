@@ -1,0 +1,114 @@
+"""The code of a model card as it is pasted, beside `mixer.predict`; and what a card says of a run's way."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from PIL import Image
+from random_models import make_model, make_params
+
+from mixer import predict
+from mixer.config import recipe, run_folder
+from mixer.transfer import lineage, model_card
+from mixer.transfer.formats import FORMATS
+from mixer.transfer.weights import Weights
+
+NAMES = ["cat", "dog", 'a "third"', "köter", "狗"]
+
+
+def weights_of(**settings) -> Weights:
+    config = recipe.base()
+    config.update_from_flattened_dict({"model.variant": "Ti/4", "input.image_size": 8, **settings})
+    params = make_params(make_model())
+    params["head"]["kernel"] *= 6  # a model that is sure of what it sees
+    return Weights(params, "runs/pets", FrozenConfigDict(config), NAMES, step=7)
+
+
+def card(weights, to="stablehlo", file="pets.stablehlo", measured=None):
+    return model_card.card(
+        weights, to=to, file=file, command="python -m mixer.export", ema=False, measured=measured or {}
+    )
+
+
+def pasted(text: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def picture(path, size=(61, 43)):
+    """A picture with edges, of which resizing makes something else with every filter."""
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
+    coarse.save(path)
+    return pathlib.Path(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*pets.stablehlo")  # the card's code leaves it to Python to close the file
+@pytest.mark.parametrize("loss", ["softmax_xent", "sigmoid_xent"])
+@pytest.mark.parametrize(
+    "crop", [{"input.eval_crop": "resize_small"}, {"input.eval_crop": "resize_square", "input.eval_resize": 11}]
+)
+def test_the_code_of_a_card_gives_the_probabilities_of_predict(loss, crop, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = weights_of(loss=loss, **crop)
+    picture("cat.png").replace("cat.jpg")  # a PNG: another decoder of JPEG moves the colours of such edges by 15 levels
+    with open("pets.stablehlo", "wb") as file:
+        FORMATS["stablehlo"].save(file, weights.exported())
+    scope = {}
+    exec(pasted(card(weights)), scope)
+    ((expected,),) = predict.predict(weights, ["cat.jpg"], top=5, batch_size=1)
+    found = np.asarray(scope["probabilities"])[0]
+    assert np.ptp(found) > 0.2
+    for number, probability in expected.top:
+        assert found[number] == pytest.approx(probability, abs=0.008)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[1] for line in printed] == [NAMES[number] for number, _ in expected.top[:3]]
+
+
+def test_a_card_names_all_its_classes_and_timms_code_is_python():
+    text = card(weights_of(), to="timm", file="pets.safetensors")
+    assert f"class_names = {json.dumps(NAMES, ensure_ascii=False)}\n" in text
+    compile(pasted(text), "card", "exec")
+    assert "probabilities = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).sigmoid().numpy()" in text
+
+
+def test_multi_label_data_is_judged_by_mean_average_precision_beside_what_a_blind_model_has():
+    measured = {
+        "accuracy": 0.668, "baseline_accuracy": 0.668, "mean_average_precision": 0.203,
+        "baseline_mean_average_precision": 0.201, "count": 400,
+    }  # fmt: skip
+    text = card(weights_of(), measured=measured)
+    assert (
+        "**20.30%** mean average precision over the classes (equal scores for all images: 20.10%); the first guess is "
+        "among the labels of 66.80% (the commonest label for all images: 66.80%) of 400 images of " in text
+    )
+
+
+def run_at(folder, **settings):
+    config = recipe.base()
+    recipe.duration(config, "total", epochs=8)
+    config.update_from_flattened_dict(settings)
+    run_folder.make(folder)
+    run_folder.save(config, NAMES, folder)
+    return str(folder)
+
+
+def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
+    first = run_at(tmp_path / "fractals", **{"input.dataset": "fractals/64x200x32"})
+    second = run_at(tmp_path / "cifar", **{"input.dataset": "cifar10", "init_from": f"{first}/checkpoints/90"})
+    text = card(weights_of(init_from=second))
+    said = (
+        f"`{second}`, trained on cifar10, split train, for 8 epochs; `{first}/checkpoints/90`, trained on "
+        "fractals/64x200x32, split train, for 8 epochs; random parameters"
+    )
+    assert f"- **Started from:** {second}\n- **Lineage:** {said}\n" in text
+
+
+def test_the_lineage_ends_where_nothing_is_known(tmp_path):
+    assert lineage.lineage("B/16-i21k") == "B/16-i21k, trained on ImageNet-21k as published"
+    gone = str(tmp_path / "gone")
+    assert lineage.lineage(gone) == f"`{gone}`, of which nothing is known: it is no run's folder here"
+    circle = run_at(tmp_path / "circle", init_from=str(tmp_path / "circle"))
+    assert lineage.lineage(circle).count("trained on") == 10
