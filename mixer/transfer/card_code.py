@@ -8,9 +8,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer.data import crops
 from mixer.transfer.format import code_block
 
-# How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it. Pillow's
-# box filter gives each pixel to one output, where the average over the area divides it; and its `resize` averages where
-# TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller.
+# How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it.
+# Pillow's box filter gives each pixel to one output, where the average over the area divides it; and its `resize`
+# averages where TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller.
 _RESIZING = {
     "area": (
         [

@@ -21,7 +21,7 @@ def lineage(init_from: str | None) -> str:
     Args:
       init_from: as in a run's config.
     """
-    told = []
+    told: list[str] = []
     while init_from is not None and len(told) < _MOST:
         if init_from in PUBLISHED:
             data = PUBLISHED_DATA[init_from.rpartition("-")[2]]
