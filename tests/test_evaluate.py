@@ -19,6 +19,7 @@ from configs import quickstart
 from mixer import evaluate, models
 from mixer.config import checks, durations, recipe, run_folder, tasks
 from mixer.data import datasets, pipeline, readers
+from mixer.evaluation import accuracy
 from mixer.runtime.errors import UserError
 from mixer.train import train
 from mixer.training.metrics import read_metrics
@@ -120,7 +121,7 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
 
 
 def test_the_table_names_wordnet_ids():
-    found = evaluate.Evaluation({}, np.array([0.5, 1.0, np.nan]))
+    found = accuracy.Evaluation({}, np.array([0.5, 1.0, np.nan]))
     lines = evaluate.by_class(found, ["n01440764", "own name", "n01443537"])
     assert [" ".join(line.split()) for line in lines] == [
         "best classes", "own name 100.00%", "tench (n01440764) 50.00%",
