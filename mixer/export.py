@@ -1,5 +1,7 @@
 """Writes a model for other programs: `python -m mixer.export --checkpoint runs/pets --to timm pets.safetensors`.
 
+A name without an ending, `--to timm pets_for_timm`, makes a folder for timm and the Hugging Face Hub.
+
 The formats are those of `transfer/formats.py`: npz is the format of the published checkpoints, timm that of PyTorch's
 timm, and stablehlo the forward pass itself, which JAX runs without this project. A model card in Markdown is written
 beside the file, here as pets.safetensors.md.
@@ -7,19 +9,23 @@ beside the file, here as pets.safetensors.md.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
 from absl import flags
 from etils import epath, epy
+from ml_collections import FrozenConfigDict
 
+from mixer import predict
 from mixer.config import command_line, help_text
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.metrics import read_metrics
+from mixer.transfer import published
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
-    from mixer.transfer import formats, model_card
+    from mixer.transfer import formats, hub, model_card
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
@@ -54,6 +60,62 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
     return size, card
 
 
+def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int, epath.Path]:
+    """Writes a folder for timm and the Hugging Face Hub. Its card has no paths of this machine, only names.
+
+    Args:
+      weights: of a whole model.
+      out: the folder, local or gs://.
+      ema: whether the weights are a run's averaged parameters.
+
+    Returns:
+      The size of the weights in bytes, and the path of the card.
+
+    Raises:
+      UserError: timm cannot make this model by name, the folder holds other files, or it cannot be written.
+    """
+    named = _without_paths(weights)
+    exported = weights.exported()
+    config = hub.timm_config(exported, predict.input_config(weights))
+    command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", named.source, "--to", "timm"])
+    text = hub.FRONT_MATTER + model_card.card(
+        named, to="timm", file=out.name, command=f"{command}{' --ema' * ema} {shlex.quote(out.name)}", ema=ema,
+        measured=_measured(weights, ema), loading=hub.loading(exported, out.name),
+    )  # fmt: skip
+    card = out / hub.CARD_FILE
+    if files.exists(card) and model_card.MARK.encode() not in files.read_bytes(card):
+        raise UserError(f"{card}, where the model card goes, is a file of yours: give another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with files.opened_to_write(out / "model.safetensors") as file:
+            formats.FORMATS["timm"].save(file, exported)
+            size = file.tell()
+        files.write_text(out / hub.CONFIG_FILE, config)
+        files.write_text(card, text)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({first_line(error)})") from None
+    return size, card
+
+
+def _without_paths(weights: Weights) -> Weights:
+    """Returns the weights with the name of a run or a file wherever they have its path."""
+    config = weights.config
+    if config is not None and config.init_from:
+        changed = config.as_configdict()
+        with changed.unlocked():
+            changed.init_from = _name_of(config.init_from)
+        config = FrozenConfigDict(changed)
+    return dataclasses.replace(weights, config=config, source=_name_of(weights.source))
+
+
+def _name_of(source: str) -> str:
+    """Returns the last part of a path; the name of a published checkpoint, or an address of the web, as it is."""
+    if source in published.PUBLISHED or source.startswith("https://"):
+        return source
+    parts = epath.Path(source).parts
+    return "/".join(parts[-3:] if parts[-2:-1] == ("checkpoints",) else parts[-1:])
+
+
 def _measured(weights: Weights, ema: bool) -> dict[str, float]:
     """Returns the run's own evaluation of exactly these weights; empty if there was none at their step."""
     prefix = "val_ema/" if ema else "val/"
@@ -79,7 +141,10 @@ def define_flags() -> None:
     """Defines the command's flags."""
     command_line.define_checkpoint_flags("--checkpoint runs/pets --ema --to npz pets.npz")
     with help_text.group("The file", "--checkpoint runs/pets --to timm pets.safetensors"):
-        about = "The format: npz, timm or stablehlo. OUT ends in .npz, .safetensors or .stablehlo."
+        about = (
+            "The format: npz, timm or stablehlo. OUT ends in .npz, .safetensors or .stablehlo; for timm it may also be "
+            "a folder, as timm and the Hugging Face Hub want it."
+        )
         flags.DEFINE(_FormatName(), "to", None, about, serializer=flags.ArgumentSerializer())
 
 
@@ -91,12 +156,15 @@ def main(argv: list[str]) -> None:
     weights = transfer_weights.load(checkpoint, given.ema)
     command = ["python", "-m", "mixer.export", "--checkpoint", checkpoint, "--to", given.to]
     command += [*(["--ema"] if given.ema else []), argv[1]]
-    size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
+    if given.to == "timm" and not out.suffix:
+        size, card = export_folder(weights, out, ema=given.ema)
+    else:
+        size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
     print(f"{argv[1]} written, {size / 1e6:,.1f} MB; its model card is {card}")
 
 
 def _out(arguments: list[str], to: str | None) -> epath.Path:
-    """Returns the file to write.
+    """Returns the file to write; for timm also a folder, which has no suffix.
 
     Args:
       arguments: of the command, without flags.
@@ -112,6 +180,8 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
         raise UserError(f"expected one file to write, such as model{suffix}, not {' and '.join(arguments) or 'none'}")
     bucket.check(arguments[0])
     out = epath.Path(arguments[0]) if bucket.is_remote(arguments[0]) else epath.Path(arguments[0]).expanduser()
+    if to == "timm" and not out.suffix and not out.is_file():
+        return out  # a folder
     if out.suffix != suffix:
         raise UserError(f"{arguments[0]}: the name of a file for --to {to} ends in {suffix}")
     if not (bucket.is_remote(out) or out.parent.is_dir()):

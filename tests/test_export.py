@@ -1,6 +1,7 @@
 """The command mixer.export: every format, the model card, and the lines of errors."""
 
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from etils import epath
-from random_models import flat, make_model, make_params, make_state, write_run
+from random_models import flat, make_model, make_params, make_state, same, write_run
 
 from mixer import export as export_module
+from mixer import models
 from mixer.runtime.errors import UserError
 from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights
+from mixer.transfer.weights import Weights, load
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
@@ -267,3 +269,44 @@ def test_an_export_replaces_an_earlier_one_and_its_card(run, tmp_path):
     exported(tmp_path / "m.npz", checkpoint=run, to="npz")
     assert (tmp_path / "m.npz").read_bytes() != b"earlier"
     assert "earlier" not in (tmp_path / "m.npz.md").read_text()
+
+
+def test_a_folder_for_timm_and_the_hub(tmp_path):
+    params = make_params(models.create("S/32", 5), 64)
+    (tmp_path / "at_home").mkdir()
+    folder = tmp_path / "at_home" / "run"
+    settings = {"input.image_size": 64, "input.eval_resize": 80, "init_from": str(tmp_path / "at_home" / "before")}
+    write_run(folder, [make_state(params, None, step=3)], NAMES, **settings)
+    said = exported(tmp_path / "small_timm", checkpoint=folder, to="timm")
+    out = tmp_path / "small_timm"
+    assert said.endswith(f"its model card is {out / 'README.md'}\n")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+    config = json.loads((out / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("mixer_s32_224", 5, 512)
+    assert (config["model_args"], config["label_names"]) == ({"img_size": 64}, NAMES)
+    pretrained = config["pretrained_cfg"]
+    assert (pretrained["mean"], pretrained["std"]) == ([0.5] * 3, [0.5] * 3)
+    assert (pretrained["input_size"], pretrained["crop_pct"], pretrained["crop_mode"]) == ([3, 64, 64], 0.8, "center")
+
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert 'timm.create_model("local-dir:small_timm", pretrained=True, act_layer=functools.partial(' in card
+    assert "**Weights:** `run`" in card
+    assert "**Started from:** before" in card
+    assert str(tmp_path) not in card + (out / "config.json").read_text()
+    assert same(load(str(out)).params, params)  # and this project reads the folder
+    exported(out, checkpoint=folder, to="timm")  # it may be written again
+
+
+def test_a_folder_of_someone_else_and_a_model_without_a_name_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", **flat(PARAMS))
+    done = export(tmp_path / "out", checkpoint=tmp_path / "a.npz", to="timm")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: timm has no name for Mixer-2x16/4, only for S/32, S/16,")
+    assert not (tmp_path / "out").exists()
+    np.savez(tmp_path / "b.npz", **flat(make_params(models.create("S/32", 5), 64)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("# My notes\n")
+    done = export(tmp_path / "out", checkpoint=tmp_path / "b.npz", to="timm")
+    assert done.stderr.endswith("README.md, where the model card goes, is a file of yours: give another folder\n")

@@ -1,13 +1,36 @@
-"""Folders of the Hugging Face Hub: a `config.json`, as in a run's folder, and the weights beside it."""
+"""Folders of the Hugging Face Hub: a `config.json`, as in a run's folder, and the weights beside it.
 
+timm loads such a folder by `timm.create_model("local-dir:FOLDER", pretrained=True)`, and from the Hub by `hf-hub:`.
+"""
+
+import json
 import pathlib
 
+import ml_collections
 from etils import epath
 
+from mixer.data import crops
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError, first_line
+from mixer.transfer import timm
+from mixer.transfer.format import Exported, code_block
 
 _FILE = "model.safetensors"
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+
+# The filters of `crops.EVAL_CROPS`, and Pillow's that come closest, by timm's names.
+_INTERPOLATIONS = {"area": "box", "bilinear": "bilinear"}
+
+# Before the card of a model. The Hub's pages and its search read it.
+FRONT_MATTER = """---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- image-classification
+- timm
+- mlp-mixer
+---
+"""
 _PICKLES = (".bin", ".pth", ".pt")
 
 
@@ -35,6 +58,64 @@ def weights_file(folder: epath.Path, source: str) -> str | None:
             "in the safetensors format"
         )
     return None
+
+
+def timm_config(exported: Exported, config: ml_collections.ConfigDict) -> str:
+    """Returns the `config.json` by which timm makes the model and its input.
+
+    Args:
+      exported: the model.
+      config: `config.input` of its evaluation.
+
+    Raises:
+      UserError: timm has no model of these widths by name.
+    """
+    name, arguments = timm.architecture(exported.model, exported.image_size)
+    crop, size = crops.EVAL_CROPS[config.eval_crop], exported.image_size
+    pretrained = {
+        "input_size": [3, size, size],
+        "fixed_input_size": True,
+        "interpolation": _INTERPOLATIONS[crop.method],
+        "crop_pct": size / crops.eval_resize(config),
+        "crop_mode": "center" if crop.keeps_aspect else "squash",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "num_classes": exported.model.num_classes,
+        "first_conv": "stem.proj",
+        "classifier": "head",
+    }
+    found = {
+        "architecture": name,
+        "num_classes": exported.model.num_classes,
+        "num_features": exported.model.hidden_dim,
+        **({"model_args": arguments} if arguments else {}),
+        **({"label_names": exported.class_names} if exported.class_names else {}),
+        "pretrained_cfg": pretrained,
+    }
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
+def loading(exported: Exported, folder: str) -> list[str]:
+    """Returns lines of Markdown that say how timm loads a folder of this name."""
+    tanh = ', act_layer=functools.partial(torch.nn.GELU, approximate="tanh")' if exported.has_tanh_gelu else ""
+    lines = [
+        "import functools",
+        "",
+        "import timm",
+        "import torch",
+        "",
+        f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True{tanh})",
+        "model.eval()",
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
+    ]
+    text = [*code_block("python", *lines)]
+    if exported.has_tanh_gelu:
+        text += [
+            "",
+            "The weights were trained with the tanh form of GELU. timm 1.0.31 takes it as an argument only, not from "
+            "`config.json`. Without it, logits differ by 7e-5 of the largest.",
+        ]
+    return text
 
 
 def _names(folder: epath.Path) -> set[str]:

@@ -35,7 +35,10 @@ _AS_PUBLISHED = {
 }
 
 
-def card(weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float]) -> str:
+def card(
+    weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float],
+    loading: list[str] | None = None,
+) -> str:  # fmt: skip
     """Describes an exported model. What is not known is called "unknown".
 
     Args:
@@ -45,6 +48,7 @@ def card(weights: Weights, *, to: str, file: str, command: str, ema: bool, measu
       command: the command that exports it.
       ema: whether the weights are a run's averaged parameters.
       measured: accuracy and count of the run's evaluation at the step of these weights; empty if there was none.
+      loading: how to load it; as the format says, if not given.
     """
     exported = weights.exported()
     title = f"# Mixer-{models.name_of(exported.model)}, {weights.image_size} px"
@@ -56,7 +60,7 @@ def card(weights: Weights, *, to: str, file: str, command: str, ema: bool, measu
             *as_published,
             *("## Accuracy", "", _accuracy(weights, measured), ""),
             *("## Pictures", "", *card_code.pictures(_input_of(weights)), ""),
-            *("## Loading", "", *FORMATS[to].loading(exported, file), ""),
+            *("## Loading", "", *(loading or FORMATS[to].loading(exported, file)), ""),
             *_named_classes(weights, exported, to),
             *("This file was made by", "", *code_block("sh", command), ""),
         ]

@@ -116,6 +116,24 @@ def constructor(model: MlpMixer, image_size: int) -> str:
     )
 
 
+def architecture(model: MlpMixer, image_size: int) -> tuple[str, dict[str, Any]]:
+    """Returns timm's name of this model, and the arguments with which it is made; both can be written as JSON.
+
+    Raises:
+      UserError: timm has no model of these widths by name.
+    """
+    variant = models.name_of(model)
+    if variant not in _NAMED or model.channels_mlp_dim != models.create(variant, 0).channels_mlp_dim:
+        raise UserError(
+            f"timm has no name for Mixer-{variant}, only for {', '.join(_NAMED)}: export a .safetensors file"
+        )
+    arguments: dict[str, Any] = {} if image_size == 224 else {"img_size": image_size}
+    if model.tokens_mlp_dim != models.create(variant, 0).tokens_mlp_dim:
+        dims = (model.tokens_mlp_dim, model.channels_mlp_dim)
+        arguments["mlp_ratio"] = [float(_ratio(dim, model.hidden_dim)) for dim in dims]
+    return f"mixer_{variant.lower().replace('/', '')}_224", arguments
+
+
 _NAMED = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")  # the variants that have a name in timm
 
 

@@ -12,9 +12,11 @@ import types
 import jax
 import numpy as np
 import pytest
-from random_models import logits, make_params
+from etils import epath
+from random_models import flat, logits, make_params
 
 from mixer import models
+from mixer.export import export_folder
 from mixer.transfer import model_card, resolution
 from mixer.transfer import timm as our_timm
 from mixer.transfer.weights import Weights, load
@@ -85,6 +87,28 @@ def test_an_exported_file_gives_the_same_logits_in_timm(name, tmp_path):
     module = torch_model(model, size)
     module.load_state_dict(safetensors_torch.load_file(path), strict=True)
     assert_close(torch_logits(module, images), logits(model, params, images))
+
+
+@pytest.mark.parametrize("name", ["S/16", "S/32, larger", "no head"])
+def test_an_exported_folder_is_loaded_by_name(name, tmp_path, monkeypatch):
+    if name == "S/32, larger":
+        small = models.create("S/32", 5)
+        model, params = extended(small, make_params(small, 64), 2)
+        size = 128
+        images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), np.uint8).astype(np.float32) / 127.5 - 1
+    else:
+        model, params, size, images = case(name)
+    np.savez(tmp_path / "m.npz", **flat(params))
+    export_folder(load(str(tmp_path / "m.npz")), epath.Path(tmp_path / "folder"), ema=False)
+    monkeypatch.chdir(tmp_path)
+    gelu = functools.partial(torch.nn.GELU, approximate="tanh")
+    module = timm.create_model("local-dir:folder", pretrained=True, act_layer=gelu).eval()
+    assert_close(torch_logits(module, images), logits(model, params, images))
+    config = timm.data.resolve_model_data_config(module)
+    assert tuple(config["input_size"]) == (3, size, size)
+    assert tuple(config["mean"]) == tuple(config["std"]) == (0.5,) * 3
+    assert config["interpolation"] == "box"
+    assert timm.data.create_transform(**config, is_training=False)
 
 
 def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypatch):
