@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-timm bench chaos mutants docs lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm bench chaos mutants docs lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,28 @@ test: lint  ## the checks and the test suite, within fifteen minutes on two core
 test-all: lint $(VENV)-preflight/installed  ## and what takes longer: large models, ahead-of-time TPU compilation
 	$(BIN)/python -m pytest
 	$(VENV)-preflight/bin/python -m pytest tests/training/test_tpu_compile.py
+
+# Tests with other versions than those of constraints.txt: the lowest and the newest that pyproject.toml allows. Not the
+# commands' own tests, which take most of the time. With uv, because pip cannot resolve to the lowest; libraries that
+# others bring are the newest in both.
+ROOMS = tests/config tests/data tests/evaluation tests/models tests/performance tests/training tests/transfer
+
+test-lowest: $(VENV)-lowest/installed  ## the tests of the rooms with the lowest versions that pyproject.toml allows (Python 3.11)
+	$(VENV)-lowest/bin/python -m pytest -m "not slow" --numprocesses=auto -W ignore::DeprecationWarning $(ROOMS)
+
+test-newest:  ## the same with the newest versions, installed anew each time
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet uv
+	$(VENV)-newest/bin/uv pip install --quiet --compile-bytecode --python $(VENV)-newest --upgrade --editable '.[dev]'
+	$(VENV)-newest/bin/python -m pytest -m "not slow" --numprocesses=auto $(ROOMS)
+
+# The floors are those of Python 3.11. The wheels of later Pythons begin with later versions of some libraries.
+$(VENV)-lowest/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"error: Python {v[0]}.{v[1]} found, 3.11 needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --compile-bytecode --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
+	touch $@
 
 # libtpu stays out of the usual environment: where it is installed, a plain import of jax tries to start a TPU.
 $(VENV)-preflight/installed: pyproject.toml constraints.txt
@@ -83,7 +105,7 @@ $(VENV)-timm/installed: pyproject.toml constraints.txt
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade \
-	  --extra dev --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
+	  --extra dev --extra preflight --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis
