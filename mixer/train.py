@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -208,6 +209,12 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                 if step > first_step + 1 and jax.process_count() == 1:
                     checkpoints.save(state, {})
                 raise
+            if step == first_step + 1:
+                log.describe(
+                    step,
+                    config,
+                    functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config),
+                )
             with run.console.timed("compiling the training step") if step == first_step + 1 else nullcontext():
                 state, metrics = run.built.train_step(state, batch)
             if step == first_step + 1:  # measure the speed from here
@@ -230,7 +237,10 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             checkpoints.check()
             line: dict[str, float] = {}
             if logs:
-                scalars = values | progress.measure(step)
+                seen = step * config.batch_size
+                position = {"images_seen": seen, "epoch": seen / run.source.num_examples}
+                scalars = values | position | progress.measure(step)
+                state = state.replace(line_sums=run.built.no_sums())
                 line |= {f"train/{name}": value for name, value in scalars.items()}
                 run.console.show(step, steps.total, scalars)
             if due:
@@ -284,10 +294,10 @@ class _Profile:
     """Traces config.profile_steps steps, from the tenth after the start, for TensorBoard's profiler."""
 
     def __init__(self, run: _Run, first_step: int):
-        self._workdir = run.workdir
-        first = first_step + 10
-        self._traced = range(first, min(first + run.config.profile_steps, run.steps.total))
-        self._runs = False
+        self._workdir, self._runs = run.workdir, False
+        number, total = run.config.profile_steps, run.steps.total
+        first = max(min(first_step + 10, total - number), first_step + 1)  # earlier if fewer steps are left
+        self._traced = range(first, min(first + number, total))
 
     def at(self, step: int) -> None:
         """Starts or stops the trace, after a step."""

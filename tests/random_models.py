@@ -49,6 +49,7 @@ def make_state(params, ema_params=None, step=0):
     return TrainState(
         step=jnp.asarray(step, jnp.int32), params=params, opt_state=optax.trace(0.9).init(params),
         ema_params=ema_params, bad_images=jnp.zeros(7, jnp.int32), nonfinite_steps=jnp.int32(0),
+        line_sums=jnp.zeros(5),
     )  # fmt: skip
 
 

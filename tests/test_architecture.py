@@ -22,7 +22,7 @@ LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 KEPT_TO = {
     "tensorflow": {"data/tensorflow.py"},
     "tensorflow_datasets": {"data/records.py", "data/tfds_dataset.py", "data/datasets/"},
-    "clu": {"training/metrics.py"},
+    "clu": {"training/curves.py"},
     "google": {"runtime/bucket.py"},
     "tensorstore": {"runtime/bucket.py"},
     "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},

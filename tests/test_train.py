@@ -20,6 +20,7 @@ from configs import quickstart
 from mixer import export, models, train
 from mixer.config import checks, durations, run_folder
 from mixer.data import datasets, pipeline, readers
+from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
 from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint_reader import load_params
@@ -148,6 +149,34 @@ def test_inspect_writes_a_picture_and_nothing_else(data_dir, tmp_path):
 def test_a_profile_is_traced_on_demand(data_dir, tmp_path):
     train.train(tiny(data_dir, profile_steps=1), tmp_path)
     assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_profile_is_written_by_a_run_that_is_asked_to_stop_meanwhile(data_dir, tmp_path):
+    with pytest.raises(preemption.PreemptedError):
+        train.train(tiny(data_dir, profile_steps=50, total_steps=100), tmp_path, stop=preemption.Stop(after=12))
+    assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_stop_between_two_lines_changes_no_line(data_dir, tmp_path):
+    """The means of a line are over the steps since the line before, also of those before a stop."""
+    settings = {"log_steps": 4, "eval_steps": 12, "checkpoint_steps": 12}
+    config = tiny(data_dir, **settings)
+    for after in (2, 6, 8):  # before a line, between two, and at one
+        with pytest.raises(preemption.PreemptedError):
+            train.train(config, tmp_path / "stopped", stop=preemption.Stop(after=after))
+    for workdir in (tmp_path / "stopped", tmp_path / "straight"):
+        train.train(config, workdir)
+    stopped, straight = deterministic(tmp_path / "stopped"), deterministic(tmp_path / "straight")
+    assert [line["step"] for line in straight] == [4, 8, 12]
+    assert stopped == straight
+    train.train(tiny(data_dir, **settings | {"log_steps": 1}), tmp_path / "each")
+    each = {line["step"]: line for line in read_metrics(tmp_path / "each")}
+    for line in straight:
+        steps = range(line["step"] - 3, line["step"] + 1)
+        for name in ("train/loss", "train/accuracy"):
+            assert line[name] == pytest.approx(np.mean([each[step][name] for step in steps]), rel=1e-5)
+        images = line["step"] * config.batch_size
+        assert (line["train/images_seen"], line["train/epoch"]) == (images, images / 72)
 
 
 VIT = {"model.variant": "ViT-Ti/8", "model.hidden_dim": 48, "model.tokens_mlp_dim": None}

@@ -21,6 +21,7 @@ _GROUPS = {
     "input": "Input",
     "fewshot": "The evaluator `fewshot`",
     "checkpoint": "Checkpoints",
+    "metrics": "Metrics of training",
     "evaluators": "More evaluators",
 }
 

@@ -288,6 +288,16 @@ SETTINGS: dict[str, Setting] = {
         "stop", "what to do if a checkpoint or metrics cannot be written, as on a full disk", "training/checkpoint.py",
         choices=("stop", "continue"),
     ),
+    # ---------------------------------------------------------------------------------------------------------- metrics
+    "metrics.train_accuracy": Setting(
+        True, "whether lines of training have accuracy and top-5 accuracy; they cost a pass over the logits",
+        "training/step.py",
+    ),
+    "metrics.norms": Setting(
+        "total", "norms of the last step in lines of training: total, of gradient and parameters; updates, also of the "
+        "update as a share of the parameters; layers, all three for each layer too", "training/step.py",
+        choices=("total", "updates", "layers"),
+    ),
     "profile_steps": Setting(
         0, "number of steps to trace for TensorBoard's profiler, from the tenth; 0 for none", "train.py", unit="steps",
         low=0,

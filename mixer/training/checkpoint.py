@@ -13,7 +13,7 @@ from etils import epath
 
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, ignore_closed_loops, root_logger_kept
-from mixer.training import integrity
+from mixer.training import integrity, line_metrics
 from mixer.training.step import TrainState
 
 with root_logger_kept():
@@ -172,11 +172,12 @@ class Checkpoints:
         """
         manager = self._manager or self._open()
         steps = integrity.steps_of(self.folder)[::-1]
-        target = _target(shapes, shardings)
 
         def read(step: int) -> dict[str, Any]:
-            _check_shapes(manager.item_metadata(step), _fields(shapes))
-            restored: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(target))
+            metadata = manager.item_metadata(step)
+            wanted = _without_newer(shapes, metadata)
+            _check_shapes(metadata, _fields(wanted))
+            restored: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(_target(wanted, shardings)))
             return restored
 
         for step, saved in integrity.readable(self.folder, steps, read):
@@ -184,6 +185,8 @@ class Checkpoints:
             for other in steps:
                 if other > step or not integrity.on_all_hosts(not integrity.fault(self.folder / str(other))):
                     self._delete(other)
+            if "line_sums" not in saved:
+                saved["line_sums"] = jax.jit(line_metrics.no_sums, out_shardings=shardings.line_sums)()
             return shapes.replace(**{name: saved[name] for name in _fields(shapes)})
         if steps:
             raise UserError(
@@ -274,13 +277,22 @@ def _fields(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
 
 
+def _without_newer(shapes: TrainState, metadata: Any) -> TrainState:
+    """Returns the shapes without `line_sums`, if a checkpoint has none: those of 2026-11 and before."""
+    names = {array.name for array in jax.tree.leaves(metadata.tree)}
+    return shapes if "line_sums" in names else shapes.replace(line_sums=None)
+
+
 def _target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
     """Returns shapes, dtypes and shardings of all that a checkpoint holds: the state's fields and their checksums."""
     checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
     target: dict[str, Any] = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         {**_fields(shapes), integrity.CHECKSUMS: checksums},
-        {**_fields(shardings), integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums)},
+        {
+            **{name: getattr(shardings, name) for name in _fields(shapes)},
+            integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums),
+        },
     )
     return target
 

@@ -91,8 +91,7 @@ class Console:
     def timed(self, what: str) -> Iterator[None]:
         """Says what the block does, such as "compiling the training step", while it runs; and how long it took."""
         start = time.monotonic()
-        line = f"{self._prefix}{what} ..."
-        self._print(f"\r\033[K{line}" if self._is_terminal else f"{line}\n")
+        self._replace(f"{what} ...") if self._is_terminal else self.keep(f"{what} ...")
         yield
         self.keep(f"{what} took {format_seconds(time.monotonic() - start)}")
 

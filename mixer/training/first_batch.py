@@ -1,13 +1,18 @@
 """A picture of the first training batch, as the model sees it: look at it before a long run."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 
 from mixer.config import run_folder
 from mixer.data import contact_sheet, image_status, pipeline, readers
-from mixer.training.step import prepare
+from mixer.training import sharding
+from mixer.training.step import Batch, prepare
 
 
 def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
@@ -23,10 +28,38 @@ def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
         source, config.input, seed=config.seed, batch_size=config.batch_size,
         rows=slice(0, config.batch_size), steps=range(1),
     )  # fmt: skip
-    batch = jax.tree.map(jnp.asarray, next(iter(batches)))
-    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))[0]  # the key of mixup in step 0
-    pictures, targets = jax.device_get(prepare(batch, len(source.class_names), key, config))
     path = workdir / "inspect.png"
-    statuses = [image_status.STATUSES[status] for status in batch["status"]]
-    contact_sheet.write_sheet(path, pictures, targets, source.class_names, statuses)
+    contact_sheet.write_sheet(path, *_seen(next(iter(batches)), source.class_names, 0, config))
     return path
+
+
+def sheet(batch: Batch, class_names: Sequence[str], step: int, config: ml_collections.ConfigDict) -> np.ndarray:
+    """Draws images of a batch that lies on the devices, from the first of this host's devices.
+
+    Args:
+      batch: of the run, on its mesh.
+      class_names: in the order of the labels.
+      step: number of steps before it.
+      config: of the run.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    first = {name: np.asarray(column.addressable_shards[0].data[: _rows(config)]) for name, column in batch.items()}
+    return contact_sheet.sheet(*_seen(first, class_names, step, config))
+
+
+def _rows(config: ml_collections.ConfigDict) -> int:
+    """Returns how many rows a picture needs: what is mixed stays together."""
+    group = sharding.rows_together(config)
+    return math.ceil(contact_sheet.MAX_IMAGES / group) * group
+
+
+def _seen(
+    batch: dict[str, np.ndarray], class_names: Sequence[str], step: int, config: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray, Sequence[str], list[str]]:
+    """Returns the first images of a batch as the model sees them in a step, and their captions; see `contact_sheet`."""
+    batch = {name: column[: _rows(config)] for name, column in batch.items()}
+    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]  # the key of mixup
+    pictures, targets = jax.device_get(prepare(jax.tree.map(jnp.asarray, batch), len(class_names), key, config))
+    return pictures, targets, class_names, [image_status.STATUSES[status] for status in batch["status"]]

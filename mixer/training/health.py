@@ -7,6 +7,7 @@ import ml_collections
 
 from mixer.data import image_status
 from mixer.runtime.errors import DivergedError, UserError
+from mixer.training import line_metrics
 from mixer.training.step import Metrics
 
 _FEWEST_SEEN = 1000  # images; among fewer, a single unusable image would be a large share
@@ -21,7 +22,8 @@ def checked_metrics(step: int, metrics: Metrics, config: ml_collections.ConfigDi
       config: of the run.
 
     Returns:
-      Metrics by name; counts of unusable images and of skipped steps only where they are not zero.
+      Metrics by name. Loss and accuracy are means over the steps since the last line, the others are of the last
+      step. Counts of unusable images and of skipped steps only where they are not zero.
 
     Raises:
       DivergedError: loss or gradient is no longer finite.
@@ -39,8 +41,9 @@ def checked_metrics(step: int, metrics: Metrics, config: ml_collections.ConfigDi
     if skipped := int(values.pop("nonfinite_steps")):
         counts["nonfinite_steps"] = skipped
     del values["step"]
+    means = line_metrics.means(values.pop("line_sums"), mixed=config.mixup.p > 0)
     check_images(counts, "bad_images/", step * config.batch_size, config)
-    return {name: float(value) for name, value in values.items()} | counts
+    return {name: float(value) for name, value in values.items()} | means | counts
 
 
 def check_images(metrics: Mapping[str, float], prefix: str, seen: int, config: ml_collections.ConfigDict) -> None:

@@ -1,22 +1,26 @@
 """The metrics of a run: one line of `metrics.jsonl` for each step that is logged, and TensorBoard's curves."""
 
 import contextlib
-import io
 import json
 import logging
 import math
 import os
-import socket
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from etils import epath, epy
 
-from mixer.runtime import bucket, environment, files, json_text
+from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError, first_line
 
 with epy.lazy_imports():  # it takes a second, for which --help does not wait
     import jax
+
+    from mixer.training import curves
+
+if TYPE_CHECKING:
+    import ml_collections
+    import numpy as np
 
 _log = logging.getLogger(__name__)
 
@@ -70,21 +74,13 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
-        written = read_metrics(workdir)
-        lines = {line["step"]: line for line in written if line["step"] <= step}
+        lines = {line["step"]: line for line in read_metrics(workdir) if line["step"] <= step}
         self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
-            # clu imports TensorFlow, which takes seconds. Commands that only read metrics do not need it.
-            with environment.prepared():
-                from clu import metric_writers
-
             self._store()
-            if written:
-                with contextlib.suppress(OSError):  # curves only
-                    _purge_curves(epath.Path(workdir), step)
-            self._tensorboard: Any = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+            self._tensorboard: Any = curves.open_writer(workdir, step)
 
     def has(self, step: int, prefix: str) -> bool:
         """Tells whether the newest line is of this step and has a scalar whose name begins with `prefix`."""
@@ -104,7 +100,12 @@ class MetricsLog:
             self._last = {"step": step, **scalars}
         if self._writes:
             self._store()
-            self._draw(step, scalars)
+            self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
+
+    def describe(self, step: int, config: "ml_collections.ConfigDict", picture: "Callable[[], np.ndarray]") -> None:
+        """Shows the config and a picture of the batch of a step in TensorBoard. Only the first process draws it."""
+        if self._writes:
+            self._to_tensorboard(lambda writer: curves.describe(writer, step, config, picture()))
 
     def _last_text(self) -> str:
         return _as_text(self._last) if self._last else ""
@@ -129,11 +130,11 @@ class MetricsLog:
                 ) from None
             _log.warning("%s cannot be written to (%s), training goes on.", self._path, first_line(error))
 
-    def _draw(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds a point to each curve. The curves repeat `metrics.jsonl`, so an error only ends the curves."""
+    def _to_tensorboard(self, write: Callable[[Any], None]) -> None:
+        """Writes to TensorBoard's files. They repeat what the run's folder has, so an error only ends them."""
         try:
             if self._tensorboard:
-                self._tensorboard.write_scalars(step, scalars)
+                write(self._tensorboard)
         except Exception as error:  # TensorFlow's own error; the writer's thread raised it in an earlier write
             _log.warning("TensorBoard's files cannot be written (%s): no more curves.", first_line(error))
             self._tensorboard = None
@@ -143,23 +144,8 @@ class MetricsLog:
         if self._writes and not self._is_whole and not self._stops_on_error:
             self._store()
         if self._writes and self._tensorboard:
-            with contextlib.suppress(Exception):  # see _draw
+            with contextlib.suppress(Exception):  # see _to_tensorboard
                 self._tensorboard.close()
-
-
-def _purge_curves(workdir: epath.Path, step: int) -> None:
-    """Tells TensorBoard to forget the points after a step, which the run will draw again. It reads files by name."""
-    from tensorboard.compat.proto import event_pb2  # late, as clu is
-    from tensorboard.summary.writer import record_writer
-
-    now, start = time.time(), event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    buffer = io.BytesIO()
-    writer = record_writer.RecordWriter(buffer)
-    writer.write(event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for _ in range(2):  # TensorBoard takes the first of a run for its beginning, and forgets nothing
-        writer.write(event_pb2.Event(wall_time=now, step=step + 1, session_log=start).SerializeToString())
-    name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}.0.purge"
-    files.write_bytes(workdir / name, buffer.getvalue())
 
 
 def _as_text(line: dict[str, float]) -> str:

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from mixer import models
 from mixer.runtime import cpu, devices
+from mixer.training import line_metrics, sharding
 from mixer.training import optimizer as optimizers
-from mixer.training import sharding
 from mixer.training.step import TrainState, TrainStep, init_state
 
 
@@ -29,6 +29,7 @@ class Setup:
       shapes: of the state.
       shardings: of the state on the mesh.
       init: makes the state on the mesh.
+      no_sums: makes the state's `line_sums` of no step.
       train_step: from (state, batch) to (next state, metrics). The state is donated: it cannot be used again.
     """
 
@@ -36,6 +37,7 @@ class Setup:
     shapes: TrainState
     shardings: TrainState
     init: Callable[[], TrainState]
+    no_sums: Callable[[], jax.Array]
     train_step: Any
 
     @property
@@ -71,6 +73,7 @@ def build(
         shapes=shapes,
         shardings=shardings,
         init=jax.jit(init, out_shardings=shardings, compiler_options=cpu.init_options(mesh)),
+        no_sums=jax.jit(line_metrics.no_sums, out_shardings=shardings.line_sums),
         train_step=jax.jit(
             TrainStep(model, tx, schedule, config, mesh),
             in_shardings=(shardings, devices.batch_sharding(mesh)),

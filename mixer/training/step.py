@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from mixer.data import image_status
 from mixer.models import Model
 from mixer.runtime import devices
-from mixer.training import losses, sharding
+from mixer.training import line_metrics, losses, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -37,6 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
       ema_params: exponential moving average of params; None without one.
       bad_images: unusable images so far, by status. int32 [statuses].
       nonfinite_steps: steps so far whose loss or gradient was not finite. int32 [].
+      line_sums: of the steps since the last line of metrics; see `line_metrics`. float32 [sums].
     """
 
     step: Any
@@ -45,6 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Any
     bad_images: Any
     nonfinite_steps: Any
+    line_sums: Any
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, config: ml_collections.ConfigDict) -> TrainState:
@@ -58,6 +60,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, config: ml_collec
         ema_params=params if config.ema_decay else None,
         bad_images=jnp.zeros(len(image_status.STATUSES), jnp.int32),
         nonfinite_steps=jnp.zeros((), jnp.int32),
+        line_sums=line_metrics.no_sums(),
     )
 
 
@@ -140,7 +143,7 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
-        loss, grads = self._gradients(state.params, batch, key)
+        (loss, guesses), grads = self._gradients(state.params, batch, key)
         grad_norm = optax.tree.norm(grads)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -148,8 +151,10 @@ class TrainStep:
         diverged = nonfinite_steps > self.config.max_nonfinite_steps
         updated = self._updated(state, grads)
         kept = jax.tree.map(lambda new, old: jnp.where(finite & ~diverged, new, old), updated, state)
+        in_step = line_metrics.of_step(loss, guesses)
         next_state = kept.replace(
             step=state.step + jnp.where(diverged, 0, 1),
+            line_sums=state.line_sums + jnp.where(finite & ~diverged, in_step, 0.0),
             bad_images=_counted(state.bad_images, batch["status"], diverged),
             nonfinite_steps=nonfinite_steps,
         )
@@ -157,23 +162,24 @@ class TrainStep:
             "loss": loss,
             "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(next_state.params),
+            "line_sums": line_metrics.named(next_state.line_sums, guesses),
             "bad_images": next_state.bad_images,
             "nonfinite_steps": nonfinite_steps,
             "diverged": diverged,
             "step": next_state.step,
+            **line_metrics.norms(next_state.params, state.params, grads, self.config.metrics.norms),
         }
         return next_state, metrics
 
-    def _gradients(self, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
-        """Returns the mean loss over the usable images, and its gradient.
+    def _gradients(self, params: Any, batch: Batch, key: Array) -> tuple[tuple[Array, line_metrics.Guesses], Any]:
+        """Returns the mean loss over the usable images with the counts of guesses, and the gradient of the loss.
 
         With config.accumulate_steps = a > 1 the batch is processed in `a` parts whose gradients are added, which gives
         the gradient of the whole batch in less memory.
         """
         mixup_key, dropout_key = jax.random.split(key)
         total_weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
-        grad_fn = jax.value_and_grad(self._part_loss)
+        grad_fn = jax.value_and_grad(self._part_loss, has_aux=True)
         if self.config.accumulate_steps == 1:
             return grad_fn(params, batch, mixup_key, dropout_key, total_weight)
 
@@ -183,11 +189,15 @@ class TrainStep:
             return jax.tree.map(jnp.add, total, grad_fn(params, part, mixup_key, part_key, total_weight)), None
 
         parts = split_batch(batch, self.config.accumulate_steps, sharding.rows_together(self.config))
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        part = jax.tree.map(lambda x: x[0], parts)
+        counted = jax.eval_shape(self._part_loss, params, part, mixup_key, dropout_key, total_weight)
+        zeros = (jax.tree.map(jnp.zeros_like, counted), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add_part, zeros, (jnp.arange(self.config.accumulate_steps), parts))[0]
 
-    def _part_loss(self, params: Any, part: Batch, mixup_key: Array, dropout_key: Array, total_weight: Array) -> Array:
-        """Returns the sum of the losses of a part of the batch, divided by the weight of the whole batch."""
+    def _part_loss(
+        self, params: Any, part: Batch, mixup_key: Array, dropout_key: Array, total_weight: Array
+    ) -> tuple[Array, line_metrics.Guesses]:
+        """Returns a part's sum of losses, divided by the weight of the whole batch, and the counts of its guesses."""
         # Gather the head's parameters before they are used. Where the head's kernel is split along its channels, XLA
         # would otherwise send the gradient of the logits to every device, which is larger.
         head = jax.lax.with_sharding_constraint(params["head"], devices.replicated(self.mesh))
@@ -196,7 +206,10 @@ class TrainStep:
             {"params": {**params, "head": head}}, images, train=True, rngs={"dropout": dropout_key}
         )
         losses_of_rows = losses.LOSSES[self.config.loss](logits, targets)
-        return jnp.sum(losses_of_rows * part["weight"]) / total_weight
+        loss = jnp.sum(losses_of_rows * part["weight"]) / total_weight
+        if not self.config.metrics.train_accuracy:
+            return loss, {}
+        return loss, line_metrics.guesses(jax.lax.stop_gradient(logits), part["labels"], part["weight"])
 
     def _updated(self, state: TrainState, grads: Any) -> TrainState:
         """Returns the state after the optimizer's update; the moving average is updated too."""

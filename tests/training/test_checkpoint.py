@@ -29,7 +29,9 @@ def make_state(step, ema=True, seed=0):
     opt_state = ({"mu": jax.tree.map(lambda leaf: leaf / 3, params)}, jnp.int32(step))
     average = jax.tree.map(lambda leaf: leaf * 0.5, params) if ema else None
     bad_images = jnp.arange(7, dtype=jnp.int32) * step
-    return TrainState(jnp.int32(step), params, opt_state, average, bad_images, jnp.int32(step % 3))
+    return TrainState(
+        jnp.int32(step), params, opt_state, average, bad_images, jnp.int32(step % 3), jnp.float32([step, 0.1, 3, 2, 1])
+    )
 
 
 def placed(state, mesh, kind):
@@ -79,6 +81,19 @@ def test_a_state_comes_back_bit_for_bit_with_any_sharding(saved, mesh, one_devic
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     if kind == "fully_sharded":
         assert state.params["head"]["kernel"].addressable_shards[0].data.shape == (32, 257)
+
+
+def test_a_checkpoint_of_before_has_no_sums_of_a_line(tmp_path, mesh):
+    state = make_state(10)
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    checkpoints.save(placed(state.replace(line_sums=None), mesh, "data_parallel")[0], {})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    _, shapes, shardings = placed(state, mesh, "fully_sharded")
+    found = checkpoints.restore(shapes, shardings)
+    checkpoints.close()
+    assert_same_state(found, state.replace(line_sums=jnp.zeros(5)))
+    assert found.line_sums.sharding.is_equivalent_to(shardings.line_sums, 1)
 
 
 def test_a_fully_sharded_state_without_average_comes_back_on_one_device(tmp_path, mesh, one_device):

@@ -8,11 +8,14 @@ import math
 import time
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.util import tensor_util
 
+from mixer.config import recipe
 from mixer.runtime import files
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import METRICS_FILE, MetricsLog, read_metrics
@@ -165,19 +168,58 @@ def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, caplog):
     assert len([record for record in caplog.records if "TensorBoard's files cannot be written" in record.message]) == 1
 
 
-def test_tensorboard_reads_the_same_values(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+def curves_of(folder):
+    """What TensorBoard reads of a folder: by tag, pairs of step and value (or of step and shape)."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    lines = {10: {"train/loss": 2.5, "val/accuracy": 0.5}, 20: {"train/loss": 1.25}}
-    write_steps(tmp_path, 0, lines)
-    events = EventAccumulator(str(tmp_path), size_guidance={TENSORS: 0})
+    events = EventAccumulator(str(folder))
     events.Reload()
-    found = {
-        tag: {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
-        for tag in events.Tags()["tensors"]
-    }
-    assert found == {"train/loss": {10: 2.5, 20: 1.25}, "val/accuracy": {10: 0.5}}
+    values = {tag: [(one.step, make_ndarray(one.tensor_proto)) for one in events.Tensors(tag)] for tag in tags(events)}
+    return {tag: [(step, float(value)) for step, value in pairs] for tag, pairs in values.items()}
+
+
+def tags(events):
+    return [tag for tag in events.Tags()["tensors"] if "/" in tag and not tag.startswith("_")]
+
+
+def test_tensorboard_reads_the_same_values(tmp_path):
+    write_steps(tmp_path, 0, {10: {"train/loss": 2.5, "val/accuracy": 0.5}, 20: {"train/loss": 1.25}})
+    assert curves_of(tmp_path) == {"train/loss": [(10, 2.5), (20, 1.25)], "val/accuracy": [(10, 0.5)]}
+
+
+def test_tensorboard_shows_repeated_steps_once(tmp_path):
+    write_steps(tmp_path, 0, {step: {"train/loss": float(step)} for step in (10, 20, 30, 40)})
+    for start, restored_at in enumerate((20, 30)):  # killed twice
+        time.sleep(1.1)  # the names of the files have the second
+        again = {step: {"train/loss": step + start + 0.5} for step in (10, 20, 30, 40, 50) if step > restored_at}
+        write_steps(tmp_path, restored_at, again)
+    assert curves_of(tmp_path) == {"train/loss": [(10, 10.0), (20, 20.0), (30, 30.5), (40, 41.5), (50, 51.5)]}
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == curves_of(tmp_path)["train/loss"]
+
+
+def test_tensorboard_shows_config_and_first_batch(tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+    from tensorboard.util.tensor_util import make_ndarray
+
+    config = recipe.base()
+    config.seed, config.model.variant = 7, "S/32"
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    log = MetricsLog(tmp_path, 5)
+    log.describe(6, config, lambda: picture)
+    log.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (text,), (image,) = events.Tensors("config"), events.Tensors("first batch")
+    assert (text.step, image.step) == (6, 6)
+    shown = make_ndarray(text.tensor_proto).item().decode()
+    assert all(line.startswith("    ") for line in shown.splitlines())  # Markdown's code
+    assert json.loads(shown) == json.loads(config.to_json())
+    np.testing.assert_array_equal(Image.open(io.BytesIO(make_ndarray(image.tensor_proto)[2])), picture)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (hparams["seed"].number_value, hparams["model.variant"].string_value) == (7, "S/32")
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
