@@ -91,7 +91,7 @@ def bucket_here(bucket: "FakeBucket") -> Iterator["FakeBucket"]:
     """The fake bucket, which the clients of this process use."""
     from mixer.runtime import bucket as product
 
-    for cached in (product._client, product._store, product._check_bucket):
+    for cached in (product._client, product.store, product._check_bucket):
         cached.cache_clear()
     with bucket.here():
         yield bucket

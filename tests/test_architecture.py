@@ -24,7 +24,7 @@ KEPT_TO = {
     "tensorflow_datasets": {"data/records.py", "data/tfds_dataset.py", "data/datasets/"},
     "clu": {"training/curves.py"},
     "google": {"runtime/bucket.py"},
-    "tensorstore": {"runtime/bucket.py"},
+    "tensorstore": {"runtime/bucket.py", "runtime/conditional.py"},
     "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},
     "absl": {"runtime/errors.py", "config/command_line.py", "config/help_text.py", "commands/"},
 }

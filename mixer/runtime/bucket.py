@@ -228,13 +228,13 @@ def read(ranges: Sequence[Range], check_length: bool = True) -> list[bytes]:
 def _ask(part: Range) -> Any:
     name, key = split(part.path)
     whole = part.start == 0 and part.stop is None
-    with _tensorstore_as_os_errors(part.path):
-        return _store(name).read(key, byte_range=None if whole else slice(part.start, part.stop))
+    with tensorstore_as_os_errors(part.path):
+        return store(name).read(key, byte_range=None if whole else slice(part.start, part.stop))
 
 
 def _answer(part: Range, future: Any, check_length: bool) -> bytes:
     """Waits for the bytes of a part. A request that stays without answer is repeated."""
-    with _tensorstore_as_os_errors(part.path):
+    with tensorstore_as_os_errors(part.path):
         for attempt in range(_ATTEMPTS):
             try:
                 result = (_ask(part) if attempt else future).result(timeout=_SILENCE)
@@ -270,7 +270,7 @@ def as_os_errors(path: str | os.PathLike[str] = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tensorstore_as_os_errors(path: str) -> Iterator[None]:
+def tensorstore_as_os_errors(path: str) -> Iterator[None]:
     """Does the same for TensorStore, which raises ValueErrors that begin with a status."""
     try:
         yield
@@ -305,7 +305,7 @@ def _client() -> "storage.Client":
 
 
 @functools.cache
-def _store(bucket: str) -> Any:
+def store(bucket: str) -> Any:
     """Opens TensorStore's view of a bucket, which keeps its connections."""
     import tensorstore
 

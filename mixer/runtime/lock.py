@@ -1,0 +1,195 @@
+"""A lock on a run's folder: a second start of the same run would write the same files.
+
+    the owner                       a second start
+    runs on this machine            ends with an error at once
+    was killed on this machine      takes the folder over at once
+    runs on another machine         ends with an error at the owner's next sign of life, within some seconds
+    was killed on another machine   takes the folder over after 90 seconds without a sign of life
+
+The owner's name stands in a file of the folder, on a disk or in a bucket. The owner renews it every 15 seconds. Of a
+process of this machine the kernel says whether it lives. Of any other only the file tells, by whether it changes while
+one looks. So the clocks of two machines need not agree. 90 seconds are more than an NFS client may show an old
+file (60), and little beside what a preempted run has lost. A run that is asked to stop gives its lock back.
+
+All writes are conditional: of several starts at the same moment, one gets the folder.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from mixer.runtime import bucket, conditional, distributed
+from mixer.runtime.errors import UserError
+
+FILE = "owner.json"
+_EVERY = 15.0  # seconds from one sign of life to the next
+_SILENCE = 90.0  # seconds without one, after which an owner on another machine counts as dead
+_LOOK = 2.0  # seconds between two looks at the file
+_GOODBYE = 10.0  # seconds that giving the lock back may take
+
+_held: set[str] = set()  # tokens of the locks of this process
+
+
+@contextlib.contextmanager
+def held(folder: epath.PathLike, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Holds the lock on a folder. Several processes that train as one hold it together, through the first of them.
+
+    Args:
+      folder: exists; local or in a bucket.
+      say: is called with a line before a longer wait.
+
+    Yields:
+      A function that raises UserError once another process has taken the folder over.
+
+    Raises:
+      UserError: another process holds the lock.
+      OSError: the folder cannot be written to.
+    """
+    if not distributed.is_first():
+        yield lambda: None
+        return
+    lock = _Lock(folder)
+    lock.take(say)
+    try:
+        yield lock.check
+    finally:
+        lock.give_back()
+
+
+class _Lock:
+    """The lock on a folder."""
+
+    def __init__(self, folder: epath.PathLike):
+        self._folder = bucket.absolute(folder)
+        self._store = conditional.ConditionalStore(self._folder)
+        self._token, self._beat = secrets.token_hex(8), 0
+        self._generation = b""  # of the file, as this process has written it
+        self._taken_by: dict[str, Any] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """Takes the lock. Waits as long as it cannot be told whether the owner lives."""
+        first, until = b"", 0.0
+        while True:
+            data, generation = self._store.read(FILE)
+            owner = _parsed(data)
+            lives = data is not None and _lives(owner)
+            silent = first == generation and time.monotonic() > until
+            if not lives and (data is None or lives is False or silent):
+                if self._write(generation):
+                    break
+                continue  # another start was faster: look who it is
+            if lives or (first and first != generation):
+                raise UserError(
+                    f"{self._folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give "
+                    "another --workdir"
+                )
+            if not first:
+                first, until = generation, time.monotonic() + _SILENCE
+                say(
+                    f"{self._folder} belongs to {_named(owner)}: waiting for up to {_SILENCE:.0f} "
+                    "s to see whether it still runs"
+                )
+            time.sleep(_LOOK)
+        _held.add(self._token)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Checks that the lock is still this process's. A process that sleeps for minutes may lose it.
+
+        Raises:
+          UserError: it is not.
+        """
+        if self._taken_by is not None:
+            raise UserError(
+                f"{self._folder} was taken over by {_named(self._taken_by)} while this process gave no sign of life: "
+                "it leaves the run to the other"
+            )
+
+    def give_back(self) -> None:
+        """Ends the signs of life and deletes the file, if it is still this process's."""
+        self._ended.set()
+        self._thread.join(_GOODBYE)
+        _held.discard(self._token)
+        with contextlib.suppress(OSError):  # the next start finds that its owner is gone
+            self._store.write(FILE, None, self._generation)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_EVERY):
+            with contextlib.suppress(OSError):  # as on a full disk: training goes on
+                if self._write(self._generation):
+                    continue
+                data, generation = self._store.read(FILE)
+                owner = _parsed(data)
+                if owner.get("token") == self._token:  # the answer to an earlier write was lost
+                    self._generation = generation
+                elif data is not None:  # a file that somebody deleted stays deleted
+                    self._taken_by = owner
+                    return
+
+    def _write(self, generation: bytes) -> bool:
+        """Writes the file anew, if it still is of this generation. Tells whether it was."""
+        self._beat += 1
+        owner = {
+            "host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "machine": _machine(),
+            "token": self._token, "sign_of_life": self._beat,
+        }  # fmt: skip
+        written = self._store.write(FILE, json.dumps(owner).encode(), generation)
+        self._generation = written or self._generation
+        return bool(written)
+
+
+def _parsed(data: bytes | None) -> dict[str, Any]:
+    """Returns what the file says of the owner; nothing if it is unreadable."""
+    with contextlib.suppress(ValueError):
+        owner = json.loads(data or b"")
+        return owner if isinstance(owner, dict) else {}
+    return {}
+
+
+def _named(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', '(unknown)')} on {owner.get('host', 'an unknown host')}"
+
+
+def _lives(owner: dict[str, Any]) -> bool | None:
+    """Tells whether the owner's process lives; None if that cannot be seen from here."""
+    if not _machine() or owner.get("machine") != _machine():
+        return None
+    if owner.get("pid") == os.getpid() and owner.get("token") not in _held:
+        return False  # an earlier lock of this process, which could not be given back
+    began = _began(owner.get("pid"))
+    return began is not None and began == owner.get("began")
+
+
+def _machine() -> str:
+    """Returns what tells apart the places whose processes cannot see each other; "" if it is unknown, as on a Mac.
+
+    These are boots of a machine, containers, and users, who may be hidden from each other.
+    """
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}/{os.getuid()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: object) -> int | None:
+    """Returns when a process began, in ticks of the kernel's clock; None if it has ended.
+
+    A number that was given to another process since then has another beginning.
+    """
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])

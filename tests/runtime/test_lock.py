@@ -1,0 +1,198 @@
+"""The lock on a run's folder: one start at a time, and a dead one keeps nobody out."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mixer.runtime import conditional, files, lock
+from mixer.runtime.errors import UserError
+
+HOLDS = """
+import sys, time
+from mixer.runtime import lock
+with lock.held(sys.argv[1], print):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "disk":
+        return str(tmp_path)
+    return request.getfixturevalue("bucket_here").path("run")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(lock, "_EVERY", 0.1)
+    monkeypatch.setattr(lock, "_SILENCE", 1.0)
+    monkeypatch.setattr(lock, "_LOOK", 0.05)
+
+
+@contextlib.contextmanager
+def holder(folder, seconds=60):
+    """A process that holds the lock, until it is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, folder, str(seconds)], stdout=subprocess.PIPE, text=True,
+        cwd=pathlib.Path(__file__).parents[2],
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def owner(folder):
+    return json.loads(files.read_bytes(f"{folder}/{lock.FILE}"))
+
+
+def write_owner(folder, **changes):
+    store = conditional.ConditionalStore(folder)
+    data, generation = store.read(lock.FILE)
+    found = {**(json.loads(data) if data else {}), **changes}
+    assert store.write(lock.FILE, json.dumps(found).encode(), generation)
+
+
+def test_a_second_start_is_refused_at_once_and_the_first_is_not_disturbed(folder):
+    with holder(folder) as process:
+        before, since = owner(folder), time.monotonic()
+        with pytest.raises(UserError) as caught, lock.held(folder, print):
+            pass
+        assert time.monotonic() - since < 1
+        assert str(caught.value).startswith(f"{folder} is in use: process {process.pid} on ")
+        assert "wait for its end or stop it, or give another --workdir" in str(caught.value)
+        assert owner(folder)["token"] == before["token"]
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
+def test_a_killed_process_of_this_machine_keeps_nobody_out(folder, reaped):
+    said = []
+    with holder(folder) as process:
+        process.send_signal(signal.SIGKILL)
+        if reaped:
+            process.wait()
+        else:
+            while lock._began(process.pid) is not None:
+                time.sleep(0.01)
+        since = time.monotonic()
+        with lock.held(folder, said.append):
+            assert owner(folder)["pid"] == os.getpid()
+        assert time.monotonic() - since < 1
+    assert said == []
+    assert not files.exists(f"{folder}/{lock.FILE}")
+
+
+def test_another_process_with_the_number_of_the_killed_one_keeps_nobody_out(folder):
+    with holder(folder):
+        write_owner(folder, began=owner(folder)["began"] - 1)
+        with lock.held(folder, print):
+            assert owner(folder)["pid"] == os.getpid()
+
+
+def test_of_another_machine_the_signs_of_life_decide(folder):
+    """Nothing else: neither the number of the process nor any clock."""
+    said = []
+    write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
+    since = time.monotonic()
+    with lock.held(folder, said.append):
+        assert 1.0 < time.monotonic() - since < 3
+        assert owner(folder)["pid"] == os.getpid()
+    assert said == [
+        f"{folder} belongs to process 1 on other: waiting for up to 1 s to see whether it still runs"
+    ]  # fmt: skip
+
+    write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
+    threading.Timer(0.4, write_owner, [folder], {"sign_of_life": 2}).start()
+    with pytest.raises(UserError, match="is in use: process 1 on other trains there"), lock.held(folder, said.append):
+        pass
+    assert owner(folder)["sign_of_life"] == 2
+
+
+def test_an_owner_that_leaves_while_another_machine_waits_lets_it_in(folder, monkeypatch):
+    monkeypatch.setattr(lock, "_SILENCE", 60.0)
+    write_owner(folder, machine="other", host="other", pid=1, token="theirs")
+    threading.Timer(0.3, files.delete, [f"{folder}/{lock.FILE}"]).start()
+    with lock.held(folder, lambda line: None):
+        assert owner(folder)["pid"] == os.getpid()
+
+
+def test_the_owner_gives_signs_of_life_and_learns_that_it_was_taken_for_dead(folder):
+    def checks_until(limit, check):
+        while time.monotonic() < limit:
+            check()
+            time.sleep(0.02)
+
+    with lock.held(folder, print) as check:
+        first = owner(folder)["sign_of_life"]
+        until = time.monotonic() + 10
+        while owner(folder)["sign_of_life"] == first:
+            assert time.monotonic() < until
+        check()
+        while True:  # the owner may write at the same moment
+            try:
+                write_owner(folder, machine="other", host="other", pid=7, token="theirs")
+                break
+            except AssertionError:
+                continue
+        with pytest.raises(UserError, match="was taken over by process 7 on other"):
+            checks_until(until, check)
+    assert owner(folder)["token"] == "theirs"  # it is not this process's to delete
+
+
+def test_a_file_that_is_cut_off_is_the_file_of_an_unknown_owner(tmp_path):
+    (tmp_path / lock.FILE).write_text('{"pid": 1')
+    with lock.held(tmp_path, print):
+        assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_of_several_starts_at_once_one_gets_the_folder(folder):
+    """Also if all of them find the file of a dead owner."""
+    with holder(folder):
+        pass
+    got, refused, meet = [], [], threading.Barrier(6)
+
+    def start():
+        meet.wait()
+        try:
+            with lock.held(folder, print):
+                got.append(1)
+                time.sleep(1)
+        except UserError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 5)
+
+
+def test_a_lock_that_could_not_be_given_back_does_not_keep_out_its_own_process(tmp_path, monkeypatch):
+    with lock.held(tmp_path, print):
+        kept = (tmp_path / lock.FILE).read_bytes()
+    (tmp_path / lock.FILE).write_bytes(kept)
+    with lock.held(tmp_path, print), pytest.raises(UserError, match="is in use"), lock.held(tmp_path, print):
+        pass
+
+
+def test_processes_that_train_as_one_hold_it_through_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.distributed, "is_first", lambda: False)
+    with lock.held(tmp_path, print) as check:
+        check()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_os_error():
+    with pytest.raises(OSError, match="/proc/nowhere"), lock.held("/proc/nowhere", print):
+        pass
