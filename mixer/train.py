@@ -9,9 +9,10 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import ml_collections
@@ -28,20 +29,21 @@ from mixer.training.progress import Progress
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     import jax
 
-    from mixer import models
+    from mixer import run as runs
     from mixer.config import describe, run_folder
-    from mixer.data import pipeline, readers
-    from mixer.evaluation import evaluator, evaluators
-    from mixer.runtime import agreement, compilation_cache, devices, distributed, preemption
-    from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, setup, sharding
+    from mixer.data import pipeline
+    from mixer.evaluation import evaluators
+    from mixer.runtime import agreement, compilation_cache, devices, distributed, lock, preemption
+    from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, history, profile
     from mixer.transfer import init_from
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
-    from mixer.data.sources import Source
     from mixer.training.checkpoint import Checkpoints
     from mixer.training.step import Metrics, TrainState
     from mixer.transfer.weights import Weights
+
+_log = logging.getLogger(__name__)
 
 _OPENED_WITHIN = 6 * 3600  # seconds; a host may have to read all its data for an index
 
@@ -52,6 +54,7 @@ def train(
     console: Console | None = None,
     stop: preemption.Stop | None = None,
     allow_config_change: bool = False,
+    allow_data_change: bool = False,
 ) -> dict[str, float]:
     """Runs the training that a checked config describes, from the start or from the newest checkpoint in `workdir`.
 
@@ -61,6 +64,7 @@ def train(
       console: where to report progress; standard output if not given.
       stop: tells when to save and leave; never, if not given.
       allow_config_change: continue a run that had another config.
+      allow_data_change: continue a run that had other data.
 
     Returns:
       The metrics of the last evaluation.
@@ -69,138 +73,77 @@ def train(
       UserError: the config, the data or the folder does not allow it, or the loss is no longer finite.
       PreemptedError: the run was asked to stop, and its state is saved.
     """
-    stop, meeting, weights = stop or preemption.Stop(), agreement.meeting(), None
-    with meeting.failures_told():
-        workdir = run_folder.make(workdir)
-        command = facts.of_command(config, stop_after=stop.after, allow_config_change=allow_config_change)
-        meeting.compare({"command": command, "software": facts.of_software()}, workdir)
-        console = console or Console()
-        if config.init_from and not checkpoint_reader.has_checkpoints(workdir):
-            weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
-        config = init_from.with_token_width(config, weights, workdir)
-        run, changes = _prepare(config, workdir, console, stop, allow_config_change)
-        meeting.compare({"data": _data_facts(run, weights)}, within=_OPENED_WITHIN)
-
-    # The state: from the newest checkpoint, from given weights, or new.
-    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=_best_metric(run))
-    try:
-        state = checkpoints.restore(run.built.shapes, run.built.shardings)
-        if state is not None:
-            console.keep(f"continuing from step {int(state.step)}" + "".join(f"; {change}" for change in changes))
-        else:
-            state = _first_state(run, weights)
-        # The config is written only now: if the weights had not fitted, another attempt could use the same folder.
-        run_folder.save(run.config, run.source.class_names, workdir)
-        log = MetricsLog(workdir, int(state.step), config.checkpoint.on_error)
-    except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
-        checkpoints.close()
-        raise
-
-    first_step = int(state.step)
-    _loop(run, state, checkpoints, log)
-    if first_step >= run.steps.total:
-        console.keep(f"the run in {workdir} is done: it stands at step {first_step} of {run.steps.total}")
+    console, stop, meeting, weights = console or Console(), stop or preemption.Stop(), agreement.meeting(), None
+    with ExitStack() as stack:
+        with meeting.failures_told():
+            workdir = run_folder.make(workdir)
+            check_lock = stack.enter_context(lock.held(workdir, console.keep))
+            allowed = {"allow_config_change": allow_config_change, "allow_data_change": allow_data_change}
+            command = facts.of_command(config, stop_after=stop.after, **allowed)
+            meeting.compare({"command": command, "software": facts.of_software()}, workdir)
+            continues = checkpoint_reader.has_checkpoints(workdir)
+            if config.init_from and not continues:
+                weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
+            config = init_from.with_token_width(config, weights, workdir)
+            run = runs.prepare(config, workdir, console, stop, check_lock, continues=continues, **allowed)
+            found = run.start.data | (facts.of_weights(weights.params) if weights else {})
+            block = {"input.shuffle_block": str(run.config.input.shuffle_block)}
+            meeting.compare({"data": found | block}, within=_OPENED_WITHIN)
+        _run(run, weights)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Steps:
-    """The durations of a run in steps; those that repeat are not rounded."""
-
-    total: int
-    warmup: int
-    log: float
-    checkpoint: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """The parts of a run that do not change while it trains."""
-
-    config: ml_collections.ConfigDict
-    workdir: epath.Path
-    console: Console
-    stop: preemption.Stop
-    mesh: jax.sharding.Mesh
-    rows: slice  # this host's rows of a batch
-    source: Source
-    built: setup.Setup
-    evaluators: Sequence[evaluators.Scheduled]
-    steps: _Steps
-
-
-def _prepare(
-    config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
-    allow_config_change: bool,
-) -> tuple[_Run, list[str]]:  # fmt: skip
-    """Opens the data, builds the step and the evaluators, and lists the changes since an earlier start of the run."""
-    mesh = devices.make_mesh()
-    stop.agree(mesh)
-    rows = devices.host_rows(mesh, config.batch_size)
-    sharding.check_divides(config, mesh)
-    source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
-    config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
-    steps = _Steps(
-        *(durations.steps(config, name, source.num_examples) for name in ("total", "warmup")),
-        *(durations.interval(config, name, source.num_examples) for name in ("log", "checkpoint")),
-    )
-    durations.check_warmup(steps.warmup, steps.total)
-    changes = run_folder.check_same(config, workdir, allow_config_change)
-    built = setup.build(
-        config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
-    )
-    context = evaluator.Context(
-        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
-    )
-    scheduled = evaluators.build(config, context, source.num_examples, console.keep)
-    run = _Run(config, workdir, console, stop, mesh, rows, source, built, scheduled, steps)
-    _describe(run)
-    return run, changes
+def _run(run: runs.Run, weights: Weights | None) -> None:
+    """Restores or makes the state, notes the start in the run's folder, and trains."""
+    config, console, workdir = run.config, run.console, run.workdir
+    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=runs.best_metric(run))
+    try:
+        state = checkpoints.restore(run.built.shapes, run.built.shardings)
+        step = 0 if state is None else int(state.step)
+        runs.describe(run, step)
+        if state is not None:
+            changes = [*run.start.config_changes, *run.start.data_changes]
+            console.keep(f"continuing from step {step}" + "".join(f"; {change}" for change in changes))
+        else:
+            state = runs.first_state(run, weights)
+        owed = runs.owed(run, step)
+        if step >= run.steps.total and not owed:  # nothing is written to the folder of a run that is done
+            console.keep(f"the run in {workdir} is done: it stands at step {step} of {run.steps.total}")
+            checkpoints.close()
+            return
+        # All this is written only now: if the weights had not fitted, another attempt could use the same folder.
+        if jax.process_index() == 0:
+            for warning in history.warnings(run.before[-1], run.start) if run.before and step else ():
+                _log.warning("%s", warning)
+            history.add(workdir, dataclasses.replace(run.start, step=step))
+        run_folder.save(config, run.source.class_names, workdir)
+        log = MetricsLog(workdir, step, config.checkpoint.on_error)
+    except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
+        checkpoints.close()
+        raise
+    _loop(run, state, checkpoints, log, owed)
 
 
-def _best_metric(run: _Run) -> str:
-    """Returns the metric by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
-    metric = "mean_average_precision" if run.source.multi_label else "accuracy"
-    return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
-
-
-def _data_facts(run: _Run, weights: Weights | None) -> dict[str, str]:
-    """Returns what the processes have to find alike in their data: splits, evaluators, and weights to start from."""
-    found = facts.of_source("the training data", run.source)
-    found["input.shuffle_block"] = str(run.config.input.shuffle_block)
-    for one in run.evaluators:
-        for number, source in enumerate(getattr(one.evaluate, "sources", ())):
-            found |= facts.of_source(f"the data of evaluator {one.name}" + f" ({number})" * bool(number), source)
-    return found | (facts.of_weights(weights.params) if weights else {})
-
-
-def _first_state(run: _Run, weights: Weights | None) -> TrainState:
-    state = run.built.init()
-    if weights is None:
-        return state
-    head = init_from.head_of(weights, run.source.class_names)
-    run.console.keep(f"starting from {run.config.init_from}; {head.said}")
-    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
-
-
-def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> None:
+def _loop(
+    run: runs.Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog, owed: Sequence[evaluators.Scheduled]
+) -> None:
     """Trains from the state's step to the last step. A save in the background is completed, whatever ends the loop."""
     config, steps, stop = run.config, run.steps, run.stop
     first_step = int(state.step)
+    offset = run.offset(first_step)
     batches = pipeline.train_batches(
         run.source, config.input, seed=config.seed, batch_size=config.batch_size,
-        rows=run.rows, steps=range(first_step, steps.total),
+        rows=run.rows, steps=range(first_step, steps.total), offset=offset,
     )  # fmt: skip
     feed = devices.device_batches(batches, run.mesh)
     progress = Progress(first_step, steps.total, config.batch_size)
-    profile = _Profile(run, first_step)
+    trace = profile.Profile(run.workdir, first_step, config.profile_steps, steps.total)
     previous: Metrics = {}
 
     try:
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
-        due = evaluators.due(run.evaluators, first_step, steps.total, config.eval_at_start)
-        if owed := [one for one in due if not log.has(first_step, f"{one.name}/")]:
+        if owed:
             log.write(first_step, _evaluate(run, owed, state, first_step))
         for step in range(first_step + 1, steps.total + 1):
             try:
@@ -225,7 +168,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             # Wait for the previous step, not for this one. So the devices always have a next step, and only one.
             jax.block_until_ready(previous)
             previous = metrics
-            profile.at(step)
+            trace.at(step)
 
             last, leaving = step == steps.total, stop.asked() or step == stop.after
             due = evaluators.due(run.evaluators, step, steps.total, config.eval_at_start)
@@ -233,11 +176,12 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             if not (logs or due or saves or leaving):
                 continue  # most steps end here: reading metrics would make the devices wait
             # First the checks, so that nothing is written of a run that must not go on.
-            values = health.checked_metrics(step, metrics, config)
+            run.check_lock()
+            seen = offset + step * config.batch_size
+            values = health.checked_metrics(seen, metrics, config)
             checkpoints.check()
             line: dict[str, float] = {}
             if logs:
-                seen = step * config.batch_size
                 position = {"images_seen": seen, "epoch": seen / run.source.num_examples}
                 scalars = values | position | progress.measure(step)
                 state = state.replace(line_sums=run.built.no_sums())
@@ -250,7 +194,7 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
                 except preemption.AbandonedError:
                     leaving = True
             # What is evaluated may be one of the best, which only a saved step can be.
-            saves = saves or (config.checkpoint.keep_best > 0 and _best_metric(run) in line)
+            saves = saves or (config.checkpoint.keep_best > 0 and runs.best_metric(run) in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)
@@ -263,13 +207,13 @@ def _loop(run: _Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLo
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
     finally:
-        profile.close()
+        trace.close()
         progress.close()
         log.close()
         checkpoints.close()
 
 
-def _evaluate(run: _Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:
+def _evaluate(run: runs.Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:
     """Runs the evaluators that are due at a step, and reports what they found.
 
     Raises:
@@ -290,54 +234,6 @@ def _evaluate(run: _Run, due: Sequence[evaluators.Scheduled], state: TrainState,
     return metrics
 
 
-class _Profile:
-    """Traces config.profile_steps steps, from the tenth after the start, for TensorBoard's profiler."""
-
-    def __init__(self, run: _Run, first_step: int):
-        self._workdir, self._runs = run.workdir, False
-        number, total = run.config.profile_steps, run.steps.total
-        first = max(min(first_step + 10, total - number), first_step + 1)  # earlier if fewer steps are left
-        self._traced = range(first, min(first + number, total))
-
-    def at(self, step: int) -> None:
-        """Starts or stops the trace, after a step."""
-        if self._traced and step == self._traced.start:
-            jax.profiler.start_trace(str(self._workdir))
-            self._runs = True
-        if self._traced and step == self._traced.stop:
-            self.close()
-
-    def close(self) -> None:
-        """Writes the trace, also of a run that was asked to stop before the last of its steps."""
-        if self._runs:
-            jax.profiler.stop_trace()
-            self._runs = False
-
-
-def _describe(run: _Run) -> None:
-    """Reports what is about to run: model, cost, devices and data."""
-    config, source, macs = run.config, run.source, run.built.model.forward_macs(run.config.input.image_size)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.built.shapes.params))
-    images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
-    run.console.keep(
-        f"{models.described(config.model.variant, run.built.model)} at {config.input.image_size} px: "
-        f"{parameters:,} parameters, {2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
-    )
-    run.console.keep(
-        f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
-        f"{config.sharding}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
-        f"{images:,} evaluation images, {len(source.class_names):,} classes; "
-        f"{run.steps.total:,} steps of {config.batch_size}, "
-        f"{run.steps.total * config.batch_size / source.num_examples:.4g} epochs"
-    )
-    sources = [source, *(found for one in run.evaluators for found in getattr(one.evaluate, "sources", ()))]
-    for report in dict.fromkeys(tuple(found.report) for found in sources):  # one folder may hold several splits
-        for said in report:
-            run.console.keep(said)
-    if best := config.checkpoint.keep_best:
-        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {_best_metric(run)}")
-
-
 # ------------------------------------------------------------------------------------------------------- command line
 
 
@@ -347,6 +243,7 @@ def define_flags() -> None:
         command_line.define_config_flag()
         flags.DEFINE_string("workdir", None, "The run's folder, local or gs://; runs/NAME if not given.")
         flags.DEFINE_bool("allow_config_change", False, "Continue the run in --workdir though its config was another.")
+        flags.DEFINE_bool("allow_data_change", False, "Continue the run in --workdir though its data were others.")
         flags.DEFINE_integer("stop_after", None, "Save after this step and leave, as if asked to stop.", 1)
     with help_text.group("To look and leave", "--config cifar10 --print_config"):
         flags.DEFINE_bool("print_config", False, "Print every setting of the run, grouped and explained.")
@@ -359,7 +256,15 @@ def define_flags() -> None:
 
 
 # The command reads these only if it trains.
-_TRAINING_FLAGS = ("allow_config_change", "stop_after", "distributed", "coordinator", "num_processes", "process_id")
+_TRAINING_FLAGS = (
+    "allow_config_change",
+    "allow_data_change",
+    "stop_after",
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -389,7 +294,10 @@ def main(argv: list[str]) -> None:
     stop = preemption.Stop(given.stop_after)
     stop.listen()
     try:
-        train(config, workdir, stop=stop, allow_config_change=given.allow_config_change)
+        train(
+            config, workdir, stop=stop, allow_config_change=given.allow_config_change,
+            allow_data_change=given.allow_data_change,
+        )  # fmt: skip
     except preemption.PreemptedError as preempted:
         print(preempted)
         sys.exit(preemption.EXIT_STATUS)

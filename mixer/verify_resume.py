@@ -89,7 +89,7 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 # ------------------------------------------------------------------------------------------------------- command line
 
 _JOINING_FLAGS = ("coordinator", "num_processes", "process_id")
-_UNREAD_FLAGS = ("print_config", "inspect", "allow_config_change", "stop_after")
+_UNREAD_FLAGS = ("print_config", "inspect", "allow_config_change", "allow_data_change", "stop_after")
 
 
 def define_flags() -> None:

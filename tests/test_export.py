@@ -191,7 +191,8 @@ def bad_input(kind, folder):
         path = folder / "empty"
         path.mkdir()
         return path, (
-            f"error: {path} holds no checkpoint with params that can be read; give the --workdir of an earlier run"
+            f"error: {path} holds no checkpoint with params that can be read; give the folder of a run that has saved "
+            "one"
         )
     path = folder / "model.pth"
     path.write_bytes(pickle.dumps(Trap(folder / "sprung")))

@@ -1,5 +1,6 @@
 """Durations of a run: in steps, examples or epochs, and all of them in steps."""
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -82,6 +83,30 @@ def check_warmup(warmup: int, total: int) -> None:
 def interval(config: ConfigDict, name: str, num_examples: int) -> float:
     """Returns a duration in steps as `steps` does, but not rounded: for what repeats. At least 1; see `ends_at`."""
     return max(_exact({unit: config[f"{name}_{unit}"] for unit in UNITS}, config.batch_size, num_examples), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The durations of a run in steps; those that repeat are not rounded."""
+
+    total: int
+    warmup: int
+    log: float
+    checkpoint: float
+
+
+def all_steps(config: ConfigDict, num_examples: int) -> Steps:
+    """Returns the durations of a run in steps; see `steps` and `interval`.
+
+    Raises:
+      UserError: warm-up is longer than the run.
+    """
+    found = Steps(
+        *(steps(config, name, num_examples) for name in ("total", "warmup")),
+        *(interval(config, name, num_examples) for name in ("log", "checkpoint")),
+    )
+    check_warmup(found.warmup, found.total)
+    return found
 
 
 def evaluator_interval(config: ConfigDict, evaluator: ConfigDict, num_examples: int) -> float:

@@ -51,10 +51,11 @@ def make(workdir: epath.PathLike) -> epath.Path:
 
 
 def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
-    """Writes the config and the names of the classes."""
+    """Writes the config and, when the run begins, the names of the classes, by which its checkpoints are read."""
     if jax.process_index() == 0:
         files.write_text(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
-        files.write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
+        if not files.exists(epath.Path(workdir) / CLASSES_FILE):
+            files.write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
 
 
 def load_config(workdir: epath.PathLike) -> FrozenConfigDict:

@@ -55,7 +55,7 @@ SETTINGS: dict[str, Setting] = {
     **_duration("log", "interval between lines of metrics", steps=50),
     **_duration("eval", "interval between evaluations; an evaluator may have its own", epochs=5),
     **_duration("checkpoint", "interval between checkpoints", steps=1_000),
-    "eval_at_start": Setting(False, "whether to evaluate before the first step as well", "train.py"),
+    "eval_at_start": Setting(False, "whether to evaluate before the first step as well", "run.py"),
     "loss": Setting(
         "sigmoid_xent", "loss function; the paper does not name it, its published ImageNet-1k config uses the sigmoid",
         "training/step.py", choices=Registry("mixer.training.losses:LOSSES"),
@@ -170,7 +170,7 @@ SETTINGS: dict[str, Setting] = {
     "input.data_dir": Setting(
         None, "folder of the dataset; TFDS' own default if not set", "data/tfds_dataset.py", kind=str,
     ),
-    "input.train_split": Setting("train", "training split in TFDS notation, such as train[:99%]", "train.py"),
+    "input.train_split": Setting("train", "training split in TFDS notation, such as train[:99%]", "run.py"),
     "input.eval_split": Setting("validation", "split of the evaluator val", "evaluation/evaluators.py"),
     "input.validation_share": Setting(
         0.1, "share of each class that is kept for validation, if the folder has no validation folder",

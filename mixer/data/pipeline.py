@@ -44,8 +44,9 @@ _PREFETCH = 2  # batches
 
 
 def train_batches(
-    source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range
-) -> Iterator[Batch]:
+    source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range,
+    offset: int = 0,
+) -> Iterator[Batch]:  # fmt: skip
     """Yields this host's share of the training batches of these steps.
 
     Args:
@@ -55,11 +56,12 @@ def train_batches(
       batch_size: of the global batch.
       rows: this host's rows of the global batch.
       steps: the steps to yield, in order. A start at step 900,000 takes no longer than a start at step 0.
+      offset: added to each position. Not 0 in a run that began with another batch size, so that it skips no image.
     """
 
     def dataset(steps: range, verify: bool) -> tf.data.Dataset:
         examples = train_examples(
-            source, config, seed=seed, batch_size=batch_size, rows=rows, steps=steps, verify=verify
+            source, config, seed=seed, batch_size=batch_size, rows=rows, steps=steps, offset=offset, verify=verify
         )
         return batched(train_images(examples, config), len(range(batch_size)[rows]))
 
@@ -68,7 +70,7 @@ def train_batches(
 
 def train_examples(
     source: Source, config: ml_collections.ConfigDict, *, seed: int, batch_size: int, rows: slice, steps: range,
-    verify: bool = False,
+    offset: int = 0, verify: bool = False,
 ) -> tf.data.Dataset:  # fmt: skip
     """Reads and examines the rows of `train_batches`, without decoding them.
 
@@ -92,7 +94,7 @@ def train_examples(
 
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         step, part = number // chunks, number % chunks
-        positions = step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
+        positions = offset + step * batch_size + row_numbers[0] + part * chunk + tf.range(chunk, dtype=tf.int64)
         items = _load(source, config, positions, numbers_at, seed, verify, augment.cut_for_training)
         return {name: tf.reshape(item, [chunk // group, group, *item.shape[1:]]) for name, item in items.items()}
 

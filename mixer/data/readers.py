@@ -4,6 +4,7 @@ To add a reader, write a function of (`config.input`, split, cache_dir) that ret
 `READERS` under the name that configs use.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import ml_collections
@@ -36,12 +37,13 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
       UserError: the dataset or the split cannot be used, or a bucket not be read.
     """
     reader = READERS.get(config.dataset.partition("/")[0]) or tfds_dataset.open_split
+    name = f"{config.dataset} {split}"
     if not bucket.is_remote(data_dir := str(config.data_dir or "")):
-        return reader(config, split, cache_dir)
+        return dataclasses.replace(reader(config, split, cache_dir), name=name)
     bucket.check(data_dir)
     try:
         with bucket.as_os_errors(data_dir):
-            return reader(config, split, cache_dir)
+            return dataclasses.replace(reader(config, split, cache_dir), name=name)
     except OSError as error:
         raise UserError(
             f"config.input.data_dir={data_dir}: {error.filename or data_dir} cannot be read or written "

@@ -28,6 +28,7 @@ class Source:
       shuffle_block: the number of records that stay neighbours in training, unless `config.input.shuffle_block` says.
       fingerprint: digests of what the split consists of, by what they are of. The same data have the same wherever they
         lie; what a place does not tell is left out (see `fingerprint.py`).
+      name: the dataset and the split, for messages.
       report: lines that say what was found and what was left out; none if nothing had to be looked for.
     """
 
@@ -39,4 +40,5 @@ class Source:
     remote: bool = False
     shuffle_block: int = 1
     fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str = ""
     report: Sequence[str] = ()

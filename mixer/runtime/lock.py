@@ -28,7 +28,7 @@ from typing import Any
 from etils import epath
 
 from mixer.runtime import bucket, conditional, distributed
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import UserError, first_line
 
 FILE = "owner.json"
 _EVERY = 15.0  # seconds from one sign of life to the next
@@ -51,14 +51,16 @@ def held(folder: epath.PathLike, say: Callable[[str], None]) -> Iterator[Callabl
       A function that raises UserError once another process has taken the folder over.
 
     Raises:
-      UserError: another process holds the lock.
-      OSError: the folder cannot be written to.
+      UserError: another process holds the lock, or the folder cannot be written to.
     """
     if not distributed.is_first():
         yield lambda: None
         return
-    lock = _Lock(folder)
-    lock.take(say)
+    try:
+        lock = _Lock(folder)
+        lock.take(say)
+    except OSError as error:
+        raise UserError(f"--workdir {folder} cannot be written to ({first_line(error)}); make it possible") from None
     try:
         yield lock.check
     finally:

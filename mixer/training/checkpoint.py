@@ -168,7 +168,8 @@ class Checkpoints:
         again, and those that are not whole. A process that is killed while it deletes a checkpoint leaves such a one.
 
         Raises:
-          UserError: no checkpoint can be read. The run must not silently start again at step 0.
+          UserError: no checkpoint can be read, or they are those of a run with other arrays. The run must not silently
+            start again at step 0.
         """
         manager = self._manager or self._open()
         steps = integrity.steps_of(self.folder)[::-1]
@@ -176,7 +177,7 @@ class Checkpoints:
         def read(step: int) -> dict[str, Any]:
             metadata = manager.item_metadata(step)
             wanted = _without_newer(shapes, metadata)
-            _check_shapes(metadata, _fields(wanted))
+            _check_shapes(metadata, _fields(wanted), self.folder)
             restored: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(_target(wanted, shardings)))
             return restored
 
@@ -297,17 +298,28 @@ def _target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
     return target
 
 
-def _check_shapes(metadata: Any, fields: dict[str, Any]) -> None:
-    """Checks that the arrays of a checkpoint have the shapes that the run needs, before any of them is read.
+def _check_shapes(metadata: Any, fields: dict[str, Any], folder: epath.Path) -> None:
+    """Checks that a checkpoint, whose files are whole, has the arrays that the run needs, before any of them is read.
 
     Orbax would find the first difference while it reads the other arrays, and close its event loop. Then each of them
     prints "Event loop is closed" with a traceback: 2,900 lines for 80 arrays (orbax-checkpoint 0.12.8).
 
     Raises:
-      ValueError: a shape differs.
+      UserError: an array is missing, is not asked for, or has another shape.
     """
     stored = {array.name: tuple(array.shape) for array in jax.tree.leaves(metadata.tree)}
-    for path, array in jax.tree_util.tree_leaves_with_path(fields):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if stored.get(name, array.shape) != array.shape:
-            raise ValueError(f"{name} has the shape {stored[name]}, and the config asks for {array.shape}")
+    asked = {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(array.shape)
+        for path, array in jax.tree_util.tree_leaves_with_path(fields)
+    }
+    stored = {name: shape for name, shape in stored.items() if not name.startswith(f"{integrity.CHECKSUMS}.")}
+    differing = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
+    if differing:
+        name, more = min(differing, key=lambda name: not name.startswith("params.")), len(differing) - 1
+        has = f"has the shape {stored[name]}" if name in stored else "is missing"
+        asks = f"for {asked[name]}" if name in asked else "for none"
+        raise UserError(
+            f"the checkpoints in {folder} are sound, but of a run with other settings: {name} {has} there, and the "
+            f"config asks {asks}" + (f" ({more} more differ)" if more else "") + "; give the settings that it began "
+            f"with (see {folder.parent}/config.json), or another --workdir for a new run"
+        )

@@ -65,7 +65,7 @@ def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) ->
                 return found, saved
     which = "checkpoint" if step is None else f"checkpoint of step {step}"
     what = f" with {', '.join(names)}" if names else ""
-    raise UserError(f"{workdir} holds no {which}{what} that can be read; give the --workdir of an earlier run")
+    raise UserError(f"{workdir} holds no {which}{what} that can be read; give the folder of a run that has saved one")
 
 
 def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | None) -> dict[str, Any]:

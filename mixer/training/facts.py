@@ -1,10 +1,15 @@
-"""What several processes compare before they train as one: the command, the software and the data."""
+"""What a run is made of: the command, the software, the machine and the data.
+
+Several processes compare it before they train as one, and each start of a run with the starts before.
+"""
 
 import hashlib
 import importlib.metadata
 import pathlib
 import platform
+import subprocess
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +19,7 @@ from ml_collections import ConfigDict
 import mixer
 from mixer.config.checks import flat
 from mixer.data.sources import Source
+from mixer.runtime import cpu
 
 # What decides the program or the pixels. On most machines, TensorFlow's package is tensorflow-cpu.
 _PACKAGES = (
@@ -44,6 +50,45 @@ def of_software() -> dict[str, str]:
     return versions | options | {"Python": python, "the code of mixer": code.hexdigest()[:_DIGITS]}
 
 
+def of_version() -> dict[str, str]:
+    """Returns the version of this package and, in a clone, its commit. `of_software` has a digest of the code."""
+    root = pathlib.Path(mixer.__file__).parent.parent
+    found = {"mixer": _version("mixer")}
+    if (root / ".git").exists():  # a folder above may be somebody else's clone
+        try:
+            git = subprocess.run(
+                ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            return found
+        found["commit"] = git.stdout.strip()[:_DIGITS]
+    return {name: value for name, value in found.items() if value}
+
+
+def of_machine(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """Returns what computes: devices, processes and, where they are the devices, processors."""
+    kind = mesh.devices.flat[0].device_kind
+    found = {"devices": f"{mesh.size} x {kind}", "processes": str(jax.process_count())}
+    return found | ({"processors": str(cpu.processors())} if mesh.devices.flat[0].platform == "cpu" else {})
+
+
+def of_data(training: Source, evaluated: Mapping[str, Sequence[Source]]) -> dict[str, str]:
+    """Returns the facts of all splits of a run.
+
+    Args:
+      training: the training split.
+      evaluated: the splits of each evaluator, by its name.
+
+    Raises:
+      UserError: the data cannot be read.
+    """
+    found = of_source("the training data", training)
+    for evaluator, sources in evaluated.items():
+        for number, source in enumerate(sources):
+            found |= of_source(f"the data of evaluator {evaluator}" + f" ({number})" * bool(number), source)
+    return found
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -52,7 +97,9 @@ def _version(package: str) -> str:
 
 
 def of_source(name: str, source: Source) -> dict[str, str]:
-    """Returns the facts of a split: how many examples, its classes, and a digest of a few records spread over it.
+    """Returns the facts of a split: its size, its classes, its fingerprint, and a digest of a few records.
+
+    The records are spread over it. Its name counts too: another split is not the same one changed.
 
     Args:
       name: what messages call the split.
@@ -66,10 +113,12 @@ def of_source(name: str, source: Source) -> dict[str, str]:
     for example in source.fetch(records):
         image = b"" if example.image is None else example.image
         sample.update(hashlib.sha256(image).digest() + repr(tuple(map(int, example.labels))).encode())
+    name += f" ({source.name})" if source.name else ""
     return {
         f"the number of examples of {name}": f"{source.num_examples:,}",
         f"the number of classes of {name}": f"{len(source.class_names):,}",
         f"the digest of the class names of {name}": _digest("\n".join(source.class_names).encode()),
+        **{f"the digest of the {what} of {name}": digest for what, digest in source.fingerprint.items()},
         f"the digest of some records of {name}": sample.hexdigest()[:_DIGITS],
     }
 

@@ -13,12 +13,12 @@ from mixer.training.step import Metrics
 _FEWEST_SEEN = 1000  # images; among fewer, a single unusable image would be a large share
 
 
-def checked_metrics(step: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
+def checked_metrics(seen: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
     """Reads the metrics of a step from the devices, and checks that the run may go on.
 
     Args:
-      step: how many steps were taken.
-      metrics: of the last of them.
+      seen: images that the run has taken in.
+      metrics: of its last step.
       config: of the run.
 
     Returns:
@@ -42,7 +42,7 @@ def checked_metrics(step: int, metrics: Metrics, config: ml_collections.ConfigDi
         counts["nonfinite_steps"] = skipped
     del values["step"]
     means = line_metrics.means(values.pop("line_sums"), mixed=config.mixup.p > 0)
-    check_images(counts, "bad_images/", step * config.batch_size, config)
+    check_images(counts, "bad_images/", seen, config)
     return {name: float(value) for name, value in values.items()} | means | counts
 
 

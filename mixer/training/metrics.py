@@ -82,10 +82,6 @@ class MetricsLog:
             self._store()
             self._tensorboard: Any = curves.open_writer(workdir, step)
 
-    def has(self, step: int, prefix: str) -> bool:
-        """Tells whether the newest line is of this step and has a scalar whose name begins with `prefix`."""
-        return self._last.get("step") == step and any(name.startswith(prefix) for name in self._last)
-
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step. If the step has a line already, adds them to this line.
 

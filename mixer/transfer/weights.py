@@ -21,7 +21,7 @@ from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
-from mixer.training import losses
+from mixer.training import history, losses
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import hub, published, resolution
 from mixer.transfer.download import downloaded
@@ -217,7 +217,7 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
         params=jax.tree.map(np.asarray, params),
         source=source,
         config=run_folder.load_config(path),
-        class_names=run_folder.load_class_names(path),
+        class_names=history.class_names(path, step),
         step=step,
         workdir=path,
     )

@@ -193,6 +193,9 @@ def test_processes_that_train_as_one_hold_it_through_the_first(tmp_path, monkeyp
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_an_os_error():
-    with pytest.raises(OSError, match="/proc/nowhere"), lock.held("/proc/nowhere", print):
+def test_a_folder_that_cannot_be_written_to_is_one_line():
+    with (
+        pytest.raises(UserError, match="--workdir /proc/nowhere cannot be written to"),
+        lock.held("/proc/nowhere", print),
+    ):
         pass

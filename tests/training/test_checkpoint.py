@@ -295,11 +295,11 @@ def test_arrays_of_other_shapes_are_named_before_any_is_read(tmp_path, mesh, war
     wider.params["head"]["kernel"] = jnp.zeros((256, 300))
     _, shapes, shardings = placed(wider, mesh, "data_parallel")
     checkpoints = Checkpoints(tmp_path, 2, 0, 0)
-    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+    said = r"are sound, .*: params\.head\.kernel has the shape \(256, 257\) there, and the config asks for \(256, 300\)"
+    with pytest.raises(UserError, match=said):
         checkpoints.restore(shapes, shardings)
     checkpoints.close()
-    (said,) = warnings()
-    assert said.endswith("params.head.kernel has the shape (256, 257), and the config asks for (256, 300)")
+    assert warnings() == []
     assert "Traceback" not in capfd.readouterr().err
 
 

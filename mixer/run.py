@@ -1,0 +1,130 @@
+"""A run, put together before it trains: data, step, evaluators, and what its folder says of earlier starts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import ml_collections
+from etils import epath, epy
+
+from mixer.config import checks, durations, run_folder
+from mixer.evaluation import evaluator, evaluators
+from mixer.runtime import devices, preemption
+from mixer.training import description, facts, history, setup, sharding
+from mixer.training.console import Console
+from mixer.training.metrics import read_metrics
+from mixer.training.step import TrainState
+from mixer.transfer import init_from
+from mixer.transfer.weights import Weights
+
+with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
+    from mixer.data import readers
+
+if TYPE_CHECKING:
+    from mixer.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run that do not change while it trains."""
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    console: Console
+    stop: preemption.Stop
+    check_lock: Callable[[], None]
+    mesh: jax.sharding.Mesh
+    rows: slice  # this host's rows of a batch
+    source: "Source"
+    built: setup.Setup
+    evaluators: Sequence[evaluators.Scheduled]
+    steps: durations.Steps
+    before: Sequence[history.Start]  # the starts before this one
+    start: history.Start  # this one, as if it were at step 0
+
+    def sources(self) -> Iterator["Source"]:
+        """Yields all splits."""
+        yield self.source
+        for one in self.evaluators:
+            yield from getattr(one.evaluate, "sources", ())
+
+    def offset(self, first_step: int) -> int:
+        """Returns the position of the first image of step 0, counted back from a step with this batch size."""
+        seen = history.images_seen(self.before, first_step, self.start.begun["batch_size"])
+        return seen - first_step * self.config.batch_size
+
+
+def prepare(
+    config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
+    check_lock: Callable[[], None], *, continues: bool, allow_config_change: bool, allow_data_change: bool,
+) -> Run:  # fmt: skip
+    """Opens the data, builds the step and the evaluators, and compares all with the earlier starts of the run."""
+    mesh = devices.make_mesh()
+    stop.agree(mesh)
+    rows = devices.host_rows(mesh, config.batch_size)
+    sharding.check_divides(config, mesh)
+    source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
+    config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
+    config_changes = run_folder.check_same(config, workdir, allow_config_change)
+    before, names = history.read(workdir), history.class_names(workdir)
+    if continues:
+        history.check_classes(names, source.class_names, workdir)
+    new = history.Begun(source.num_examples, config.batch_size)
+    begun = history.begun(workdir, before, new) if continues else new
+    timed = checks.unlocked_copy(config)
+    timed.batch_size = begun.batch_size  # the durations stay those with which the run began
+    steps = durations.all_steps(timed, begun.num_examples)
+    built = setup.build(
+        config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
+    )
+    context = evaluator.Context(
+        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
+    )
+    scheduled = evaluators.build(timed, context, begun.num_examples, console.keep)
+    data = facts.of_data(source, {one.name: getattr(one.evaluate, "sources", ()) for one in scheduled})
+    data_changes = history.data_changes(before, names, data, source.class_names)
+    history.check_data(data_changes, workdir, allow_data_change)
+    start = history.Start(
+        step=0, **history.now(), software=facts.of_software() | facts.of_version(), machine=facts.of_machine(mesh),
+        batch_size=config.batch_size, begun=begun._asdict(), steps=dataclasses.asdict(steps), data=data,
+        config_changes=config_changes, data_changes=data_changes,
+        class_names=source.class_names if names not in (None, list(source.class_names)) else None,
+    )  # fmt: skip
+    return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
+
+
+def best_metric(run: Run) -> str:
+    """Returns the metric by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
+    metric = "mean_average_precision" if run.source.multi_label else "accuracy"
+    return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
+
+
+def owed(run: Run, step: int) -> list[evaluators.Scheduled]:
+    """Returns the evaluators that are due at a step and missing in the log: a stop may have cut them short."""
+    due = evaluators.due(run.evaluators, step, run.steps.total, run.config.eval_at_start)
+    last = next((line for line in reversed(read_metrics(run.workdir)) if line["step"] == step), {})
+    return [one for one in due if not any(name.startswith(f"{one.name}/") for name in last)]
+
+
+def first_state(run: Run, weights: Weights | None) -> TrainState:
+    state = run.built.init()
+    if weights is None:
+        run.console.keep("starting from random parameters: config.init_from is not set")
+        return state
+    head = init_from.head_of(weights, run.source.class_names)
+    run.console.keep(f"starting from {run.config.init_from}; {head.said}")
+    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
+
+
+def describe(run: Run, step: int) -> None:
+    """Reports what is about to run."""
+    config, total = run.config, run.steps.total
+    eval_images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
+    total_images = run.offset(step) + total * config.batch_size
+    run.console.keep(description.of_model(config, run.built))
+    run.console.keep(description.of_training(config, run.mesh, run.source, eval_images, total, total_images))
+    for said in description.of_data(run.sources()):
+        run.console.keep(said)
+    if best := config.checkpoint.keep_best:
+        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {best_metric(run)}")

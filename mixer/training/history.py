@@ -1,0 +1,243 @@
+"""The history of a run: a line for each start, in history.jsonl. Lines are added and never changed.
+
+The first line says how the run began: what an epoch is, and how many steps its durations are. The names of its classes
+are in classes.txt. A later start is compared with what was before:
+
+    other classes or other data      refused, unless allowed
+    more or fewer classes            refused: the head does not fit
+    other software or machine        a warning, because bits may differ
+    another size of the batch        if the config allows it, the schedule keeps its steps, and no image is skipped
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from mixer.config import run_folder
+from mixer.runtime import files
+from mixer.runtime.errors import UserError, first_line
+
+FILE = "history.jsonl"
+_SHOWN = 3  # differences of data in a message, and names of classes
+_ONLY_TOLD = ("commit",)  # facts of software that do not change what is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A start of a run.
+
+    Attributes:
+      step: at which the run stood.
+      time: in UTC.
+      command: as it was given.
+      software: versions and options by name.
+      machine: devices, processes, and processors where they compute.
+      batch_size: images in a step, from this start on.
+      begun: what an epoch and a step of the run's durations are; see `Begun`.
+      steps: the run's durations in steps, by name.
+      data: facts of each split (see `facts.of_source`).
+      config_changes: differences to the config before, such as "seed: 0 before, 1 now".
+      data_changes: differences of the data, in the same form.
+      class_names: the names of the classes, if others than before were allowed.
+    """
+
+    step: int
+    time: str
+    command: str
+    software: dict[str, str]
+    machine: dict[str, str]
+    batch_size: int
+    begun: dict[str, int]
+    steps: dict[str, int]
+    data: dict[str, str]
+    config_changes: Sequence[str] = ()
+    data_changes: Sequence[str] = ()
+    class_names: Sequence[str] | None = None
+
+
+class Begun(NamedTuple):
+    """What an epoch and a step of a run's durations are, from its beginning on.
+
+    Attributes:
+      num_examples: images in an epoch.
+      batch_size: images in a step.
+    """
+
+    num_examples: int
+    batch_size: int
+
+
+def read(workdir: epath.PathLike) -> list[Start]:
+    """Returns the starts of a run, the first one first; none if its folder has no history.
+
+    Lines that are damaged are left out. Raises OSError if the file cannot be read.
+    """
+    try:
+        written = files.read_bytes(epath.Path(workdir) / FILE)
+    except FileNotFoundError:
+        return []
+    return [start for line in written.splitlines() if (start := _parsed(line))]
+
+
+def _parsed(line: bytes) -> Start | None:
+    known = {field.name for field in dataclasses.fields(Start)}
+    try:
+        return Start(**{name: value for name, value in json.loads(line).items() if name in known})
+    except (ValueError, AttributeError, TypeError):
+        return None
+
+
+def add(workdir: epath.PathLike, start: Start) -> None:
+    """Adds a line. The file is written whole, so that no line is ever cut short, and lines before stay as they are.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    path = epath.Path(workdir) / FILE
+    try:
+        before = files.read_bytes(path) if files.exists(path) else b""
+        files.write_bytes(path, before + json.dumps(dataclasses.asdict(start)).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written to ({first_line(error)}): make it possible") from None
+
+
+def now() -> dict[str, str]:
+    """Returns the time and the command line of this start."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"time": time, "command": shlex.join(sys.orig_argv)}
+
+
+def class_names(workdir: epath.PathLike, step: int | None = None) -> list[str] | None:
+    """Returns the names of a run's classes; None if they are unknown.
+
+    Args:
+      workdir: the run's folder.
+      step: of the checkpoint that is meant, in a run whose classes were changed on the way; by default its last.
+    """
+    names = run_folder.load_class_names(workdir)
+    for start in read(workdir):
+        if start.class_names is not None and (step is None or start.step < step):
+            names = list(start.class_names)
+    return names
+
+
+def begun(workdir: epath.PathLike, starts: Sequence[Start], otherwise: Begun) -> Begun:
+    """Returns how a run that continues began.
+
+    Args:
+      workdir: the run's folder.
+      starts: of the run.
+      otherwise: if the run is older than the history, and its folder does not say.
+    """
+    if starts:
+        return Begun(**starts[-1].begun)
+    with contextlib.suppress(UserError):
+        return otherwise._replace(batch_size=run_folder.load_config(workdir).batch_size)
+    return otherwise
+
+
+def images_seen(starts: Sequence[Start], step: int, batch_size: int) -> int:
+    """Returns how many images a run has taken in before a step, also if its batch size changed on the way.
+
+    Args:
+      starts: of the run; a start undoes what earlier ones did after its step.
+      step: up to which to count.
+      batch_size: of the steps before the first start.
+    """
+    parts = [(0, batch_size)]
+    for start in starts:
+        parts = [part for part in parts if part[0] < start.step] + [(start.step, start.batch_size)]
+    ends = [*(first for first, _ in parts[1:]), step]
+    return sum(max(min(end, step) - first, 0) * size for (first, size), end in zip(parts, ends, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+
+def data_changes(
+    starts: Sequence[Start], names_before: Sequence[str] | None, data: dict[str, str], names: Sequence[str]
+) -> list[str]:
+    """Returns how data differ from those of a run. Facts that only one of the two has are not compared.
+
+    Args:
+      starts: of the run.
+      names_before: the run's classes; None if they are unknown.
+      data: facts of all splits.
+      names: the classes of the training data.
+    """
+    before: dict[str, str] = {}
+    for start in starts:
+        before |= start.data
+    differing = [name for name in data if before.get(name, data[name]) != data[name]]
+    numbers = [name for name in differing if not name.startswith("the digest")]
+    counted = {name.partition(" of ")[2].partition(" of ")[2] for name in numbers}
+    digests = [name for name in differing if name not in numbers and not name.endswith(tuple(counted or ("\0",)))]
+    classes = _class_changes(names_before or names, names)
+    return classes + [f"{name}: {before[name]} before, {data[name]} now" for name in numbers + digests]
+
+
+def _class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    if list(before) == list(now):
+        return []
+    gone, new = ([name for name in some if name not in set(others)] for some, others in ((before, now), (now, before)))
+    if not gone and not new:
+        at, one, other = next((n, a, b) for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b)
+        return [f"the order of the classes: class {at} was {one!r} and is {other!r}"]
+    said = [f"{what} {_listed(some)}" for what, some in (("gone", gone), ("new", new)) if some]
+    return [f"the classes, {len(before):,} before, {len(now):,} now: {', '.join(said)}"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
+
+
+def check_classes(before: Sequence[str] | None, now: Sequence[str], workdir: epath.PathLike) -> None:
+    """Checks the number of classes, which nothing can allow to change while a run continues.
+
+    Raises:
+      UserError: it is another.
+    """
+    if before is not None and len(before) != len(now):
+        raise UserError(
+            f"{workdir} holds a run on other data ({_class_changes(before, now)[0]}), whose head does not fit: start "
+            f"another run from its weights, with another --workdir and --config.init_from={workdir}"
+        )
+
+
+def check_data(changes: Sequence[str], workdir: epath.PathLike, allow_change: bool) -> None:
+    """Checks that a run has the data that it had.
+
+    Raises:
+      UserError: there are changes, and they are not allowed.
+    """
+    if changes and not allow_change:
+        more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        raise UserError(
+            f"{workdir} holds a run on other data ({'; '.join(changes[:_SHOWN])}{more}): give the same data, or "
+            "another --workdir, or --allow_data_change to continue it with these"
+        )
+
+
+def warnings(last: Start, this: Start) -> list[str]:
+    """Returns a line for other software and one for other devices than at the last start."""
+    said = []
+    for what, before, here in (("software", last.software, this.software), ("devices", last.machine, this.machine)):
+        changes = [
+            f"{name} {before.get(name) or 'none'} before, {here.get(name) or 'none'} now"
+            for name in sorted({*before, *here} - set(_ONLY_TOLD))
+            if before.get(name) != here.get(name)
+        ]
+        if changes:
+            said.append(
+                f"The run continues with other {what} ({'; '.join(changes)}): the same bits as "
+                "without a stop are not promised."
+            )
+    return said

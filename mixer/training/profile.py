@@ -1,0 +1,29 @@
+"""A trace of some steps for TensorBoard's profiler."""
+
+import jax
+from etils import epath
+
+
+class Profile:
+    """Traces some steps, from the tenth after the start."""
+
+    def __init__(self, workdir: epath.Path, first_step: int, num_steps: int, total_steps: int):
+        """Prepares for a run that stands at `first_step`, and for no trace if `num_steps` is 0."""
+        self._workdir = workdir
+        first = max(min(first_step + 10, total_steps - num_steps), first_step + 1)  # earlier if fewer steps are left
+        self._traced = range(first, min(first + num_steps, total_steps))
+        self._runs = False
+
+    def at(self, step: int) -> None:
+        """Starts or stops the trace, after a step."""
+        if self._traced and step == self._traced.start:
+            jax.profiler.start_trace(str(self._workdir))
+            self._runs = True
+        if self._traced and step == self._traced.stop:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, also of a run that was asked to stop before the last of its steps."""
+        if self._runs:
+            jax.profiler.stop_trace()
+            self._runs = False
