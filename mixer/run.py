@@ -52,7 +52,7 @@ class Run:
     def offset(self, first_step: int) -> int:
         """Returns the position of the first image of step 0, counted back from a step with this batch size."""
         seen = history.images_seen(self.before, first_step, self.start.begun["batch_size"])
-        return seen - first_step * self.config.batch_size
+        return seen - first_step * int(self.config.batch_size)
 
 
 def prepare(

@@ -47,4 +47,4 @@ class ConditionalStore:
         """
         with bucket.tensorstore_as_os_errors(f"{self._folder}/{name}"):
             written = self._store.write(self._prefix + name, data, if_equal=generation).result(timeout=_PATIENCE)
-        return written.generation
+        return bytes(written.generation)

@@ -61,7 +61,7 @@ def of_version() -> dict[str, str]:
             )
         except (OSError, subprocess.SubprocessError):
             return found
-        found["commit"] = git.stdout.strip()[:_DIGITS]
+        found["commit"] = git.stdout.strip()[:_DIGITS] if git.returncode == 0 else ""
     return {name: value for name, value in found.items() if value}
 
 

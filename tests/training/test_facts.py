@@ -1,6 +1,7 @@
 """What processes compare: every setting and flag, the software, and what their data hold."""
 
 import dataclasses
+import subprocess
 
 import jax
 import numpy as np
@@ -84,3 +85,27 @@ def test_weights_that_differ_in_a_bit_have_other_facts():
     assert found == facts.of_weights(jax.tree.map(np.copy, params))
     params["head"]["kernel"] = np.nextafter(params["head"]["kernel"], np.float32(9))
     assert differing(found, facts.of_weights(params)) == {"the digest of the weights of init_from"}
+
+
+def test_a_fingerprint_is_part_of_the_facts_and_a_split_has_its_name():
+    one = dataclasses.replace(source(IMAGES, LABELS), fingerprint={"file names": "1"}, name="folder train")
+    other = dataclasses.replace(one, fingerprint={"file names": "2"})
+    found = differing(facts.of_source("the data", one), facts.of_source("the data", other))
+    assert found == {"the digest of the file names of the data (folder train)"}
+
+
+def test_the_version_has_the_commit_of_its_own_clone_only(monkeypatch, tmp_path):
+    found = facts.of_version()
+    assert set(found) >= {"mixer"}
+    (tmp_path / "mixer").mkdir()
+    monkeypatch.setattr(facts.mixer, "__file__", str(tmp_path / "mixer" / "__init__.py"))
+    assert "commit" not in facts.of_version()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert "commit" not in facts.of_version()  # there is none yet
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+    assert len(facts.of_version()["commit"]) == 12
+
+
+def test_processors_count_where_they_are_the_devices(mesh):
+    assert facts.of_machine(mesh).keys() == {"devices", "processes", "processors"}
