@@ -58,7 +58,11 @@ def held(folder: epath.PathLike, say: Callable[[str], None]) -> Iterator[Callabl
         return
     try:
         lock = _Lock(folder)
-        lock.take(say)
+        with contextlib.ExitStack() as failing:
+            _held.add(lock.token)  # first, as another thread of this process may look at once
+            failing.callback(_held.discard, lock.token)
+            lock.take(say)
+            failing.pop_all()
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written to ({first_line(error)}); make it possible") from None
     try:
@@ -73,7 +77,7 @@ class _Lock:
     def __init__(self, folder: epath.PathLike):
         self._folder = bucket.absolute(folder)
         self._store = conditional.ConditionalStore(self._folder)
-        self._token, self._beat = secrets.token_hex(8), 0
+        self.token, self._beat = secrets.token_hex(8), 0
         self._generation = b""  # of the file, as this process has written it
         self._taken_by: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -103,7 +107,6 @@ class _Lock:
                     "s to see whether it still runs"
                 )
             time.sleep(_LOOK)
-        _held.add(self._token)
         self._thread.start()
 
     def check(self) -> None:
@@ -122,7 +125,7 @@ class _Lock:
         """Ends the signs of life and deletes the file, if it is still this process's."""
         self._ended.set()
         self._thread.join(_GOODBYE)
-        _held.discard(self._token)
+        _held.discard(self.token)
         with contextlib.suppress(OSError):  # the next start finds that its owner is gone
             self._store.write(FILE, None, self._generation)
 
@@ -133,7 +136,7 @@ class _Lock:
                     continue
                 data, generation = self._store.read(FILE)
                 owner = _parsed(data)
-                if owner.get("token") == self._token:  # the answer to an earlier write was lost
+                if owner.get("token") == self.token:  # the answer to an earlier write was lost
                     self._generation = generation
                 elif data is not None:  # a file that somebody deleted stays deleted
                     self._taken_by = owner
@@ -144,7 +147,7 @@ class _Lock:
         self._beat += 1
         owner = {
             "host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "machine": _machine(),
-            "token": self._token, "sign_of_life": self._beat,
+            "token": self.token, "sign_of_life": self._beat,
         }  # fmt: skip
         written = self._store.write(FILE, json.dumps(owner).encode(), generation)
         self._generation = written or self._generation
