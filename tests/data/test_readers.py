@@ -3,7 +3,7 @@
 import numpy as np
 from making import input_config
 
-from mixer.data import readers
+from mixer.data import readers, tfds_dataset
 from mixer.data.sources import Example, Source
 
 
@@ -28,7 +28,7 @@ def test_only_the_part_before_the_slash_names_the_reader(tmp_path, monkeypatch):
         opened.append(config.dataset)
         return Source(0, (), 1, False, lambda numbers: [])
 
-    monkeypatch.setattr(readers.tfds_dataset, "open_split", open_tfds)
+    monkeypatch.setattr(tfds_dataset, "open_split", open_tfds)
     monkeypatch.setitem(readers.READERS, "shelf", None)
     for name in ("shelves", "cifar10", "fractals/3x4x8", "cifar10/shelf"):
         readers.open_source(input_config(dataset=name), "train", tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from making import broken_huffman_table, encode, photo, wrong_checksum
 from PIL import Image
 
-from mixer.data import folder, images
+from mixer.data import image_files, images
 from mixer.data.datasets import archives, checked_images
 from mixer.data.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
@@ -41,7 +41,9 @@ def test_a_file_that_cannot_be_read_or_is_far_too_large(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(archives.MAX_IMAGE_BYTES + 1)
-    monkeypatch.setattr(folder, "file_bytes", lambda path, old=folder.file_bytes: "huge" not in path and old(path))
+    monkeypatch.setattr(
+        image_files, "file_bytes", lambda path, old=image_files.file_bytes: "huge" not in path and old(path)
+    )
     files = [
         checked_images.File(str(tmp_path / "pipe.jpg"), 0, 0, ""),
         checked_images.File(str(tmp_path / "huge.jpg"), 0, archives.MAX_IMAGE_BYTES + 1, ""),
@@ -76,7 +78,9 @@ def test_few_files_are_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(checked_images, "_GROUP_BYTES", 3 * len(JPEG))
     files = [written(tmp_path / f"{n}.jpg", JPEG) for n in range(30)]
     read = []
-    monkeypatch.setattr(folder, "file_bytes", lambda path, old=folder.file_bytes: read.append(path) or old(path))
+    monkeypatch.setattr(
+        image_files, "file_bytes", lambda path, old=image_files.file_bytes: read.append(path) or old(path)
+    )
     for used, found in enumerate(checked_images.read(files, MAX_PIXELS)):
         assert found == (JPEG, OK)
         assert len(read) <= used + 2 * 3
