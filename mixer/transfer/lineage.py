@@ -8,6 +8,7 @@ from etils import epath
 from mixer.config import run_folder
 from mixer.config.settings import UNITS
 from mixer.runtime.errors import UserError
+from mixer.training import history
 from mixer.transfer.published import PUBLISHED
 
 # What the authors of the published checkpoints trained on, by the end of the checkpoint's name.
@@ -52,3 +53,20 @@ def duration(config: Any, name: str) -> str:
     unit = next(unit for unit in UNITS if config[f"{name}_{unit}"] is not None)
     amount = config[f"{name}_{unit}"]
     return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
+
+
+def changes(workdir: epath.Path | None, step: int) -> list[str]:
+    """Returns a line for each change of a run's config or data on the way to a checkpoint.
+
+    Args:
+      workdir: the run's folder; None for weights that are not of a run here.
+      step: of the checkpoint.
+    """
+    kept: list[history.Start] = []
+    for start in history.read(workdir) if workdir else ():
+        kept = [one for one in kept if one.step < start.step] + [start]  # what came after this step was undone
+    return [
+        f"from step {start.step:,}: {'; '.join([*start.config_changes, *start.data_changes])}"
+        for start in kept
+        if start.step < step and (start.config_changes or start.data_changes)
+    ]

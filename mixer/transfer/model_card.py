@@ -58,6 +58,7 @@ def card(
             *(MARK, "", title, "", *_bullets(_about(weights, exported, to)), ""),
             *("## Training", "", *_bullets({"Weights": _origin(weights, ema), **_training(weights)}), ""),
             *as_published,
+            *_history(weights),
             *("## Accuracy", "", _accuracy(weights, measured), ""),
             *("## Pictures", "", *card_code.pictures(_input_of(weights)), ""),
             *("## Loading", "", *(loading or FORMATS[to].loading(exported, file)), ""),
@@ -74,6 +75,19 @@ def _input_of(weights: Weights) -> Any:
     config = recipe.base().input
     config.image_size = weights.image_size
     return config
+
+
+def _history(weights: Weights) -> list[str]:
+    """Returns the lines that say what changed while the run was trained; none if nothing did."""
+    told = lineage.changes(weights.workdir, weights.step or 0)
+    if not told:
+        return []
+    return [
+        "The run was continued with changes; what stands above is how it was at last:",
+        "",
+        *(f"- {line}" for line in told),
+        "",
+    ]
 
 
 def _named_classes(weights: Weights, exported: Exported, to: str) -> list[str]:

@@ -1,15 +1,19 @@
 """Model cards: what they say of runs, of published checkpoints and of unknown files, and the code they show."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import FrozenConfigDict
 from random_models import make_model, make_params
 
 from mixer import models
 from mixer.config import recipe
 from mixer.config.settings import SETTINGS
+from mixer.training import history
 from mixer.transfer import model_card
 from mixer.transfer.published import PUBLISHED
 from mixer.transfer.weights import Weights
@@ -99,6 +103,28 @@ def test_every_choice_has_words(name):
         config.update_from_flattened_dict({name: choice})
         texts.add(card(make_weights(config=config), measured=MEASURED))
     assert len(texts) == len(SETTINGS[name].allowed_names)
+
+
+def test_the_changes_of_a_run_on_the_way_to_the_checkpoint(tmp_path):
+    starts = {
+        0: "seed: 0 before, 1 now",
+        80_000: "ema_decay: 0 before, 0.9 now",
+        50_000: "batch_size: 4096 before, 8192 now",
+        60_000: "",
+        93_000: "mixup.p: 0.5 before, 0 now",
+    }
+    for step, change in starts.items():
+        changes = [change] if change else []
+        history.add(tmp_path, history.Start(step, "", "", {}, {}, 4096, {}, {}, {}, changes, changes and ["the data"]))
+    weights = dataclasses.replace(make_weights(config=recipe.imagenet1k("B/16")), workdir=epath.Path(tmp_path))
+    lines = card(weights).splitlines()
+    told = [line for line in lines if line.startswith("- from step")]
+    assert told == [
+        "- from step 0: seed: 0 before, 1 now; the data",
+        "- from step 50,000: batch_size: 4096 before, 8192 now; the data",
+    ]
+    assert "continued with changes" in card(weights)
+    assert "continued with changes" not in card(dataclasses.replace(weights, workdir=None))
 
 
 def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
