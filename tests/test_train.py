@@ -337,7 +337,8 @@ def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_d
 
         def fetch(numbers):
             served.extend(numbers)
-            if len(served) > 6 * 16:  # the next batch is fetched while the last one is computed
+            # The first sixteen are compared with an earlier start. The last batch is fetched ahead of the step before.
+            if len(served) > 16 + 6 * 16:
                 raise UserError("gs://bucket/shard cannot be read")
             return source.fetch(numbers)
 
