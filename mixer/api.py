@@ -42,8 +42,11 @@ class Model:
           uint8 [n, image_size, image_size, 3].
 
         Raises:
+          TypeError: one path is given, and not a sequence of paths.
           ValueError: an image cannot be used; says which and why.
         """
+        if isinstance(paths, str):
+            raise TypeError(f"read takes a list of paths, such as [{paths!r}]")
         names = [os.fspath(path) for path in paths]
         found = []
         for name, data in zip(names, image_files.files_bytes(names), strict=True):

@@ -3,6 +3,7 @@
 It suits white and dark pages: the background is transparent. The same matplotlib writes the same bytes.
 """
 
+import argparse
 import pathlib
 from typing import Any
 
@@ -65,6 +66,8 @@ def draw_arrow(axes: Axes, start: float, end: float, top: float = 0.0) -> None:
 
 def main() -> None:
     """Writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()  # --help alone
     matplotlib.rcParams["svg.hashsalt"] = "mixer"
     figure = Figure(figsize=(12.4, 3.4))
     axes = figure.add_axes((0, 0, 1, 1))

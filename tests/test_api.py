@@ -70,6 +70,8 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
         model.read([tmp_path / "notes.jpg"])
     with pytest.raises(ValueError, match=r"nowhere.jpg: missing"):
         model.read(["nowhere.jpg"])
+    with pytest.raises(TypeError, match=r"read takes a list of paths, such as \['cat.jpg'\]"):
+        model.read("cat.jpg")
     assert model.read([]).shape == (0, PIXELS, PIXELS, 3)
     with pytest.raises(UserError, match="no such file or folder"):
         mixer.load("B/17-i1k")

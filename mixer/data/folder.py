@@ -56,7 +56,9 @@ def has_splits(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> 
 
 def _layout(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> Layout:
     root = str(config.data_dir or "").rstrip("/")
-    if not config.data_dir or not files.is_folder(root):
+    if config.data_dir is None:
+        raise UserError("config.input.data_dir is not set; give the folder of class folders")
+    if not root or not files.is_folder(root):
         raise UserError(f"config.input.data_dir={config.data_dir!r} is not a folder; give the folder of class folders")
     return folder_layout.find(root, config.validation_share, cache_dir)
 

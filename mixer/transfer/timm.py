@@ -178,7 +178,7 @@ def _loading(exported: Exported, file: str) -> list[str]:
         "Normalise images with mean 0.5 and standard deviation 0.5 in each channel, which brings 0..1 to [-1, 1].",
         "",
         f"timm computes GELU exactly by default; {gelu}. To have the tanh form, as this project does, give the model "
-        "one more argument:",
+        "one more argument, after `import functools`:",
         "",
         *code_block("python", 'act_layer=functools.partial(torch.nn.GELU, approximate="tanh")'),
         "",

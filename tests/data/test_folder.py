@@ -279,7 +279,7 @@ def test_a_pipe_or_a_device_is_no_image_and_is_not_waited_for(tmp_path):
 
 def test_folders_that_cannot_be_used(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "nothing", dataset="folder")
-    assert "is not a folder" in complaint(tmp_path, dataset="folder", data_dir=None)
+    assert "config.input.data_dir is not set" in complaint(tmp_path, dataset="folder", data_dir=None)
     assert "holds 0 class folders" in complaint(tmp_path, dataset="folder")
     fill(tmp_path, {"cat": 3, "dog": 0})
     assert "holds 1 class folders" in complaint(tmp_path, dataset="folder")

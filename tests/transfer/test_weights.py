@@ -71,7 +71,7 @@ def test_a_runs_checkpoint_can_be_chosen(run, step, params, slash):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the --workdir of an"):
+    with pytest.raises(UserError, match="holds no checkpoint with params that can be read; give the folder of a run"):
         load(str(tmp_path))
 
 
