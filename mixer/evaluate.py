@@ -209,7 +209,8 @@ def main(argv: list[str]) -> None:
     weights = transfer_weights.load(checkpoint, given.ema)
     weights.model()  # it says in one line that these are no Mixer's weights, if they are not
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
-    config, split = _overridden(*input_config(weights, task))
+    with _flags_in_messages():
+        config, split = _overridden(*input_config(weights, task))
     batch_size = given.batch_per_core * jax.device_count()
     described = {
         "checkpoint": weights.source,

@@ -222,10 +222,10 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         (["--checkpoint={run}/nothing"], "no such file or folder"),
         (["--checkpoint={run}", "--fewshot", "--shots=0"], "--shots=[0] --seeds=3: expected numbers above 0"),
         (["--checkpoint={run}", "--fewshot", "--shots=99"], "99 shots are too many: class 0 "),
-        (["--checkpoint={run}", "--task=folder", "--data_dir=/no"], "error: --data_dir='/no' is not a folder"),
+        (["--checkpoint={run}", "--task=folder", "--data_dir=/no"], "--data_dir='/no' is not a folder"),
         (
             ["--checkpoint={run}", "--task=folder", "--data_dir=/no", "--fewshot"],
-            "error: few-shot evaluation: --data_dir='/no' is not a folder",
+            "--data_dir='/no' is not a folder",
         ),
         (
             ["--checkpoint={run}", "--fewshot", "--task=imagenet_v2"],

@@ -5,9 +5,11 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -74,7 +76,7 @@ def test_a_run_notes_what_it_is_made_of(begun):
     assert "the digest of the file names of the training data (folder train)" in start.data
     assert {"mixer", "jax", "jaxlib", "flax", "Python", "the code of mixer"} < start.software.keys()
     assert start.machine["devices"] == "8 x cpu"
-    assert "pytest" in start.command
+    assert start.command == shlex.join(sys.orig_argv)
     assert start.time.endswith("+00:00")
     assert (workdir / run_folder.CLASSES_FILE).read_text().splitlines() == list(CLASSES)
 

@@ -4,8 +4,8 @@ from run_python import run_python
 
 IMPORTS = """
 import logging
-import mixer.evaluate, mixer.predict, mixer.train
-mixer.train.pipeline.Batch, mixer.train.readers.READERS  # they are imported when they are first used
+import mixer.evaluate, mixer.predict, mixer.run, mixer.train
+mixer.train.pipeline.Batch, mixer.run.readers.READERS  # they are imported when they are first used
 print(logging.root.handlers, logging.root.level)
 logging.basicConfig(level=logging.INFO)
 print(logging.root.level)
