@@ -113,7 +113,10 @@ def first_state(run: Run, weights: Weights | None) -> TrainState:
         run.console.keep("starting from random parameters: config.init_from is not set")
         return state
     head = init_from.head_of(weights, run.source.class_names)
-    run.console.keep(f"starting from {run.config.init_from}; {head.said}")
+    resized = ""
+    if weights.resized_from is not None:
+        resized = f", whose weights are brought from {weights.resized_from} to {run.config.input.image_size} pixels"
+    run.console.keep(f"starting from {run.config.init_from}{resized}; {head.said}")
     return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
 
 

@@ -271,6 +271,19 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
 
 
+def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path, capsys):
+    config = tiny(data_dir, total_steps=1)
+    size = config.input.image_size
+    train.train(config, tmp_path / "first")
+    larger = {"init_from": str(tmp_path / "first"), "total_steps": 1}
+    larger |= {"input.image_size": 2 * size, "input.eval_resize": 2 * size, "model.tokens_mlp_dim": None}
+    train.train(tiny(data_dir, **larger), tmp_path / "second")
+    said = (
+        f"starting from {tmp_path}/first, whose weights are brought from {size} to {2 * size} pixels; the head is kept"
+    )
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
 def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
     """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""

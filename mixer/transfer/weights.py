@@ -41,6 +41,7 @@ class Weights:
       class_names: the names of the classes, from their run or their file; None if unknown.
       step: the step of their checkpoint.
       workdir: the folder of their run.
+      resized_from: the image size in pixels that they were for, if they were brought to another one.
     """
 
     params: Any
@@ -49,6 +50,7 @@ class Weights:
     class_names: list[str] | None = None
     step: int | None = None
     workdir: epath.Path | None = None
+    resized_from: int | None = None
 
     def model(self) -> MlpMixer:
         """Returns the model of these parameters, which follows from their names and shapes.
@@ -133,7 +135,7 @@ class Weights:
                 f"multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, beyond the paper, with "
                 f"resize=interpolate any multiple of {model.patch_size}"
             ) from None
-        return dataclasses.replace(self, params=params)
+        return dataclasses.replace(self, params=params, resized_from=None if size == image_size else size)
 
     @property
     def image_size(self) -> int:

@@ -146,11 +146,14 @@ def test_a_number_of_tokens_that_is_not_a_square_is_refused():
 def test_weights_at_another_image_size_are_a_model_for_it():
     weights = Weights(make_params(make_model()), "m.npz")
     assert weights.image_size == 8
-    assert weights.at_image_size(8, "extend").params is weights.params
+    same = weights.at_image_size(8, "extend")
+    assert same.params is weights.params
+    assert same.resized_from is None
     larger = weights.at_image_size(16, "extend")
     assert (larger.image_size, larger.model().tokens_mlp_dim, larger.source) == (16, 48, "m.npz")
     resampled = weights.at_image_size(20, "interpolate")
     assert (resampled.image_size, resampled.model().tokens_mlp_dim) == (20, 12)
+    assert (larger.resized_from, resampled.resized_from) == (8, 8)
 
 
 @pytest.mark.parametrize(("size", "method"), [(12, "extend"), (10, "interpolate"), (0, "extend"), (-8, "extend"),
