@@ -38,7 +38,9 @@ def test_features_are_what_the_head_gets(softmax_run, tmp_path):
     np.testing.assert_allclose(logits, model.logits(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("variant", "channels"), [("Ti/8", 128), ("ViT-S/16", 384), ("BiT-R50x1", 2048)])
+@pytest.mark.parametrize(
+    ("variant", "channels"), [("Ti/8", 128), ("ViT-S/16", 384), pytest.param("BiT-R50x1", 2048, marks=pytest.mark.slow)]
+)
 def test_created_models(variant, channels):
     model = mixer.create(variant, 7, image_size=32)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)

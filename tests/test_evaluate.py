@@ -261,6 +261,7 @@ def parts_of(images, size):
     return [images[:, top : top + size, left : left + size] for top in (0, size) for left in (0, size)]
 
 
+@pytest.mark.slow  # tests/transfer/test_resolution.py tests the formula
 def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, data_dir, tmp_path):
     """Its head kept, the first logits are the head's of the mean over the four parts' pre-logits."""
     weights = transfer_weights.load(str(run))

@@ -284,7 +284,9 @@ def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
+@pytest.mark.parametrize(
+    ("to", "suffix"), [("npz", ".npz"), pytest.param("timm", ".safetensors", marks=pytest.mark.slow)]
+)
 def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
     """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""
     params = make_params(models.create("Ti/8", 4, **WIDTHS), 16, seed=1)

@@ -53,7 +53,7 @@ def of_software() -> dict[str, str]:
 def of_version() -> dict[str, str]:
     """Returns the version of this package and, in a clone, its commit. `of_software` has a digest of the code."""
     root = pathlib.Path(mixer.__file__).parent.parent
-    found = {"mixer": _version("mixer")}
+    found = {"mixer": mixer.__version__}
     if (root / ".git").exists():  # a folder above may be somebody else's clone
         try:
             git = subprocess.run(
