@@ -13,7 +13,9 @@ import numpy as np
 
 from mixer import models, predict
 from mixer.config import recipe
-from mixer.data import image_files, image_status, plain_images
+from mixer.data import plain_images
+from mixer.data.folders import image_files
+from mixer.data.pixels import image_status
 from mixer.training.step import normalize
 from mixer.transfer import weights as transfer_weights
 

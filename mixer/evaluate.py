@@ -20,8 +20,8 @@ from etils import epy
 
 from mixer.config import command_line, help_text, recipe, tasks
 from mixer.config.settings import SETTINGS
-from mixer.data import folder_layout
 from mixer.data.class_names import readable
+from mixer.data.folders import folder_layout
 from mixer.runtime import files, json_text
 from mixer.runtime.errors import UserError
 from mixer.training.console import Console
@@ -31,7 +31,8 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import models
-    from mixer.data import crops, folder
+    from mixer.data.folders import folder
+    from mixer.data.pixels import crops
     from mixer.evaluation import classification, evaluator
     from mixer.evaluation import few_shot as few_shot_evaluator
     from mixer.runtime import devices

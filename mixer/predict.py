@@ -21,8 +21,9 @@ from absl import flags
 from etils import epy
 
 from mixer.config import command_line, help_text, recipe
-from mixer.data import class_names, image_status, sources
-from mixer.data.image_files import IMAGE_SUFFIXES, files_bytes
+from mixer.data import class_names, sources
+from mixer.data.folders.image_files import IMAGE_SUFFIXES, files_bytes
+from mixer.data.pixels import image_status
 from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError
 from mixer.transfer import download

@@ -12,8 +12,9 @@ import optax
 from PIL import Image
 
 from mixer.config import recipe
-from mixer.data import crops, order
-from mixer.data.randaugment import contrast, pil_mean, published_mean
+from mixer.data import order
+from mixer.data.pixels import crops
+from mixer.data.pixels.randaugment import contrast, pil_mean, published_mean
 
 _SIZE = 224
 _ASPECTS = {"published": (0.75, 1.33), "here": (0.75, 4 / 3)}

@@ -46,9 +46,9 @@ TESTS = {
     "mixer/models/layers.py": ["tests/models/test_layers.py", "tests/models/test_mlp_mixer.py"],
     "mixer/models/mlp_mixer.py": ["tests/models/test_mlp_mixer.py"],
     "mixer/data/order.py": ["tests/data/test_order.py"],
-    "mixer/data/crops.py": ["tests/data/test_crops.py"],
-    "mixer/data/augmentations.py": ["tests/data/test_augmentations.py"],
-    "mixer/data/augment.py": ["tests/data/test_augment.py", "tests/data/test_crops.py"],
+    "mixer/data/pixels/crops.py": ["tests/data/pixels/test_crops.py"],
+    "mixer/data/pixels/augmentations.py": ["tests/data/pixels/test_augmentations.py"],
+    "mixer/data/pixels/augment.py": ["tests/data/pixels/test_augment.py", "tests/data/pixels/test_crops.py"],
     "mixer/transfer/resolution.py": ["tests/transfer/test_resolution.py"],
 }
 

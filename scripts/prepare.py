@@ -30,8 +30,9 @@ from mixer.runtime.errors import UserError
 with epy.lazy_imports():  # they import TensorFlow, for which --help does not wait
     import tensorflow_datasets as tfds
 
-    from mixer.data import datasets, readers, records, tfrecord_index
+    from mixer.data import datasets, readers
     from mixer.data.datasets import base, class_folders, digits, fractals, imagenet21k, multilabel, shard_plan
+    from mixer.data.records import records, tfrecord_index
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 

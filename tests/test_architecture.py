@@ -21,7 +21,7 @@ LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 # Which files may import a library, at any level of nesting. A name that ends in a slash is a whole room.
 KEPT_TO = {
     "tensorflow": {"data/tensorflow.py"},
-    "tensorflow_datasets": {"data/records.py", "data/tfds_dataset.py", "data/datasets/"},
+    "tensorflow_datasets": {"data/records/records.py", "data/records/tfds_dataset.py", "data/datasets/"},
     "clu": {"training/curves.py"},
     "google": {"runtime/bucket.py"},
     "tensorstore": {"runtime/bucket.py", "runtime/conditional.py"},

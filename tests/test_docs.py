@@ -89,7 +89,7 @@ def test_the_map_names_every_module_and_no_other():
         found = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
         assert named == found, folder
     assert set(paragraphs[::2]) == {"mixer/"} | {
-        f"mixer/{path.parent.name}/" for path in (ROOT / "mixer").glob("*/__init__.py")
+        f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "mixer").glob("*/**/__init__.py")
     }
 
 

@@ -80,7 +80,7 @@ def test_the_help_of_a_script(name, flag):
 
 def test_the_names_of_formats_and_registries_are_those_of_the_registries():
     from mixer import benchmark, evaluate
-    from mixer.data import crops
+    from mixer.data.pixels import crops
     from mixer.performance import model_speed
     from mixer.transfer import formats, resolution
 

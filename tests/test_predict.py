@@ -18,7 +18,7 @@ from PIL import Image
 from test_train import environment
 
 from mixer import export, predict
-from mixer.data import image_status
+from mixer.data.pixels import image_status
 from mixer.runtime.errors import UserError
 from mixer.transfer import weights as transfer_weights
 from mixer.transfer.weights import Weights

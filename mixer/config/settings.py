@@ -18,9 +18,9 @@ _INCEPTION = (Needs("input.crop", ("inception",)),)
 _MIXUP = (Needs("mixup.p"),)
 _ADAPTIVE = (Needs("optimizer.name", ("adam", "muon")),)
 _FEW_SHOT = (Needs("fewshot.dataset"),)
-_TFDS = "data/tfds_dataset.py"
+_TFDS = "data/records/tfds_dataset.py"
 
-EVAL_CROPS = Registry("mixer.data.crops:EVAL_CROPS")
+EVAL_CROPS = Registry("mixer.data.pixels.crops:EVAL_CROPS")
 
 
 def _duration(name: str, meaning: str, **default: float) -> dict[str, Setting]:
@@ -168,56 +168,58 @@ SETTINGS: dict[str, Setting] = {
         "data/readers.py",
     ),
     "input.data_dir": Setting(
-        None, "folder of the dataset; TFDS' own default if not set", "data/tfds_dataset.py", kind=str,
+        None, "folder of the dataset; TFDS' own default if not set", "data/records/tfds_dataset.py", kind=str,
     ),
     "input.train_split": Setting("train", "training split in TFDS notation, such as train[:99%]", "run.py"),
     "input.eval_split": Setting("validation", "split of the evaluator val", "evaluation/evaluators.py"),
     "input.validation_share": Setting(
         0.1, "share of each class that is kept for validation, if the folder has no validation folder",
-        "data/folder.py", low=0, high=0.9, needs=(Needs("input.dataset", ("folder",)),),
+        "data/folders/folder.py", low=0, high=0.9, needs=(Needs("input.dataset", ("folder",)),),
     ),
     "input.max_labels": Setting(
         None, "the most labels of an example, for multi-label data that does not say", _TFDS, kind=int, low=1,
     ),
-    "input.image_size": Setting(224, "height and width of the model's input", "data/crops.py", unit="pixels", low=1),
+    "input.image_size": Setting(
+        224, "height and width of the model's input", "data/pixels/crops.py", unit="pixels", low=1,
+    ),
     "input.label_key": Setting(
         None, "the feature with the class or classes; found by its type if not set", _TFDS, kind=str,
     ),
     "input.crop": Setting(
         "inception", "what training sees of an image: inception, a random window of 5 to 100% of it; random, a random "
         "part of the image as evaluation resizes it; pad, reflect an eighth on each side and shift; resize, all of it",
-        "data/crops.py", choices=Registry("mixer.data.crops:CROPS"),
+        "data/pixels/crops.py", choices=Registry("mixer.data.pixels.crops:CROPS"),
     ),
     "input.crop_area": Setting(
-        (0.05, 1.0), "area of the window as a share of the image's", "data/crops.py", high=1.0, needs=_INCEPTION,
+        (0.05, 1.0), "area of the window as a share of the image's", "data/pixels/crops.py", high=1.0, needs=_INCEPTION,
     ),
     "input.crop_aspect": Setting(
-        (0.75, 4 / 3), "width of the window over its height", "data/crops.py", needs=_INCEPTION,
+        (0.75, 4 / 3), "width of the window over its height", "data/pixels/crops.py", needs=_INCEPTION,
     ),
-    "input.flip": Setting(True, "whether to mirror half of the images", "data/augmentations.py"),
+    "input.flip": Setting(True, "whether to mirror half of the images", "data/pixels/augmentations.py"),
     "input.scaled_decoding": Setting(
         False, "whether to decode JPEGs at 1/2, 1/4 or 1/8 of their size where a crop has pixels to spare; the paper "
-        "does not", "data/augment.py", needs=(Needs("input.crop", ("inception", "pad", "resize")),),
+        "does not", "data/pixels/augment.py", needs=(Needs("input.crop", ("inception", "pad", "resize")),),
     ),
     "input.randaugment.layers": Setting(
-        0, "number of RandAugment operations on each image (Table 4); 0 for none", "data/augmentations.py", low=0,
-        high=16,
+        0, "number of RandAugment operations on each image (Table 4); 0 for none", "data/pixels/augmentations.py",
+        low=0, high=16,
     ),
     "input.randaugment.magnitude": Setting(
-        10.0, "magnitude of these operations", "data/augmentations.py", low=0,
+        10.0, "magnitude of these operations", "data/pixels/augmentations.py", low=0,
         needs=(Needs("input.randaugment.layers"),),
     ),
     "input.randaugment.contrast": Setting(
         "pil", "what Contrast blends an image with: pil, the mean of its gray pixels; published, the number of its "
-        "pixels over 256, which is 196 at 224 pixels (docs/fidelity.md)", "data/randaugment.py",
-        choices=Registry("mixer.data.randaugment:CONTRASTS"), needs=(Needs("input.randaugment.layers"),),
+        "pixels over 256, which is 196 at 224 pixels (docs/fidelity.md)", "data/pixels/randaugment.py",
+        choices=Registry("mixer.data.pixels.randaugment:CONTRASTS"), needs=(Needs("input.randaugment.layers"),),
     ),
     "input.eval_crop": Setting(
         "resize_small", "in evaluation, before the central image_size pixels are taken (Section 3): resize the shorter "
-        "side, or both sides", "data/augment.py", choices=EVAL_CROPS,
+        "side, or both sides", "data/pixels/augment.py", choices=EVAL_CROPS,
     ),
     "input.eval_resize": Setting(
-        None, "size before that crop; 8/7 of image_size (256 for 224) if not set", "data/crops.py", kind=int,
+        None, "size before that crop; 8/7 of image_size (256 for 224) if not set", "data/pixels/crops.py", kind=int,
         unit="pixels", low=1,
     ),
     "input.shuffle_block": Setting(
@@ -230,11 +232,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "input.max_pixels": Setting(
         100_000_000, "size of an image above which it is not decoded; an image is resized in as much memory",
-        "data/images.py", unit="pixels", low=1,
+        "data/pixels/images.py", unit="pixels", low=1,
     ),
     "input.transparent": Setting(
         "drop", "transparent pixels: drop leaves the colours under them, often black, as published; white lays the "
-        "image on white", "data/images.py", choices=Registry("mixer.data.images:TRANSPARENT"),
+        "image on white", "data/pixels/images.py", choices=Registry("mixer.data.pixels.images:TRANSPARENT"),
     ),
     "input.max_bad_share": Setting(
         0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",

@@ -22,7 +22,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mixer.data import augment, augmentations, image_status, images, order
+from mixer.data import order
+from mixer.data.pixels import augment, augmentations, image_status, images
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime import cpu

@@ -16,14 +16,14 @@ import PIL.Image
 from etils import epy
 from jaxtyping import UInt8
 
-from mixer.data import crops, image_status, images
+from mixer.data.pixels import crops, image_status, images
 from mixer.data.sources import Source
 from mixer.runtime import cpu
 
 with epy.lazy_imports():
     import simplejpeg  # where it is missing, TensorFlow decodes
 
-    from mixer.data import augment  # imports TensorFlow
+    from mixer.data.pixels import augment  # imports TensorFlow
 
 NARROW = 8  # longer side over shorter side, from which on TensorFlow has to look at an image
 

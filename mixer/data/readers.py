@@ -10,13 +10,13 @@ from collections.abc import Callable
 import ml_collections
 from etils import epath, epy
 
-from mixer.data import folder
+from mixer.data.folders import folder
 from mixer.data.sources import Source
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # it imports TensorFlow, which class folders do without
-    from mixer.data import tfds_dataset
+    from mixer.data.records import tfds_dataset
 
 Reader = Callable[[ml_collections.ConfigDict, str, epath.PathLike], Source]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from mixer.data import image_status
+from mixer.data.pixels import image_status
 from mixer.models import Model
 from mixer.runtime import devices
 from mixer.training import losses

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer.data import class_names as known_names
-from mixer.data import folder_report
+from mixer.data.folders import folder_report
 from mixer.data.sources import Example, Source
 from mixer.evaluation.evaluator import Context
 from mixer.runtime.errors import OtherClassesError

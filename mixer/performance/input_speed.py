@@ -26,7 +26,8 @@ import jax
 import ml_collections
 from etils import epath
 
-from mixer.data import augment, pipeline, readers, sources
+from mixer.data import pipeline, readers, sources
+from mixer.data.pixels import augment
 from mixer.data.tensorflow import tf
 from mixer.runtime import devices
 

@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 
 from mixer.config import run_folder
-from mixer.data import contact_sheet, image_status, pipeline, readers
+from mixer.data import contact_sheet, pipeline, readers
+from mixer.data.pixels import image_status
 from mixer.training import sharding
 from mixer.training.step import Batch, prepare
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 
-from mixer.data import image_status
+from mixer.data.pixels import image_status
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.training import line_metrics
 from mixer.training.step import Metrics

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from mixer.data import image_status
+from mixer.data.pixels import image_status
 from mixer.models import Model
 from mixer.runtime import devices
 from mixer.training import line_metrics, losses, sharding

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mixer.data import crops
+from mixer.data.pixels import crops
 from mixer.transfer.format import code_block
 
 # How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it.

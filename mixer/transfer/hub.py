@@ -9,7 +9,7 @@ import pathlib
 import ml_collections
 from etils import epath
 
-from mixer.data import crops
+from mixer.data.pixels import crops
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer import timm

@@ -7,8 +7,9 @@ from ml_collections import FrozenConfigDict
 
 from mixer import models
 from mixer.config import paper, recipe
-from mixer.data import class_names, crops
-from mixer.data.augmentations import AUGMENTATIONS
+from mixer.data import class_names
+from mixer.data.pixels import crops
+from mixer.data.pixels.augmentations import AUGMENTATIONS
 from mixer.training.losses import LOSSES
 from mixer.transfer import card_code, lineage
 from mixer.transfer.format import Exported, code_block

@@ -21,7 +21,8 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from mixer.config import recipe
-from mixer.data import pipeline, readers, records, sources
+from mixer.data import pipeline, readers, sources
+from mixer.data.records import records
 from tests.bucket.fake_bucket import FakeBucket
 
 _BATCH = 256

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mixer.config import recipe
-from mixer.data import datasets, fingerprint, folder, readers
+from mixer.data import datasets, fingerprint, readers
+from mixer.data.folders import folder
 
 
 def make(root: pathlib.Path) -> pathlib.Path:

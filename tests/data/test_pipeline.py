@@ -21,8 +21,9 @@ from making import (
     wrong_checksum,
 )
 
-from mixer.data import augment, augmentations, crops, image_status, images, order, pipeline
-from mixer.data.image_status import STATUSES
+from mixer.data import order, pipeline
+from mixer.data.pixels import augment, augmentations, crops, image_status, images
+from mixer.data.pixels.image_status import STATUSES
 from mixer.data.readers import open_source
 from mixer.data.sources import Example, Source
 from mixer.runtime.errors import UserError

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mixer.config import recipe
-from mixer.data import augment, image_status, pipeline, plain_images
+from mixer.data import pipeline, plain_images
+from mixer.data.pixels import augment, image_status
 from mixer.data.sources import Example, Source
 
 simplejpeg = pytest.importorskip("simplejpeg")

@@ -3,7 +3,8 @@
 import numpy as np
 from making import input_config
 
-from mixer.data import readers, tfds_dataset
+from mixer.data import readers
+from mixer.data.records import tfds_dataset
 from mixer.data.sources import Example, Source
 
 

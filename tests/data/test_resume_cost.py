@@ -14,7 +14,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from making import encode
 
-from mixer.data import order, records
+from mixer.data import order
+from mixer.data.records import records
 
 EXAMPLES, SHARDS, DISTINCT = 14_000_000, 64, 256
 BATCH, SEED = 4096, 7

@@ -10,7 +10,8 @@ from PIL import Image
 from random_models import WIDTHS, make_model, make_params
 
 from mixer.config import recipe
-from mixer.data import augment, datasets, image_status, images, sources
+from mixer.data import datasets, sources
+from mixer.data.pixels import augment, image_status, images
 from mixer.evaluation import few_shot, few_shot_regression
 from mixer.evaluation.evaluator import Context
 from mixer.evaluation.few_shot import FewShot

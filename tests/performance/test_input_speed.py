@@ -12,7 +12,8 @@ import tensorflow as tf
 from PIL import Image
 
 from mixer.config import checks, recipe
-from mixer.data import augment, augmentations, order, pipeline, readers
+from mixer.data import order, pipeline, readers
+from mixer.data.pixels import augment, augmentations
 from mixer.performance import input_speed
 from mixer.performance.input_speed import InputSpeed, Rate
 from mixer.runtime import devices

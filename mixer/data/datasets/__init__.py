@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from mixer.data import records
 from mixer.data.datasets import base
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals
+from mixer.data.records import records
 from mixer.runtime.errors import UserError
 
 EMBEDDED: dict[str, type[base.Builder]] = {"digits": Digits, "fractals": Fractals}

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mixer.data import augment, image_files, images
 from mixer.data.datasets import archives
-from mixer.data.image_status import OK, TOO_LARGE, UNDECODABLE
+from mixer.data.folders import image_files
+from mixer.data.pixels import augment, images
+from mixer.data.pixels.image_status import OK, TOO_LARGE, UNDECODABLE
 from mixer.runtime import bucket
 
 _GROUP_BYTES = 32 << 20  # of files that are read at a time; two such groups are in memory

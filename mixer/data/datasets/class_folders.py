@@ -22,9 +22,10 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
-from mixer.data import listing, tfrecord_index
 from mixer.data.datasets import base, checked_images, dataset_files, shard_plan
-from mixer.data.image_status import OK, STATUSES
+from mixer.data.folders import listing
+from mixer.data.pixels.image_status import OK, STATUSES
+from mixer.data.records import tfrecord_index
 from mixer.runtime.errors import UserError
 
 VERSION = tfds.core.Version("1.0.0")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data import folder_layout, folder_report
 from mixer.data.datasets import checked_images
+from mixer.data.folders import folder_layout, folder_report
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 

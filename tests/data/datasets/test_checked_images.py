@@ -6,9 +6,10 @@ import pytest
 from making import broken_huffman_table, encode, photo, wrong_checksum
 from PIL import Image
 
-from mixer.data import image_files, images
 from mixer.data.datasets import archives, checked_images
-from mixer.data.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
+from mixer.data.folders import image_files
+from mixer.data.pixels import images
+from mixer.data.pixels.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
 MAX_PIXELS = 10_000
 JPEG, PNG = encode(photo(40, 50), "JPEG"), encode(photo(40, 50), "PNG")

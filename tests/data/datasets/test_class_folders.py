@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from making import all_of, encode, input_config, photo
 from PIL import Image
 
-from mixer.data import images
 from mixer.data.datasets import checked_images, class_folders, dataset_files, shard_plan
-from mixer.data.image_status import OK
+from mixer.data.pixels import images
+from mixer.data.pixels.image_status import OK
 from mixer.data.readers import open_source
 from mixer.runtime.errors import UserError
 

@@ -3,7 +3,8 @@ import threading
 import pytest
 import tensorflow_datasets as tfds
 
-from mixer.data import datasets, records
+from mixer.data import datasets
+from mixer.data.records import records
 from mixer.runtime.errors import UserError
 
 

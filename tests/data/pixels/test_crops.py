@@ -12,8 +12,9 @@ from making import encode, input_config, photo
 from reference_pixels import FIXED_POINT, assert_rounded, bilinear, draws_of, train
 from scipy import stats
 
-from mixer.data import augment, images, order
-from mixer.data.crops import CROPS, EVAL_CROPS, NUM_DRAWS, eval_resize, inception_window, shift
+from mixer.data import order
+from mixer.data.pixels import augment, images
+from mixer.data.pixels.crops import CROPS, EVAL_CROPS, NUM_DRAWS, eval_resize, inception_window, shift
 
 # ------------------------------------------------------------------------------------------------------------- windows
 

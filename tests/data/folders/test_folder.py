@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from making import all_of, complaint, encode, input_config, photo
 
-from mixer.data.image_files import files_bytes
+from mixer.data.folders.image_files import files_bytes
 from mixer.data.readers import open_source
 from mixer.data.sources import Source
 
@@ -315,5 +315,5 @@ def test_the_report_in_the_docs_is_what_is_said(tmp_path, monkeypatch):
         (tmp_path / "my_images/train" / name).touch()
     monkeypatch.chdir(tmp_path)
     report = open_source(input_config(dataset="folder", data_dir="my_images"), "train", tmp_path / "cache").report
-    docs = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+    docs = pathlib.Path(__file__).parents[3] / "docs" / "data.md"
     assert "```\n" + "\n".join(report) + "\n```" in docs.read_text()

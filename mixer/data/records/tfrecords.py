@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import google_crc32c
 import numpy as np
 
-from mixer.data import tfrecord_index
-from mixer.data.shards import ReadRuns, Records, Run
+from mixer.data.records import tfrecord_index
+from mixer.data.records.shards import ReadRuns, Records, Run
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 

@@ -13,9 +13,9 @@ from making import broken_huffman_table, encode, photo, png_of, wrong_checksum
 from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
-from mixer.data import augment, images
-from mixer.data.image_status import STATUSES
-from mixer.data.images import JPEG, OK, PNG, RAW, inspect
+from mixer.data.pixels import augment, images
+from mixer.data.pixels.image_status import STATUSES
+from mixer.data.pixels.images import JPEG, OK, PNG, RAW, inspect
 
 MOST = 10**6  # pixels
 PHOTO = photo(33, 47)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
-from mixer.data.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
+from mixer.data.pixels.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
 RAW, JPEG, PNG = range(3)  # how `Image.data` is encoded; RAW is uint8 [height, width, 3]
 

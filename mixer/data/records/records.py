@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mixer.data import array_records, shards, tfrecord_index, tfrecords
-from mixer.data.shards import ReadRuns
+from mixer.data.records import array_records, shards, tfrecord_index, tfrecords
+from mixer.data.records.shards import ReadRuns
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 

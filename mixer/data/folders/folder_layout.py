@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data import folder_report, split_folders
-from mixer.data.folder_report import Findings, SplitFound
-from mixer.data.listing import Lister, decoded, readable
-from mixer.data.split_folders import SPLIT_FOLDERS, SPLIT_OF, Folders, Opened
+from mixer.data.folders import folder_report, split_folders
+from mixer.data.folders.folder_report import Findings, SplitFound
+from mixer.data.folders.listing import Lister, decoded, readable
+from mixer.data.folders.split_folders import SPLIT_FOLDERS, SPLIT_OF, Folders, Opened
 from mixer.runtime.errors import UserError
 
 SPLITS = ("all", *SPLIT_FOLDERS)

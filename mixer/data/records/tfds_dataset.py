@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mixer.data import datasets, fingerprint, records
+from mixer.data import datasets, fingerprint
+from mixer.data.records import records
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from mixer.data import augmentations, crops, image_status, images
+from mixer.data.pixels import augmentations, crops, image_status, images
 from mixer.data.tensorflow import tf
 
 _JPEG_RATIOS = (1, 2, 4, 8)  # the scales 1/ratio at which a JPEG can be decoded

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mixer.data import array_records, records, tfrecord_index, tfrecords
+from mixer.data.records import array_records, records, tfrecord_index, tfrecords
 from mixer.runtime.errors import UserError
 
 FORMATS = ("tfrecord", "array_record")

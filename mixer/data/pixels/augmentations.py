@@ -12,9 +12,9 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float32
 
-from mixer.data import crops
-from mixer.data.crops import Image
-from mixer.data.randaugment import randaugment
+from mixer.data.pixels import crops
+from mixer.data.pixels.crops import Image
+from mixer.data.pixels.randaugment import randaugment
 
 DrawSlices = dict[str, slice]
 

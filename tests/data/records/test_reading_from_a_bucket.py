@@ -13,8 +13,10 @@ import pytest
 from making import CLASSES, all_of, encode, input_config, labelled, pictures, write_dataset
 from ml_collections import ConfigDict
 
-from mixer.data import pipeline, records, tfrecord_index
+from mixer.data import pipeline
+from mixer.data.folders import folder
 from mixer.data.readers import open_source
+from mixer.data.records import records, tfrecord_index
 from mixer.data.sources import Source
 from mixer.runtime.errors import MissingDataError, UserError
 from tests.bucket.fake_bucket import FakeBucket
@@ -270,6 +272,7 @@ def test_a_short_outage_changes_no_bit(there, noise, tmp_path):
 
 
 def test_a_folder_of_images(there, tmp_path, caplog):
+    folder._warn_of_requests.cache_clear()  # another test may have opened a folder of this name
     for number, data in enumerate(pictures(60)):
         path = tmp_path / "own" / CLASSES[number % 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

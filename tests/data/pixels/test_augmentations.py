@@ -8,9 +8,9 @@ import pytest
 from making import encode, input_config, photo
 from reference_pixels import draws_of, train
 
-from mixer.data import augment, augmentations, crops, images
-from mixer.data.augmentations import AUGMENTATIONS, Augmentation
-from mixer.data.randaugment import randaugment
+from mixer.data.pixels import augment, augmentations, crops, images
+from mixer.data.pixels.augmentations import AUGMENTATIONS, Augmentation
+from mixer.data.pixels.randaugment import randaugment
 
 CONFIGS = {"plain": {}, "no flips": {"flip": False}, "randaugment": {"randaugment": 2}}
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from making import CLASSES, all_of, complaint, encode, input_config, labelled, photo, pictures, write_dataset
 
-from mixer.data import image_status
-from mixer.data.images import RAW, inspect
+from mixer.data.pixels import image_status
+from mixer.data.pixels.images import RAW, inspect
 from mixer.data.readers import open_source
 from mixer.data.sources import Example, Source
 from mixer.runtime.errors import UserError
@@ -149,7 +149,7 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
 def test_a_dataset_whose_code_is_not_there(tmp_path):
     """Another process writes the dataset with a builder class. This process reads it from its files."""
     code = f"""
-import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
 import tensorflow_datasets as tfds
 from making import encode, photo
 

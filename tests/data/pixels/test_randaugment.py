@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageEnhance, ImageOps
 
 from mixer.config import recipe
-from mixer.data import augmentations
-from mixer.data.randaugment import OPERATIONS, randaugment
+from mixer.data.pixels import augmentations
+from mixer.data.pixels.randaugment import OPERATIONS, randaugment
 
 NAMES = list(OPERATIONS)
 MAGNITUDES = (0.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)

@@ -5,7 +5,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from mixer.data.listing import readable
+from mixer.data.folders.listing import readable
 
 _NAMED = 5  # classes, folders or endings that a line names
 _REMEDIES = {

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data.image_files import IMAGE_SUFFIXES
+from mixer.data.folders.image_files import IMAGE_SUFFIXES
 from mixer.runtime import bucket, files
 
 _LISTED = 32  # folders that are listed at a time; those in a bucket with a request for a thousand files each

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mixer.data import folder_report
-from mixer.data.listing import Contents, Lister, readable
+from mixer.data.folders import folder_report
+from mixer.data.folders.listing import Contents, Lister, readable
 from mixer.runtime.errors import UserError
 
 # How the folder of a split may be called, in small or capital letters.

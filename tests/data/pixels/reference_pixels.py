@@ -7,7 +7,8 @@ import tensorflow as tf
 from making import encode
 from PIL import Image as PillowImage
 
-from mixer.data import augment, augmentations, images, order
+from mixer.data import order
+from mixer.data.pixels import augment, augmentations, images
 
 
 def draws_of(config, count: int, seed: int = 0) -> np.ndarray:

@@ -8,10 +8,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from mixer.data import fingerprint, folder_layout, folder_report
-from mixer.data.folder_layout import Layout, Part
-from mixer.data.image_files import files_bytes
-from mixer.data.listing import decoded, encoded
+from mixer.data import fingerprint
+from mixer.data.folders import folder_layout, folder_report
+from mixer.data.folders.folder_layout import Layout, Part
+from mixer.data.folders.image_files import files_bytes
+from mixer.data.folders.listing import decoded, encoded
 from mixer.data.sources import Example, Source
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from array_record.python import array_record_module
 
-from mixer.data.shards import ReadRuns, Records, Run
+from mixer.data.records.shards import ReadRuns, Records, Run
 from mixer.runtime.errors import UserError
 
 _OPENED = 32  # files that are opened at a time to see how many records they have

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from making import all_of, input_config
 
-from mixer.data import folder_layout, listing
+from mixer.data.folders import folder_layout, listing
 from mixer.data.readers import open_source
 from mixer.data.sources import Source
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mixer.data import shards
+from mixer.data.records import shards
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 

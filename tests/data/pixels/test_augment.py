@@ -16,8 +16,8 @@ from reference_pixels import (
     train,
 )
 
-from mixer.data import augment, augmentations, crops, images
-from mixer.data.image_status import OK, STATUSES
+from mixer.data.pixels import augment, augmentations, crops, images
+from mixer.data.pixels.image_status import OK, STATUSES
 
 # ------------------------------------------------------------------------------------------------------------ training
 

@@ -1,0 +1,1 @@
+"""From an encoded image to pixels of the size of the model. `augment.py` puts the steps together."""
