@@ -19,7 +19,7 @@ from ml_collections import FrozenConfigDict
 
 from mixer import predict
 from mixer.config import command_line, help_text
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.metrics import read_metrics
 from mixer.transfer import published
@@ -178,7 +178,7 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
     suffix = formats.FORMATS[to].suffix
     if len(arguments) != 1:
         raise UserError(f"expected one file to write, such as model{suffix}, not {' and '.join(arguments) or 'none'}")
-    bucket.check(arguments[0])
+    bucket_check.check(arguments[0])
     out = epath.Path(arguments[0]) if bucket.is_remote(arguments[0]) else epath.Path(arguments[0]).expanduser()
     if to == "timm" and not out.suffix and not out.is_file():
         return out  # a folder

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 import mixer
 from mixer.config import command_line, durations, help_text, paper, tasks
-from mixer.runtime import bucket, files, streams
+from mixer.runtime import bucket_check, files, streams
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
 from mixer.training.console import Console
@@ -282,7 +282,7 @@ def main(argv: list[str]) -> None:
     names = _task_names(given.tasks)
     chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
     row = _paper_row(config, given.pretraining)
-    bucket.check(given.workdir, for_run=True)
+    bucket_check.check(given.workdir, for_run=True)
     workdir = epath.Path(given.workdir)
     # Several runs are the same program, which is compiled once and then read from here.
     compilation_cache.keep_compiled(workdir / "compiled")

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from mixer import train
 from mixer.config import command_line, help_text
 from mixer.config.durations import set_duration
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import deterministic, read_metrics
 
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the runs
     config, name = command_line.from_flags()
     workdir = given.workdir or f"runs/{name}"
-    bucket.check(workdir, for_run=True)
+    bucket_check.check(workdir, for_run=True)
     folder = epath.Path(bucket.absolute(workdir)) / _FOLDER
     is_first = not given.process_id
     if is_first and files.is_folder(folder):

@@ -24,7 +24,7 @@ from absl import logging
 from etils import epath, epy
 
 from mixer.config import recipe
-from mixer.runtime import bucket, environment, files, owners
+from mixer.runtime import bucket, bucket_check, environment, files, owners
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # they import TensorFlow, for which --help does not wait
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, value in vars(args).items():
             if isinstance(value, str):
                 setattr(args, name, files.expanded(value))
-                bucket.check(value)
+                bucket_check.check(value)
         for name in {"data_dir", "dataset"} & vars(args).keys():
             files.refuse_patterns(vars(args)[name], f"--{name} {vars(args)[name]}", "TFDS")
         owners.do_without()

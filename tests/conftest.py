@@ -90,8 +90,9 @@ def bucket(shared_bucket: "FakeBucket") -> "FakeBucket":
 def bucket_here(bucket: "FakeBucket") -> Iterator["FakeBucket"]:
     """The fake bucket, which the clients of this process use."""
     from mixer.runtime import bucket as product
+    from mixer.runtime import bucket_check
 
-    for cached in (product._client, product.store, product._check_bucket):
+    for cached in (product.client, product.store, bucket_check._check_bucket):
         cached.cache_clear()
     with bucket.here():
         yield bucket

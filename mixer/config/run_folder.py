@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer.config import recipe
 from mixer.config.checks import flat, unlocked_copy
 from mixer.config.settings import UNITS
-from mixer.runtime import bucket, distributed, files
+from mixer.runtime import bucket, bucket_check, distributed, files
 from mixer.runtime.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
       UserError: it cannot be written to.
     """
     files.refuse_patterns(workdir, f"--workdir {workdir}", "orbax", "[]*?\\")
-    bucket.check(workdir, for_run=True)
+    bucket_check.check(workdir, for_run=True)
     path = epath.Path(workdir)
     try:
         if not bucket.is_remote(path):  # a bucket has no folders
@@ -65,7 +65,7 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
       UserError: there is none, or it cannot be read.
     """
     path = epath.Path(workdir) / CONFIG_FILE
-    bucket.check(workdir)
+    bucket_check.check(workdir)
     try:
         return FrozenConfigDict(json.loads(files.read_bytes(path)))
     except (OSError, ValueError, AttributeError) as error:

@@ -12,7 +12,7 @@ from etils import epath, epy
 
 from mixer.data.folders import folder
 from mixer.data.sources import Source
-from mixer.runtime import bucket
+from mixer.runtime import bucket, bucket_check
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # it imports TensorFlow, which class folders do without
@@ -40,7 +40,7 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
     name = f"{config.dataset} {split}"
     if not bucket.is_remote(data_dir := str(config.data_dir or "")):
         return dataclasses.replace(reader(config, split, cache_dir), name=name)
-    bucket.check(data_dir)
+    bucket_check.check(data_dir)
     try:
         with bucket.as_os_errors(data_dir):
             return dataclasses.replace(reader(config, split, cache_dir), name=name)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mixer.runtime.errors import UserError, first_line
+from mixer.runtime.errors import first_line
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 _REQUESTS = 64  # byte ranges that are asked for at a time
 _ATTEMPTS = 3  # how often a byte range is asked for, if no answer comes
 _SILENCE = 40.0  # seconds after which a byte range is asked for again
-_FIRST_ANSWER = 8.0  # seconds within which a bucket must answer for the first time
 _PATIENCE = 120.0  # seconds during which a refused request is repeated
-
-_ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
 class Object(NamedTuple):
@@ -67,82 +64,6 @@ def split(path: str | os.PathLike[str]) -> tuple[str, str]:
     return name, key
 
 
-def check(path: str | os.PathLike[str], for_run: bool = False) -> None:
-    """Checks that a path can be used: it is local, or in a bucket that answers. TensorFlow would try for minutes.
-
-    Args:
-      path: local or an address.
-      for_run: the path is a run's folder. Orbax asks for the bucket's own properties, which needs a permission.
-
-    Raises:
-      UserError: there is no such bucket, it does not answer in time, or it may not be read.
-    """
-    if is_remote(path):
-        if not str(path).startswith("gs://"):
-            raise UserError(f"{path}: only local paths and gs:// are supported; copy the files to one of them")
-        name, key = split(path)
-        if not name:
-            raise UserError(f"{path}: the name of the bucket is missing; expected gs://BUCKET/FOLDER")
-        _check_bucket(name, key if for_run else "", for_run)
-
-
-@functools.cache
-def _check_bucket(name: str, key: str, for_run: bool) -> None:
-    """Asks a bucket for at most one object, and for its properties. Raises UserError."""
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
-
-    if for_run and not key.strip("/"):
-        raise UserError(f"gs://{name}: a run needs a folder in the bucket; expected gs://{name}/FOLDER")
-    try:
-        with _quickly() as options:
-            next(iter(_client().list_blobs(name, prefix="mixer", max_results=1, **options)), None)
-            if for_run:
-                bucket = _client().get_bucket(name, **options)
-    except exceptions.NotFound:
-        raise UserError(f"gs://{name}: there is no such bucket; check the name") from None
-    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise UserError(
-            f"gs://{name} may not be read by this account ({_reason(error)}): give it {_ROLES} on the bucket"
-        ) from None
-    except GoogleAuthError as error:
-        raise UserError(
-            f"gs://{name}: no valid credentials ({_reason(error)}): run `gcloud auth application-default login`, or "
-            "use a machine with a service account"
-        ) from None
-    except (exceptions.GoogleAPIError, OSError) as error:
-        raise UserError(f"gs://{name} does not answer ({_reason(error)}): try again later") from None
-    if for_run and bucket.hierarchical_namespace_enabled:
-        _require_folders(name)
-
-
-def _require_folders(name: str) -> None:
-    """Checks that orbax can delete folders in a bucket with a hierarchical namespace. Raises UserError."""
-    try:
-        from google.cloud import storage_control_v2  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"gs://{name} has a hierarchical namespace, for which orbax needs another package: run `pip install "
-            "google-cloud-storage-control`, or use a bucket without"
-        ) from None
-
-
-@contextlib.contextmanager
-def _quickly() -> Iterator[dict[str, Any]]:
-    """Yields arguments of a request that must be answered soon."""
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    yield {"timeout": _FIRST_ANSWER / 2, "retry": DEFAULT_RETRY.with_timeout(_FIRST_ANSWER)}
-
-
-def _reason(error: Exception) -> str:
-    """Returns what a client says went wrong, without the address of the request."""
-    text = str(getattr(error, "message", None) or first_line(error))
-    if in_json := re.search(r'\\?"message\\?": \\?"([^"\\]+)', text):
-        return in_json[1]
-    return re.sub(r"^[A-Z]+ https?://\S+ ", "", text).split(" [")[0][:200]
-
-
 # ------------------------------------------------------------------------------------------------------------- objects
 
 
@@ -157,7 +78,7 @@ def listing(folder: str | os.PathLike[str]) -> dict[str, Object]:
     """
     name, prefix = _prefix(folder)
     with as_os_errors(folder):
-        blobs = list(_client().list_blobs(name, prefix=prefix, fields=_FIELDS, **_patiently()))
+        blobs = list(client().list_blobs(name, prefix=prefix, fields=_FIELDS, **_patiently()))
     return {blob.name[len(prefix) :]: _object(blob) for blob in blobs if not blob.name.endswith("/")}
 
 
@@ -172,7 +93,7 @@ def children(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, Objec
     """
     name, prefix = _prefix(folder)
     with as_os_errors(folder):
-        found = _client().list_blobs(name, prefix=prefix, delimiter="/", fields=f"{_FIELDS},prefixes", **_patiently())
+        found = client().list_blobs(name, prefix=prefix, delimiter="/", fields=f"{_FIELDS},prefixes", **_patiently())
         files = {blob.name[len(prefix) :]: _object(blob) for blob in found if not blob.name.endswith("/")}
     return sorted(path[len(prefix) :].rstrip("/") for path in found.prefixes), files
 
@@ -185,7 +106,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     """
     name, prefix = _prefix(path)
     with as_os_errors(path):
-        return any(True for _ in _client().list_blobs(name, prefix=prefix, max_results=1, **_patiently()))
+        return any(True for _ in client().list_blobs(name, prefix=prefix, max_results=1, **_patiently()))
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -196,7 +117,7 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
     """
     name, key = split(path)
     with as_os_errors(path):
-        _client().bucket(name).blob(key).upload_from_string(data, "application/octet-stream", **_patiently())
+        client().bucket(name).blob(key).upload_from_string(data, "application/octet-stream", **_patiently())
 
 
 def delete(path: str | os.PathLike[str]) -> None:
@@ -207,7 +128,7 @@ def delete(path: str | os.PathLike[str]) -> None:
     """
     name, key = split(path)
     with contextlib.suppress(FileNotFoundError), as_os_errors(path):
-        _client().bucket(name).blob(key).delete(**_patiently())
+        client().bucket(name).blob(key).delete(**_patiently())
 
 
 def read(ranges: Sequence[Range], check_length: bool = True) -> list[bytes]:
@@ -278,6 +199,14 @@ def tensorstore_as_os_errors(path: str) -> Iterator[None]:
         raise _os_error(str(error).partition(":")[0], error, path) from None
 
 
+def reason(error: Exception) -> str:
+    """Returns what a client says went wrong, without the address of the request."""
+    text = str(getattr(error, "message", None) or first_line(error))
+    if in_json := re.search(r'\\?"message\\?": \\?"([^"\\]+)', text):
+        return in_json[1]
+    return re.sub(r"^[A-Z]+ https?://\S+ ", "", text).split(" [")[0][:200]
+
+
 _CLIENTS = ("google.api_core", "google.auth", "google.cloud", "tensorflow.python.framework.errors")
 
 _NUMBERS = {
@@ -289,7 +218,7 @@ _NUMBERS = {
 
 def _os_error(kind: str, error: Exception, path: str | os.PathLike[str]) -> OSError:
     """Returns the OSError for a client's error. Python makes the subclass that fits the number."""
-    return OSError(_NUMBERS.get(kind, errno.EIO), _reason(error), *([str(path)] if str(path) else []))
+    return OSError(_NUMBERS.get(kind, errno.EIO), reason(error), *([str(path)] if str(path) else []))
 
 
 # ------------------------------------------------------------------------------------------------------------- clients
@@ -298,7 +227,8 @@ _FIELDS = "items(name,size,md5Hash,crc32c),nextPageToken"
 
 
 @functools.cache
-def _client() -> "storage.Client":
+def client() -> "storage.Client":
+    """Returns the client of Google's library, which keeps its connections."""
     from google.cloud import storage
 
     return storage.Client()

@@ -19,7 +19,7 @@ from mixer import models
 from mixer.config import run_folder
 from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import history, losses
 from mixer.training.checkpoint_reader import load_params
@@ -202,7 +202,7 @@ def _folder(source: str) -> epath.Path | None:
     """Returns the path if it is a folder, else None."""
     if source.startswith(_WEB):
         return None
-    bucket.check(source)
+    bucket_check.check(source)
     path = epath.Path(source) if bucket.is_remote(source) else epath.Path(source).expanduser()
     try:
         return path if files.is_folder(path) else None

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.bucket import Range
 from mixer.runtime.errors import UserError
 from tests.bucket.faults import Fault
@@ -164,9 +164,9 @@ def test_errors_of_tensorflow_become_oserrors():
 
 
 def test_a_bucket_that_can_be_used(bucket_here):
-    bucket.check("runs/local", for_run=True)
-    bucket.check(bucket_here.path("run"), for_run=True)
-    bucket.check(bucket_here.path())
+    bucket_check.check("runs/local", for_run=True)
+    bucket_check.check(bucket_here.path("run"), for_run=True)
+    bucket_check.check(bucket_here.path())
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_bucket_that_can_be_used(bucket_here):
 )
 def test_what_cannot_be_used_is_said(bucket_here, path, for_run, said):
     with pytest.raises(UserError) as raised:
-        bucket.check(path, for_run)
+        bucket_check.check(path, for_run)
     assert str(raised.value).startswith(said)
 
 
@@ -199,16 +199,16 @@ def test_a_bucket_that_does_not_answer_well_is_said_within_ten_seconds(bucket_he
     bucket_here.control(fail=[fault])
     since = time.monotonic()
     with pytest.raises(UserError, match=said):
-        bucket.check(bucket_here.path("run"))
+        bucket_check.check(bucket_here.path("run"))
     assert time.monotonic() - since < 10
 
 
 def test_orbax_needs_a_package_for_a_hierarchical_namespace(bucket_here, monkeypatch):
     described = types.SimpleNamespace(hierarchical_namespace_enabled=True)
-    monkeypatch.setattr(type(bucket._client()), "get_bucket", lambda *_, **__: described)
-    bucket.check(bucket_here.path("data"))
+    monkeypatch.setattr(type(bucket.client()), "get_bucket", lambda *_, **__: described)
+    bucket_check.check(bucket_here.path("data"))
     with pytest.raises(UserError, match="run `pip install google-cloud-storage-control`"):
-        bucket.check(bucket_here.path("run"), for_run=True)
+        bucket_check.check(bucket_here.path("run"), for_run=True)
 
 
 def test_without_credentials_the_line_says_how_to_get_some(monkeypatch):
@@ -217,7 +217,7 @@ def test_without_credentials_the_line_says_how_to_get_some(monkeypatch):
     def client():
         raise DefaultCredentialsError("Your default credentials were not found.")
 
-    bucket._check_bucket.cache_clear()
-    monkeypatch.setattr(bucket, "_client", client)
+    bucket_check._check_bucket.cache_clear()
+    monkeypatch.setattr(bucket, "client", client)
     with pytest.raises(UserError, match=r"no valid credentials \(Your .* found.\): run `gcloud auth application-def"):
-        bucket.check("gs://bucket/data")
+        bucket_check.check("gs://bucket/data")
