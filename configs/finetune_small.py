@@ -12,11 +12,9 @@ from mixer import recipe
 from mixer.config import tasks
 
 
-def get_config(arguments: str = "task=cifar10") -> ConfigDict:
-    name, _, task = arguments.partition("=")
-    if name != "task":
-        raise ValueError(f"{arguments!r}: expected task=NAME")
-    config = recipe.finetune("Ti/4", tasks.find(task)[1], 32)
+def get_config(arguments: str = "") -> ConfigDict:
+    given = recipe.arguments(arguments, task="cifar10")
+    config = recipe.finetune("Ti/4", tasks.find(given["task"])[1], 32)
     recipe.small_model(config)
     config.batch_size = 64
     if config.input.dataset != "folder":  # whose size is not known

@@ -10,8 +10,7 @@ from mixer import recipe
 
 
 def get_config(stage: str = "fractals") -> ConfigDict:
-    if stage not in ("fractals", "digits"):
-        raise ValueError(f"configs/quickstart.py:{stage}: expected fractals or digits")
+    recipe.one_of(stage, "fractals", "digits")
     config = recipe.base()
     config.model.variant = "Ti/8"
     config.model.dtype = "float32"  # a CPU has no bfloat16 units

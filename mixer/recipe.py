@@ -9,6 +9,7 @@ from mixer.config.recipe import (
     imagenet1k,
     imagenet21k,
     jft,
+    one_of,
     pretrain,
     small_model,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "imagenet1k",
     "imagenet21k",
     "jft",
+    "one_of",
     "pretrain",
     "small_model",
 ]

@@ -423,7 +423,7 @@ MISTAKES = {
     ("cifar10",): "unexpected argument 'cifar10'",
     ("--tasks=folder",): "--tasks: folder has no dev split to choose by; train with configs/finetune.py:task=folder",
     ("--config=configs/finetune.py:task=pets",): "--config configs/finetune.py:task=pets: task is set by the sweep i",
-    ("--config=configs/b16_i1k.py",): "--config configs/b16_i1k.py:task=imagenet2012: TypeError: get_config() takes 0",
+    ("--config=configs/b16_i1k.py",): "--config configs/b16_i1k.py:task=imagenet2012: this config takes no arguments",
 }
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import inspect
 import operator
 import os
 import pathlib
@@ -20,7 +21,7 @@ import mixer
 from mixer.config import help_text
 from mixer.config.durations import one_unit_each
 from mixer.runtime import bucket, ending, environment, files, interrupt, owners, streams
-from mixer.runtime.errors import UserError, first_line, quiet_libraries
+from mixer.runtime.errors import ArgumentError, UserError, first_line, quiet_libraries
 
 with epy.lazy_imports():  # they import jax, for which --help does not wait
     from mixer.config import checks
@@ -259,9 +260,12 @@ def run_file(spec: str) -> ConfigDict:
         scope = runpy.run_path(path)
         if "get_config" not in scope:
             raise UserError(f"--config {spec}: the file has no function get_config")
+        _check_arguments(spec, scope["get_config"], argument)
         config = scope["get_config"](*argument)
     except UserError:
         raise
+    except ArgumentError as error:
+        raise UserError(f"--config {spec}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
     except Exception as error:
@@ -271,3 +275,14 @@ def run_file(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
     return config
+
+
+def _check_arguments(spec: str, get_config: Callable[..., object], argument: list[str]) -> None:
+    """Raises UserError if a config file wants an argument after a colon and has none, or has one and wants none."""
+    expected = inspect.signature(get_config)
+    try:
+        expected.bind(*argument)
+    except TypeError:
+        if argument:
+            raise UserError(f"--config {spec}: this config takes no arguments; leave out :{argument[0]}") from None
+        raise UserError(f"--config {spec}: an argument is missing: {spec}:{next(iter(expected.parameters))}") from None

@@ -12,6 +12,7 @@ from mixer.config.durations import set_duration
 from mixer.config.schema import Setting
 from mixer.config.settings import EVALUATOR, SETTINGS
 from mixer.config.tasks import TASKS, Task
+from mixer.runtime.errors import ArgumentError
 
 duration = set_duration  # the name by which config files call it
 
@@ -31,7 +32,7 @@ def arguments(text: str, **defaults: Any) -> dict[str, Any]:
       **defaults: the value of each argument that is not given. Where it is a number, the argument is one of pixels.
 
     Raises:
-      ValueError: an argument is none of these or has no such value.
+      ArgumentError: an argument is none of these or has no such value.
     """
     given = dict(defaults)
     for argument in text.split(",") if text else []:
@@ -39,14 +40,25 @@ def arguments(text: str, **defaults: Any) -> dict[str, Any]:
         if name not in given or not value:
             kinds = {key: "PIXELS" if isinstance(default, int) else "NAME" for key, default in defaults.items()}
             *names, last = (f"{key}={kind}" for key, kind in kinds.items())
-            raise ValueError(f"{argument!r}: expected {', '.join(names)} or {last}, joined by commas")
+            expected = f"{', '.join(names)} or {last}, joined by commas" if names else last
+            raise ArgumentError(f"{argument!r}: expected {expected}")
         if isinstance(defaults[name], int):
             if not value.isdigit():
-                raise ValueError(f"{name}={value!r}: expected a number of pixels")
+                raise ArgumentError(f"{name}={value!r}: expected a number of pixels")
             given[name] = int(value)
         else:
             given[name] = value
     return given
+
+
+def one_of(argument: str, *expected: str) -> None:
+    """Checks an argument of a config file that is one word.
+
+    Raises:
+      ArgumentError: it is none of these.
+    """
+    if argument not in expected:
+        raise ArgumentError(f"{argument!r}: expected {' or '.join(expected)}")
 
 
 def evaluator_settings(kind: str, **settings: Any) -> ConfigDict:

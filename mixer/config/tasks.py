@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from mixer.runtime.errors import ArgumentError
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -41,10 +43,10 @@ class Task:
     max_labels: int | None = None
 
     def check_trainable(self) -> None:
-        """Raises ValueError if the task has test data alone."""
+        """Raises ArgumentError if the task has test data alone."""
         if self.train is None:
             trainable = ", ".join(name for name, task in TASKS.items() if task.train is not None)
-            raise ValueError(f"{self.dataset} is test data alone; tasks to fine-tune on are {trainable}")
+            raise ArgumentError(f"{self.dataset} is test data alone; tasks to fine-tune on are {trainable}")
 
 
 IMAGENET = Task(
@@ -80,9 +82,9 @@ def find(name: str) -> tuple[str, Task]:
     """Returns a task's full name and its row. "pets", "flowers" and "imagenet" are short names.
 
     Raises:
-      ValueError: there is no such task.
+      ArgumentError: there is no such task.
     """
     full = _SHORT.get(name, name)
     if full not in TASKS:
-        raise ValueError(f"task {name!r}: expected one of {', '.join([*TASKS, *_SHORT])}")
+        raise ArgumentError(f"task {name!r}: expected one of {', '.join([*TASKS, *_SHORT])}")
     return full, TASKS[full]

@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class ArgumentError(ValueError):
+    """What a user named, such as a task, is not there. Whoever knows where it was given turns this into a `UserError`."""
+
+
 class MissingDataError(UserError):
     """A dataset does not exist."""
 

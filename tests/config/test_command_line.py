@@ -113,7 +113,7 @@ def test_a_config_file_may_take_an_argument(command_line, tmp_path):
     config, name = command_line("--config", f"{path}:7")
     assert (config.seed, name) == (7, "seeds")
     assert "line 4: ValueError: invalid literal for int()" in complaint(command_line, "--config", f"{path}:x")
-    assert "missing 1 required positional argument: 'seed'" in complaint(command_line, "--config", str(path))
+    assert f"{path}: an argument is missing: {path}:seed" in complaint(command_line, "--config", str(path))
 
 
 @pytest.mark.parametrize(
