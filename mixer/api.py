@@ -16,6 +16,7 @@ from mixer.config import recipe
 from mixer.data import plain_images
 from mixer.data.folders import image_files
 from mixer.data.pixels import image_status
+from mixer.runtime import files
 from mixer.training.step import normalize
 from mixer.transfer import weights as transfer_weights
 
@@ -47,14 +48,14 @@ class Model:
           TypeError: one path is given, and not a sequence of paths.
           ValueError: an image cannot be used; says which and why.
         """
-        if isinstance(paths, str):
-            raise TypeError(f"read takes a list of paths, such as [{paths!r}]")
-        names = [os.fspath(path) for path in paths]
+        if isinstance(paths, str | os.PathLike):
+            raise TypeError(f"read takes a list of paths, such as [{os.fspath(paths)!r}]")
+        names = [files.expanded(os.fspath(path)) for path in paths]
         found = []
         for name, data in zip(names, image_files.files_bytes(names), strict=True):
             pixels, status = plain_images.eval_image(data, self._input)
             if status != image_status.OK:
-                raise ValueError(f"{name}: {predict.reason(name, status)}")
+                raise ValueError(f"{name}: {_reason(name, status)}")
             found.append(pixels)
         return np.stack(found) if found else np.zeros((0, *self._shape), np.uint8)
 
@@ -90,6 +91,12 @@ class Model:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
             raise ValueError(f"images are {images.dtype} {[*images.shape]}; expected uint8 {['n', *self._shape]}")
         return np.asarray(_apply(module, self.params, images))
+
+
+def _reason(path: str, status: int) -> str:
+    if status == image_status.BAD_RECORD and files.is_folder(path):
+        return f"a folder; give its files, such as sorted(pathlib.Path({path!r}).glob('*.jpg'))"
+    return predict.reason(path, status)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -216,7 +216,7 @@ def main(argv: list[str]) -> None:
     described = {
         "checkpoint": weights.source,
         "step": weights.step,
-        "model": models.full_name(models.name_of(weights.model())),
+        "model": models.name_of(weights.model()),
         "task": task_name,
         "dataset": config.dataset,
         "split": split,

@@ -85,7 +85,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         "batch": setup.batch_shapes(config, mesh, facts.max_labels),
     }
     return {
-        "model": models.described(config.model.variant, built.model),
+        "model": models.name_of(built.model),
         "image_size": config.input.image_size,
         "dtype": config.model.dtype,
         "sharding": config.sharding,

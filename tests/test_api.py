@@ -74,6 +74,9 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
         model.read(["nowhere.jpg"])
     with pytest.raises(TypeError, match=r"read takes a list of paths, such as \['cat.jpg'\]"):
         model.read("cat.jpg")
+    glob = f"sorted(pathlib.Path('{tmp_path}').glob('*.jpg'))"
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: a folder; give its files, such as {glob}")):
+        model.read([tmp_path])
     assert model.read([]).shape == (0, PIXELS, PIXELS, 3)
     with pytest.raises(UserError, match="no such file or folder"):
         mixer.load("B/17-i1k")

@@ -1,7 +1,7 @@
 """Models by name: `create("B/16", num_classes=1000)`. This room needs jax, flax and jaxtyping, nothing else.
 
 A model is a Linen module with the attribute `num_classes`. It is called as model(images, train) and has a method
-`forward_macs`. Each family has a module of its own, which reads its variants' names.
+`forward_macs`. Each family has a module of its own, which reads and writes its variants' names.
 """
 
 import dataclasses
@@ -10,13 +10,12 @@ from typing import Any
 
 from mixer.models import bit, mlp_mixer, vit
 from mixer.models.bit import BiT
-from mixer.models.mlp_mixer import VARIANTS as MIXER_VARIANTS
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.models.vit import VisionTransformer
 
 Model = MlpMixer | VisionTransformer | BiT
 
-# Each family's class, and the module that reads the names of its variants.
+# Each family's class, and the module that reads and writes the names of its variants.
 FAMILIES: dict[Any, Any] = {MlpMixer: mlp_mixer, VisionTransformer: vit, BiT: bit}
 
 # An option that equals Mixer's default requests nothing, so a model without that option accepts it.
@@ -64,20 +63,10 @@ def variant(name: str) -> str:
     return name
 
 
-def full_name(variant: str) -> str:
-    """Returns a variant's name with its family: "Mixer-B/16", "ViT-B/16"."""
-    return variant if "-" in variant else f"Mixer-{variant}"
-
-
-def described(variant: str, model: Any) -> str:
-    """Returns the full name of a model made from a variant: "Mixer-4x96/4" where widths replace the variant's."""
-    return full_name(name_of(model) if isinstance(model, MlpMixer) else variant)
-
-
 def name_of(model: Any) -> str:
-    """Returns the variant that a Mixer is, such as "B/16", whatever its D_S; otherwise its widths, such as "4x96/4"."""
-    for name, variant in MIXER_VARIANTS.items():
-        widths = (variant.num_blocks, variant.hidden_dim, variant.channels_mlp_dim)
-        if widths == (model.num_blocks, model.hidden_dim, model.channels_mlp_dim):
-            return f"{name}/{model.patch_size}"
-    return f"{model.num_blocks}x{model.hidden_dim}/{model.patch_size}"
+    """Returns the one name of a model, with its family: "Mixer-B/16", "ViT-B/16", "BiT-R50x1".
+
+    A model whose widths are those of no variant has the name of its widths: "Mixer-4x96/4".
+    """
+    name: str = FAMILIES[type(model)].name_of(model)
+    return name

@@ -33,6 +33,12 @@ def parse(name: str) -> dict[str, Any] | None:
     return {"units": UNITS[int(found[1])], "width": int(found[2])}
 
 
+def name_of(model: Any) -> str:
+    """Returns a BiT's name, such as "BiT-R50x1"; where its units are those of no depth, a BiT-R with them."""
+    depths = (depth for depth, units in UNITS.items() if units == tuple(model.units))
+    return f"BiT-R{next(depths, '-'.join(map(str, model.units)))}x{model.width}"
+
+
 class StandardisedConv(nn.Module):
     """Convolution with a standardised kernel: for each output channel, its mean is 0 and its variance is 1.
 

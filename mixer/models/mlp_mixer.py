@@ -55,6 +55,11 @@ def parse(name: str) -> dict[str, Any] | None:
     return variants.parse_patched(name, "", VARIANTS)
 
 
+def name_of(model: Any) -> str:
+    """Returns a Mixer's name, such as "Mixer-B/16"; D_S is not part of it, since it grows with the image."""
+    return f"Mixer-{variants.patched_name(model, VARIANTS, ('num_blocks', 'hidden_dim', 'channels_mlp_dim'))}"
+
+
 class MixerBlock(nn.Module):
     """Mixes the tokens of each channel, then the channels of each token, each with a skip connection.
 

@@ -1,8 +1,8 @@
-"""How a name such as "ViT-B/16" is read: family, widths, patch size."""
+"""How a name such as "ViT-B/16" is read and written: family, widths, patch size."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -21,3 +21,17 @@ def parse_patched(name: str, prefix: str, widths: Mapping[str, Any]) -> dict[str
     if found is None or found[1] not in widths:
         return None
     return {**dataclasses.asdict(widths[found[1]]), "patch_size": int(found[2])}
+
+
+def patched_name(model: Any, widths: Mapping[str, Any], names: Collection[str]) -> str:
+    """Returns the name of a model's widths and patch size, such as "B/16"; "4x96/4" for 4 blocks of 96 channels.
+
+    Args:
+      model: with the attributes of `widths`, and `patch_size`.
+      widths: a dataclass of attributes for each letter.
+      names: the attributes that have to be those of the letter.
+    """
+    letters = (
+        letter for letter, row in widths.items() if all(getattr(model, name) == getattr(row, name) for name in names)
+    )
+    return f"{next(letters, f'{model.num_blocks}x{model.hidden_dim}')}/{model.patch_size}"

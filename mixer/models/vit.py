@@ -44,6 +44,12 @@ def parse(name: str) -> dict[str, Any] | None:
     return variants.parse_patched(name, "ViT-", VARIANTS)
 
 
+def name_of(model: Any) -> str:
+    """Returns a ViT's name, such as "ViT-B/16"."""
+    names = [field.name for field in dataclasses.fields(Variant)]
+    return f"ViT-{variants.patched_name(model, VARIANTS, names)}"
+
+
 class EncoderBlock(nn.Module):
     """Self-attention among the tokens, then an MLP on each token, each with a skip connection (Eq. 2 and 3).
 

@@ -225,7 +225,7 @@ def _measurement(
 ) -> Measurement:
     rate = program.batch_size / timed.median
     return Measurement(
-        model=models.full_name(program.variant),
+        model=models.name_of(program.built.model),
         mode=program.mode,
         batch_size=program.batch_size,
         images_per_sec_per_core=rate,

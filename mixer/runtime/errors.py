@@ -17,7 +17,10 @@ class UserError(Exception):
 
 
 class ArgumentError(ValueError):
-    """What a user named, such as a task, is not there. Whoever knows where it was given turns this into a `UserError`."""
+    """A word of the user, such as the name of a task, is none of those expected.
+
+    Whoever knows where the user gave it turns this into a `UserError`.
+    """
 
 
 class MissingDataError(UserError):

@@ -15,7 +15,7 @@ def of_model(config: ml_collections.ConfigDict, built: Setup) -> str:
     macs = built.model.forward_macs(config.input.image_size)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params))
     return (
-        f"{models.described(config.model.variant, built.model)} at {config.input.image_size} px: "
+        f"{models.name_of(built.model)} at {config.input.image_size} px: "
         f"{parameters:,} parameters, {2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"
     )
 

@@ -52,7 +52,7 @@ def card(
       loading: how to load it; as the format says, if not given.
     """
     exported = weights.exported()
-    title = f"# Mixer-{models.name_of(exported.model)}, {weights.image_size} px"
+    title = f"# {models.name_of(exported.model)}, {weights.image_size} px"
     as_published = ["This is as published, not measured here.", ""] if weights.published_as else []
     return "\n".join(
         [

@@ -174,7 +174,7 @@ def _with_published_names(older: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def _loading(exported: Exported, file: str) -> list[str]:
     return [
-        f"A run of this project can start from it, if its model is Mixer-{models.name_of(exported.model)}:",
+        f"A run of this project can start from it, if its model is {models.name_of(exported.model)}:",
         "",
         *code_block("sh", f"python -m mixer.train --config CONFIG --config.init_from={shlex.quote(file)}"),
         "",

@@ -104,7 +104,7 @@ def save_params(file: io.BufferedIOBase, params: Any, class_names: list[str] | N
 
 def constructor(model: MlpMixer, image_size: int) -> str:
     """Returns the Python expression that makes this model in timm."""
-    variant = models.name_of(model)
+    variant = models.name_of(model).removeprefix("Mixer-")
     if variant in _NAMED and image_size == 224 and model == models.create(variant, model.num_classes):
         name = f"mixer_{variant.lower().replace('/', '')}_224"
         return f'timm.create_model("{name}", num_classes={model.num_classes})'
@@ -122,7 +122,7 @@ def architecture(model: MlpMixer, image_size: int) -> tuple[str, dict[str, Any]]
     Raises:
       UserError: timm has no model of these widths by name.
     """
-    variant = models.name_of(model)
+    variant = models.name_of(model).removeprefix("Mixer-")
     if variant not in _NAMED or model.channels_mlp_dim != models.create(variant, 0).channels_mlp_dim:
         raise UserError(
             f"timm has no name for Mixer-{variant}, only for {', '.join(_NAMED)}: export a .safetensors file"

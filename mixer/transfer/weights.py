@@ -65,7 +65,7 @@ class Weights:
             raise UserError(f"{self.source}: {error}") from None
         if wrong := mismatches(self.params, _shapes(model, size)):
             raise UserError(
-                f"{self.source} looks like Mixer-{models.name_of(model)}, but does not match it: {'; '.join(wrong)}"
+                f"{self.source} looks like {models.name_of(model)}, but does not match it: {'; '.join(wrong)}"
             )
         return model
 
@@ -94,7 +94,7 @@ class Weights:
 
     def described(self) -> str:
         """Returns the model in words, such as "Mixer-B/16 for images of 224 pixels"."""
-        return f"Mixer-{models.name_of(self.model())} for images of {self.image_size} pixels"
+        return f"{models.name_of(self.model())} for images of {self.image_size} pixels"
 
     @property
     def published_as(self) -> str:
@@ -130,7 +130,7 @@ class Weights:
             params = resolution.at_grid(self.params, image_size // model.patch_size, method)
         except ValueError:
             raise UserError(
-                f"{self.source} (Mixer-{models.name_of(model)}, patches of {model.patch_size} pixels) has weights for "
+                f"{self.source} ({models.name_of(model)}, patches of {model.patch_size} pixels) has weights for "
                 f"images of {size} pixels, which image_size={image_size} does not fit: possible are {size} and its "
                 f"multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, beyond the paper, with "
                 f"resize=interpolate any multiple of {model.patch_size}"

@@ -328,10 +328,21 @@ def test_the_smallest_variant_has_the_ratios_of_table_1():
     assert (model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim) == (4, 128, 64, 512)
 
 
-def test_a_model_has_one_name():
-    """Also where widths replace those of the variant: it is no longer that variant."""
-    wide = models.create("Ti/4", 5, hidden_dim=96, tokens_mlp_dim=48, channels_mlp_dim=384)
-    assert models.described("Ti/4", wide) == models.full_name(models.name_of(wide)) == "Mixer-4x96/4"
-    assert models.described("Ti/4", models.create("Ti/4", 5)) == "Mixer-Ti/4"
-    for name in ("ViT-B/16", "BiT-R50x1"):
-        assert models.described(name, models.create(name, 5)) == name
+@pytest.mark.parametrize("name", ["Ti/4", "B/16", "H/14", "ViT-S/16", "BiT-R50x1", "BiT-R200x3"])
+def test_a_model_has_the_name_of_its_variant(name):
+    assert models.name_of(models.create(name, 5)).removeprefix("Mixer-") == name
+
+
+@pytest.mark.parametrize(
+    ("variant", "widths", "name"),
+    [
+        ("Ti/4", {"hidden_dim": 96, "tokens_mlp_dim": 48, "channels_mlp_dim": 384}, "Mixer-4x96/4"),
+        ("B/16", {"tokens_mlp_dim": 1536}, "Mixer-B/16"),  # for larger images
+        ("B/16", {"channels_mlp_dim": 1536}, "Mixer-12x768/16"),
+        ("ViT-Ti/4", {"num_blocks": 2}, "ViT-2x192/4"),
+        ("ViT-B/16", {"num_heads": 6}, "ViT-12x768/16"),
+        ("BiT-R50x1", {"units": (1, 1, 1, 1)}, "BiT-R1-1-1-1x1"),
+    ],
+)
+def test_a_model_whose_widths_are_no_variants_has_the_name_of_its_widths(variant, widths, name):
+    assert models.name_of(models.create(variant, 5, **widths)) == name
