@@ -98,6 +98,7 @@ def few_shot(
     *,
     batch_size: int,
     through: Through = iter,
+    reading: Through = iter,
 ) -> dict[str, float]:
     """Returns the few-shot accuracy of the model's features, computed on all devices in float32.
 
@@ -107,11 +108,12 @@ def few_shot(
       settings: as `config.evaluators.NAME`.
       batch_size: a multiple of the number of devices.
       through: passes the batches on, and may show how many are done.
+      reading: likewise, what is read before for its labels.
 
     Raises:
       UserError: the data is not there, or has too few examples of a class.
     """
-    context = _context(weights, config, "", batch_size)
+    context = _context(weights, config, "", batch_size)._replace(reading=reading)
     evaluator = few_shot_evaluator.FewShot(settings, context)
     _tell(evaluator.sources)
     with jax.default_matmul_precision("float32"):
@@ -228,9 +230,10 @@ def main(argv: list[str]) -> None:
     if given.fewshot:
         settings = _few_shot_settings(config, split, task)
         described |= {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}
+        reading = functools.partial(console.counted, "reading labels")
         through = functools.partial(console.counted, "computing features")
         with _flags_in_messages():
-            metrics = few_shot(weights, config, settings, batch_size=batch_size, through=through)
+            metrics = few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
         lines: list[str] = []
     else:
         loss = weights.config.loss if weights.config is not None else "softmax_xent"

@@ -1,6 +1,7 @@
 """A run, put together before it trains: data, step, evaluators, and what its folder says of earlier starts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,9 @@ def prepare(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
     )
     context = evaluator.Context(
-        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache"
-    )
+        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache",
+        reading=functools.partial(console.counted, "few-shot evaluation: reading labels"),
+    )  # fmt: skip
     scheduled = evaluators.build(timed, context, begun.num_examples, console.keep)
     data = facts.of_data(source, {one.name: getattr(one.evaluate, "sources", ()) for one in scheduled})
     data_changes = history.data_changes(before, names, data, source.class_names)

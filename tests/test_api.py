@@ -86,6 +86,22 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
         _ = mixer.laod
 
 
+def test_loading_a_run_says_nothing_and_leaves_logging_as_it_was(softmax_run):
+    script = f"""
+import logging, mixer
+from absl import logging as absl_logging
+before = absl_logging.get_absl_logger().level
+mixer.load({str(softmax_run)!r})
+print(logging.root.handlers, logging.root.level, absl_logging.get_absl_logger().level == before)
+logging.basicConfig(level=logging.INFO)  # of the notebook: it still has an effect
+absl_logging.warning("still shown")
+print(logging.root.level)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 30 True\n20\n"
+    assert done.stderr == "WARNING:absl:still shown\n"
+
+
 def test_importing_mixer_imports_nothing_else():
     script = "import sys, mixer; print(mixer.__version__, {'jax', 'numpy', 'absl'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

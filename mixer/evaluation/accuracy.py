@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from mixer.data.pixels import image_status
 from mixer.models import Model
 from mixer.runtime import devices
-from mixer.training import losses
+from mixer.training import line_metrics, losses
 from mixer.training.step import Batch, normalize
 
 Sums = dict[str, jax.Array]
@@ -31,6 +31,7 @@ def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> Ev
         logits: Any = model.apply({"params": params}, normalize(batch["image"]))
         weight, labels = batch["weight"], batch["labels"]
         example_loss = losses.LOSSES[loss](logits, losses.targets(labels, model.num_classes))
+        top5 = {name: n for name, n in line_metrics.guesses(logits, labels, weight).items() if name == "top5"}
         correct = weight * jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
         statuses = jnp.arange(len(image_status.STATUSES))
         sums = {
@@ -38,6 +39,7 @@ def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> Ev
             "loss": jnp.sum(example_loss * weight),
             "labelled": jnp.sum(weight * jnp.any(labels >= 0, axis=1)),
             "correct": jnp.sum(correct),
+            **top5,
             "statuses": jnp.sum(batch["status"][:, None] == statuses[None], axis=0),
         }
         if labels.shape[1] == 1:
@@ -56,11 +58,12 @@ class Evaluation(NamedTuple):
       metrics: by name. Always count (usable images) and unreadable (unusable images). Loss and accuracy, unless there
         are images and none of them has a label: then no other metric is there either. Accuracy of multi-label data is
         the share of images whose first guess is among the labels. For single-label data also mean_per_class_accuracy,
-        over the classes that occur. If logits were kept, mean_average_precision, and what a model that sees nothing
-        would have: baseline_mean_average_precision with equal scores, and baseline_accuracy with the most frequent
-        label as its guess for all images. If some images have no label, labelled, the number of those that have one.
-        bad_images/KIND, the number of unusable images of each kind that occurs. In a run the model computes in
-        config.model.dtype, in mixer.evaluate in float32, which may tell a few images in 10,000 apart.
+        over the classes that occur, and top5_accuracy, if there are more than five classes. If logits were kept,
+        mean_average_precision, and what a model that sees nothing would have: baseline_mean_average_precision with
+        equal scores, and baseline_accuracy with the most frequent label as its guess for all images. If some images
+        have no label, labelled, the number of those that have one. bad_images/KIND, the number of unusable images of
+        each kind that occurs. In a run the model computes in config.model.dtype, in mixer.evaluate in float32, which
+        may tell a few images in 10,000 apart.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 
@@ -91,6 +94,8 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
         metrics |= _of_several_labels(scores[weight > 0], labels[weight > 0], accuracy)
     else:
         metrics["accuracy"] = accuracy
+    if "top5" in sums:
+        metrics["top5_accuracy"] = float(sums["top5"]) / max(labelled, 1)
     class_accuracy = None
     if "class_count" in sums:
         class_count = sums["class_count"].astype(np.float64)

@@ -55,6 +55,7 @@ class Context(NamedTuple):
       cache_dir: keeps what has to be made for a dataset, such as an index.
       source: what messages call the model.
       light: whether few local images are decoded without TensorFlow, to the same pixels; its import takes longer.
+      reading: passes on what an evaluator reads when it is built, and may show how far it is.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class Context(NamedTuple):
     cache_dir: epath.PathLike
     source: str = "the model"
     light: bool = False
+    reading: Through = iter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class FewShot:
             self._test = readers.open_source(self._config, settings.split, context.cache_dir)
             if self._train.multi_label:
                 raise UserError(f"{self._config.dataset} has several labels an example; this evaluation needs one")
-            labels = _labels(self._train)
+            labels = _labels(self._train, context.reading)
             self._chosen = {
                 (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
                 for shots in settings.shots
@@ -146,11 +146,10 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
     return found
 
 
-def _labels(source: Source) -> np.ndarray:
+def _labels(source: Source, through: Through = iter) -> np.ndarray:
     """Reads the class number of every example, int64 [examples]; -1 if its record is damaged or has no label."""
     labels = np.full(source.num_examples, -1)
-    for start in range(0, source.num_examples, _CHUNK):
-        numbers = np.arange(start, min(start + _CHUNK, source.num_examples))
+    for numbers in through(np.array_split(np.arange(source.num_examples), range(_CHUNK, source.num_examples, _CHUNK))):
         for number, example in zip(numbers, source.fetch(numbers), strict=True):
             if example.image is not None and len(example.labels):
                 labels[number] = example.labels[0]

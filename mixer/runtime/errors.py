@@ -55,6 +55,22 @@ def root_logger_kept() -> Iterator[None]:
         logging.root.handlers[:] = before
 
 
+@contextlib.contextmanager
+def library_logs_silenced() -> Iterator[None]:
+    """Silences absl's log, into which Orbax writes, within the block, and leaves Python's root logger as it was.
+
+    In a notebook it would show what the user did not ask for. Errors are raised all the same.
+    """
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.CRITICAL)
+    try:
+        with root_logger_kept():
+            yield
+    finally:
+        absl_logger.setLevel(level)
+
+
 def ignore_closed_loops() -> None:
     """Makes Python drop one kind of message of a callback.
 

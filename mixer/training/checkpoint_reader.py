@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mixer.runtime.errors import UserError, root_logger_kept
+from mixer.runtime.errors import UserError, library_logs_silenced, root_logger_kept
 from mixer.training import integrity
 
 with root_logger_kept():
@@ -53,6 +53,7 @@ def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
     return _load(workdir, None, None)
 
 
+@library_logs_silenced()
 def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
     """Reads some fields of a state, or all: those of one step, or of the newest whole checkpoint."""
     folder = integrity.folder_of(workdir)

@@ -26,7 +26,7 @@ def guesses(
     """Counts the images whose first guess, and one of whose first five, is among their own labels.
 
     A guess is ranked by the number of classes before it; of equal logits, the smaller class comes first, as in argmax.
-    A sort of all logits would cost far more.
+    A sort of all logits would cost far more. A logit that is NaN has all classes before it.
 
     Args:
       logits: of the step.
@@ -42,7 +42,7 @@ def guesses(
     own = jnp.any(classes[None] == labels[:, :, None], axis=1)  # [batch, classes]
     best = jnp.max(jnp.where(own, logits, -jnp.inf), axis=1, keepdims=True)
     first = jnp.min(jnp.where(own & (logits == best), classes, num_classes), axis=1, keepdims=True)
-    rank = jnp.sum((logits > best) | ((logits == best) & (classes < first)), axis=1)
+    rank = num_classes - jnp.sum((logits < best) | ((logits == best) & (classes >= first)), axis=1)
     counts = weight * jnp.any(labels >= 0, axis=1)
     found = {"labelled": jnp.sum(counts), "correct": jnp.sum(counts * (rank < 1))}
     if num_classes > _TOP and labels.shape[1] == 1:

@@ -1,14 +1,16 @@
 """Evaluation: every example once, and metrics that equal scikit-learn's."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import random_models
 from float64 import LOSSES, mixer, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from small_run import BLOCKS, CLASSES, PATCH, make_batch, make_run
+from small_run import BLOCKS, CLASSES, PATCH, PIXELS, make_batch, make_run
 
 from mixer.data import readers
 from mixer.data.sources import Source
@@ -70,7 +72,7 @@ def evaluate(run, mesh, monkeypatch):
     """Evaluates with `Classification`, whose split is replaced by batches of this file."""
 
     def evaluation(batches, examples, *, on=mesh, loss="sigmoid_xent", multi_label=True, of=run):
-        names = [str(number) for number in range(CLASSES)]
+        names = [str(number) for number in range(of[0].num_classes)]
         source = Source(examples, names, 2 if multi_label else 1, multi_label, lambda numbers: [])
         placed = [devices.to_devices(batch, on) for batch in batches]
         monkeypatch.setattr(readers, "open_source", lambda *arguments: source)
@@ -214,6 +216,38 @@ def test_accuracy_by_class(run, evaluate):
     labelled = (weight > 0) & (labels[:, 0] >= 0)
     assert found.metrics["accuracy"] == pytest.approx(np.mean((guesses == labels[:, 0])[labelled]))
     assert found.metrics["loss"] == pytest.approx(numpy_metrics(run, batches, "softmax_xent")["loss"], rel=1e-5)
+
+
+def test_top5_accuracy_of_more_than_five_classes(evaluate):
+    model = random_models.make_model(9)
+    of = model, random_models.make_params(model, PIXELS)
+    batches = split_of(37, unreadable={3, 30}, max_labels=1)
+    for seed, batch in enumerate(batches):
+        batch["labels"] = np.random.default_rng(seed).integers(0, 9, batch["labels"].shape).astype(np.int32)
+        batch["labels"][:2] = -1  # images whose label is not known
+    found = evaluate(batches, 37, loss="softmax_xent", multi_label=False, of=of).metrics
+    images, labels, weight = (np.concatenate([b[key] for b in batches]) for key in ("image", "labels", "weight"))
+    logits = np.asarray(model.apply({"params": of[1]}, jnp.float32(images) / 127.5 - 1))
+    counts = (weight > 0) & (labels[:, 0] >= 0)
+    five = np.argsort(-logits, axis=1)[:, :5]
+    assert found["top5_accuracy"] == pytest.approx(np.mean((five == labels).any(axis=1)[counts]))
+    assert found["accuracy"] < found["top5_accuracy"] < 1
+
+
+def test_logits_that_are_nan_guess_nothing(evaluate):
+    model = random_models.make_model(9)
+    params = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), random_models.make_params(model, PIXELS)
+    )
+    batches = split_of(16, max_labels=1)
+    batches[0]["labels"][:] = 3
+    found = evaluate(batches, 16, loss="softmax_xent", multi_label=False, of=(model, params)).metrics
+    assert (found["accuracy"], found["top5_accuracy"]) == (0, 0)
+
+
+@pytest.mark.parametrize("max_labels", [1, 2])
+def test_five_classes_and_several_labels_have_no_top5_accuracy(evaluate, max_labels):
+    assert "top5_accuracy" not in evaluate(split_of(16, max_labels=max_labels), 16, multi_label=max_labels == 2).metrics
 
 
 def test_several_labels_have_no_accuracy_by_class(evaluate):

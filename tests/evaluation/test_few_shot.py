@@ -22,7 +22,7 @@ from mixer.training import sharding
 PIXELS = 8
 
 
-def make(dataset, folder, model=None, mesh=None, batch_size=16, **settings):
+def make(dataset, folder, model=None, mesh=None, batch_size=16, reading=iter, **settings):
     """Makes a FewShot for this dataset, in a run whose data is in `folder`."""
     config = recipe.base()
     config.input.image_size, config.input.data_dir = PIXELS, str(folder)
@@ -30,7 +30,7 @@ def make(dataset, folder, model=None, mesh=None, batch_size=16, **settings):
     settings = recipe.evaluator_settings("few_shot", dataset=dataset, **{"eval_crop": "resize_square", **settings})
     model = model or make_model(classes=3)  # the head does not matter
     mesh = mesh or devices.make_mesh()
-    return FewShot(settings, Context(model, None, "", config.input, mesh, batch_size, folder))
+    return FewShot(settings, Context(model, None, "", config.input, mesh, batch_size, folder, reading=reading))
 
 
 def one_by_one(params, source, config):
@@ -100,6 +100,22 @@ def test_devices_batches_heads_and_scan_do_not_matter(data_dir):
     assert make("digits/8", data_dir, mesh=alone, batch_size=7, **DIGITS)(params) == pytest.approx(whole)
     other = make("digits/8", data_dir, make_model(classes=0, scan=True), batch_size=512, **DIGITS)
     assert other({name: part for name, part in params.items() if name != "head"}) == pytest.approx(whole)
+
+
+def test_reading_the_labels_can_be_watched(data_dir, monkeypatch):
+    monkeypatch.setattr(few_shot, "_CHUNK", 128)
+    seen = []
+
+    def watched(parts):
+        assert len(parts) == 2  # Console.counted shows the time left
+        for part in parts:
+            seen.append(len(part))
+            yield part
+
+    unwatched = make("digits/8", data_dir, **DIGITS)
+    watching = make("digits/8", data_dir, reading=watched, **DIGITS)
+    assert seen == [128, 72]
+    np.testing.assert_array_equal(watching._needed, unwatched._needed)
 
 
 def test_one_seed_has_no_deviation(data_dir):
