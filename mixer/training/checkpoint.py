@@ -13,7 +13,7 @@ from etils import epath
 
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, ignore_closed_loops, root_logger_kept
-from mixer.training import integrity, line_metrics
+from mixer.training import checkpoint_arrays, integrity, line_metrics
 from mixer.training.step import TrainState
 
 with root_logger_kept():
@@ -124,7 +124,7 @@ class Checkpoints:
             return
         accuracy = metrics.get(self._best_metric, math.nan)
         best = {self._best_metric: accuracy} if math.isfinite(accuracy) else {}  # Orbax would write NaN as no JSON is
-        fields = _fields(state)
+        fields = checkpoint_arrays.fields(state)
         saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
         self._saving, self._newest, self._problem = step, step, ""
         try:
@@ -176,9 +176,11 @@ class Checkpoints:
 
         def read(step: int) -> dict[str, Any]:
             metadata = manager.item_metadata(step)
-            wanted = _without_newer(shapes, metadata)
-            _check_shapes(metadata, _fields(wanted), self.folder)
-            restored: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(_target(wanted, shardings)))
+            wanted = checkpoint_arrays.without_newer(shapes, metadata)
+            checkpoint_arrays.check_shapes(metadata, checkpoint_arrays.fields(wanted), self.folder)
+            restored: dict[str, Any] = manager.restore(
+                step, args=ocp.args.StandardRestore(checkpoint_arrays.target(wanted, shardings))
+            )
             return restored
 
         for step, saved in integrity.readable(self.folder, steps, read):
@@ -188,7 +190,7 @@ class Checkpoints:
                     self._delete(other)
             if "line_sums" not in saved:
                 saved["line_sums"] = jax.jit(line_metrics.no_sums, out_shardings=shardings.line_sums)()
-            return shapes.replace(**{name: saved[name] for name in _fields(shapes)})
+            return shapes.replace(**{name: saved[name] for name in checkpoint_arrays.fields(shapes)})
         if steps:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be read (steps {steps[-1]} to {steps[0]}); "
@@ -271,55 +273,3 @@ def _delete_damaged_metrics(folder: epath.Path) -> None:
         except ValueError:
             _log.warning("The metrics of checkpoint %s cannot be read: it does not count among the best.", path)
             path.unlink()
-
-
-def _fields(state: TrainState) -> dict[str, Any]:
-    """Returns the fields of the state that hold arrays. Without config.ema_decay, ema_params holds none."""
-    return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
-
-
-def _without_newer(shapes: TrainState, metadata: Any) -> TrainState:
-    """Returns the shapes without `line_sums`, if a checkpoint has none: those of 2026-11 and before."""
-    names = {array.name for array in jax.tree.leaves(metadata.tree)}
-    return shapes if "line_sums" in names else shapes.replace(line_sums=None)
-
-
-def _target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
-    """Returns shapes, dtypes and shardings of all that a checkpoint holds: the state's fields and their checksums."""
-    checksums = jax.eval_shape(integrity.checksums, _fields(shapes))
-    target: dict[str, Any] = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        {**_fields(shapes), integrity.CHECKSUMS: checksums},
-        {
-            **{name: getattr(shardings, name) for name in _fields(shapes)},
-            integrity.CHECKSUMS: jax.tree.map(lambda _: shardings.step, checksums),
-        },
-    )
-    return target
-
-
-def _check_shapes(metadata: Any, fields: dict[str, Any], folder: epath.Path) -> None:
-    """Checks that a checkpoint, whose files are whole, has the arrays that the run needs, before any of them is read.
-
-    Orbax would find the first difference while it reads the other arrays, and close its event loop. Then each of them
-    prints "Event loop is closed" with a traceback: 2,900 lines for 80 arrays (orbax-checkpoint 0.12.8).
-
-    Raises:
-      UserError: an array is missing, is not asked for, or has another shape.
-    """
-    stored = {array.name: tuple(array.shape) for array in jax.tree.leaves(metadata.tree)}
-    asked = {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(array.shape)
-        for path, array in jax.tree_util.tree_leaves_with_path(fields)
-    }
-    stored = {name: shape for name, shape in stored.items() if not name.startswith(f"{integrity.CHECKSUMS}.")}
-    differing = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
-    if differing:
-        name, more = min(differing, key=lambda name: not name.startswith("params.")), len(differing) - 1
-        has = f"has the shape {stored[name]}" if name in stored else "is missing"
-        asks = f"for {asked[name]}" if name in asked else "for none"
-        raise UserError(
-            f"the checkpoints in {folder} are sound, but of a run with other settings: {name} {has} there, and the "
-            f"config asks {asks}" + (f" ({more} more differ)" if more else "") + "; give the settings that it began "
-            f"with (see {folder.parent}/config.json), or another --workdir for a new run"
-        )
