@@ -1,90 +1,30 @@
-"""Images with any number of labels each, like JFT's, from a manifest of JSON lines and a folder of images.
+"""Images with any number of labels each, like JFT's, from a manifest (`manifests.py`) and a folder of images.
 
-Each line is one image: `{"image": "folder/picture.jpg", "labels": ["cat", "dog"]}`. The path is relative to the root
-folder. A label is a name from the class list, or its number (its line, from 0). A line may have `"split": "train"` or
-`"split": "validation"`. Lines without a split are divided by `validation_share`; None is a tenth, or nothing if the
-manifest itself names lines for validation. No image may be in both splits.
+Lines without a split are divided by `validation_share`; None is a tenth, or nothing if the manifest itself names lines
+for validation. No image may be in both splits.
 """
 
 import collections
 import functools
-import hashlib
 import itertools
-import json
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mixer.data.datasets import archives, base
+from mixer.data.datasets import archives, base, manifests
+from mixer.data.datasets.manifests import BadLineError, Line
 from mixer.runtime import bucket
 
-_SPLITS = ("train", "validation")
 _DEFAULT_SHARE = 0.1  # of validation, if neither the manifest nor the user says
 _GROUP = 64  # images that are read from a bucket at a time
 
 Example = tuple[int, dict[str, Any]]
-
-
-class Line(NamedTuple):
-    """One line of the manifest that can be used.
-
-    Attributes:
-      image: path below the root folder.
-      labels: class numbers, ascending, without duplicates.
-      split: "train" or "validation".
-    """
-
-    image: str
-    labels: list[int]
-    split: str
-
-
-class BadLineError(ValueError):
-    """A line of the manifest that cannot be used.
-
-    Attributes:
-      kind: a few words, the same for all lines with this fault.
-    """
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
-
-
-def parse_line(text: str, classes: dict[str, int], validation_share: float) -> Line:
-    """Parses one line of a manifest.
-
-    Args:
-      text: the line.
-      classes: the number of each class name.
-      validation_share: probability, 0 to 1, that a line without a split goes to validation. A hash of the image's path
-        decides. So an image stays in its split when other lines are added or moved.
-
-    Raises:
-      BadLineError: the line cannot be used. The message says why.
-    """
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError) as error:  # RecursionError: a line of very many brackets
-        raise BadLineError("malformed JSON", str(error)) from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
-        raise BadLineError("no image", f'{text.strip()[:80]!r} is not an object with "image": "a/path.jpg"')
-    if archives.unsafe_name(entry["image"]):
-        raise BadLineError("image outside the root", f"{entry['image']!r}; give a path below the root, without ..")
-    if not isinstance(entry.get("labels"), list):
-        raise BadLineError("no labels", f'the line of {entry["image"]!r} has no "labels": [...]')
-    labels = sorted({_class_number(label, classes) for label in entry["labels"]})
-    default = "validation" if _unit_hash(entry["image"]) < validation_share else "train"
-    split = entry.get("split", default)
-    if split not in _SPLITS:
-        raise BadLineError("unknown split", f"{split!r}; use one of {', '.join(_SPLITS)}")
-    return Line(entry["image"], labels, split)
 
 
 class Multilabel(base.ImportBuilder):
@@ -98,7 +38,7 @@ class Multilabel(base.ImportBuilder):
       manifest: path of the manifest, local or `gs://`.
       classes: path of the class list.
       images: the root folder.
-      validation_share: see `parse_line`, or None.
+      validation_share: see `manifests.parse_line`, or None.
       skip_bad: True counts and skips lines that cannot be used; False raises at the first.
       name: name of the dataset.
       report: is called now and then with a line about the progress.
@@ -175,11 +115,11 @@ class Multilabel(base.ImportBuilder):
             sizes[line.split] += 1
         if not sizes["train"]:
             raise ValueError(f"{self._manifest} has no usable line for the split train")
-        return {split: self._generate_examples(split, sizes[split]) for split in _SPLITS if sizes[split]}
+        return {split: self._generate_examples(split, sizes[split]) for split in manifests.SPLITS if sizes[split]}
 
     def _hashes_of_validation(self) -> np.ndarray:
         lines = (line for _, line in self._lines(count_bad=False) if line.split == "validation")
-        return np.fromiter((_hash(line.image) for line in lines), np.uint64)
+        return np.fromiter((manifests.hash_of(line.image) for line in lines), np.uint64)
 
     def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
         used = 0
@@ -208,7 +148,7 @@ class Multilabel(base.ImportBuilder):
                 if not text.strip():
                     continue
                 try:
-                    line = parse_line(text, self._classes, self._validation_share)
+                    line = manifests.parse_line(text, self._classes, self._validation_share)
                     self._check_in_one_split(line)
                 except BadLineError as error:
                     self._reject(number, error, count=count_bad)
@@ -216,8 +156,9 @@ class Multilabel(base.ImportBuilder):
                     yield number, line
 
     def _check_in_one_split(self, line: Line) -> None:
-        found = np.searchsorted(self._validated, _hash(line.image)) if line.split == "train" else len(self._validated)
-        if found < len(self._validated) and self._validated[found] == _hash(line.image):
+        number = manifests.hash_of(line.image)
+        found = np.searchsorted(self._validated, number) if line.split == "train" else len(self._validated)
+        if found < len(self._validated) and self._validated[found] == number:
             raise BadLineError("in both splits", f"{line.image!r} is for train here and for validation in another line")
 
     def _read_images(self, names: list[str]) -> list[bytes | BadLineError]:
@@ -282,22 +223,3 @@ class Multilabel(base.ImportBuilder):
 
 def _too_large(path: str) -> BadLineError:
     return BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
-
-
-def _class_number(label: Any, classes: dict[str, int]) -> int:
-    if isinstance(label, str) and label in classes:
-        return classes[label]
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(classes):
-        return label
-    raise BadLineError("unknown label", f"{label!r} is not among the {len(classes):,} classes of the list")
-
-
-def _unit_hash(text: str) -> float:
-    """Returns a number in [0, 1) that depends only on the text."""
-    return _hash(text) / 2**64
-
-
-def _hash(text: str) -> int:
-    """Returns an integer of 64 bits that depends only on the text."""
-    digest = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

@@ -7,7 +7,8 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer.data.datasets.multilabel import BadLineError, Multilabel, parse_line
+from mixer.data.datasets.manifests import BadLineError, parse_line
+from mixer.data.datasets.multilabel import Multilabel
 
 NAMES = ["cat", "dog", "old fish"]
 CLASSES = {"cat": 0, "dog": 1, "old fish": 2}
