@@ -9,8 +9,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models
 from mixer.config import durations
+from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
-from mixer.config.settings import EVALUATOR, SETTINGS
+from mixer.config.settings import SETTINGS
 from mixer.models import layers
 from mixer.runtime.errors import UserError
 

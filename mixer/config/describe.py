@@ -10,8 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mixer.config.checks import flat
+from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
-from mixer.config.settings import EVALUATOR, SETTINGS, UNITS
+from mixer.config.settings import SETTINGS, UNITS
 
 _GROUPS = {
     "": "The run",

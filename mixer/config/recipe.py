@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mixer.config.durations import set_duration
+from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
-from mixer.config.settings import EVALUATOR, SETTINGS
+from mixer.config.settings import SETTINGS
 from mixer.config.tasks import TASKS, Task
 from mixer.runtime.errors import ArgumentError
 
@@ -68,7 +69,7 @@ def evaluator_settings(kind: str, **settings: Any) -> ConfigDict:
 
     Args:
       kind: a key of `evaluators.KINDS`.
-      **settings: those of `settings.EVALUATOR` that are not to have their default.
+      **settings: those of `evaluator_settings.EVALUATOR` that are not to have their default.
     """
     config = _with_defaults(EVALUATOR)
     config.update({"kind": kind, **settings})

@@ -5,8 +5,9 @@ import pathlib
 import pytest
 
 from mixer.config import checks, describe, recipe
+from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
-from mixer.config.settings import DURATIONS, EVALUATOR, SETTINGS, UNITS
+from mixer.config.settings import DURATIONS, SETTINGS, UNITS
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = SETTINGS | {f"evaluators.NAME.{name}": setting for name, setting in EVALUATOR.items()}
