@@ -5,7 +5,7 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,11 @@ from mixer.data.readers import open_source
 from mixer.data.sources import Example, Source
 from mixer.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from mixer.data import pipeline
+
 CLASSES = ("axolotl", "bulbul", "conch")
+BATCH = 24  # rows
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -103,6 +107,27 @@ def write_dataset(
 
 def labelled(files: Sequence[bytes]) -> list[tuple[bytes, int]]:
     return [(data, i % len(CLASSES)) for i, data in enumerate(files)]
+
+
+def source_of(examples: Sequence[Example], max_labels: int = 1) -> Source:
+    """Returns a source of these examples."""
+
+    def fetch(numbers: np.ndarray) -> list[Example]:
+        return [examples[n] for n in numbers]
+
+    return Source(len(examples), ("a", "b", "c"), max_labels, max_labels > 1, fetch)
+
+
+def examples_of(count: int) -> list[Example]:
+    """Returns examples of many sizes, of which some are JPEGs."""
+    return [Example(data, (label,)) for data, label in labelled(pictures(count))]
+
+
+def evaluate(source: Source, config: Any, batch_size: int, rows: slice) -> "list[pipeline.Batch]":
+    """Returns the evaluation batches of a source."""
+    from mixer.data import pipeline  # here, because this file is imported before jaxtyping's import hook is installed
+
+    return list(pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows))
 
 
 def all_of(source: Source) -> list[Example]:
