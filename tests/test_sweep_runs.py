@@ -1,0 +1,173 @@
+"""The runs of a sweep: which learning rate is chosen, what each run is made of, and what is done only once."""
+
+import json
+import math
+import pathlib
+
+import pytest
+from etils import epath
+from tiny_sweep import TINY, write_cifar10
+
+from mixer import sweep_runs
+from mixer.config import checks, paper, recipe, run_folder, tasks
+from mixer.runtime import preemption
+from mixer.runtime.errors import DivergedError, UserError
+from mixer.sweep_runs import choose
+from mixer.transfer import sweep_results
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return write_cifar10(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize(
+    ("grid", "chosen"),
+    [
+        ({0.003: 0.1, 0.01: 0.3, 0.03: 0.2}, 0.01),
+        ({0.003: 0.1, 0.03: 0.3, 0.01: 0.3}, 0.01),  # a tie: the smaller
+        ({0.003: 0.1, 0.01: None}, 0.003),
+        ({0.003: None, 0.01: 0.0}, 0.01),  # what diverged is worse than what knows nothing
+        ({0.003: None, 0.01: None}, None),
+    ],
+    ids=str,
+)
+def test_the_choice_of_a_learning_rate(grid, chosen):
+    assert choose(grid) == chosen
+
+
+def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> sweep_runs.Sweep:
+    settings = {**TINY, "input.data_dir": data_dir, **overrides}
+    spec = str(ROOT / "configs" / "finetune.py:model=s16,size=32")
+    return sweep_runs.Sweep(spec, settings, {"cifar10": rates}, seeds, workdir)
+
+
+def keep(config, workdir, accuracy: float) -> dict[str, float]:
+    """Leaves in the folder what a run leaves there, as far as the sweep reads it."""
+    workdir.mkdir(parents=True)
+    run_folder.save(config, ["a", "b"], workdir)
+    if math.isnan(accuracy):
+        raise DivergedError("loss or gradient is not finite at step 3 (loss nan): the run stops")
+    result = {"step": config.total_steps, "val/accuracy": accuracy, "val/count": 50}
+    (workdir / "metrics.jsonl").write_text(json.dumps(result) + "\n")
+    return result
+
+
+def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
+    """Grid runs on the dev split, then the best rate on the test split; the rest is the recipe's and the user's."""
+    seen = {}
+
+    def fake_train(config, workdir, console, stop):
+        seen[workdir.name] = config
+        return {"val/accuracy": {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}[config.optimizer.learning_rate], "val/count": 50}
+
+    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    ((name, found),) = make_sweep(data_dir, tmp_path, rates=(0.06, 0.03, 0.01), ema_decay=0.5).outcomes()
+    assert (name, found.chosen, found.seeds) == ("cifar10", 0.03, [0.4])
+    assert found.grid == {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}
+    assert list(seen) == ["lr_0.01", "lr_0.03", "lr_0.06", "lr_0.03_seed_0"]
+    row = tasks.TASKS["cifar10"]
+    for folder, config in seen.items():
+        expected = (row.train, row.test) if folder.endswith("_seed_0") else (row.sweep_train, row.sweep_dev)
+        assert (config.input.train_split, config.input.eval_split) == expected
+        assert (config.optimizer.name, config.total_steps, config.ema_decay) == ("momentum", 4, 0.5)
+        assert config.is_locked
+
+
+def test_a_single_learning_rate_is_not_chosen(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_runs, "train", lambda *_: {"val/accuracy": 0.5, "val/count": 50})
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,)).outcomes()
+    assert (found.grid, found.dev_count, found.chosen, found.count) == ({}, None, 0.02, 50)
+
+
+def test_where_every_learning_rate_diverges_the_sweep_ends(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
+    with pytest.raises(UserError, match="cifar10: the loss was not finite with any learning rate; give lower"):
+        list(make_sweep(data_dir, tmp_path).outcomes())
+
+
+def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, tmp_path, monkeypatch, capsys):
+    accuracies = [0.5, math.nan, 0.7]
+    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, accuracies[config.seed]))
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()
+    assert (found.seeds, found.mean, found.count) == ([0.5, None, 0.7], pytest.approx(0.6), 50)
+    assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged: the loss is not finite" in capsys.readouterr().out
+
+    monkeypatch.setattr(sweep_runs, "train", None)  # nothing runs again
+    assert list(make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()) == [("cifar10", found)]
+    assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged before" in capsys.readouterr().out
+
+    made_by = {"device": "1 x cpu", "versions": {"jax": "0"}, "command": "python", "eval_crop": "resize_square"}
+    sweep_results.write(epath.Path(tmp_path), {"cifar10": found}, paper.find("H/14", "jft", 448), made_by)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tasks"]["cifar10"]["seeds"] == [0.5, None, 0.7]
+    assert (results["eval_crop"], results["paper"]["eval_crop"]) == ("resize_square", "resize_square")
+    assert "| cifar10 | 60.00 | 14.14 | 2 (1 diverged) | 50 |" in (tmp_path / "results.md").read_text()
+
+
+def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2).outcomes()
+    assert (found.seeds, found.mean, found.count) == ([None, None], None, None)
+
+
+def test_a_longer_grid_whose_winner_is_another_runs_only_what_is_new(data_dir, tmp_path, monkeypatch):
+    ran = []
+
+    def fake_train(config, workdir, console, stop):
+        ran.append(workdir.name)
+        return keep(config, workdir, config.optimizer.learning_rate)  # the highest is the best
+
+    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
+    assert (found.chosen, ran) == (0.03, ["lr_0.01", "lr_0.03", "lr_0.03_seed_0"])
+    ran.clear()
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.01, 0.03, 0.06)).outcomes()
+    assert (found.chosen, found.seeds, ran) == (0.06, [0.06], ["lr_0.06", "lr_0.06_seed_0"])
+    ran.clear()
+    ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
+    assert (found.chosen, found.seeds, ran) == (0.03, [0.03], [])
+
+
+def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch):
+    def fake_train(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    with pytest.raises(UserError, match=r"^cifar10, learning rate 0.01: the disk is full$"):
+        list(make_sweep(data_dir, tmp_path).outcomes())
+
+
+def test_a_sweep_that_is_asked_to_stop_saves_its_run_and_continues_it(data_dir, tmp_path, capsys):
+    stopped = make_sweep(data_dir, tmp_path, rates=(0.02,))
+    stopped._stop = preemption.Stop(after=2)
+    with pytest.raises(preemption.PreemptedError, match="saved at step 2 of 4"):
+        list(stopped.outcomes())
+    assert not stopped._stop._has_work_to_save
+    list(make_sweep(data_dir, tmp_path, rates=(0.02,)).outcomes())
+    assert "continuing from step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["lr_0.03", "lr_0.03_seed_0"])
+def test_the_folder_of_another_sweep_is_refused_before_anything_runs(data_dir, tmp_path, folder):
+    config = recipe.finetune("S/16", tasks.TASKS["cifar10"], 32)
+    (tmp_path / "cifar10" / folder).mkdir(parents=True)
+    run_folder.save(checks.checked(config), ["a", "b"], tmp_path / "cifar10" / folder)
+    with pytest.raises(UserError, match=rf"{folder} holds a run of another config \(.*batch_size: 512 before, 16 now"):
+        make_sweep(data_dir, tmp_path)
+
+
+def test_data_that_is_missing_is_found_before_the_first_tasks_runs(data_dir, tmp_path):
+    settings = {**TINY, "input.data_dir": data_dir}
+    rates = {"cifar10": [0.01], "oxford_iiit_pet": [0.01]}
+    with pytest.raises(UserError, match=r"dataset oxford_iiit_pet in .* is not prepared"):
+        sweep_runs.Sweep(str(ROOT / "configs" / "finetune.py"), settings, rates, 1, tmp_path)
+
+
+def test_a_config_file_that_makes_the_same_of_every_task_is_refused(data_dir, tmp_path):
+    file = tmp_path / "deaf.py"
+    file.write_text("from mixer import recipe\n\ndef get_config(arguments):\n    return recipe.base()\n")
+    with pytest.raises(UserError, match=r"deaf.py ignores its argument task=cifar10; give configs/finetune.py"):
+        sweep_runs.Sweep(str(file), {"input.data_dir": data_dir}, {"cifar10": [0.01]}, 1, tmp_path / "runs")
