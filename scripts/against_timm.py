@@ -1,5 +1,7 @@
 """Compares our Mixer with timm's under torch.compile, on the CPU: `make bench`.
 
+    python -m scripts.against_timm --models s16 --modes inference
+
 Both models classify the same number of 224 px images in float32. A training step is forward, backward, clipping and
 Adam. Each library uses its fastest form, such as torch's fused Adam. Our step also counts steps that are not finite.
 
@@ -8,12 +10,15 @@ Both models run in one process and take turns, one call each. So a drift of the 
 
 import argparse
 import importlib.metadata
+import importlib.util
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
 from typing import Any
+
+from etils import epy
 
 from mixer.runtime import cpu
 
@@ -23,13 +28,15 @@ cpu.keep_freed_memory()  # before torch starts threads; both libraries gain from
 # here uses them; this empty module takes the place of their registration.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
-import jax  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
+with epy.lazy_imports():  # --help waits for none of them, and needs neither timm nor torch
+    import jax
+    import timm
+    import torch
 
-from mixer import models  # noqa: E402
-from mixer.performance import model_speed  # noqa: E402
+    from mixer import models
+    from mixer.performance import model_speed
 
+MODES = ("inference", "train")
 MODELS = {"s16": ("S/16", "mixer_s16_224"), "b16": ("B/16", "mixer_b16_224")}
 
 
@@ -71,7 +78,7 @@ def compare(model: str, mode: str, batch_size: int, turns: int, peak: float | No
 
     Args:
       model: a key of `MODELS`.
-      mode: one of `model_speed.MODES`.
+      mode: one of `MODES`.
       batch_size: images for each call.
       turns: timed calls of each model.
       peak: FLOP/s of this machine; None if it is not known.
@@ -95,11 +102,14 @@ def compare(model: str, mode: str, batch_size: int, turns: int, peak: float | No
 def main() -> None:
     """Prints a line for each model and mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=model_speed.MODES, default=list(model_speed.MODES))
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=3)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which to compare (default: all)")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="what to time (default: both)")
+    add("--batch_size", type=int, default=32, help="images for each call (default: %(default)s)")
+    add("--turns", type=int, default=3, help="timed calls of each model (default: %(default)s)")
     given = parser.parse_args()
+    if missing := [name for name in ("timm", "torch") if importlib.util.find_spec(name) is None]:
+        sys.exit(f"against_timm: {' and '.join(missing)} cannot be imported; `make bench` installs timm and torch")
     torch.set_num_threads(cpu.processors())
     peak, source = model_speed.peak("float32")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}

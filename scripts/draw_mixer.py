@@ -1,4 +1,6 @@
-"""Draws docs/figures/mixer.svg, the picture of a Mixer in README.md: `python -m scripts.draw_mixer`.
+"""Draws docs/figures/mixer.svg, the picture of a Mixer in README.md.
+
+    python -m scripts.draw_mixer
 
 It suits white and dark pages: the background is transparent. The same matplotlib writes the same bytes.
 """

@@ -1,6 +1,8 @@
 """Measures how far the departures from the published code (docs/fidelity.md) change pixels and the first loss.
 
-python scripts/fidelity.py DIR     # a folder of JPEG photographs
+    python scripts/fidelity.py DIR
+
+DIR is a folder of JPEG photographs.
 """
 
 import argparse
@@ -8,13 +10,15 @@ import math
 import pathlib
 
 import numpy as np
-import optax
+from etils import epy
 from PIL import Image
 
-from mixer.config import recipe
-from mixer.data import order
-from mixer.data.pixels import crops
-from mixer.data.pixels.randaugment import contrast, pil_mean, published_mean
+with epy.lazy_imports():  # they take seconds, for which --help does not wait
+    import optax
+
+    from mixer.config import recipe
+    from mixer.data import order
+    from mixer.data.pixels import crops, randaugment
 
 _SIZE = 224
 _ASPECTS = {"published": (0.75, 1.33), "here": (0.75, 4 / 3)}
@@ -23,12 +27,12 @@ _ASPECTS = {"published": (0.75, 1.33), "here": (0.75, 4 / 3)}
 def main() -> None:
     """Prints a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=pathlib.Path)
+    parser.add_argument("images", type=pathlib.Path, metavar="DIR", help="a folder of JPEG photographs")
     paths = sorted(path for path in parser.parse_args().images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     photos = [np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in paths]
 
-    means = (published_mean, pil_mean)
-    pairs = [[contrast(photo, 1.5, mean(photo)).astype(float) for mean in means] for photo in photos]
+    means = (randaugment.published_mean, randaugment.pil_mean)
+    pairs = [[randaugment.contrast(photo, 1.5, mean(photo)).astype(float) for mean in means] for photo in photos]
     low, middle, high = np.percentile([np.abs(published - pil).mean() for published, pil in pairs], [10, 50, 90])
     print(f"contrast at magnitude 15, published against pil: {middle:.0f} levels, {low:.0f} to {high:.0f} mostly")
 

@@ -197,7 +197,14 @@ def outcome_of(mutant: Mutant, results: dict[str, str]) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", nargs="+", choices=TESTS, default=list(TESTS), metavar="FILE")
+    parser.add_argument(
+        "--modules",
+        nargs="+",
+        choices=TESTS,
+        default=list(TESTS),
+        metavar="FILE",
+        help="those of `TESTS` (default: all)",
+    )
     parser.add_argument("--sample", type=int, help="mutants of each module; all if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--retry", action="store_true", help="run only the survivors of earlier runs")

@@ -4,8 +4,11 @@
 n to n + 1, 1 to 0, True and False                                and and or; -x and not x to x
 a condition to its opposite; a keyword argument left out          min and max, any and all, floor and ceil, ...
 a returned value to None; an augmented assignment left out
+
+    python -m scripts.mutations mixer/data/order.py         prints the mutants of a module
 """
 
+import argparse
 import ast
 import collections
 import pathlib
@@ -128,3 +131,16 @@ def mutants(root: pathlib.Path, module: str) -> list[Mutant]:
             counts[line, old, new] += 1
             found.append(Mutant(module, line, old, new, counts[line, old, new], source))
     return found
+
+
+def main() -> None:
+    """Prints the mutants of the modules that are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="+", metavar="FILE", help="path of a module, from the root of the repository")
+    root = pathlib.Path(__file__).resolve().parents[1]
+    for module in parser.parse_args().modules:
+        print("\n".join(one.key for one in mutants(root, module)))
+
+
+if __name__ == "__main__":
+    main()

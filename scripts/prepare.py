@@ -1,7 +1,7 @@
 """Prepares a dataset for training.
 
     python scripts/prepare.py folder --images DIR_OF_CLASS_FOLDERS --name my_photos --data_dir DIR
-    python scripts/prepare.py imagenet21k --archive winter21_whole.tar.gz --classes classes.txt --data_dir DIR
+    python scripts/prepare.py imagenet21k --archive winter21_whole.tar.gz --data_dir DIR
     python scripts/prepare.py multilabel --manifest m.jsonl --classes classes.txt --images ROOT --data_dir DIR
     python scripts/prepare.py fractals --categories 64 --instances 200 --size 32 --data_dir DIR
     python scripts/prepare.py digits --data_dir DIR
@@ -34,6 +34,7 @@ with epy.lazy_imports():  # they import TensorFlow, for which --help does not wa
     from mixer.data.datasets import base, class_folders, digits, fractals, imagenet21k, multilabel, shard_plan
     from mixer.data.records import records, tfrecord_index
 
+_CALLED = "python scripts/prepare.py"  # in the examples above
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -69,22 +70,28 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        (example,) = (line for line in (__doc__ or "").splitlines() if line.startswith(f"    {_CALLED} {name} "))
+        sub = commands.add_parser(
+            name, help=text, description=f"{text}\n\n{example}", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         if name != "index":
             sub.add_argument("--data_dir", required=True, help="the folder of datasets, local or gs://")
         if name not in ("index", "folder"):
-            sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord")
+            sub.add_argument("--file_format", choices=("tfrecord", "array_record"), default="tfrecord",
+                             help="of the files (default: %(default)s)")  # fmt: skip
         return sub
 
     _add_imports(command)
     sub = command("fractals", "fractals, for pre-training without photographs")
-    sub.add_argument("--categories", type=int, default=64)
-    sub.add_argument("--instances", type=int, default=200, help="of each category; a tenth is for validation")
-    sub.add_argument("--size", type=int, default=32, help="side in pixels")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--categories", type=int, default=64, help="kinds of fractals (default: %(default)s)")
+    sub.add_argument("--instances", type=int, default=200,
+                     help="of each category; a tenth is for validation (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--size", type=int, default=32, help="side in pixels (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
 
     sub = command("digits", "handwritten digits of scikit-learn, with ten training examples for each class")
-    sub.add_argument("--size", type=int, default=32, help="side in pixels")
+    sub.add_argument("--size", type=int, default=32, help="side in pixels (default: %(default)s)")
 
     sub = command("index", "the index of a prepared TFRecord dataset that has none")
     sub.add_argument("--dataset", required=True, help="the folder of a version, such as gs://b/tfds/imagenet2012/5.1.0")
@@ -96,7 +103,12 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
     sub = command("folder", "records from a folder of class folders, which training reads faster, above all from gs://")
     sub.add_argument("--images", required=True, help="the folder of class folders, or of train/ and validation/")
     sub.add_argument("--name", default="my_photos", help="name of the dataset (default: %(default)s)")
-    sub.add_argument("--validation_share", type=float, default=0.1, help="share of each class, if there is no folder")
+    sub.add_argument(
+        "--validation_share",
+        type=float,
+        default=0.1,
+        help="of each class, if no folder is for it (default: %(default)s)",
+    )
     sub.add_argument("--shard_mib", type=int, default=128, help="size of a file (default: %(default)s MiB)")
 
     sub = command("imagenet21k", "ImageNet-21k from its official archive; DATA_DIR needs room for twice its size")

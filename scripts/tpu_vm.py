@@ -289,9 +289,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command. Returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("command", choices=STEPS)
-    for name in ("--name", "--zone", "--project"):
-        add(name, required=True)
+    add("command", choices=STEPS, help="train on a slice; follow its log; say how it stands; delete it")
+    add("--name", required=True, help="of the slice and its queued resource")
+    add("--zone", required=True, help="such as europe-west4-a")
+    add("--project", required=True, help="of Google Cloud, which pays")
     add("--type", default="", help="run: the slice, such as v3-8, v3-128, v5litepod-16 or v6e-8")
     add("--workdir", default="", help="run: gs:// folder for checkpoints and metrics")
     add("--spot", action="store_true", help="run: a cheaper slice, which may be preempted at any time")

@@ -1,8 +1,11 @@
 """Settings in words: the table in docs/configuration.md, and the values of one run.
 
-`python -m mixer.config.describe` prints the table; `make docs` writes it.
+    python -m mixer.config.describe
+
+prints the table, which `make docs` writes.
 """
 
+import argparse
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
@@ -91,4 +94,5 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(table(), end="")
