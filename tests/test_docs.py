@@ -1,9 +1,15 @@
 """The pages: their links work, and the files, commands and `make` targets that they name exist."""
 
+import functools
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
+
+from mixer.config import settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -14,6 +20,11 @@ CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 FENCE = re.compile(r"^\s*```.*?^\s*```", re.DOTALL | re.MULTILINE)
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/]")
 COMMAND = re.compile(r"python -m ((?:mixer|scripts|tests)[\w.]*)")
+CALL = re.compile(
+    r"(?:python -m (?P<module>(?:mixer|scripts|tests)[\w.]*)|python (?P<script>scripts/\w+)\.py"
+    r"|(?<![\w/-])mixer-(?P<console>train|evaluate|predict|export|sweep|verify-resume|benchmark|preflight)\b)(?P<rest>.*)"
+)
+FLAG = re.compile(r"(?<![\w-])--?([a-zA-Z][\w.-]*)")
 MAKE = re.compile(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z][a-z-]*)", re.MULTILINE)
 
 
@@ -58,6 +69,43 @@ def test_commands_exist(page):
     for module in COMMAND.findall(code_of(page)):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{module} does not exist"
+
+
+def calls_of(page: pathlib.Path) -> list[tuple[str, list[str]]]:
+    """Returns the commands of this project in a page's code: the module of each, and the flags that it is given."""
+    found = []
+    for line in code_of(page).replace("\\\n", " ").splitlines():
+        for call in CALL.finditer(line):
+            own, _, trains = re.split(r"[`|;#>&]", call["rest"])[0].partition(" -- ")
+            module = (call["module"] or call["script"] or f"mixer.{call['console']}".replace("-", "_")).replace(
+                "/", "."
+            )
+            subcommand = re.match(r"\s+([a-z]\w+)", own) if module == "scripts.prepare" else None
+            found.append((f"{module} {subcommand[1]}" if subcommand else module, FLAG.findall(own)))
+            found.append(("mixer.train", FLAG.findall(trains)))
+    return [(module, flags) for module, flags in found if flags]
+
+
+@functools.cache
+def flags_of(module: str) -> set[str]:
+    """Returns the flags that the help of a command shows; the module may be followed by a command of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *module.split(), "-h"]
+    text = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"--(\[no\])?([\w-]+)", text)
+    return {"h", "help"} | {name for _, name in found} | {f"no{name}" for negated, name in found if negated}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if calls_of(page)], ids=name_of)
+def test_flags_of_commands_exist(page):
+    evaluators = [rf"evaluators\.\w+\.{name}" for name in settings.EVALUATOR]
+    known = re.compile("|".join([*map(re.escape, settings.SETTINGS), *evaluators, "NAME"]))
+    for module, flags in calls_of(page):
+        for flag in flags:
+            if flag.startswith("config."):
+                assert known.fullmatch(flag.removeprefix("config.")), f"{module}: no --{flag}"
+            else:
+                assert flag in flags_of(module), f"{module}: no --{flag}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
