@@ -110,7 +110,7 @@ def input_config(weights: Weights) -> ml_collections.ConfigDict:
     config = recipe.base().input
     config.image_size = weights.image_size
     if weights.config is not None:
-        for name in ("eval_crop", "eval_resize", "max_pixels", "transparent"):
+        for name in ("eval_crop", "eval_resize", "max_pixels", "transparent", "exif"):
             config[name] = weights.config.input.get(name, config[name])  # an older run does not have them all
     return config
 

@@ -238,6 +238,10 @@ SETTINGS: dict[str, Setting] = {
         "drop", "transparent pixels: drop leaves the colours under them, often black, as published; white lays the "
         "image on white", "data/pixels/images.py", choices=Registry("mixer.data.pixels.images:TRANSPARENT"),
     ),
+    "input.exif": Setting(
+        "rotate", "a picture that its EXIF orientation says is stored turned: rotate turns it upright; ignore leaves "
+        "it, as published", "data/pixels/images.py", choices=Registry("mixer.data.pixels.images:EXIF"),
+    ),
     "input.max_bad_share": Setting(
         0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",
         "training/health.py", low=0, high=1,

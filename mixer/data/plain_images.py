@@ -89,7 +89,7 @@ def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[P
     Returns:
       uint8 [image_size, image_size, 3], black if the image cannot be used; and its status.
     """
-    image = images.inspect(data, config.max_pixels, config.transparent)
+    image = images.inspect(data, config.max_pixels, config.transparent, config.exif)
     if max(image.height, image.width) > NARROW * min(image.height, image.width):
         image = augment.cut_for_evaluation(image, np.empty(0, np.float32), config)
     pixels = _decoded(image) if image.status == image_status.OK else None

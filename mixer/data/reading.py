@@ -71,7 +71,7 @@ def _examined(
     found = [images.unusable(image_status.OK)] * len(numbers)  # padding stays like this
     labels = np.full((len(numbers), source.max_labels), -1, np.int32)
     for slot, example in zip(present, source.fetch(numbers[present]), strict=True):
-        image = images.inspect(example.image, config.max_pixels, config.transparent)
+        image = images.inspect(example.image, config.max_pixels, config.transparent, config.exif)
         if verify and not augment.can_decode(image.data, image.encoding, (image.height, image.width)):
             image = images.unusable(image_status.UNDECODABLE)
         image = cut(image, draws[slot], config)

@@ -30,6 +30,22 @@ _RESIZING = {
     ),
 }
 _FILTERS = {"area": "the average over the area of each pixel", "bilinear": "bilinear, without antialiasing"}
+# Lines of code, and words, for each `images.EXIF` and each `images.TRANSPARENT`.
+_TURNING = {
+    "rotate": (["    image = ImageOps.exif_transpose(image)"], "turned upright by its EXIF tag, "),
+    "ignore": ([], ""),
+}
+_TRANSPARENCY = {
+    "drop": ([], ""),
+    "white": (
+        [
+            "    if image.has_transparency_data:",
+            '        white = Image.new("RGBA", image.size, "white")',
+            '        image = Image.alpha_composite(white, image.convert("RGBA"))',
+        ],
+        ", on white where it was transparent",
+    ),
+}
 PICTURE = "cat.jpg"  # the file that the code reads
 
 
@@ -41,21 +57,26 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
     else:
         sides = f"width = height = {resize}"
     definitions, resizing = _RESIZING[crop.method]
+    turning, turned = _TURNING[config.get("exif", "rotate")]  # a run of an earlier version has neither setting
+    compositing, on_white = _TRANSPARENCY[config.get("transparent", "drop")]
     return [
-        "A picture was turned upright by its EXIF tag and decoded to RGB, JPEG and PNG by TensorFlow and all others by "
-        f"Pillow; {crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
+        f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG by TensorFlow and all others by Pillow; "
+        f"{crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
         f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken. With Pillow and NumPy '
         f"alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
         "",
         *code_block(
             "python",
             "import numpy",
-            "from PIL import Image, ImageOps",
+            f"from PIL import Image{', ImageOps' if turning else ''}",
             "",
             "",
             *definitions,
             "def prepared(path):",
-            '    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")',
+            "    image = Image.open(path)",
+            *turning,
+            *compositing,
+            '    image = image.convert("RGB")',
             f"    {sides}",
             f"    {resizing}",
             f"    left, top = (width - {size}) // 2, (height - {size}) // 2",

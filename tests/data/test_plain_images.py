@@ -92,6 +92,16 @@ def test_every_kind_of_image(crop, size, resize):
     assert not {"webp", "small", "bytes after the end", "grey jpeg"} & bad
 
 
+@pytest.mark.parametrize("exif", ["rotate", "ignore"])
+def test_a_turned_picture_by_option(exif):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(np.asarray(Image.fromarray(noise(5, 4, 3)).resize((40, 50))), "JPEG", exif=turned)
+    plain = encoded(np.asarray(Image.fromarray(noise(5, 4, 3)).resize((40, 50))), "JPEG")
+    (batch,) = check_same(source_of([data, plain]), config_of("resize_small", 32, eval_resize=40, exif=exif), 2)
+    assert np.array_equal(*batch["image"]) == (exif == "ignore")
+
+
 def test_some_of_the_damaged_images_are_left_to_tensorflow():
     refused = 0
     for name, data in made().items():

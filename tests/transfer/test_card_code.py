@@ -12,6 +12,8 @@ from random_models import make_model, make_params
 
 from mixer import predict
 from mixer.config import recipe, run_folder
+from mixer.data import plain_images
+from mixer.data.pixels import image_status, images
 from mixer.transfer import lineage, model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
@@ -65,6 +67,28 @@ def test_the_code_of_a_card_gives_the_probabilities_of_predict(loss, crop, tmp_p
         assert found[number] == pytest.approx(probability, abs=0.008)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(" ", 1)[1] for line in printed] == [NAMES[number] for number, _ in expected.top[:3]]
+
+
+@pytest.mark.parametrize("exif", list(images.EXIF))
+@pytest.mark.parametrize("transparent", list(images.TRANSPARENT))
+def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tmp_path, monkeypatch):
+    """A drawing whose upper part is transparent, stored turned."""
+    monkeypatch.chdir(tmp_path)
+    drawing = np.full((60, 44, 4), (40, 90, 200, 255), np.uint8)
+    drawing[:25] = 0
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(drawing).save("cat.png", exif=tag)
+    pathlib.Path("cat.png").replace("cat.jpg")
+    weights = weights_of(**{"input.exif": exif, "input.transparent": transparent})
+    text = card(weights)
+    assert ("on white" in text) == (transparent == "white")
+    scope = {}
+    exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
+    expected, status = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
+    assert status == image_status.OK
+    assert np.ptp(expected.astype(int)) > 100
+    assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
 
 
 def test_a_card_names_all_its_classes_and_timms_code_is_python():

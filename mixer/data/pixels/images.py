@@ -31,13 +31,14 @@ class Image(NamedTuple):
     status: int
 
 
-def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop") -> Image:
+def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop", exif: str = "rotate") -> Image:
     """Examines an encoded image.
 
     Args:
       data: the file's bytes, or None for a record that cannot be read.
       max_pixels: larger images (decompression bombs) are refused before their pixels are decoded.
       transparent: one of `TRANSPARENT`.
+      exif: one of `EXIF`.
 
     Returns:
       The image. If it cannot be used, a single black pixel with a status other than OK.
@@ -46,9 +47,9 @@ def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop") -> I
         return unusable(BAD_RECORD)
     if not data:
         return unusable(EMPTY)
-    plain = _plain_jpeg(data) if data[:2] == b"\xff\xd8" else _plain_png(data, transparent)
+    plain = _plain_jpeg(data, exif) if data[:2] == b"\xff\xd8" else _plain_png(data, transparent, exif)
     if plain is None:
-        return _decode_with_pillow(data, max_pixels, transparent)
+        return _decode_with_pillow(data, max_pixels, transparent, exif)
     return plain if plain.height * plain.width <= max_pixels else unusable(TOO_LARGE)
 
 
@@ -57,11 +58,13 @@ def unusable(status: int) -> Image:
     return Image(b"\0\0\0", RAW, 1, 1, status)
 
 
-def _plain_png(data: bytes, transparent: str) -> Image | None:
-    """Returns a complete 8-bit greyscale or RGB PNG without EXIF, or None for any other data."""
+def _plain_png(data: bytes, transparent: str, exif: str) -> Image | None:
+    """Returns a complete upright 8-bit greyscale or RGB PNG, or None for any other data."""
     if transparent != "drop" and b"tRNS" in data[: data.find(b"IDAT")]:  # one of its colours is transparent
         return None
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND" or b"eXIf" in data:
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND":
+        return None
+    if exif != "ignore" and b"eXIf" in data:
         return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
     plain = depth == 8 and colour in (0, 2) and height and width
@@ -73,7 +76,7 @@ _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 
-def _plain_jpeg(data: bytes) -> Image | None:
+def _plain_jpeg(data: bytes, exif: str) -> Image | None:
     """Returns a complete upright 8-bit JPEG with one or three components, or None for any other data."""
     if data.rfind(b"\xff\xd9", -1024) < 0:  # cameras and tools add a few bytes after the end marker
         return None
@@ -89,7 +92,7 @@ def _plain_jpeg(data: bytes) -> Image | None:
             if depth != 8 or components not in (1, 3) or not height or not width:
                 return None
             frame = Image(data, JPEG, height, width, OK)
-        elif marker == _APP1 and _is_turned(data[at + 4 : at + 2 + length]):
+        elif marker == _APP1 and exif != "ignore" and _is_turned(data[at + 4 : at + 2 + length]):
             return None
         elif marker == _START_OF_SCAN:
             return frame
@@ -116,7 +119,7 @@ PillowImage.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str) -> Image:
+def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str, exif: str) -> Image:
     try:
         image = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
     except Exception:  # Pillow's plugins raise exceptions of many kinds
@@ -125,7 +128,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str) -> Image
     if image.width * image.height > max_pixels:
         return unusable(TOO_LARGE)
     try:
-        pixels = _to_rgb(image, transparent)
+        pixels = _to_rgb(image, transparent, exif)
     except _UnknownRangeError:
         return unusable(UNKNOWN_FORMAT)
     except Exception as error:
@@ -145,14 +148,21 @@ TRANSPARENT: dict[str, Callable[[PillowImage.Image], PillowImage.Image]] = {
 }  # fmt: skip
 
 
-def _to_rgb(image: PillowImage.Image, transparent: str) -> np.ndarray:
-    """Returns the first frame, upright: uint8 [height, width, 3].
+# What becomes of a picture that its EXIF orientation says is stored turned. "ignore" leaves it so, as TensorFlow's
+# decoders do. Pillow turns a TIFF while it decodes it.
+EXIF: dict[str, Callable[[PillowImage.Image], PillowImage.Image]] = {
+    "rotate": ImageOps.exif_transpose, "ignore": lambda image: image,
+}  # fmt: skip
+
+
+def _to_rgb(image: PillowImage.Image, transparent: str, exif: str) -> np.ndarray:
+    """Returns the first frame: uint8 [height, width, 3].
 
     Raises:
       _UnknownRangeError: the values are no colours that can be scaled to 0..255.
     """
     bits, white = _range_of(image)
-    image = ImageOps.exif_transpose(image)
+    image = EXIF[exif](image)
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey(np.asarray(image), bits, white)[:, :, None], 3, axis=2)
     pixels = np.asarray(TRANSPARENT[transparent](image).convert("RGB"))

@@ -99,6 +99,20 @@ def test_a_png_with_an_orientation_is_turned_too():
     np.testing.assert_array_equal(pixels(inspect(encode(PHOTO, exif=tag), MOST)), np.rot90(PHOTO, -1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_is_ignored_by_option(orientation, form):
+    tag = PillowImage.Exif()
+    tag[0x0112] = orientation
+    data = encode(PHOTO, form, exif=tag)
+    image = inspect(data, MOST, exif="ignore")
+    assert (image.height, image.width, image.status) == (33, 47, OK)
+    if form != "WEBP":
+        assert (image.data, image.encoding) == (data, {"JPEG": JPEG, "PNG": PNG}[form])
+    else:
+        np.testing.assert_array_equal(pixels(image), np.asarray(PillowImage.open(io.BytesIO(data)).convert("RGB")))
+
+
 DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7), np.uint16)
 ALPHA = np.dstack([PHOTO, GREY])
 
@@ -266,7 +280,7 @@ def test_what_cannot_be_used_says_why(data, status):
 def test_a_large_image_is_refused_undecoded(file_format, monkeypatch):
     data = encode(GREY, file_format)
     assert inspect(data, 33 * 47).status == OK
-    monkeypatch.setattr(images, "_to_rgb", lambda image, transparent: pytest.fail("was decoded"))
+    monkeypatch.setattr(images, "_to_rgb", lambda *arguments: pytest.fail("was decoded"))
     assert STATUSES[inspect(data, 33 * 47 - 1).status] == "too_large"
 
 
