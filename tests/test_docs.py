@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mixer.config import settings
+from mixer.config import evaluator_settings, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -98,7 +98,7 @@ def flags_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if calls_of(page)], ids=name_of)
 def test_flags_of_commands_exist(page):
-    evaluators = [rf"evaluators\.\w+\.{name}" for name in settings.EVALUATOR]
+    evaluators = [rf"evaluators\.\w+\.{name}" for name in evaluator_settings.EVALUATOR]
     known = re.compile("|".join([*map(re.escape, settings.SETTINGS), *evaluators, "NAME"]))
     for module, flags in calls_of(page):
         for flag in flags:
