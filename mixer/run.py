@@ -1,4 +1,4 @@
-"""A run, put together before it trains: data, step, evaluators, and what its folder says of earlier starts."""
+"""A run: put together before it trains (data, step, evaluators, earlier starts), and evaluated where that is due."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from etils import epath, epy
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import devices, preemption
-from mixer.training import description, facts, history, setup, sharding
+from mixer.training import description, facts, health, history, setup, sharding
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 from mixer.training.step import TrainState
@@ -107,6 +107,27 @@ def owed(run: Run, step: int) -> list[evaluators.Scheduled]:
     due = evaluators.due(run.evaluators, step, run.steps.total, run.config.eval_at_start)
     last = next((line for line in reversed(read_metrics(run.workdir)) if line["step"] == step), {})
     return [one for one in due if not any(name.startswith(f"{one.name}/") for name in last)]
+
+
+def evaluate(run: Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:
+    """Runs the evaluators that are due at a step, and reports what they found.
+
+    Raises:
+      AbandonedError: the run was asked to stop.
+      UserError: too many images cannot be used.
+    """
+    metrics = evaluators.run(
+        due, state, lambda batches: run.stop.unless_asked(run.console.counted(f"step {step}  evaluating", batches))
+    )
+    for one in due:
+        health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
+        if metrics.get(f"{one.name}/labelled") == 0:
+            run.console.keep(f"no accuracy of {one.name}: its images have no labels")
+    shown = (
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+    )
+    run.console.keep(f"step {step}  " + "  ".join(shown))
+    return metrics
 
 
 def first_state(run: Run, weights: Weights | None) -> TrainState:

@@ -144,7 +144,7 @@ def _loop(
     try:
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         if owed:
-            log.write(first_step, _evaluate(run, owed, state, first_step))
+            log.write(first_step, runs.evaluate(run, owed, state, first_step))
         for step in range(first_step + 1, steps.total + 1):
             try:
                 batch = next(feed)
@@ -153,11 +153,8 @@ def _loop(
                     checkpoints.save(state, {})
                 raise
             if step == first_step + 1:
-                log.describe(
-                    step,
-                    config,
-                    functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config),
-                )
+                picture = functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config)
+                log.describe(step, config, picture)
             with run.console.timed("compiling the training step") if step == first_step + 1 else nullcontext():
                 state, metrics = run.built.train_step(state, batch)
             if step == first_step + 1:  # measure the speed from here
@@ -190,7 +187,7 @@ def _loop(
             if due:
                 try:
                     with progress.pause():
-                        line |= _evaluate(run, due, state, step)
+                        line |= runs.evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
             # What is evaluated may be one of the best, which only a saved step can be.
@@ -211,27 +208,6 @@ def _loop(
         progress.close()
         log.close()
         checkpoints.close()
-
-
-def _evaluate(run: runs.Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:
-    """Runs the evaluators that are due at a step, and reports what they found.
-
-    Raises:
-      AbandonedError: the run was asked to stop.
-      UserError: too many images cannot be used.
-    """
-    metrics = evaluators.run(
-        due, state, lambda batches: run.stop.unless_asked(run.console.counted(f"step {step}  evaluating", batches))
-    )
-    for one in due:
-        health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
-        if metrics.get(f"{one.name}/labelled") == 0:
-            run.console.keep(f"no accuracy of {one.name}: its images have no labels")
-    shown = (
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
-    )
-    run.console.keep(f"step {step}  " + "  ".join(shown))
-    return metrics
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -257,14 +233,9 @@ def define_flags() -> None:
 
 # The command reads these only if it trains.
 _TRAINING_FLAGS = (
-    "allow_config_change",
-    "allow_data_change",
-    "stop_after",
-    "distributed",
-    "coordinator",
-    "num_processes",
+    "allow_config_change", "allow_data_change", "stop_after", "distributed", "coordinator", "num_processes",
     "process_id",
-)
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

@@ -382,7 +382,7 @@ def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_pa
             **({"val_ema/accuracy": averaged[step]} if ema_decay else {}),
         }
 
-    monkeypatch.setattr(train, "_evaluate", evaluate)
+    monkeypatch.setattr("mixer.run.evaluate", evaluate)
     intervals = {"eval_steps": 3, "checkpoint_steps": 7, "total_steps": 14, "checkpoint.keep_last": 1}
     train.train(tiny(data_dir, **intervals, ema_decay=ema_decay), tmp_path)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
