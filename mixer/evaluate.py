@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
-import numpy as np
 from absl import flags
 from etils import epy
 
 from mixer.config import command_line, help_text, recipe, tasks
 from mixer.config.settings import SETTINGS
-from mixer.data.class_names import readable
 from mixer.data.folders import folder_layout
+from mixer.evaluation import table
 from mixer.runtime import files, json_text
 from mixer.runtime.errors import UserError
 from mixer.training.console import Console
@@ -44,20 +43,11 @@ if TYPE_CHECKING:
     from mixer.evaluation.evaluator import Context, Through
     from mixer.transfer.weights import Weights
 
-_NAMED_CLASSES = 5  # of the best and of the worst, in the table
-
 # This command has no --config: the flags that change what messages call by the name of a setting.
 _FLAGS = {
     f"config.{group}.{name}": flag
     for group in ("input", "fewshot")
     for name, flag in {"data_dir": "--data_dir", "dataset": "--task"}.items()
-}
-
-# What the metrics of multi-label data are called in the table.
-_OF_SEVERAL_LABELS = {
-    "baseline_mean_average_precision": "  equal scores for all would have",
-    "accuracy": "first guess is among the labels",
-    "baseline_accuracy": "  the commonest label would be",
 }
 
 
@@ -226,27 +216,43 @@ def main(argv: list[str]) -> None:
         "eval_crop": config.eval_crop,
         "eval_resize": crops.eval_resize(config),
     }
-    console = Console(to_stderr=True)
-    if given.fewshot:
-        settings = _few_shot_settings(config, split, task)
-        described |= {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}
-        reading = functools.partial(console.counted, "reading labels")
-        through = functools.partial(console.counted, "computing features")
-        with _flags_in_messages():
-            metrics = few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
-        lines: list[str] = []
-    else:
-        loss = weights.config.loss if weights.config is not None else "softmax_xent"
-        through = functools.partial(console.counted, "evaluating")
-        with _flags_in_messages():
-            found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
-        metrics, lines = found.metrics, by_class(found, class_names)
-        if found.class_accuracy is not None:
-            shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
-            described["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
+    score = _features_scored if given.fewshot else _head_scored
+    metrics, more, lines = score(weights, config, split, task, batch_size)
+    described |= more
     if jax.process_index() == 0:
-        print("\n".join([*summary(described, metrics), *lines]), file=sys.stderr)
+        print("\n".join([*table.summary(described, metrics), *lines]), file=sys.stderr)
         print(json_text.dumps({**metrics, **described}))
+
+
+# Metrics, what else is to be said of the evaluation, and lines for the table.
+_Scored = tuple[dict[str, float], dict[str, Any], list[str]]
+
+
+def _head_scored(
+    weights: Weights, config: ml_collections.ConfigDict, split: str, task: tasks.Task | None, batch_size: int
+) -> _Scored:
+    """Scores the model's own head."""
+    loss = weights.config.loss if weights.config is not None else "softmax_xent"
+    through = functools.partial(Console(to_stderr=True).counted, "evaluating")
+    with _flags_in_messages():
+        found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+    more: dict[str, Any] = {}
+    if found.class_accuracy is not None:
+        shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
+        more["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
+    return found.metrics, more, table.by_class(found, class_names)
+
+
+def _features_scored(
+    weights: Weights, config: ml_collections.ConfigDict, split: str, task: tasks.Task | None, batch_size: int
+) -> _Scored:
+    """Scores the model's features, by few-shot accuracy."""
+    console, settings = Console(to_stderr=True), _few_shot_settings(config, split, task)
+    reading = functools.partial(console.counted, "reading labels")
+    through = functools.partial(console.counted, "computing features")
+    with _flags_in_messages():
+        metrics = few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
+    return metrics, {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}, []
 
 
 @contextlib.contextmanager
@@ -302,37 +308,6 @@ def _few_shot_settings(
     if min(given.seeds, *settings.shots) < 1:
         raise UserError(f"--shots={list(settings.shots)} --seeds={given.seeds}: expected numbers above 0")
     return settings
-
-
-def summary(described: dict[str, Any], metrics: dict[str, float]) -> list[str]:
-    """Returns lines that say what was evaluated, how, and with what result."""
-    lines = [
-        f"{described['model']} ({described['checkpoint']}) on {described['dataset']} {described['split']}, "
-        f"{described['image_size']} px, {described['eval_crop']} from {described['eval_resize']} px"
-    ]
-    said = _OF_SEVERAL_LABELS if "mean_average_precision" in metrics else {}
-    for name, value in metrics.items():
-        is_share = "accuracy" in name or "precision" in name or name.startswith("fewshot/")
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if is_share else f"{value:.4f}"
-        lines.append(f"  {said.get(name, name.replace('_', ' ')):36} {shown:>9}")
-    if metrics.get("labelled") == 0:
-        lines.append(f"  no accuracy: {described['dataset']} {described['split']} has no labels")
-    return lines
-
-
-def by_class(found: Evaluation, class_names: Any) -> list[str]:
-    """Returns lines with the most and the least accurate classes; none for multi-label data."""
-    if found.class_accuracy is None:
-        return []
-    order = np.argsort(-found.class_accuracy, kind="stable")
-    order = order[~np.isnan(found.class_accuracy[order])]
-    best, worst = order[:_NAMED_CLASSES], order[max(len(order) - _NAMED_CLASSES, _NAMED_CLASSES) :]
-    names, lines = readable(class_names), []
-    for title, classes in (("best classes", best), ("worst classes", worst)):
-        if len(classes):
-            lines.append(f"  {title}")
-            lines += [f"    {names[c]:34} {found.class_accuracy[c]:>9.2%}" for c in classes]
-    return lines
 
 
 def run() -> None:
