@@ -46,7 +46,7 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     return Source(
         len(found), layout.found.class_names, max_labels=1, multi_label=False, fetch=fetch, remote=remote,
         fingerprint=fingerprint.of_files(root, found, found.names_below(root)),
-        report=folder_report.lines(layout.found),
+        report=folder_report.lines(layout.found, split),
     )  # fmt: skip
 
 

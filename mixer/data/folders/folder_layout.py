@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data.folders import folder_report, split_folders
+from mixer.data.folders import folder_report, in_both_splits, split_folders
 from mixer.data.folders.folder_report import Findings, SplitFound
 from mixer.data.folders.listing import Lister, decoded, readable
 from mixer.data.folders.split_folders import SPLIT_FOLDERS, SPLIT_OF, Folders, Opened
+from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
 SPLITS = ("all", *SPLIT_FOLDERS)
@@ -183,6 +184,10 @@ def _findings(
         lacking={split: found for split, found in lacking.items() if found},
         without_validation=[name for label, name in enumerate(names) if validated and label not in validated],
         split_names=[name for name in names if "" in splits and name.casefold() in SPLIT_OF],
+        everywhere=f"in {' and '.join(_name(folders, root) for folders in splits.values())}",
+        in_both=[]
+        if bucket.is_remote(root)
+        else [in_both_splits.find(pair, parts[pair[0]], parts[pair[1]]) for pair in itertools.combinations(parts, 2)],
         kept=lister.reused,
     )
 

@@ -5,6 +5,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from mixer.data.folders.in_both_splits import InBoth
 from mixer.data.folders.listing import readable
 
 _NAMED = 5  # classes, folders or endings that a line names
@@ -41,6 +42,8 @@ class Findings:
       lacking: for each split, how many images it has of classes that are none.
       without_validation: classes that have images, but none for validation; empty if there is no validation at all.
       split_names: classes whose names are usually those of splits.
+      everywhere: where the images of all splits lie, in words.
+      in_both: what any two splits have in common.
       kept: how many images were not listed, but are in the listing of an earlier start.
     """
 
@@ -55,17 +58,22 @@ class Findings:
     lacking: Mapping[str, Mapping[str, int]]
     without_validation: Sequence[str]
     split_names: Sequence[str]
+    everywhere: str
+    in_both: Sequence[InBoth]
     kept: int
 
 
-def lines(found: Findings) -> list[str]:
-    """Returns the report: a line for the folder, one for each split, and one for each reason to leave something out."""
+def lines(found: Findings, split: str = "") -> list[str]:
+    """Returns the report: a line for the folder, one for each split, and one for each reason to leave something out.
+
+    If the split that is read is "all", one line stands in place of those for the splits.
+    """
     report = [f"{readable(found.root)}: {_counted(len(found.class_names), 'class')}: {named(found.class_names)}"]
-    for split in found.splits:
-        classes = _counted(split.classes, "class")
-        report.append(f"  {split.name}: {_counted(split.images, 'image')} of {classes}, {split.where}")
+    whole = SplitFound("all", found.everywhere, sum(one.images for one in found.splits), len(found.class_names))
+    for one in [whole] if split == "all" else found.splits:
+        report.append(f"  {one.name}: {_counted(one.images, 'image')} of {_counted(one.classes, 'class')}, {one.where}")
     report += [f"  left out: {line}" for line in left_out(found)]
-    if found.without_validation:
+    if found.without_validation and split != "all":
         names = found.without_validation
         report.append(f"  without validation images: {_counted(len(names), 'class')}: {named(names)}")
     report += [f"  {line}" for line in _doubts(found)]
@@ -125,7 +133,15 @@ def _doubts(found: Findings) -> list[str]:
             doubts.append(f"{' and '.join(group)} differ only in case or Unicode form, and are {len(group)} classes")
     if found.split_names:
         doubts.append(f"taken as classes, since they hold images and no class folders: {named(found.split_names)}")
-    return doubts
+    return doubts + [_shared(one) for one in found.in_both if one.images]
+
+
+def _shared(found: InBoth) -> str:
+    first, second = found.splits
+    sampled = f" ({found.compared:,} of {found.alike:,} of the same class and name were compared)"
+    some, how = ("at least ", sampled) if found.compared < found.alike else ("", "")
+    number = f"{_counted(found.images, 'image')} of {first} {'is' if found.images == 1 else 'are'} in {second} too"
+    return f"WARNING: {some}{number}, to the byte, such as {readable(found.example)}{how}"
 
 
 def hint(name: str, known: Mapping[str, str]) -> str:

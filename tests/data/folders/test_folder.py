@@ -3,10 +3,12 @@
 import os
 import pathlib
 import unicodedata
+import zlib
 
 import pytest
 from making import all_of, complaint, encode, input_config, photo
 
+from mixer.data.folders import in_both_splits
 from mixer.data.folders.image_files import files_bytes
 from mixer.data.readers import open_source
 from mixer.data.sources import Source
@@ -16,7 +18,9 @@ def fill(root: pathlib.Path, counts: dict[str, int], seed: int = 0) -> None:
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            (root / name / f"{name.rpartition('/')[2]}{seed}_{i}.png").write_bytes(encode(photo(3, 4, i)))
+            (root / name / f"{name.rpartition('/')[2]}{seed}_{i}.png").write_bytes(
+                encode(photo(3, 4, zlib.crc32(f"{name} {seed} {i}".encode())))
+            )
 
 
 def open_folder(root: pathlib.Path, split: str, **fields) -> Source:
@@ -203,6 +207,51 @@ def test_what_is_left_out_is_said_by_reason_and_number(tmp_path):
     ]
 
 
+def test_images_in_two_splits_are_counted_with_an_example(tmp_path):
+    fill(tmp_path, {f"{split}/{name}": 5 for split in ("train", "val", "test") for name in ("cat", "dog")})
+    assert "too" not in "".join(reported(tmp_path))
+    for number, split in ((1, "val"), (3, "val"), (4, "test")):
+        same = (tmp_path / "train/cat" / f"cat0_{number}.png").read_bytes()
+        (tmp_path / split / "cat" / f"cat0_{number}.png").write_bytes(same)
+    one = (tmp_path / "train/dog/dog0_2.png").read_bytes()
+    (tmp_path / "val/dog/dog0_2.png").write_bytes(one[:-1] + b"x")  # of the same size
+    for split in ("train", "test"):
+        (tmp_path / split / "dog/dog0_4.png").write_bytes(b"")
+    assert reported(tmp_path)[4:] == [
+        "  WARNING: 2 images of train are in validation too, to the byte, such as cat/cat0_1.png",
+        "  WARNING: 1 image of train is in test too, to the byte, such as cat/cat0_4.png",
+    ]
+
+
+def test_of_many_images_of_the_same_name_some_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(in_both_splits, "_COMPARED", 7)
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / name / f"{number}.png").write_text(f"{number}")
+    compared = []
+    monkeypatch.setattr(
+        in_both_splits.filecmp, "cmp", lambda one, other, shallow: compared.append((one, other)) or True
+    )
+    assert "WARNING: at least 7 images of train are in validation too" in open_folder(tmp_path, "train").report[-1]
+    assert open_folder(tmp_path, "train").report[-1].endswith("(7 of 40 of the same class and name were compared)")
+    assert {os.path.dirname(one) for one, _ in compared} == {f"{tmp_path}/train/cat", f"{tmp_path}/train/dog"}
+    assert all(other == one.replace("/train/", "/val/") for one, other in compared)
+    assert len(set(compared)) == 7
+
+
+def test_the_report_of_all_has_one_line_for_it(tmp_path):
+    fill(tmp_path, {"cat": 10, "dog": 1})
+    assert open_folder(tmp_path, "all").report == [
+        f"{tmp_path}: 2 classes: cat, dog",
+        "  all: 11 images of 2 classes, in its class folders",
+    ]
+    fill(tmp_path / "split", {"train/cat": 4, "train/dog": 3, "val/cat": 2, "test/dog": 1})
+    assert open_folder(tmp_path / "split", "all").report[1:] == [
+        "  all: 10 images of 2 classes, in train/ and val/ and test/"
+    ]
+
+
 def test_classes_whose_names_look_alike_are_named(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "k\u00f6ter") for form in ("NFC", "NFD"))
     fill(tmp_path, {"Blue": 3, "blue": 3, composed: 2, decomposed: 2})
@@ -313,6 +362,9 @@ def test_the_report_in_the_docs_is_what_is_said(tmp_path, monkeypatch):
     ]
     for name in [*others, "top.png"]:
         (tmp_path / "my_images/train" / name).touch()
+    for split in ("train", "val"):
+        for number in range(3):
+            (tmp_path / "my_images" / split / "cat" / f"{number}.jpg").write_text(f"picture {number}")
     monkeypatch.chdir(tmp_path)
     report = open_source(input_config(dataset="folder", data_dir="my_images"), "train", tmp_path / "cache").report
     docs = pathlib.Path(__file__).parents[3] / "docs" / "data.md"
