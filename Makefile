@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm bench chaos mutants docs lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm test-wandb bench chaos mutants docs lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,10 +102,19 @@ $(VENV)-timm/installed: pyproject.toml constraints.txt
 	$(VENV)-timm/bin/python -m pip install --quiet pyyaml huggingface_hub
 	touch $@
 
+# Not in dev: wandb and the twenty libraries that it brings take 100 MB.
+test-wandb: $(VENV)-wandb/installed  ## the writer for Weights & Biases, in its offline mode
+	$(VENV)-wandb/bin/python -m pytest tests/training/test_writers.py
+
+$(VENV)-wandb/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-wandb
+	$(VENV)-wandb/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,wandb]'
+	touch $@
+
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade \
-	  --extra dev --extra preflight --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
+	  --extra dev --extra preflight --extra wandb --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest $(VENV)-wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis

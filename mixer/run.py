@@ -12,7 +12,7 @@ from etils import epath, epy
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import devices, preemption
-from mixer.training import description, facts, health, history, setup, sharding
+from mixer.training import description, facts, health, history, setup, sharding, writers
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 from mixer.training.step import TrainState
@@ -62,6 +62,8 @@ def prepare(
 ) -> Run:  # fmt: skip
     """Opens the data, builds the step and the evaluators, and compares all with the earlier starts of the run."""
     mesh = devices.make_mesh()
+    if jax.process_index() == 0:
+        writers.check_installed(config.metrics.writers)
     stop.agree(mesh)
     rows = devices.host_rows(mesh, config.batch_size)
     sharding.check_divides(config, mesh)

@@ -118,7 +118,7 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
                 _log.warning("%s", warning)
             history.add(workdir, dataclasses.replace(run.start, step=step))
         run_folder.save(config, run.source.class_names, workdir)
-        log = MetricsLog(workdir, step, config.checkpoint.on_error)
+        log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers)
     except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
         checkpoints.close()
         raise
@@ -280,7 +280,7 @@ def main(argv: list[str]) -> None:
             "again, and they continue"
         ) from None
     if jax.process_index() == 0:
-        print(f"done: checkpoints, TensorBoard logs and metrics.jsonl are in {workdir}")
+        print(f"done: checkpoints and metrics are in {workdir}")
 
 
 def run() -> None:

@@ -23,6 +23,7 @@ KEPT_TO = {
     "tensorflow": {"data/tensorflow.py"},
     "tensorflow_datasets": {"data/records/records.py", "data/records/tfds_dataset.py", "data/datasets/"},
     "clu": {"training/curves.py"},
+    "wandb": {"training/weights_and_biases.py"},
     "google": {"runtime/bucket.py", "runtime/bucket_check.py"},
     "tensorstore": {"runtime/bucket.py", "runtime/conditional.py"},
     "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import mixer
 from mixer.config import help_text
 from mixer.config.durations import one_unit_each
+from mixer.config.settings import SETTINGS
 from mixer.runtime import bucket, ending, environment, files, interrupt, owners, streams
 from mixer.runtime.errors import ArgumentError, UserError, first_line, quiet_libraries
 
@@ -196,6 +197,10 @@ def from_flags() -> tuple[ConfigDict, str]:
             name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
         }
         config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
+        names = {name: value for name, value in overrides.items() if name in SETTINGS and SETTINGS[name].is_names}
+        config.update_from_flattened_dict(
+            {name: tuple(filter(None, ",".join(map(str, value)).split(","))) for name, value in names.items()}
+        )
     config = one_unit_each(config, overrides)
     return checks.checked(config), pathlib.Path(spec.split(":")[0]).stem
 

@@ -90,7 +90,11 @@ def _grouped(settings: Mapping[str, Setting]) -> Iterator[tuple[str, list[tuple[
 
 
 def _text(value: Any) -> str:
-    return ", ".join(f"{part:.6g}" for part in value) if isinstance(value, tuple | list) else str(value)
+    return (
+        ", ".join(part if isinstance(part, str) else f"{part:.6g}" for part in value)
+        if isinstance(value, tuple | list)
+        else str(value)
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outp
 _HARMLESS = (
     *(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in UNITS),
     "eval_at_start", "evaluators.", "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share",
+    "metrics.writers",
     "sharding", "max_nonfinite_steps", "model.head_bias_init",  # of a new head only
 )  # fmt: skip
 

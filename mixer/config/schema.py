@@ -56,7 +56,7 @@ class Setting:
       unit: of a number.
       low, high: bounds of a number, both allowed. For a range, `high` is the bound of its larger value.
       positive: a number must be above 0.
-      choices: the allowed values of a name.
+      choices: the allowed values of a name. If the default is a tuple, a value is a sequence of such names.
       needs: conditions of which one has to hold, or the setting is not read. A value other than the default is then
         an error.
     """
@@ -88,8 +88,9 @@ class Setting:
                 raise UserError(f"config.{name} is not set: expected {self.allowed()}")
             return
         if self.allowed_names:
-            if value not in self.allowed_names:
-                raise UserError(f"config.{name}={value!r}: expected one of {', '.join(self.allowed_names)}")
+            names = value if self.is_names else [value]
+            if unknown := [one for one in names if one not in self.allowed_names]:
+                raise UserError(f"config.{name}={unknown[0]!r}: expected one of {', '.join(self.allowed_names)}")
         elif isinstance(self.default, tuple):
             self._check_sequence(name, value)
         elif self.positive and not 0 < value < math.inf:
@@ -104,6 +105,11 @@ class Setting:
         """Whether values are numbers."""
         kind = self.kind or type(self.default)
         return kind in (int, float)
+
+    @property
+    def is_names(self) -> bool:
+        """Whether values are sequences of names."""
+        return isinstance(self.default, tuple) and bool(self.choices)
 
     @property
     def is_range(self) -> bool:
@@ -125,7 +131,7 @@ class Setting:
     def allowed(self) -> str:
         """Returns the allowed values in words, for docs/configuration.md."""
         if self.allowed_names:
-            return ", ".join(self.allowed_names)
+            return ("any of " if self.is_names else "") + ", ".join(self.allowed_names)
         if isinstance(self.default, bool):
             return "True, False"
         if self.is_range:

@@ -304,6 +304,10 @@ SETTINGS: dict[str, Setting] = {
         "update as a share of the parameters; layers, all three for each layer too", "training/step.py",
         choices=("total", "updates", "layers"),
     ),
+    "metrics.writers": Setting(
+        ("tensorboard",), "where metrics go besides metrics.jsonl; wandb is Weights & Biases, an extra", "run.py",
+        choices=Registry("mixer.training.writers:WRITERS"),
+    ),
     "profile_steps": Setting(
         0, "number of steps to trace for TensorBoard's profiler, from the tenth; 0 for none", "train.py", unit="steps",
         low=0,

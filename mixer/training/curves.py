@@ -1,20 +1,22 @@
-"""TensorBoard's files of a run: curves of all metrics, the config, and a picture of the first batch."""
+"""TensorBoard's files of a run: curves of all metrics, the config, and a picture of the first batch.
+
+clu writes them with TensorFlow, which the input pipeline of a run imports anyway: without clu nothing would be saved.
+After TensorFlow's 4.3 s, the import of clu takes 0.04 s (machine B, 2026-11-28).
+"""
 
 import io
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-import numpy as np
 from etils import epath
 
-from mixer.config.checks import flat
 from mixer.runtime import environment, files
 
 
-def open_writer(workdir: epath.PathLike, step: int) -> Any:
-    """Returns a clu writer to a run's folder, which continues after a step.
+def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]) -> Any:
+    """Returns a clu writer to a run's folder, which continues after a step; the arguments are those of `writers.Kind`.
 
     What earlier starts of the run wrote of later steps will be written again. TensorBoard is told to forget it.
 
@@ -49,16 +51,3 @@ def _write_restart(workdir: epath.PathLike, step: int) -> None:
     for event in (event_pb2.Event(wall_time=now, file_version="brain.Event:2"), restart, restart):
         writer.write(event.SerializeToString())
     files.write_bytes(os.path.join(os.fspath(workdir), f"{_PREFIX}{int(now):010d}"), content.getvalue())
-
-
-def describe(writer: Any, step: int, config: ml_collections.ConfigDict, picture: np.ndarray) -> None:
-    """Writes the config that holds from a step on, as text and hyperparameters, and a picture of the step's batch."""
-    text = "\n".join(f"    {line}" for line in config.to_json(indent=2, sort_keys=True).splitlines())
-    writer.write_texts(step, {"config": text})
-    writer.write_hparams(
-        {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in flat(config).items()
-        }
-    )
-    writer.write_images(step, {"first batch": picture[None]})

@@ -1,12 +1,12 @@
-"""The metrics of a run: one line of `metrics.jsonl` for each step that is logged, and TensorBoard's curves."""
+"""The metrics of a run: one line of `metrics.jsonl` for each step that is logged, and what writers make of it."""
 
-import contextlib
+import functools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath, epy
 
@@ -16,7 +16,7 @@ from mixer.runtime.errors import UserError, first_line
 with epy.lazy_imports():  # it takes a second, for which --help does not wait
     import jax
 
-    from mixer.training import curves
+    from mixer.training import writers as metric_writers
 
 if TYPE_CHECKING:
     import ml_collections
@@ -57,9 +57,11 @@ def deterministic(line: dict[str, float]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """Writes the scalars of a step to `metrics.jsonl` and to TensorBoard. Only the first process writes."""
+    """Writes the scalars of a step to `metrics.jsonl` and to writers. Only the first process writes."""
 
-    def __init__(self, workdir: epath.PathLike, step: int, on_error: str = "stop"):
+    def __init__(
+        self, workdir: epath.PathLike, step: int, on_error: str = "stop", writers: Sequence[str] = ("tensorboard",)
+    ):
         """Opens the log of a run that continues from a checkpoint.
 
         Args:
@@ -67,20 +69,22 @@ class MetricsLog:
           step: of the checkpoint. Later lines are deleted, because the run will write them again.
           on_error: what to do when a line cannot be written. "stop" raises an error. "continue" keeps the line in
             memory and writes it as soon as that is possible.
+          writers: keys of `writers.WRITERS`.
 
         Raises:
-          UserError: the log cannot be written, and on_error is "stop".
+          UserError: the log cannot be written, and on_error is "stop"; or a writer cannot be opened.
         """
         self._writes = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
-        lines = {line["step"]: line for line in read_metrics(workdir) if line["step"] <= step}
+        before = {int(line["step"]): line for line in read_metrics(workdir)}
+        lines = {number: line for number, line in before.items() if number <= step}
         self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
             self._store()
-            self._tensorboard: Any = curves.open_writer(workdir, step)
+            self._writers = metric_writers.Writers(writers, workdir, step, before)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step. If the step has a line already, adds them to this line.
@@ -96,12 +100,12 @@ class MetricsLog:
             self._last = {"step": step, **scalars}
         if self._writes:
             self._store()
-            self._to_tensorboard(lambda writer: writer.write_scalars(step, scalars))
+            self._writers.write(step, scalars)
 
     def describe(self, step: int, config: "ml_collections.ConfigDict", picture: "Callable[[], np.ndarray]") -> None:
-        """Shows the config and a picture of the batch of a step in TensorBoard. Only the first process draws it."""
+        """Gives the writers the config and a picture of the batch of a step. Only the first process draws it."""
         if self._writes:
-            self._to_tensorboard(lambda writer: curves.describe(writer, step, config, picture()))
+            self._writers.describe(step, config, functools.cache(picture))
 
     def _last_text(self) -> str:
         return _as_text(self._last) if self._last else ""
@@ -126,22 +130,12 @@ class MetricsLog:
                 ) from None
             _log.warning("%s cannot be written to (%s), training goes on.", self._path, first_line(error))
 
-    def _to_tensorboard(self, write: Callable[[Any], None]) -> None:
-        """Writes to TensorBoard's files. They repeat what the run's folder has, so an error only ends them."""
-        try:
-            if self._tensorboard:
-                write(self._tensorboard)
-        except Exception as error:  # TensorFlow's own error; the writer's thread raised it in an earlier write
-            _log.warning("TensorBoard's files cannot be written (%s): no more curves.", first_line(error))
-            self._tensorboard = None
-
     def close(self) -> None:
-        """Writes what is still in memory and closes TensorBoard's files."""
+        """Writes what is still in memory and closes the writers."""
         if self._writes and not self._is_whole and not self._stops_on_error:
             self._store()
-        if self._writes and self._tensorboard:
-            with contextlib.suppress(Exception):  # see _to_tensorboard
-                self._tensorboard.close()
+        if self._writes:
+            self._writers.close()
 
 
 def _as_text(line: dict[str, float]) -> str:

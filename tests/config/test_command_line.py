@@ -101,6 +101,20 @@ def test_shots(command_line, text, shots):
     assert command_line(*arguments)[0].fewshot.shots == shots
 
 
+@pytest.mark.parametrize(
+    ("text", "writers"),
+    [
+        ("wandb", ("wandb",)),
+        ("tensorboard,wandb", ("tensorboard", "wandb")),
+        ("('tensorboard', 'wandb')", ("tensorboard", "wandb")),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_names(command_line, text, writers):
+    assert command_line("--config", CONFIG, f"--config.metrics.writers={text}")[0].metrics.writers == writers
+
+
 def test_a_config_file_may_take_an_argument(command_line, tmp_path):
     path = tmp_path / "seeds.py"
     path.write_text(
@@ -148,6 +162,8 @@ def test_a_config_file_may_take_an_argument(command_line, tmp_path):
         (["--config.fewshot.shots=1,0"], "config.fewshot.shots=(1, 0): expected whole numbers above 0"),
         (["--config.fewshot.shots=2.5"], "config.fewshot.shots=(2.5,): expected whole numbers above 0"),
         (["--config.fewshot.shots=()"], "config.fewshot.shots=(): expected whole numbers above 0"),
+        (["--config.metrics.writers=tensorboard,wanbd"], "config.metrics.writers='wanbd': expected one of tensorboard"),
+        (["--config.metrics.writers=3"], "config.metrics.writers='3': expected one of tensorboard, wandb"),
         (["--config.input.crop_aspect=2,1"], "config.input.crop_aspect=(2, 1): expected the smallest and the largest"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

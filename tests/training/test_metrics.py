@@ -159,13 +159,13 @@ def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path, caplog):
         def write_scalars(self, step, scalars):
             raise RuntimeError("no space")
 
-    log._tensorboard.close()
-    log._tensorboard = Broken()
+    log._writers.close()
+    log._writers._open["tensorboard"] = Broken()
     for step in (1, 2):
         log.write(step, {"loss": 1.0})
     log.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    assert len([record for record in caplog.records if "TensorBoard's files cannot be written" in record.message]) == 1
+    assert len([record for record in caplog.records if "The writer tensorboard cannot write" in record.message]) == 1
 
 
 def curves_of(folder):

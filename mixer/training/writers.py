@@ -1,0 +1,89 @@
+"""The registry of metric writers: where a run's metrics go besides `metrics.jsonl`. `metrics.writers` names them.
+
+To add a writer, write a function that opens it, and add it here. Settings and messages follow.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from mixer.runtime.errors import UserError, first_line
+from mixer.training import curves, weights_and_biases
+from mixer.training.writer import Writer
+
+_log = logging.getLogger(__name__)
+
+
+class Kind(NamedTuple):
+    """A kind of writer.
+
+    Attributes:
+      open: returns the writer of a run, with the methods of `Writer`. Its arguments are the run's folder; the step of
+        the checkpoint from which the run continues, 0 in a new run; and the lines of metrics that earlier starts wrote,
+        by step. Steps after the checkpoint are among them: the run takes these again, and writes the same.
+      library: that it imports and that a plain installation lacks.
+    """
+
+    open: Callable[[epath.PathLike, int, Mapping[int, Mapping[str, float]]], Any]
+    library: str = ""
+
+
+WRITERS: dict[str, Kind] = {
+    "tensorboard": Kind(curves.open_writer),
+    "wandb": Kind(weights_and_biases.open_writer, library="wandb"),
+}
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Checks that the libraries of these writers are there.
+
+    Raises:
+      UserError: one is not.
+    """
+    for name in names:
+        library = WRITERS[name].library
+        if library and importlib.util.find_spec(library) is None:
+            raise UserError(
+                f"config.metrics.writers has {name}, whose library is not installed: pip install {library}, or leave "
+                f"{name} out"
+            )
+
+
+class Writers:
+    """The open writers of a run. They repeat what the run's folder has, so an error while it trains only ends one."""
+
+    def __init__(
+        self, names: Iterable[str], workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]
+    ):
+        """Opens writers; the arguments are those of `Kind.open`. Raises what opening one raises."""
+        self._open: dict[str, Writer] = {}
+        for name in names:
+            self._open[name] = WRITERS[name].open(workdir, step, written)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of a step."""
+        self._each(lambda writer: writer.write_scalars(step, scalars))
+
+    def describe(self, step: int, config: ml_collections.ConfigDict, picture: Callable[[], np.ndarray]) -> None:
+        """Writes the config that holds from a step on, and a picture of the step's batch."""
+        text = "\n".join(f"    {line}" for line in config.to_json(indent=2, sort_keys=True).splitlines())
+        self._each(lambda writer: writer.write_texts(step, {"config": text}))
+        self._each(lambda writer: writer.write_hparams(config.to_dict()))
+        self._each(lambda writer: writer.write_images(step, {"first batch": picture()[None]}))
+
+    def close(self) -> None:
+        """Closes the writers."""
+        self._each(lambda writer: writer.close())
+
+    def _each(self, write: Callable[[Writer], None]) -> None:
+        for name, writer in list(self._open.items()):
+            try:
+                write(writer)
+            except Exception as error:  # of a library; clu's thread raised it in an earlier write
+                _log.warning("The writer %s cannot write (%s): it gets no more metrics.", name, first_line(error))
+                del self._open[name]
