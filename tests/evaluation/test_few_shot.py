@@ -1,5 +1,6 @@
 """The few-shot evaluator, compared with features computed one image at a time, without a mesh, by another head."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -168,6 +169,38 @@ def test_a_split_without_a_readable_image_is_an_error(tmp_path, split):
     few_shot = make("folder", tmp_path, **FOLDER)
     with pytest.raises(UserError, match=r"^few-shot evaluation: no image of folder can be read$"):
         few_shot(make_params(make_model(classes=3), PIXELS))
+
+
+def without_labels(source, unlabelled):
+    """A source whose examples with these numbers have the label -1, as test splits of TFDS do."""
+
+    def fetch(numbers):
+        examples = zip(numbers.tolist(), source.fetch(numbers), strict=True)
+        return [example._replace(labels=(-1,)) if n in unlabelled else example for n, example in examples]
+
+    return dataclasses.replace(source, fetch=fetch)
+
+
+def test_a_test_split_without_labels_has_no_accuracy(tmp_path):
+    pictures(tmp_path, set())
+    few_shot = make("folder", tmp_path, **FOLDER)
+    few_shot._test = without_labels(few_shot._test, set(range(24)))
+    line = "few-shot evaluation: folder validation has no labels; give another split"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        few_shot(make_params(make_model(classes=3), PIXELS))
+
+
+def test_images_without_a_label_do_not_count(tmp_path):
+    pictures(tmp_path, set())
+    few_shot = make("folder", tmp_path, **FOLDER)
+    params = make_params(make_model(classes=3), PIXELS)
+    whole = few_shot(params)
+    few_shot._test = without_labels(few_shot._test, {0, 3, 11, 20})
+    found = few_shot(params)
+    assert found.pop("folder_unlabelled") == 4
+    assert "folder_unlabelled" not in whole
+    for name in ("folder_2shot", "folder_8shot"):
+        assert found[name] * 40 == pytest.approx(round(found[name] * 40))  # of 20 images, for two seeds
 
 
 def test_a_damaged_record_is_never_chosen(monkeypatch):
