@@ -1,5 +1,7 @@
 """Pixels in training and in evaluation, from every encoding, are those that NumPy and Pillow compute."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -219,3 +221,24 @@ def test_can_decode_says_whether_the_pixels_are_those_of_the_header():
     assert augment.can_decode(png, images.PNG, (20, 30))
     assert not augment.can_decode(png, images.PNG, (20, 31))
     assert not augment.can_decode(png[:-30], images.PNG, (20, 30))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_stray_bytes_before_the_end_of_a_jpeg_change_no_pixel(progressive, capfd):
+    """The decoder skips them with a line on standard error, as docs/data.md says."""
+    clean = encode(photo(40, 60), "JPEG", progressive=progressive)
+    stray = clean[:-2] + b"\x11" * 29 + clean[-2:]
+    found = images.inspect(stray, 10**6)
+    assert found == (stray, images.JPEG, 40, 60, OK)
+    expected = augment.decode_alone(clean, images.JPEG, (40, 60))
+    capfd.readouterr()
+    np.testing.assert_array_equal(augment.decode_alone(stray, images.JPEG, (40, 60)), expected)
+    assert re.fullmatch(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9\n", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_stray_bytes_between_the_headers_of_a_jpeg_are_skipped_in_silence(progressive, capfd):
+    clean = encode(photo(40, 60), "JPEG", progressive=progressive)
+    found = images.inspect(clean[:20] + b"abc" + clean[20:], 10**6)
+    assert (found.encoding, found.status) == (images.RAW, OK)
+    assert capfd.readouterr().err == ""
