@@ -71,16 +71,6 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     except SystemExit as leaving:
         end.status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         raise
-    except UserError as error:
-        problem = f"error: {error}"
-    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS=cuda without a GPU (jax 0.10.2)
-        platforms = os.environ.get("JAX_PLATFORMS")
-        if not platforms or "backend" not in f"{error}{traceback.extract_tb(error.__traceback__)[-1].name}":
-            raise
-        problem = (
-            f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here{f' ({error})' if str(error) else ''}; "
-            "leave the variable out, or give cpu"
-        )
     except KeyboardInterrupt:
         end.status = interrupt.EXIT_STATUS
         print(interrupt.MESSAGE, file=sys.stderr)
@@ -88,11 +78,28 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     except BrokenPipeError:  # whoever read the output wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-    except OSError as error:
-        if not (error.errno in _DISK_ERRORS or bucket.is_remote(str(error.filename))):
+    except Exception as error:
+        problem = _problem(error)
+        if not problem:
             raise
-        problem = f"error: {error}"
     sys.exit(problem)  # outside the handlers: the error, and the arrays that its traceback holds, are freed by now
+
+
+def _problem(error: Exception) -> str:
+    """Returns the line for an error that the user can mend; nothing for one of the program."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and (error.errno in _DISK_ERRORS or bucket.is_remote(str(error.filename))):
+        return f"error: {error}"
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms or not isinstance(error, RuntimeError | AssertionError):  # the second: cuda without a GPU (0.10.2)
+        return ""
+    if "backend" not in f"{error}{traceback.extract_tb(error.__traceback__)[-1].name}":
+        return ""
+    return (
+        f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here{f' ({error})' if str(error) else ''}; "
+        "leave the variable out, or give cpu"
+    )
 
 
 def refuse_unread(names: Iterable[str], why: str) -> None:
