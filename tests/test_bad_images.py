@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import command, run, tiny
+from tiny_run import command, run, tiny
 
 from mixer import train
 from mixer.runtime.errors import UserError

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import ROOT, command, data_dir, environment  # noqa: F401
+from tiny_run import ROOT, command, data_dir, environment  # noqa: F401
 
 # A user number that /etc/passwd does not know, as after `docker run --user 4321`. The files are this user's own.
 NAMELESS = ["unshare", "--user", "--map-user=4321", "--map-group=4321"]

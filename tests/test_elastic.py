@@ -5,7 +5,7 @@
 import jax
 import numpy as np
 import pytest
-from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
+from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train
 from mixer.config import run_folder

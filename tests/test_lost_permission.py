@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_train import ROOT, command, data_dir, run  # noqa: F401
+from tiny_run import ROOT, command, data_dir, run  # noqa: F401
 from wait_for_line import wait_for
 
 from mixer.training.metrics import read_metrics

@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import SHARED, run, tiny
+from tiny_run import SHARED, run, tiny
 
 from mixer import train
 from mixer.config import run_folder

@@ -15,7 +15,7 @@ import random_models
 from absl import flags
 from etils import epath
 from PIL import Image
-from test_train import environment
+from tiny_run import environment
 
 from mixer import export, predict
 from mixer.data.pixels import image_status

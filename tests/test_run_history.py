@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from test_train import ROOT, command, data_dir, run, tiny  # noqa: F401
+from tiny_run import ROOT, command, data_dir, run, tiny  # noqa: F401
 from wait_for_line import wait_for
 
 from mixer import train

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from test_train import DROPPING, ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
 
 from mixer import verify_resume
 from tests.bucket.faults import Fault

@@ -1,88 +1,25 @@
 """The command itself, as a user runs it: processes, kills, continued runs, and the lines that errors print."""
 
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
 import dataclasses
-import os
-import pathlib
 import signal
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
-from ml_collections import ConfigDict
 from PIL import Image
-from random_models import make_params
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
-from configs import quickstart
-from mixer import export, models, train
-from mixer.config import checks, durations, run_folder
-from mixer.data import datasets, pipeline, readers
+from mixer import train
+from mixer.config import run_folder
+from mixer.data import pipeline, readers
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
-from mixer.training import metrics as run_metrics
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
-from mixer.transfer.weights import Weights
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-
-# A model of a few thousand parameters on 72 training and 8 validation fractals of 16 pixels.
-WIDTHS = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32}
-TINY = {
-    **{f"model.{name}": width for name, width in WIDTHS.items()},
-    "input.dataset": "fractals/4x20x16",
-    "input.image_size": 16,
-    "input.eval_resize": 16,
-    "batch_size": 16,
-    "total_steps": 12,
-    "warmup_steps": 2,
-    "log_steps": 1,
-    "eval_steps": 6,
-    "checkpoint_steps": 3,
-}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("data"))
-    datasets.prepare_embedded("fractals/4x20x16", folder)
-    return folder
-
-
-def tiny(data_dir: str, **changes) -> ConfigDict:
-    config = quickstart.get_config("fractals")
-    settings = {**TINY, "input.data_dir": data_dir, **changes}
-    config.update_from_flattened_dict(settings)
-    return checks.checked(durations.one_unit_each(config, settings))
-
-
-def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) -> list[str]:
-    settings = {**TINY, "input.data_dir": data_dir, **changes}
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-m", "mixer.train", "--config", "configs/quickstart.py", f"--workdir={workdir}", *flags,
-            *arguments]  # fmt: skip
-
-
-def environment(devices: int) -> dict[str, str]:
-    """The tests' own, for a process that sees so many devices."""
-    return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-
-
-def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
-    return [run_metrics.deterministic(row) for row in read_metrics(workdir)]
-
-
-DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
 
 
 def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
@@ -261,51 +198,6 @@ def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):
         train.train(config, tmp_path / str(parts))
         losses[parts] = [row["train/loss"] for row in read_metrics(tmp_path / str(parts))]
     np.testing.assert_allclose(losses[1], losses[2], rtol=1e-5)
-
-
-def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
-    train.train(tiny(data_dir), tmp_path / "first")
-    # A learning rate of zero leaves the parameters where they start.
-    config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
-    train.train(config, tmp_path / "second")
-    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
-
-
-def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path, capsys):
-    config = tiny(data_dir, total_steps=1)
-    size = config.input.image_size
-    train.train(config, tmp_path / "first")
-    larger = {"init_from": str(tmp_path / "first"), "total_steps": 1}
-    larger |= {"input.image_size": 2 * size, "input.eval_resize": 2 * size, "model.tokens_mlp_dim": None}
-    train.train(tiny(data_dir, **larger), tmp_path / "second")
-    said = (
-        f"starting from {tmp_path}/first, whose weights are brought from {size} to {2 * size} pixels; the head is kept"
-    )
-    assert said in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("to", "suffix"), [("npz", ".npz"), pytest.param("timm", ".safetensors", marks=pytest.mark.slow)]
-)
-def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
-    """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""
-    params = make_params(models.create("Ti/8", 4, **WIDTHS), 16, seed=1)
-    classes = readers.open_source(tiny(data_dir).input, "train", tmp_path / "cache").class_names
-    exports = {"same": list(classes), "others": ["ant", *classes[1:]], "unnamed": None}
-    said = {
-        "same": "the head is kept: the same 4 classes",
-        "others": f"a new head: the classes differ (class 0 is 'ant' there, {classes[0]!r} here)",
-        "unnamed": "the head is kept: the weights do not name their 4 classes, which are as many as here",
-    }
-    for name, names in exports.items():
-        file, workdir = epath.Path(tmp_path / f"{name}{suffix}"), tmp_path / name
-        export.export(Weights(params, "a.npz", class_names=names), to, file, ema=False, command="")
-        done = run(command(data_dir, workdir, **{"init_from": file, "optimizer.learning_rate": 0.0, "total_steps": 1}))
-        assert done.returncode == 0, done.stderr
-        assert [line for line in done.stdout.splitlines() if "head" in line] == [f"starting from {file}; {said[name]}"]
-        head = load_params(workdir)[1]["head"]["kernel"]
-        expected = np.zeros_like(head) if name == "others" else params["head"]["kernel"]
-        np.testing.assert_array_equal(head, expected)
 
 
 def spoiled(original, steps):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import DROPPING, command, data_dir, run, tiny  # noqa: F401
+from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
 from mixer.training import checkpoint_reader

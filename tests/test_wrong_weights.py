@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from test_train import data_dir, tiny  # noqa: F401
+from tiny_run import data_dir, tiny  # noqa: F401
 
 from mixer import models, train
 from mixer.config import run_folder

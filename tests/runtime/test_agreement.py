@@ -9,7 +9,7 @@ import time
 
 import jax
 import pytest
-from test_train import ROOT, command, data_dir, environment  # noqa: F401
+from tiny_run import ROOT, command, data_dir, environment  # noqa: F401
 
 from mixer.runtime import agreement
 from mixer.runtime.agreement import DifferenceError, Meeting, Report, difference

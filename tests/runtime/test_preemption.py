@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 from wait_for_line import wait_for
 
 from mixer import train

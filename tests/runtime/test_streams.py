@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from run_python import run_python
-from test_train import ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
+from tiny_run import ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
 
 from mixer.training.checkpoint_reader import load_params
 

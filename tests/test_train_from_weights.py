@@ -1,0 +1,60 @@
+"""A run that starts from weights: of another run, at another image size, from an export."""
+
+# ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from random_models import make_params
+from tiny_run import WIDTHS, command, data_dir, run, tiny  # noqa: F401
+
+from mixer import export, models, train
+from mixer.data import readers
+from mixer.training.checkpoint_reader import load_params
+from mixer.transfer.weights import Weights
+
+
+def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
+    train.train(tiny(data_dir), tmp_path / "first")
+    # A learning rate of zero leaves the parameters where they start.
+    config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
+    train.train(config, tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
+
+
+def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path, capsys):
+    config = tiny(data_dir, total_steps=1)
+    size = config.input.image_size
+    train.train(config, tmp_path / "first")
+    larger = {"init_from": str(tmp_path / "first"), "total_steps": 1}
+    larger |= {"input.image_size": 2 * size, "input.eval_resize": 2 * size, "model.tokens_mlp_dim": None}
+    train.train(tiny(data_dir, **larger), tmp_path / "second")
+    said = (
+        f"starting from {tmp_path}/first, whose weights are brought from {size} to {2 * size} pixels; the head is kept"
+    )
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix"), [("npz", ".npz"), pytest.param("timm", ".safetensors", marks=pytest.mark.slow)]
+)
+def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
+    """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""
+    params = make_params(models.create("Ti/8", 4, **WIDTHS), 16, seed=1)
+    classes = readers.open_source(tiny(data_dir).input, "train", tmp_path / "cache").class_names
+    exports = {"same": list(classes), "others": ["ant", *classes[1:]], "unnamed": None}
+    said = {
+        "same": "the head is kept: the same 4 classes",
+        "others": f"a new head: the classes differ (class 0 is 'ant' there, {classes[0]!r} here)",
+        "unnamed": "the head is kept: the weights do not name their 4 classes, which are as many as here",
+    }
+    for name, names in exports.items():
+        file, workdir = epath.Path(tmp_path / f"{name}{suffix}"), tmp_path / name
+        export.export(Weights(params, "a.npz", class_names=names), to, file, ema=False, command="")
+        done = run(command(data_dir, workdir, **{"init_from": file, "optimizer.learning_rate": 0.0, "total_steps": 1}))
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stdout.splitlines() if "head" in line] == [f"starting from {file}; {said[name]}"]
+        head = load_params(workdir)[1]["head"]["kernel"]
+        expected = np.zeros_like(head) if name == "others" else params["head"]["kernel"]
+        np.testing.assert_array_equal(head, expected)
