@@ -151,9 +151,7 @@ def _findings(
 ) -> Findings:  # fmt: skip
     splits = opened.splits
     names = list(map(readable, classes))
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
-        raise UserError(f"{readable(root)}: two class folders are written {twice!r}; rename one")
+    _check_written_apart(root, names)
     used = [found for folders in splits.values() for found in (folders.contents, *folders.inner.values())]
     used += opened.beside.values()
     others: collections.Counter[str] = collections.Counter()
@@ -190,6 +188,13 @@ def _findings(
         else [in_both_splits.find(pair, parts[pair[0]], parts[pair[1]]) for pair in itertools.combinations(parts, 2)],
         kept=lister.reused,
     )
+
+
+def _check_written_apart(root: str, names: Sequence[str]) -> None:
+    """Raises UserError if two class folders, whose bytes differ, are shown by the same name."""
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{readable(root)}: two class folders are written {twice[0]!r}; rename one")
 
 
 def _where(splits: Mapping[str, Folders], divided: Folders | None, root: str, share: float) -> dict[str, str]:
