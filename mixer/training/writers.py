@@ -60,10 +60,19 @@ class Writers:
     def __init__(
         self, names: Iterable[str], workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]
     ):
-        """Opens writers; the arguments are those of `Kind.open`. Raises what opening one raises."""
+        """Opens writers; the arguments are those of `Kind.open`.
+
+        A run that begins raises what opening one raises: its user is there to mend it. A run that continues, perhaps
+        at night, goes on without that writer.
+        """
         self._open: dict[str, Writer] = {}
         for name in names:
-            self._open[name] = WRITERS[name].open(workdir, step, written)
+            try:
+                self._open[name] = WRITERS[name].open(workdir, step, written)
+            except Exception as error:
+                if step == 0:
+                    raise
+                _log.warning("The writer %s gets no metrics from this start: %s", name, first_line(error))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the scalars of a step."""

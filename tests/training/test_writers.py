@@ -88,6 +88,22 @@ def test_a_writer_that_fails_ends_alone(tmp_path, noted, monkeypatch, caplog):
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
+def test_a_writer_that_cannot_be_opened_ends_a_run_that_begins_and_no_other(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise UserError("no network")
+
+    monkeypatch.setitem(writers.WRITERS, "comet", writers.Kind(refuse))
+    with pytest.raises(UserError, match="no network"):
+        MetricsLog(tmp_path, 0, writers=("comet",))
+    log = MetricsLog(tmp_path, 10, writers=("comet",))
+    log.write(20, {"loss": 1.0})
+    log.close()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("mixer")] == [
+        "The writer comet gets no metrics from this start: no network"
+    ]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [20]
+
+
 def test_no_writer_at_all(tmp_path):
     MetricsLog(tmp_path, 0, writers=()).close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
