@@ -149,6 +149,12 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:
+        if config.permutation != "none":
+            raise UserError(
+                f"{weights.source} was trained on permuted images of {config.image_size} pixels (input.permutation="
+                f"{config.permutation}), which says nothing of the order at {weights.image_size}: evaluate it at "
+                f"{config.image_size}"
+            )
         config.image_size, config.eval_resize = weights.image_size, None
     return config, config.eval_split
 

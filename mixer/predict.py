@@ -40,6 +40,11 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
+# The settings of a run's input by which a picture becomes what the model gets.
+_READ = (
+    "eval_crop", "eval_resize", "max_pixels", "transparent", "exif",
+    "permutation", "permutation_patch", "permutation_seed",
+)  # fmt: skip
 _MANY = 100  # with more images, a progress bar is shown
 
 
@@ -110,7 +115,7 @@ def input_config(weights: Weights) -> ml_collections.ConfigDict:
     config = recipe.base().input
     config.image_size = weights.image_size
     if weights.config is not None:
-        for name in ("eval_crop", "eval_resize", "max_pixels", "transparent", "exif"):
+        for name in _READ:
             config[name] = weights.config.input.get(name, config[name])  # an older run does not have them all
     return config
 

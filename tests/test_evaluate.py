@@ -10,6 +10,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -117,6 +118,16 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
     other = dataclasses.replace(weights, params={**weights.params, "head": head}, class_names=None)
     with pytest.raises(UserError, match="tells 7 classes apart, the data has 4: fine-tune it first"):
         evaluate.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
+
+
+def test_a_permutation_is_of_one_image_size(run):
+    weights = transfer_weights.load(str(run))
+    permuted = ml_collections.ConfigDict(weights.config.to_dict())
+    permuted.input.permutation = "pixels"
+    weights = dataclasses.replace(weights, config=ml_collections.FrozenConfigDict(permuted))
+    assert evaluate.input_config(weights, None)[0].permutation == "pixels"
+    with pytest.raises(UserError, match=r"trained on permuted images of 16 pixels .* says nothing of the order at 32"):
+        evaluate.input_config(weights.at_image_size(32, "extend"), None)
 
 
 def test_few_shot_accuracy_of_a_run(run):

@@ -102,6 +102,13 @@ def _check_input(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if name.endswith(".eval_resize") and value and value < size:
             raise UserError(f"config.{name}={value} is smaller than input.image_size={size}, which is cropped from it")
+    patch = fields["input.permutation_patch"]
+    if fields["input.permutation"] == "patches" and (patch is None or size % patch):
+        wrong = " is not set" if patch is None else f"={patch} does not divide input.image_size={size}"
+        raise UserError(
+            f"config.input.permutation_patch{wrong}: input.permutation=patches needs the side of patches that tile the "
+            "image, such as the model's"
+        )
 
 
 def flat(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> dict[str, Any]:

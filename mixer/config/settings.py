@@ -18,6 +18,7 @@ _INCEPTION = (Needs("input.crop", ("inception",)),)
 _MIXUP = (Needs("mixup.p"),)
 _ADAPTIVE = (Needs("optimizer.name", ("adam", "muon")),)
 _FEW_SHOT = (Needs("fewshot.dataset"),)
+_PERMUTED = "data/pixels/permutation.py"
 _TFDS = "data/records/tfds_dataset.py"
 
 EVAL_CROPS = Registry("mixer.data.pixels.crops:EVAL_CROPS")
@@ -241,6 +242,19 @@ SETTINGS: dict[str, Setting] = {
     "input.exif": Setting(
         "rotate", "a picture that its EXIF orientation says is stored turned: rotate turns it upright; ignore leaves "
         "it, as published", "data/pixels/images.py", choices=Registry("mixer.data.pixels.images:EXIF"),
+    ),
+    "input.permutation": Setting(
+        "none", "permutation of pixels after augmentation, the same in all images (Figure 4): patches, patches and, "
+        "alike in each, the pixels within a patch; pixels, all pixels", _PERMUTED,
+        choices=Registry("mixer.data.pixels.permutation:PERMUTATIONS"),
+    ),
+    "input.permutation_patch": Setting(
+        None, "side of these patches, such as the model's; must divide image_size", _PERMUTED, kind=int, unit="pixels",
+        low=1, needs=(Needs("input.permutation", ("patches",)),),
+    ),
+    "input.permutation_seed": Setting(
+        0, "random seed of the permutation; the run's own seed does not change it", _PERMUTED, low=0, high=2**31 - 1,
+        needs=(Needs("input.permutation", ("patches", "pixels")),),
     ),
     "input.max_bad_share": Setting(
         0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",

@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from mixer.data import order, reading
-from mixer.data.pixels import augment, augmentations
+from mixer.data.pixels import augment, augmentations, permutation
 from mixer.data.sources import Source
 from mixer.data.tensorflow import tf
 from mixer.runtime import cpu
@@ -102,8 +102,15 @@ def train_examples(
 def train_images(
     examples: tf.data.Dataset, config: ml_collections.ConfigDict, augmented: bool = True
 ) -> tf.data.Dataset:
-    """Decodes, crops and augments the images of `train_examples`. With `augmented=False`, it only decodes and crops."""
+    """Decodes, crops, augments and permutes the images of `train_examples`.
+
+    Args:
+      examples: from `train_examples`.
+      config: `config.input`.
+      augmented: False only decodes and crops.
+    """
     slices = augmentations.draw_slices(config)
+    pixel_order = permutation.order_of(config) if augmented else None
 
     @functools.partial(tf.function, autograph=False)  # traced once, not once for each image of a group
     def decoded(data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
@@ -111,7 +118,8 @@ def train_images(
 
     def finished(draws: np.ndarray, *pixels: np.ndarray) -> np.ndarray:
         pairs = zip(pixels, draws, strict=True)
-        return np.stack([augment.train_image(*pair, slices, config, augmented) for pair in pairs])
+        images = np.stack([augment.train_image(*pair, slices, config, augmented) for pair in pairs])
+        return permutation.permuted(images, pixel_order)
 
     def finish(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         encoded = (tf.unstack(group[name]) for name in ("data", "encoding", "size", "window"))
@@ -160,6 +168,7 @@ def eval_batches(
     count = source.num_examples if records is None else len(records)
     row_numbers = np.arange(batch_size)[rows]
     steps = range(math.ceil(count / batch_size))
+    pixel_order = permutation.order_of(config)
 
     def numbers_at(positions: np.ndarray) -> np.ndarray:
         numbers = positions if records is None else records[np.minimum(positions, count - 1)]
@@ -174,7 +183,10 @@ def eval_batches(
             return reading.load(source, config, positions, numbers_at, 0, verify, augment.cut_for_evaluation)
 
         def finish(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return _batch_of(item, augment.eval_image(item["data"], item["encoding"], item["size"], config))
+            image = augment.eval_image(item["data"], item["encoding"], item["size"], config)
+            if pixel_order is not None:
+                image = tf.reshape(tf.gather(tf.reshape(image, [-1, 3]), pixel_order), image.shape)
+            return _batch_of(item, image)
 
         images = mapped(_read(ds, load, source), finish)
         return images.batch(len(row_numbers), drop_remainder=True)

@@ -1,7 +1,7 @@
 """Evaluation images without TensorFlow, whose import takes longer than a few hundred images.
 
-Every pixel is that of `augment.eval_image`: the same decoder of JPEG with the same cosine transform, and TensorFlow's
-resizing in the same order of float32 operations. Images that are damaged or very narrow are left to TensorFlow.
+Every pixel is that of `pipeline.eval_batches`: the same decoder of JPEG with the same cosine transform, and
+TensorFlow's resizing in the same order of float32 operations. Damaged and very narrow images are left to TensorFlow.
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ import PIL.Image
 from etils import epy
 from jaxtyping import UInt8
 
-from mixer.data.pixels import crops, image_status, images
+from mixer.data.pixels import crops, image_status, images, permutation
 from mixer.data.sources import Source
 from mixer.runtime import cpu
 
@@ -80,7 +80,7 @@ def _batch(
 
 
 def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[Pixels, int]:
-    """Decodes an image, resizes it and takes its centre.
+    """Decodes an image, resizes it, takes its centre and permutes it.
 
     Args:
       data: the file's bytes, or None for a record that cannot be read.
@@ -98,7 +98,8 @@ def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[P
         return np.zeros((config.image_size, config.image_size, 3), np.uint8), status
     pixels = _resized_for_crop(pixels, config)
     top, left = ((length - config.image_size) // 2 for length in pixels.shape[:2])
-    return pixels[top : top + config.image_size, left : left + config.image_size], image_status.OK
+    centre = pixels[top : top + config.image_size, left : left + config.image_size]
+    return permutation.permuted(centre, permutation.order_of(config)), image_status.OK
 
 
 def _decoded(image: images.Image) -> Pixels | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mixer.data.pixels import crops
+from mixer.data.pixels import crops, permutation
 from mixer.transfer.format import code_block
 
 # How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it.
@@ -46,6 +46,19 @@ _TRANSPARENCY = {
         ", on white where it was transparent",
     ),
 }
+# Lines of code for each `permutation.PERMUTATIONS` but none; {size}, {grid}, {patch} and so on are numbers.
+_PERMUTING = {
+    "patches": [
+        "random = numpy.random.RandomState({seed})",
+        "numbers = numpy.arange({size}**2).reshape({grid}, {patch}, {grid}, {patch}).swapaxes(1, 2)",
+        "numbers = numbers.reshape({grid}**2, {patch}**2)",
+        "numbers = numbers[random.permutation({grid}**2)][:, random.permutation({patch}**2)]",
+        "order = numbers.reshape({grid}, {grid}, {patch}, {patch}).swapaxes(1, 2).ravel()",
+        "",
+        "",
+    ],
+    "pixels": ["order = numpy.random.RandomState({seed}).permutation({size}**2)", "", ""],
+}
 PICTURE = "cat.jpg"  # the file that the code reads
 
 
@@ -58,12 +71,13 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
         sides = f"width = height = {resize}"
     definitions, resizing = _RESIZING[crop.method]
     turning, turned = _TURNING[config.get("exif", "rotate")]  # a run of an earlier version has neither setting
+    ordering, permuted = _permuting(config)
     compositing, on_white = _TRANSPARENCY[config.get("transparent", "drop")]
     return [
         f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG by TensorFlow and all others by Pillow; "
         f"{crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
-        f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken. With Pillow and NumPy '
-        f"alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
+        f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken{permuted}. With Pillow '
+        f"and NumPy alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
         "",
         *code_block(
             "python",
@@ -72,6 +86,7 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
             "",
             "",
             *definitions,
+            *ordering,
             "def prepared(path):",
             "    image = Image.open(path)",
             *turning,
@@ -80,12 +95,21 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
             f"    {sides}",
             f"    {resizing}",
             f"    left, top = (width - {size}) // 2, (height - {size}) // 2",
-            f'    return pixels[top : top + {size}, left : left + {size}].round().astype("uint8")',
+            f'    pixels = pixels[top : top + {size}, left : left + {size}].round().astype("uint8")',
+            f"    return {f'pixels.reshape(-1, 3)[order].reshape({size}, {size}, 3)' if ordering else 'pixels'}",
             "",
             "",
             f'images = numpy.stack([prepared(path) for path in ["{PICTURE}"]])',
         ),
     ]
+
+
+def _permuting(config: ConfigDict | FrozenConfigDict) -> tuple[list[str], str]:
+    """Returns lines of code that define `order`, and words; both are empty if pixels stay where they are."""
+    size, patch = config.image_size, config.get("permutation_patch") or 1
+    numbers = {"size": size, "patch": patch, "grid": size // patch, "seed": config.get("permutation_seed", 0)}
+    lines = [line.format(**numbers) for line in _PERMUTING.get(config.get("permutation", "none"), [])]
+    return lines, f", {permutation.described(config)}" if lines else ""
 
 
 def named(class_names: Sequence[str]) -> list[str]:

@@ -68,8 +68,13 @@ def timm_config(exported: Exported, config: ml_collections.ConfigDict) -> str:
       config: `config.input` of its evaluation.
 
     Raises:
-      UserError: timm has no model of these widths by name.
+      UserError: timm has no model of these widths by name, or no way to prepare its images.
     """
+    if config.permutation != "none":
+        raise UserError(
+            f"timm cannot permute pixels, as the model was trained (input.permutation={config.permutation}): export it "
+            "to a file, whose card has the code"
+        )
     name, arguments = timm.architecture(exported.model, exported.image_size)
     crop, size = crops.EVAL_CROPS[config.eval_crop], exported.image_size
     pretrained = {

@@ -8,7 +8,7 @@ from ml_collections import FrozenConfigDict
 from mixer import models
 from mixer.config import paper, recipe
 from mixer.data import class_names
-from mixer.data.pixels import crops
+from mixer.data.pixels import crops, permutation
 from mixer.data.pixels.augmentations import AUGMENTATIONS
 from mixer.training.losses import LOSSES
 from mixer.transfer import card_code, lineage
@@ -183,6 +183,7 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
         f"{lineage.duration(config, 'warmup')} of warm-up",
         "Batch size": f"{config.batch_size:,}",
         "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixup, *others]),
+        **({"Permutation": permuted} if (permuted := permutation.described(config.input)) else {}),
         "Regularisation": ", ".join(regularisers) or "no dropout, no stochastic depth",
     }
 

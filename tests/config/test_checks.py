@@ -34,6 +34,23 @@ from mixer.runtime.errors import UserError
             {"fewshot__dataset": "cifar10", "fewshot__eval_resize": 200},
             "config.fewshot.eval_resize=200 is smaller than input.image_size=224, which",
         ),
+        ({"input__permutation": "rows"}, "config.input.permutation='rows': expected one of none, patches, pixels"),
+        (
+            {"input__permutation": "patches"},
+            "config.input.permutation_patch is not set: input.permutation=patches needs the side of patches that",
+        ),
+        (
+            {"input__permutation": "patches", "input__permutation_patch": 15},
+            "config.input.permutation_patch=15 does not divide input.image_size=224: input.permutation=patches needs",
+        ),
+        (
+            {"input__permutation": "pixels", "input__permutation_patch": 16},
+            "config.input.permutation_patch=16 would not be read: it needs input.permutation=patches, which is",
+        ),
+        (
+            {"input__permutation_seed": 1},
+            "config.input.permutation_seed=1 would not be read: it needs input.permutation=patches or pixels, which is",
+        ),
         ({"checkpoint__keep_last": 0}, "config.checkpoint.keep_last=0: expected at least 1"),
         ({"log_steps": 0}, "config.log_steps=0: expected a finite number above 0"),
         ({"total_epochs": -1.0}, "config.total_epochs=-1.0: expected a finite number above 0"),

@@ -14,7 +14,8 @@ from mixer import predict
 from mixer.config import recipe, run_folder
 from mixer.data import plain_images
 from mixer.data.pixels import image_status, images
-from mixer.transfer import lineage, model_card
+from mixer.runtime.errors import UserError
+from mixer.transfer import hub, lineage, model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
 
@@ -89,6 +90,25 @@ def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tm
     assert status == image_status.OK
     assert np.ptp(expected.astype(int)) > 100
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [{"permutation": "patches", "permutation_patch": 4}, {"permutation": "pixels"}])
+def test_the_code_of_a_card_permutes_pixels_as_the_run_does(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture("cat.png").replace("cat.jpg")
+    settings = {f"input.{name}": value for name, value in {**kind, "permutation_seed": 5}.items()}
+    weights = weights_of(**settings)
+    text = card(weights)
+    assert "shuffled" in text
+    assert "shuffled" not in card(weights_of())
+    scope = {}
+    exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
+    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
+    plain, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights_of()))
+    assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
+    assert np.abs(scope["images"][0].astype(int) - plain).max() > 50
+    with pytest.raises(UserError, match="timm cannot permute pixels, as the model was trained"):
+        hub.timm_config(weights.exported(), predict.input_config(weights))
 
 
 def test_a_card_names_all_its_classes_and_timms_code_is_python():
