@@ -73,7 +73,7 @@ def evaluate(
     Raises:
       UserError: the data is not there, or its classes are not the model's.
     """
-    context = _context(weights, config, loss, batch_size)
+    context = make_context(weights, config, loss, batch_size)
     of_split = classification.Classification(recipe.evaluator_settings("classification", split=split), context)
     _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
@@ -103,7 +103,7 @@ def few_shot(
     Raises:
       UserError: the data is not there, or has too few examples of a class.
     """
-    context = _context(weights, config, "", batch_size)._replace(reading=reading)
+    context = make_context(weights, config, "", batch_size)._replace(reading=reading)
     evaluator = few_shot_evaluator.FewShot(settings, context)
     _tell(evaluator.sources)
     with jax.default_matmul_precision("float32"):
@@ -111,7 +111,7 @@ def few_shot(
     return {f"fewshot/{name}": value for name, value in found.items()}
 
 
-def _context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> Context:
+def make_context(weights: Weights, config: ml_collections.ConfigDict, loss: str, batch_size: int) -> Context:
     return evaluator.Context(
         weights.model(), weights.class_names, loss, config, devices.make_mesh(), batch_size,
         download.cache_folder(), weights.source, light=True,

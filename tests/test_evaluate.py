@@ -16,43 +16,16 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
-from configs import quickstart
 from mixer import evaluate, models
-from mixer.config import checks, durations, recipe, run_folder, tasks
+from mixer.config import recipe, run_folder, tasks
 from mixer.data import datasets, pipeline, readers
 from mixer.runtime.errors import UserError
-from mixer.train import train
 from mixer.training.metrics import read_metrics
 from mixer.transfer import npz
 from mixer.transfer import weights as transfer_weights
+from tests.trained_run import DATASET, make_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DATASET = "fractals/4x40x16"  # 144 training and 16 validation images of four classes, 16 pixels
-TINY = {
-    "model.variant": "Ti/4",
-    "model.num_blocks": 2,
-    "model.hidden_dim": 16,
-    "model.channels_mlp_dim": 32,
-    "input.dataset": DATASET,
-    "input.image_size": 16,
-    "input.eval_resize": 16,
-    "batch_size": 16,
-    "total_steps": 90,
-    "warmup_steps": 5,
-    "optimizer.learning_rate": 1e-2,
-    "eval_steps": 90,
-    "checkpoint_steps": 90,
-}
-
-
-def make_run(folder, data_dir, **changes):
-    settings = {**TINY, "input.data_dir": str(data_dir), **changes}
-    config = quickstart.get_config("fractals")
-    config.update_from_flattened_dict(settings)
-    train(checks.checked(durations.one_unit_each(config, settings)), folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

@@ -1,0 +1,68 @@
+"""A lens on each block: what the trained head would answer if the model ended there.
+
+The model that ends after k blocks is the same model with num_blocks=k: its final LayerNorm, mean over tokens and head
+follow the k-th block. With 0 blocks they follow the stem.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epy
+from jaxtyping import Array, Float
+
+from mixer.evaluation import class_matching, classification, evaluator
+from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime import devices
+from mixer.training.step import Batch, normalize
+
+with epy.lazy_imports():  # it imports TensorFlow
+    from mixer.data import readers
+
+
+def logits_after_blocks(
+    model: MlpMixer, params: Any, images: Float[Array, "batch height width 3"]
+) -> Float[Array, "depths batch classes"]:
+    """Computes the logits of the model that ends after 0, 1, 2, ... blocks, for images in [-1, 1].
+
+    Within jit, XLA computes the blocks that these models share only once.
+    """
+    depths = range(model.num_blocks + 1)
+    return jnp.stack([model.clone(num_blocks=depth).apply({"params": params}, images) for depth in depths])
+
+
+class Lens:
+    """Accuracy on a split after each block."""
+
+    def __init__(self, settings: ml_collections.ConfigDict, context: evaluator.Context):
+        """Opens the split; see `classification.Classification`, which has the same arguments and errors."""
+        self._config, self._context = classification.input_of(settings, context.input), context
+        source = readers.open_source(self._config, settings.split, context.cache_dir)
+        self.source = class_matching.matched(source, context, self._config.dataset)
+        self._step = jax.jit(functools.partial(_counts, context.model), out_shardings=devices.replicated(context.mesh))
+
+    def accuracies(self, params: Any, through: evaluator.Through = iter) -> list[float]:
+        """Returns the accuracy after the stem, after the first block, the second, ...
+
+        An image without a label does not count. If no image has one, there are no accuracies.
+
+        Args:
+          params: of the context's model.
+          through: passes the batches on, and may show how many are done.
+        """
+        correct, labelled = np.zeros(self._context.model.num_blocks + 1), 0.0
+        for batch in evaluator.split_batches(self.source, self._config, self._context, through):
+            of_batch = jax.device_get(self._step(params, batch))
+            correct, labelled = correct + of_batch[0], labelled + float(of_batch[1])
+        return list((correct / labelled).tolist()) if labelled else []
+
+
+def _counts(model: MlpMixer, params: Any, batch: Batch) -> tuple[Array, Array]:
+    """Counts the correct guesses of a batch after each block, and the images that have a label."""
+    guesses = jnp.argmax(logits_after_blocks(model, params, normalize(batch["image"])), axis=-1)
+    correct = jnp.any(guesses[:, :, None] == batch["labels"], axis=2)
+    labelled = batch["weight"] * jnp.any(batch["labels"] >= 0, axis=1)
+    return jnp.sum(correct * batch["weight"], axis=1), jnp.sum(labelled)

@@ -1,0 +1,108 @@
+"""Token-mixing units of a Mixer, in numbers: their frequency, their pairs of opposite phase, and how local they are.
+
+A unit is one row of the first dense layer of a block's token mixing: a weight for each token, so an image over the grid
+of patches (figures 5 and 6 of the paper). Patterns are compared without their mean, by Pearson's correlation.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+Units = Float[np.ndarray, "units tokens"]
+
+
+class Structure(NamedTuple):
+    """How ordered the units of a block are. A median is over the units.
+
+    Attributes:
+      opposite: median of a unit's most negative correlation with another unit; -1 where all come in exact pairs.
+      opposite_at_random: the same for random units of the same shape.
+      half_energy_tokens: median number of tokens that hold half of the sum of a unit's squared weights.
+      half_energy_at_random: the same for random units of the same shape.
+    """
+
+    opposite: float
+    opposite_at_random: float
+    half_energy_tokens: float
+    half_energy_at_random: float
+
+
+def of_block(params: Any, block: int) -> Units:
+    """Returns the units of a block, which are numbered from 0."""
+    return np.asarray(params[f"MixerBlock_{block}"]["token_mixing"]["Dense_0"]["kernel"]).T
+
+
+def structure(units: Units, seed: int = 0) -> Structure:
+    """Measures units, and random ones of the same shape as a new model would have them."""
+    new = jax.nn.initializers.lecun_normal()(jax.random.key(seed), units.shape[::-1])
+    by_chance = np.asarray(new).T
+    return Structure(
+        _median(opposites(units)[1]), _median(opposites(by_chance)[1]),
+        _median(half_energy_tokens(units)), _median(half_energy_tokens(by_chance)),
+    )  # fmt: skip
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+def opposites(units: Units) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
+    """Finds for each unit the one closest to its negative. A single unit is its own, with the correlation 0.
+
+    Returns:
+      The number of that other unit, and their correlation.
+    """
+    correlation = _correlations(units)
+    other = np.argmin(correlation, axis=1)
+    return other, correlation[np.arange(len(units)), other]
+
+
+def half_energy_tokens(units: Units) -> Int[np.ndarray, " units"]:
+    """Counts the tokens that hold half of a unit's energy, the sum of its squared weights. Fewer are more local."""
+    energy = np.sort(np.square(units, dtype=np.float64), axis=1)[:, ::-1]
+    held = np.cumsum(energy, axis=1)
+    return 1 + np.sum(held < held[:, -1:] / 2, axis=1)
+
+
+def mean_frequency(units: Units) -> Float[np.ndarray, " units"]:
+    """Computes each unit's frequency: the mean over its power spectrum, in cycles per image. A constant unit has 0."""
+    grid = math.isqrt(units.shape[1])
+    return frequency_of_images(units.reshape(len(units), grid, grid, 1))
+
+
+def frequency_of_images(images: Float[np.ndarray, "images height width colours"]) -> Float[np.ndarray, " images"]:
+    """Computes the mean frequency of square images in cycles per image, over the power of all their colours."""
+    power = np.sum(np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2, axis=3)
+    along = np.fft.fftfreq(images.shape[1]) * images.shape[1]
+    radius = np.hypot(along[:, None], along[None])
+    return np.sum(power * radius, axis=(1, 2)) / np.maximum(np.sum(power, axis=(1, 2)), np.finfo(np.float64).tiny)
+
+
+def in_pairs(units: Units) -> Int[np.ndarray, " units"]:
+    """Orders units from low to high frequency, each followed by the unit closest to its negative.
+
+    The paper names such an order without its rule. Here the unit of the lowest frequency that is left comes first, and
+    the one that is left and closest to its negative comes next. So late units may be left with a poor partner.
+    """
+    correlation, frequency = _correlations(units), mean_frequency(units)
+    left = list(np.argsort(frequency, kind="stable"))
+    order = []
+    while left:
+        first = left.pop(0)
+        order.append(first)
+        if left:
+            order.append(left.pop(int(np.argmin(correlation[first, left]))))
+    return np.array(order)
+
+
+def _correlations(units: Units) -> Float[np.ndarray, "units units"]:
+    """Returns the correlation of each pair; 0 with itself and with a constant unit."""
+    centred = units.astype(np.float64) - np.mean(units, axis=1, keepdims=True, dtype=np.float64)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    scaled = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-6 * np.linalg.norm(units))
+    correlation = scaled @ scaled.T
+    np.fill_diagonal(correlation, 0.0)
+    return correlation

@@ -1,0 +1,36 @@
+"""The guess after each block, against a model in NumPy that ends there."""
+
+import jax
+import numpy as np
+
+from mixer.analysis import lens
+from mixer.models.mlp_mixer import MlpMixer
+from tests import float64
+
+MODEL = MlpMixer(5, patch_size=4, num_blocks=3, hidden_dim=16, tokens_mlp_dim=6, channels_mlp_dim=24)
+
+
+def random_params(seed=0):
+    """Of all arrays, since a new head is zero."""
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
+def test_the_lens_is_the_model_that_ends_there():
+    params = random_params()
+    images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
+    found = jax.jit(lambda p, x: lens.logits_after_blocks(MODEL, p, x))(params, images)
+    exact = jax.tree.map(np.float64, params)
+    for blocks in range(4):
+        expected, _ = float64.mixer(exact, images.astype(np.float64), 4, blocks)
+        np.testing.assert_allclose(found[blocks], expected, atol=2e-5)
+
+
+def test_shared_blocks_are_computed_once():
+    """Else a lens on n blocks costs as much as n/2 models."""
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
+    params = random_params()
+    alone = jax.jit(lambda p, x: MODEL.apply({"params": p}, x)).lower(params, image).compile()
+    all_depths = jax.jit(lambda p, x: lens.logits_after_blocks(MODEL, p, x)).lower(params, image).compile()
+    assert all_depths.cost_analysis()["flops"] < 1.2 * alone.cost_analysis()["flops"]

@@ -1,0 +1,71 @@
+"""Numbers of token-mixing units, of patterns whose numbers are known."""
+
+import numpy as np
+import pytest
+
+from mixer.analysis import units
+
+GRID = 8
+
+
+def wave(cycles_down, cycles_across, phase=0.0):
+    down, across = np.mgrid[:GRID, :GRID] / GRID
+    return np.cos(2 * np.pi * (cycles_down * down + cycles_across * across) + phase).reshape(-1)
+
+
+WAVES = np.stack([wave(3, 0), wave(1, 0), wave(2, 2), -2 * wave(1, 0), -wave(3, 0) + 5, -0.5 * wave(2, 2)])
+"""Three waves, each with its negative at another scale or offset."""
+
+
+def test_a_wave_has_the_frequency_it_was_made_with():
+    found = units.mean_frequency(np.stack([wave(0, 0), wave(1, 0), wave(0, 3), wave(3, 4)]))
+    np.testing.assert_allclose(found, [0, 1, 3, 5], atol=1e-9)
+
+
+def test_every_wave_finds_its_negative():
+    other, correlation = units.opposites(WAVES)
+    assert other.tolist() == [4, 3, 5, 1, 0, 2]
+    np.testing.assert_allclose(correlation, -1, atol=1e-9)
+
+
+def test_pairs_stand_side_by_side_and_slow_ones_come_first():
+    order = units.in_pairs(WAVES - np.mean(WAVES, axis=1, keepdims=True)).tolist()
+    assert [set(order[i : i + 2]) for i in (0, 2, 4)] == [{1, 3}, {2, 5}, {0, 4}]
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_the_order_names_every_unit_once(number):
+    order = units.in_pairs(np.random.default_rng(0).normal(size=(number, 16)))
+    assert sorted(order.tolist()) == list(range(number))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_unit_without_a_pattern_is_nobodys_opposite():
+    constant = np.stack([np.full(16, 0.3), np.zeros(16), np.linspace(-1, 1, 16), np.linspace(1, -1, 16)])
+    other, correlation = units.opposites(constant.astype(np.float32))
+    assert other[2:].tolist() == [3, 2]
+    np.testing.assert_allclose(correlation, [0, 0, -1, -1], atol=1e-6)
+    assert units.mean_frequency(constant)[1] == 0
+
+
+def test_half_of_the_energy_is_counted_by_tokens():
+    local, even, two = np.zeros(64), np.ones(64), np.zeros(64)
+    local[9], two[[5, 7]] = -3.0, (1.0, 0.9)
+    assert units.half_energy_tokens(np.stack([local, even, two])).tolist() == [1, 32, 1]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((48, 64), -0.27), ((384, 196), -0.21)])
+def test_random_units_pair_up_by_chance_as_far_as_statistics_say(shape, expected):
+    """The most negative of n correlations of random patterns, which vary by 1/sqrt(tokens)."""
+    drawn = [units.structure(np.ones(shape, np.float32), seed).opposite_at_random for seed in range(5)]
+    assert np.mean(drawn) == pytest.approx(expected, abs=0.02)
+    own = units.structure(np.random.default_rng(0).normal(size=shape))
+    assert own.opposite == pytest.approx(own.opposite_at_random, abs=0.04)
+    assert own.half_energy_tokens == pytest.approx(own.half_energy_at_random, rel=0.25)
+
+
+def test_the_units_are_those_that_the_token_mixing_multiplies_with():
+    kernel = np.arange(12.0).reshape(4, 3)  # [tokens, units]
+    params = {"MixerBlock_1": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
+    tokens = np.array([1.0, -2.0, 0.5, 3.0])
+    np.testing.assert_allclose(units.of_block(params, 1) @ tokens, tokens @ kernel)

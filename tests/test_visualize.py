@@ -1,0 +1,80 @@
+"""`mixer.visualize` on a trained run, as a user runs it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer.data import datasets
+from mixer.training.metrics import read_metrics
+from mixer.transfer import npz
+from mixer.transfer import weights as transfer_weights
+from tests.trained_run import DATASET, make_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("data")
+    datasets.prepare_embedded(DATASET, str(data_dir))
+    return make_run(tmp_path_factory.mktemp("run"), data_dir, **{"model.tokens_mlp_dim": 8})
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mixer.visualize", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_is_drawn_block_by_block(run, tmp_path):
+    done = command(f"--checkpoint={run}", f"--output={tmp_path / 'new' / 'figures'}", "--blocks=1")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "new" / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == ["lens.png", "numbers.json", "stem.png", "units_block_1.png"]
+    for path in folder.glob("*.png"):
+        pixels = np.asarray(Image.open(path))
+        assert min(pixels.shape[:2]) > 250
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert [block["block"] for block in numbers["blocks"]] == [0, 1]
+    assert all(-1 <= block["opposite"] < 0 and block["units"] == 8 for block in numbers["blocks"])
+    accuracies = numbers["lens"]["accuracy_after_blocks"]
+    assert len(accuracies) == 3
+    assert accuracies[-1] == pytest.approx(read_metrics(run)[-1]["val/accuracy"])
+    assert f"{accuracies[-1]:.2%}" in done.stdout
+    assert f"{numbers['blocks'][1]['opposite']:.2f}" in done.stdout
+
+
+def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
+    with (tmp_path / "m.npz").open("wb") as file:
+        npz.save_params(file, transfer_weights.load(str(run)).params)
+    done = command(f"--checkpoint={tmp_path / 'm.npz'}", f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "no accuracy after each block" in done.stderr
+    assert not (tmp_path / "lens.png").exists()
+    assert (tmp_path / "units_block_0.png").exists()
+    assert "lens" not in json.loads((tmp_path / "numbers.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--blocks=2"], "error: --blocks=2: expected numbers from 0 to 1, such as --blocks=0,1"),
+        (["--blocks=0,x"], "error: --blocks=0,x: expected numbers"),
+        (["--split=nowhere"], "nowhere"),
+        (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+        (["--task=cats"], "error: --task='cats'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path, arguments, message):
+    done = command(f"--checkpoint={run}", f"--output={tmp_path}", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
