@@ -1,0 +1,66 @@
+// Curves, drawn by uPlot. The legend below a chart shows the values at the pointer, or at the arrow keys' step.
+
+const CHART_HEIGHT = 220;
+
+/** Draws a chart into each element of the class `chart`; `charts` has what they show, in their order. */
+function drawCharts(charts) {
+  const drawn = [...document.querySelectorAll(".chart")].map((place, number) => drawChart(place, charts[number]));
+  const redraw = () => drawn.forEach((chart) => chart.resize());
+  addEventListener("resize", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    drawn.forEach((chart) => chart.remake());
+  });
+}
+
+/**
+ * Draws one chart.
+ *
+ * @param place the element.
+ * @param chart x, the name of the horizontal axis; log, whether the vertical one is logarithmic; percent; and curves:
+ *   name, x and y, whose values may be null.
+ */
+function drawChart(place, chart) {
+  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const shown = (value) => (value == null ? "" : chart.percent ? percent(value) : Number(value.toPrecision(4)));
+  const width = () => Math.max(place.clientWidth, 200);
+  const make = () => {
+    const axis = { stroke: style("--text"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false } };
+    return new uPlot(
+      {
+        width: width(),
+        height: CHART_HEIGHT,
+        scales: { x: { time: false }, y: { distr: chart.log ? 3 : 1 } },
+        axes: [
+          { ...axis, label: chart.x, labelSize: 16, size: 36 },
+          { ...axis, size: 56, values: (_, ticks) => ticks.map(shown) },
+        ],
+        series: [
+          { label: chart.x, value: (_, value) => value ?? "" },
+          ...chart.curves.map((curve, number) => ({
+            label: curve.name, stroke: style(`--curve-${(number % 6) + 1}`), width: 2, spanGaps: true,
+            dash: number >= 6 ? [6, 4] : undefined, points: { show: curve.x.length < 40, size: 5 },
+            value: (_, value) => shown(value),
+          })),
+        ],
+      },
+      uPlot.join(chart.curves.map(({ x, y }) => [x, y])),
+      place,
+    );
+  };
+  let plot = make();
+  place.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    const last = plot.data[0].length - 1;
+    const step = Math.min(Math.max((plot.cursor.idx ?? (by > 0 ? -1 : last + 1)) + by, 0), last);
+    plot.setCursor({ left: plot.valToPos(plot.data[0][step], "x"), top: CHART_HEIGHT / 3 });
+  });
+  return {
+    resize: () => plot.setSize({ width: width(), height: CHART_HEIGHT }),
+    remake: () => {
+      plot.destroy();
+      plot = make();
+    },
+  };
+}

@@ -1,0 +1,76 @@
+// Small drawings: grids of patches, bars, and pixels of pictures.
+
+/** Draws a value for each patch: red above zero, blue below; values of one sign from white to red. Opacity up to 1. */
+function drawGrid(canvas, values, opacity) {
+  const grid = Math.sqrt(values.length);
+  canvas.width = canvas.height = grid;
+  const image = new ImageData(grid, grid);
+  const limit = Math.max(...values.map(Math.abs)) || 1;
+  values.forEach((value, i) => {
+    const share = Math.abs(value) / limit;
+    const [red, green, blue] = value > 0 ? [178, 24, 43] : [33, 102, 172];
+    const colour = opacity < 1 ? [red, green, blue] : [red, green, blue].map((c) => 247 + (c - 247) * share);
+    image.data.set([...colour, 255 * (opacity < 1 ? share * opacity : 1)], i * 4);
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Returns a row of a list: a name, a text, and a bar for a share from 0 to 1. */
+function barRow(name, text, share) {
+  const row = document.createElement("li");
+  const bar = Object.assign(document.createElement("span"), { className: "bar" });
+  bar.style.setProperty("--share", share);
+  row.append(
+    Object.assign(document.createElement("span"), { className: "name", textContent: name }),
+    bar,
+    Object.assign(document.createElement("span"), { className: "text", textContent: text }),
+  );
+  row.title = `${name}: ${text} (${percent(share)})`;
+  return row;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)}%`;
+
+/** Returns the pixels of a canvas without their opacity. */
+function pixels(context, size) {
+  const { data } = context.getImageData(0, 0, size, size);
+  return Uint8ClampedArray.from({ length: size * size * 3 }, (_, i) => data[Math.floor(i / 3) * 4 + (i % 3)]);
+}
+
+function canvasContext(size) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = size;
+  return canvas.getContext("2d", { willReadFrequently: true });
+}
+
+/** Returns the pixels of a picture, given as a data URL, which has the right size already. */
+async function pixelsOf(source, size) {
+  const image = Object.assign(new Image(), { src: source });
+  await image.decode();
+  const context = canvasContext(size);
+  context.drawImage(image, 0, 0);
+  return pixels(context, size);
+}
+
+/** Returns the pixels of a picture of any size, resized and cropped as in the evaluation. */
+function cropped(bitmap, { size, resize, crop, background }) {
+  const context = canvasContext(size);
+  context.fillStyle = background;
+  context.fillRect(0, 0, size, size);
+  context.imageSmoothingQuality = "high";
+  const scale = resize / Math.min(bitmap.width, bitmap.height);
+  const width = crop === "resize_square" ? resize : bitmap.width * scale;
+  const height = crop === "resize_square" ? resize : bitmap.height * scale;
+  context.drawImage(bitmap, (size - width) / 2, (size - height) / 2, width, height);
+  return pixels(context, size);
+}
+
+/** Returns the items in random order. */
+function shuffled(items) {
+  const result = [...items];
+  for (let last = result.length - 1; last > 0; last--) {
+    const other = Math.floor(Math.random() * (last + 1));
+    [result[last], result[other]] = [result[other], result[last]];
+  }
+  return result;
+}
