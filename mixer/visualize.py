@@ -30,6 +30,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
+    from mixer.evaluation.evaluator import Context
     from mixer.transfer.weights import Weights
 
 NUMBERS_FILE = "numbers.json"
@@ -71,14 +72,20 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
     """
     context = evaluate.make_context(weights, config, "", batch_size=64 * jax.device_count())
     lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
-    through = functools.partial(Console(to_stderr=True).counted, "evaluating")
-    with jax.default_matmul_precision("float32"):
-        accuracies = lens.accuracies(jax.device_put(weights.params, devices.replicated(context.mesh)), through)
-    if not accuracies:
+    shares = accuracies(lens, weights, context)
+    if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
-    drawings.write(folder / "lens.png", drawings.lens_figure(title, accuracies, 1 / weights.model().num_classes))
-    return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": accuracies}}
+    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, 1 / weights.model().num_classes))
+    return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
+
+
+def accuracies(lens: of_blocks.Lens, weights: Weights, context: Context) -> list[float]:
+    """Returns the accuracy of the head after the stem and after each block, on all devices in float32."""
+    through = functools.partial(Console(to_stderr=True).counted, "evaluating the head after each block")
+    # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
+    with jax.default_matmul_precision("float32"):
+        return lens.accuracies(jax.device_put(weights.params, devices.replicated(context.mesh)), through)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

@@ -1,6 +1,8 @@
 """What the folder of a run says of the run: results, settings, starts and curves, ready to be shown."""
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,24 +16,27 @@ from mixer.training.metrics import read_metrics
 
 _MAX_POINTS = 400  # of a curve; more cannot be told apart in a chart
 
-# Title of a chart, ends of the names of its metrics, and how they are shown.
-_CHARTS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
-    ("Loss", ("train/loss", "/loss"), {}),
-    ("Accuracy", ("train/accuracy", "train/mixed_accuracy", "/accuracy"), {"percent": True}),
-    ("Mean average precision", ("/mean_average_precision",), {"percent": True}),
-    ("Few-shot accuracy", ("shot_accuracy", "-shot"), {"percent": True}),
-    ("Learning rate", ("train/learning_rate",), {}),
-    ("Gradient norm", ("train/grad_norm",), {"log": True}),
-    ("Images a second on each core", ("train/images_per_sec_per_core",), {}),
-    ("Share of the time in which devices wait for images", ("train/device_wait_share",), {"percent": True}),
+# Of each chart: its title, the metrics that it shows, and how.
+_CHARTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("Loss", r".+/loss", {}),
+    ("Accuracy", r".+/(mixed_)?accuracy", {"percent": True}),
+    ("Mean average precision", r".+/mean_average_precision", {"percent": True}),
+    ("Few-shot accuracy", r".+_\d+shot", {"percent": True}),
+    ("Learning rate", "train/learning_rate", {}),
+    ("Gradient norm", "train/grad_norm", {"log": True}),
+    ("Images a second on each core", "train/images_per_sec_per_core", {}),
+    ("Share of the time in which the devices wait for images", "train/device_wait_share", {"percent": True}),
 ]
+
+Rows = list[tuple[str, list[str]]]
+"""Lines of a table: a name, and a text for each run."""
 
 
 class Run(NamedTuple):
     """A run that is shown.
 
     Attributes:
-      name: its folder, as short as it can be while the runs' names differ.
+      name: its folder, without what all runs' folders have in common.
       workdir: its folder.
       config: its settings.
       starts: how it was started, first to last.
@@ -44,6 +49,11 @@ class Run(NamedTuple):
     starts: Sequence[history.Start]
     lines: Sequence[dict[str, float]]
 
+    def last(self, pattern: str) -> dict[str, float]:
+        """Returns the last value of each metric whose name matches, in the order of their names."""
+        found = {name: value for line in self.lines for name, value in line.items() if re.fullmatch(pattern, name)}
+        return dict(sorted(found.items()))
+
 
 def read(workdirs: Sequence[str]) -> list[Run]:
     """Reads the folders of runs.
@@ -51,12 +61,133 @@ def read(workdirs: Sequence[str]) -> list[Run]:
     Raises:
       UserError: a folder is not that of a run, or has no metrics yet.
     """
-    paths = [epath.Path(workdir) for workdir in workdirs]
     found = []
-    for name, path in zip(short_names([str(path) for path in paths]), paths, strict=True):
+    for name, workdir in zip(_short(workdirs), workdirs, strict=True):
+        path = epath.Path(workdir)
         config = run_folder.load_config(path)
         lines = read_metrics(path)
         if not lines:
             raise UserError(f"{path} has no metrics yet: the run has not logged a step")
         found.append(Run(name, path, config, history.read(path), lines))
+    return found
+
+
+def _short(workdirs: Sequence[str]) -> list[str]:
+    """Returns the names of folders without the folder that all of them lie in."""
+    paths = [workdir.rstrip("/") for workdir in workdirs]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [path[len(common) :].lstrip("/") for path in paths]
+
+
+def summary(runs: Sequence[Run]) -> Rows:
+    """Returns what the runs did and what came out, with the counts behind each share."""
+    rows: Rows = [
+        ("data", [f"{run.config.input.dataset}, {run.config.input.train_split}" for run in runs]),
+        ("image size", [f"{run.config.input.image_size} pixels" for run in runs]),
+        ("steps", [f"{run.lines[-1]['step']:,} of {run.config.batch_size:,} images" for run in runs]),
+        ("started from", [run.config.init_from or "random weights" for run in runs]),
+        ("optimizer", [f"{run.config.optimizer.name}, {run.config.optimizer.learning_rate:g}" for run in runs]),
+        ("seed", [str(run.config.seed) for run in runs]),
+    ]
+    for name in _in_any(runs, r".+/(accuracy|mean_average_precision|mean_per_class_accuracy)|.+_\d+shot"):
+        rows.append((name, [_share(run, name) for run in runs]))
+    rows += [(name, [_number(run, name) for run in runs]) for name in _in_any(runs, r".+/loss")]
+    speed, wait = "train/images_per_sec_per_core", "train/device_wait_share"
+    rows += [
+        ("images a second on each core, last", [_number(run, speed) for run in runs]),
+        ("waiting for images, last", [f"{run.last(wait).get(wait, math.nan):.1%}" for run in runs]),
+        ("devices", [run.starts[-1].machine.get("devices", "") if run.starts else "" for run in runs]),
+    ]
+    return rows
+
+
+def _in_any(runs: Sequence[Run], pattern: str) -> list[str]:
+    return sorted({name for run in runs for name in run.last(pattern)})
+
+
+def _share(run: Run, name: str) -> str:
+    """Returns a share in percent; an accuracy of whole images with its counts."""
+    if name not in (found := run.last(re.escape(name))):
+        return ""
+    evaluator, _, metric = name.rpartition("/")
+    count = run.last(re.escape(f"{evaluator}/labelled")) or run.last(re.escape(f"{evaluator}/count"))
+    if metric != "accuracy" or not count:
+        spread = run.last(re.escape(f"{name}_std"))
+        return f"{found[name]:.2%}" + "".join(f" ± {value:.2%}" for value in spread.values())
+    (images,) = count.values()
+    return f"{found[name]:.2%} ({round(found[name] * images):,} of {images:,.0f})"
+
+
+def _number(run: Run, name: str) -> str:
+    found = run.last(re.escape(name))
+    return f"{found[name]:.4g}" if found else ""
+
+
+def differences(runs: Sequence[Run]) -> Rows:
+    """Returns the settings in which the runs differ."""
+    flat = [checks.flat(run.config) for run in runs]
+    names = sorted({name for settings in flat for name in settings})
+    rows = [(name, [_text(settings.get(name)) for settings in flat]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def settings(run: Run) -> list[tuple[str, str]]:
+    """Returns all settings of a run."""
+    return [(name, _text(value)) for name, value in sorted(checks.flat(run.config).items())]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def starts(run: Run) -> list[list[str]]:
+    """Returns a line for each start of a run: step, time, command, devices, software, changes."""
+    return [
+        [
+            f"{start.step:,}", start.time, start.command, _listed(start.machine), _listed(start.software),
+            "; ".join([*start.config_changes, *start.data_changes]),
+        ]
+        for start in run.starts
+    ]  # fmt: skip
+
+
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def bad_images(runs: Sequence[Run]) -> Rows:
+    """Returns the numbers of images that could not be used, by kind; in training those of the whole run."""
+    names = _in_any(runs, r".+/bad_images.*|.+/unreadable|.+_unreadable")
+    rows = [(name, [f"{run.last(re.escape(name)).get(name, 0):,.0f}" for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if set(values) != {"0"}]
+
+
+def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Returns the charts that at least one run has values for, as `charts.js` draws them."""
+    found = []
+    for title, pattern, options in _CHARTS:
+        curves = [curve for run in runs for curve in _curves(run, pattern, len(runs) > 1)]
+        if curves:
+            said = "; ".join(f"{curve['name']} ends at {curve['y'][-1]:.4g}" for curve in curves)
+            note = "The training accuracy is that on mixed images, with mixup." if _is_mixed(runs, pattern) else ""
+            found.append({"title": title, "x": "step", "curves": curves, "said": said, "note": note, **options})
+    return found
+
+
+def _is_mixed(runs: Sequence[Run], pattern: str) -> bool:
+    return any("mixed" in name for run in runs for name in run.last(pattern))
+
+
+def _curves(run: Run, pattern: str, named: bool) -> list[dict[str, Any]]:
+    """Returns the curves of the metrics whose names match, with the run's name if it is one of several."""
+    found = []
+    for name in run.last(pattern):
+        points = [(line["step"], line[name]) for line in run.lines if math.isfinite(line.get(name, math.nan))]
+        if not points:
+            continue
+        shown = sorted({*points[:: -(-len(points) // _MAX_POINTS)], points[-1]})
+        of_what = name if name.endswith("shot") else name.split("/")[0]
+        xs, ys = zip(*shown, strict=True)
+        label = f"{run.name}: {of_what}" if named else of_what
+        found.append({"name": label, "x": xs, "y": [float(f"{y:.5g}") for y in ys]})
     return found

@@ -56,7 +56,7 @@ function modelView(packed, samples) {
     const button = document.createElement("button");
     button.className = "thumbnail";
     button.title = button.ariaLabel = `picture ${number}: ${samples.labels[number]}`;
-    const image = Object.assign(new Image(), { src: source, alt: "", loading: "lazy" });
+    const image = Object.assign(new Image(), { src: source, alt: "" });
     button.append(image);
     button.onclick = () => takeSample(number);
     at("thumbnails").append(button);

@@ -1,0 +1,73 @@
+"""A small model packed for the page, in which it runs: its weights in float16, pictures, and the logits they give."""
+
+import base64
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from mixer.analysis import samples as of_split
+from mixer.analysis import units
+from mixer.data.class_names import readable
+from mixer.data.pixels import crops
+from mixer.runtime.errors import UserError
+from mixer.transfer.weights import Weights
+
+MAX_PARAMETERS = 2_000_000  # four megabytes, 5.3 in base64
+
+
+def rounded(params: Any) -> Any:
+    """Returns parameters as the page has them: rounded to float16, as float32."""
+    return jax.tree.map(lambda array: array.astype(np.float16).astype(np.float32), params)
+
+
+def check(weights: Weights) -> None:
+    """Checks that a model can be part of a page.
+
+    Raises:
+      UserError: it is no Mixer with a head, it is too large, or a weight is beyond float16.
+    """
+    model = weights.model()
+    parameters = sum(array.size for array in jax.tree.leaves(weights.params))
+    if model.num_classes == 0:
+        raise UserError("it has no head")
+    if parameters > MAX_PARAMETERS:
+        raise UserError(f"it has {parameters:,} parameters; a page holds up to {MAX_PARAMETERS:,}")
+    with np.errstate(over="ignore"):
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(rounded(weights.params))):
+            raise UserError("a weight is too large for float16, in which a page holds weights")
+
+
+def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns what `unpacked` in weights.js takes, and what the page says of the model.
+
+    Args:
+      weights: that pass `check`, of a run.
+      drawn: samples, of which the page gets the pictures.
+      config: as `config.input`, by which the page crops a picture of the visitor's.
+    """
+    model, params = weights.model(), rounded(weights.params)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    logits = of_split.logits_of(model, params, drawn.pictures)
+    difference = float(np.max(np.abs(logits - drawn.logits), initial=0.0))
+    data = b"".join(array.astype("<f2").tobytes() for array in flat.values())
+    exported = weights.exported()
+    return {
+        "name": weights.described(),
+        "note": f"Its weights are rounded to float16, which changes the logits of the {len(logits)} pictures below by "
+        f"up to {difference:.1g}.",
+        "size": weights.image_size,
+        "patch": model.patch_size,
+        "blocks": model.num_blocks,
+        "classes": readable(weights.class_names or [str(number) for number in range(model.num_classes)]),
+        "probabilities": exported.probabilities,
+        "arrays": [(name, array.shape) for name, array in flat.items()],
+        "data": base64.b64encode(data).decode(),
+        "units": [units.in_pairs(units.of_block(params, block)).tolist() for block in range(model.num_blocks)],
+        "logits": [[float(f"{logit:.7g}") for logit in row] for row in logits.tolist()],
+        "resize": crops.eval_resize(config),
+        "crop": config.eval_crop,
+        "background": "white" if config.transparent == "white" else "black",  # a browser keeps no colour under it
+    }

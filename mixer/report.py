@@ -1,0 +1,215 @@
+"""Makes a page of one or several runs: `python -m mixer.report --workdir runs/a runs/b --output report.html`.
+
+The page is one file that opens in any browser, without a network. It has what was run, curves, predictions and the
+weights of each run; and, if it is small, the model of the first run itself, which then runs in the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from etils import epath, epy
+
+from mixer import evaluate, visualize
+from mixer.config import command_line, help_text, recipe
+from mixer.data.class_names import readable
+from mixer.runtime import files
+from mixer.runtime.errors import UserError, first_line
+from mixer.training.console import Console
+
+with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does not wait
+    import jax
+
+    from mixer.analysis import drawings, samples, units
+    from mixer.analysis import lens as of_blocks
+    from mixer.page import live_model, pictures, runs, write
+    from mixer.training import losses
+    from mixer.transfer import weights as transfer_weights
+
+if TYPE_CHECKING:
+    import ml_collections
+
+    from mixer.evaluation.accuracy import Evaluation
+    from mixer.transfer.weights import Weights
+
+_PICTURES = 100  # drawn of a split
+_PICTURES_BYTES = 600_000  # of the pictures that the model in the page takes
+_FIGURES_OF_BLOCKS = 3
+
+
+class _Model(NamedTuple):
+    """The model of a run, and samples of its evaluation."""
+
+    weights: Weights
+    config: ml_collections.ConfigDict
+    drawn: samples.Samples
+
+
+def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates: bool, command: str) -> str:
+    """Returns the HTML of a page of these runs.
+
+    Args:
+      workdirs: folders of runs, local or gs://.
+      ema: show the averaged parameters.
+      data_dir: where the data of the runs is prepared; None for where it was.
+      evaluates: whether the runs' evaluation data is read, for predictions and the accuracy of classes.
+      command: that makes the page, for its last line.
+
+    Raises:
+      UserError: a folder is not that of a run.
+    """
+    found = runs.read(workdirs)
+    shown = [_of_weights(run, ema, data_dir, evaluates) for run in found]
+    model, pictures_of_model = None, {}
+    try:
+        model, pictures_of_model = _live(shown[0][1])
+        no_model = ""
+    except UserError as error:
+        no_model = f"The model is not part of this page: {error}."
+    return write.page(
+        found, [of_run for of_run, _ in shown], model=model, no_model=no_model, pictures=pictures_of_model,
+        command=command,
+    )  # fmt: skip
+
+
+def _of_weights(
+    run: runs.Run, ema: bool, data_dir: str | None, evaluates: bool
+) -> tuple[write.Evaluated, _Model | None]:
+    """Draws the weights of a run and evaluates them. What is not possible is left out, with the reason."""
+    try:
+        weights = transfer_weights.load(str(run.workdir), ema)
+        model = weights.model()
+    except UserError as error:
+        return write.Evaluated(missing=str(error)), None
+    blocks, figures = [], []
+    for block in range(model.num_blocks):
+        of_block = units.of_block(weights.params, block)
+        structure = units.structure(of_block, seed=block)
+        blocks.append({"block": block, "tokens": of_block.shape[1], **structure._asdict()})
+        if block < _FIGURES_OF_BLOCKS:
+            title = f"Token-mixing units of block {block}"
+            figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
+    title = "Filters of the stem"
+    figures.append(_figure(title, drawings.stem_figure(title, weights.params["stem"]["kernel"])))
+    of_run = write.Evaluated(figures=figures, blocks=blocks)
+    if not evaluates:
+        return of_run._replace(missing="--noevaluate was given."), None
+    try:
+        return _evaluated(of_run, weights, data_dir)
+    except UserError as error:
+        return of_run._replace(missing=str(error)), None
+
+
+def _figure(title: str, figure: Any) -> dict[str, str]:
+    return {"title": title, "source": pictures.data_url(drawings.png(figure), "png")}
+
+
+def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) -> tuple[write.Evaluated, _Model]:
+    """Adds what the evaluation split of a run says.
+
+    Raises:
+      UserError: the data is not there, or cannot be used.
+    """
+    assert weights.config is not None
+    config, split = evaluate.input_config(weights, None)
+    config.data_dir = data_dir or config.data_dir
+    batch_size = 64 * jax.device_count()
+    through = functools.partial(Console(to_stderr=True).counted, f"evaluating {weights.source}")
+    loss = weights.config.loss
+    found, class_names = evaluate.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+    context = evaluate.make_context(weights, config, loss, batch_size)
+    lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
+    drawn = samples.draw(lens.source, config, context, weights.params, _PICTURES)
+    of_run = of_run._replace(
+        predictions=_predictions(drawn, losses.LOSSES[loss], readable(class_names)),
+        classes=_classes(found, readable(class_names)),
+        said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32.",
+        lens=visualize.accuracies(lens, weights, context),
+    )
+    return of_run, _Model(weights, config, drawn)
+
+
+def _classes(found: Evaluation, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns name and accuracy of each class that occurs, the most accurate first."""
+    if found.class_accuracy is None:
+        return []
+    shares = zip(names, found.class_accuracy.tolist(), strict=True)
+    return sorted(((name, share) for name, share in shares if not math.isnan(share)), key=lambda of: -of[1])
+
+
+def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns each sample with the model's first guess."""
+    shares = np.asarray(loss.probabilities(drawn.logits))
+    found = []
+    for picture, labels, of_sample in zip(drawn.pictures, drawn.labels, shares, strict=True):
+        guess, own = int(np.argmax(of_sample)), labels[labels >= 0]
+        found.append({
+            "source": pictures.thumbnail(picture), "guess": names[guess], "share": float(of_sample[guess]),
+            "label": ", ".join(names[label] for label in own), "right": bool(guess in own),
+        })  # fmt: skip
+    return found
+
+
+def _live(of_run: _Model | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Packs a model and its pictures for the page, as many as half a megabyte holds.
+
+    Raises:
+      UserError: it cannot be part of a page.
+    """
+    if of_run is None:
+        raise UserError("it needs pictures of the run's evaluation")
+    weights, config, drawn = of_run
+    live_model.check(weights)
+    sources = [pictures.exact(picture) for picture in drawn.pictures]
+    number = max(int(np.sum(np.cumsum([len(source) for source in sources]) <= _PICTURES_BYTES)), 1)
+    drawn = samples.Samples(*(part[:number] for part in drawn))
+    names = readable(weights.class_names or [])
+    labels = [", ".join(names[label] for label in labels if label >= 0) for labels in drawn.labels]
+    return live_model.packed(weights, drawn, config), {"pictures": sources[:number], "labels": labels}
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def define_flags() -> None:
+    """Defines the command's flags."""
+    with help_text.group("The runs", "--workdir runs/muon runs/adam --output report.html"):
+        flags.DEFINE_string("workdir", None, "The folder of a run; more may follow, to be shown side by side.")
+        flags.DEFINE_bool("ema", False, "The runs' averaged parameters.")
+        flags.DEFINE_string("output", "report.html", "The page, local or gs://.")
+    with help_text.group("Their evaluation data", "--workdir runs/cifar10 --data_dir DIR"):
+        flags.DEFINE_bool("evaluate", True, "Read it, for predictions, the accuracy of classes and the model at work.")
+        flags.DEFINE_string("data_dir", None, "Where it is prepared; where it was if not given.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    workdirs = [*([given.workdir] if given.workdir else []), *argv[1:]]
+    if not workdirs:
+        raise UserError("--workdir is missing: give the folder of a run, or of several, such as --workdir runs/cifar10")
+    if not given.evaluate:
+        command_line.refuse_unread(("data_dir",), "with --noevaluate")
+    command = shlex.join(["python", "-m", "mixer.report", *sys.argv[1:]])
+    page = make(workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command)
+    try:
+        files.write_text(epath.Path(given.output), page)
+    except OSError as error:
+        raise UserError(f"--output={given.output} cannot be written ({first_line(error)})") from None
+    print(f"{given.output}: {len(page) / 1e6:.1f} MB")
+
+
+def run() -> None:
+    """Runs the command and exits."""
+    command_line.run(main, define_flags, arguments="[WORKDIR ...]")
+
+
+if __name__ == "__main__":
+    run()
