@@ -6,6 +6,7 @@ weights of each run; and, if it is small, the model of the first run itself, whi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shlex
@@ -26,6 +27,7 @@ from mixer.training.console import Console
 
 with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does not wait
     import jax
+    import jax.numpy as jnp
 
     from mixer.analysis import drawings, samples, units
     from mixer.analysis import lens as of_blocks
@@ -67,7 +69,8 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
     """
     found = runs.read(workdirs)
     shown = [_of_weights(run, ema, data_dir, evaluates) for run in found]
-    model, pictures_of_model = None, {}
+    model: dict[str, Any] | None = None
+    pictures_of_model: dict[str, Any] = {}
     try:
         model, pictures_of_model = _live(shown[0][1])
         no_model = ""
@@ -146,7 +149,7 @@ def _classes(found: Evaluation, names: Sequence[str]) -> list[tuple[str, float]]
 
 def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns each sample with the model's first guess."""
-    shares = np.asarray(loss.probabilities(drawn.logits))
+    shares = np.asarray(loss.probabilities(jnp.asarray(drawn.logits)))
     found = []
     for picture, labels, of_sample in zip(drawn.pictures, drawn.labels, shares, strict=True):
         guess, own = int(np.argmax(of_sample)), labels[labels >= 0]
@@ -198,11 +201,13 @@ def main(argv: list[str]) -> None:
     if not given.evaluate:
         command_line.refuse_unread(("data_dir",), "with --noevaluate")
     command = shlex.join(["python", "-m", "mixer.report", *sys.argv[1:]])
-    page = make(workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command)
-    try:
-        files.write_text(epath.Path(given.output), page)
-    except OSError as error:
-        raise UserError(f"--output={given.output} cannot be written ({first_line(error)})") from None
+    with contextlib.ExitStack() as stack:
+        try:  # before the work
+            file = stack.enter_context(files.opened_to_write(epath.Path(given.output)))
+        except OSError as error:
+            raise UserError(f"--output={given.output} cannot be written ({first_line(error)})") from None
+        page = make(workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command).encode()
+        file.write(page)
     print(f"{given.output}: {len(page) / 1e6:.1f} MB")
 
 

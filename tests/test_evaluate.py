@@ -26,6 +26,8 @@ from mixer.transfer import weights as transfer_weights
 from tests.trained_run import DATASET, make_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

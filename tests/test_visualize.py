@@ -37,7 +37,8 @@ def test_a_run_is_drawn_block_by_block(run, tmp_path):
     done = command(f"--checkpoint={run}", f"--output={tmp_path / 'new' / 'figures'}", "--blocks=1")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "new" / "figures"
-    assert sorted(path.name for path in folder.iterdir()) == ["lens.png", "numbers.json", "stem.png", "units_block_1.png"]
+    made = sorted(path.name for path in folder.iterdir())
+    assert made == ["lens.png", "numbers.json", "stem.png", "units_block_1.png"]
     for path in folder.glob("*.png"):
         pixels = np.asarray(Image.open(path))
         assert min(pixels.shape[:2]) > 250

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float
-from matplotlib import cm, colors
+from matplotlib import cm, colors, ticker
 from matplotlib.figure import Figure
 
 from mixer.analysis import units as of_units
@@ -65,7 +65,7 @@ def lens_figure(title: str, accuracy: Sequence[float], chance: float) -> Figure:
     axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
     axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)", ylim=(0, None))
     axes.set_title(textwrap.fill(title, 70), fontsize="medium")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(loc="best")
     return figure
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from etils import epy
 from jaxtyping import Array, Float
 
@@ -30,8 +29,9 @@ def logits_after_blocks(
 
     Within jit, XLA computes the blocks that these models share only once.
     """
-    depths = range(model.num_blocks + 1)
-    return jnp.stack([model.clone(num_blocks=depth).apply({"params": params}, images) for depth in depths])
+    depths = [model.clone(num_blocks=depth) for depth in range(model.num_blocks + 1)]
+    logits: list[Any] = [depth.apply({"params": params}, images) for depth in depths]
+    return jnp.stack(logits)
 
 
 class Lens:
@@ -39,6 +39,7 @@ class Lens:
 
     def __init__(self, settings: ml_collections.ConfigDict, context: evaluator.Context):
         """Opens the split; see `classification.Classification`, which has the same arguments and errors."""
+        assert isinstance(context.model, MlpMixer)
         self._config, self._context = classification.input_of(settings, context.input), context
         source = readers.open_source(self._config, settings.split, context.cache_dir)
         self.source = class_matching.matched(source, context, self._config.dataset)
@@ -53,11 +54,12 @@ class Lens:
           params: of the context's model.
           through: passes the batches on, and may show how many are done.
         """
-        correct, labelled = np.zeros(self._context.model.num_blocks + 1), 0.0
+        correct: Any = 0.0
+        labelled = 0.0
         for batch in evaluator.split_batches(self.source, self._config, self._context, through):
             of_batch = jax.device_get(self._step(params, batch))
             correct, labelled = correct + of_batch[0], labelled + float(of_batch[1])
-        return list((correct / labelled).tolist()) if labelled else []
+        return [float(share) for share in correct / labelled] if labelled else []
 
 
 def _counts(model: MlpMixer, params: Any, batch: Batch) -> tuple[Array, Array]:

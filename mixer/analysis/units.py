@@ -64,7 +64,8 @@ def half_energy_tokens(units: Units) -> Int[np.ndarray, " units"]:
     """Counts the tokens that hold half of a unit's energy, the sum of its squared weights. Fewer are more local."""
     energy = np.sort(np.square(units, dtype=np.float64), axis=1)[:, ::-1]
     held = np.cumsum(energy, axis=1)
-    return 1 + np.sum(held < held[:, -1:] / 2, axis=1)
+    tokens: np.ndarray = 1 + np.sum(held < held[:, -1:] / 2, axis=1)
+    return tokens
 
 
 def mean_frequency(units: Units) -> Float[np.ndarray, " units"]:
@@ -78,7 +79,9 @@ def frequency_of_images(images: Float[np.ndarray, "images height width colours"]
     power = np.sum(np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2, axis=3)
     along = np.fft.fftfreq(images.shape[1]) * images.shape[1]
     radius = np.hypot(along[:, None], along[None])
-    return np.sum(power * radius, axis=(1, 2)) / np.maximum(np.sum(power, axis=(1, 2)), np.finfo(np.float64).tiny)
+    whole = np.sum(power, axis=(1, 2))
+    mean: np.ndarray = np.sum(power * radius, axis=(1, 2)) / np.maximum(whole, np.finfo(np.float64).tiny)
+    return mean
 
 
 def in_pairs(units: Units) -> Int[np.ndarray, " units"]:
@@ -103,6 +106,6 @@ def _correlations(units: Units) -> Float[np.ndarray, "units units"]:
     centred = units.astype(np.float64) - np.mean(units, axis=1, keepdims=True, dtype=np.float64)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     scaled = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-6 * np.linalg.norm(units))
-    correlation = scaled @ scaled.T
+    correlation: np.ndarray = scaled @ scaled.T
     np.fill_diagonal(correlation, 0.0)
     return correlation

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import FrozenConfigDict
 
+from mixer import models
 from mixer.config import checks, run_folder
 from mixer.runtime.errors import UserError
 from mixer.training import history
@@ -82,6 +83,7 @@ def _short(workdirs: Sequence[str]) -> list[str]:
 def summary(runs: Sequence[Run]) -> Rows:
     """Returns what the runs did and what came out, with the counts behind each share."""
     rows: Rows = [
+        ("model", [models.name_of(models.create(num_classes=0, **run.config.model)) for run in runs]),
         ("data", [f"{run.config.input.dataset}, {run.config.input.train_split}" for run in runs]),
         ("image size", [f"{run.config.input.image_size} pixels" for run in runs]),
         ("steps", [f"{run.lines[-1]['step']:,} of {run.config.batch_size:,} images" for run in runs]),
@@ -96,7 +98,7 @@ def summary(runs: Sequence[Run]) -> Rows:
     rows += [
         ("images a second on each core, last", [_number(run, speed) for run in runs]),
         ("waiting for images, last", [f"{run.last(wait).get(wait, math.nan):.1%}" for run in runs]),
-        ("devices", [run.starts[-1].machine.get("devices", "") if run.starts else "" for run in runs]),
+        ("devices", [", ".join({start.machine.get("devices", ""): None for start in run.starts}) for run in runs]),
     ]
     return rows
 

@@ -56,7 +56,7 @@ def page(
     shown = [
         {
             "name": run.name, "config": of_folders.settings(run), "starts": of_folders.starts(run),
-            "predictions_note": f"{len(of_run.predictions)} images, drawn at random from the split; the share is that of the model's own guess.", **of_run._asdict(),
+            **of_run._asdict(),
         }
         for run, of_run in zip(runs, evaluated, strict=True)
     ]  # fmt: skip
@@ -80,9 +80,8 @@ def _sections(shown: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     found = [("result", "Result"), ("model", "The model at work"), ("curves", "Curves"), ("images", "Unusable images")]
     for number, run in enumerate(shown):
         of_run = f" ({run['name']})" if len(shown) > 1 else ""
-        parts = (("classes", "Classes", run["classes"]), ("predictions", "Predictions", run["predictions"]))
-        parts += (("weights", "Weights", run["figures"]),)
-        found += [(f"{anchor}{number}", name + of_run) for anchor, name, is_there in parts if is_there]
+        parts = {"classes": "Classes", "predictions": "Predictions", "figures": "Weights"}
+        found += [(f"{part}{number}", name + of_run) for part, name in parts.items() if run[part]]
     return found
 
 

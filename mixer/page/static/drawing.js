@@ -1,17 +1,31 @@
 // Small drawings: grids of patches, bars, and pixels of pictures.
 
-/** Draws a value for each patch: red above zero, blue below; values of one sign from white to red. Opacity up to 1. */
-function drawGrid(canvas, values, opacity) {
+const RED = [178, 24, 43];
+const BLUE = [33, 102, 172];
+const WHITE = 247;
+
+/** Draws a value for each patch: white at zero, red above and blue below; if all are above zero, white at the least. */
+function drawGrid(canvas, values) {
+  const least = Math.min(...values);
+  const zero = least > 0 ? least : 0;
+  const limit = Math.max(...values.map((value) => Math.abs(value - zero))) || 1;
+  draw(canvas, values, (value) => {
+    const share = Math.abs(value - zero) / limit;
+    return [...(value > zero ? RED : BLUE).map((colour) => WHITE + (colour - WHITE) * share), 255];
+  });
+}
+
+/** Draws a value for each patch over what lies below: clear at zero, red above and blue below. */
+function drawOverlay(canvas, values) {
+  const limit = Math.max(...values.map(Math.abs)) || 1;
+  draw(canvas, values, (value) => [...(value > 0 ? RED : BLUE), (190 * Math.abs(value)) / limit]);
+}
+
+function draw(canvas, values, colourOf) {
   const grid = Math.sqrt(values.length);
   canvas.width = canvas.height = grid;
   const image = new ImageData(grid, grid);
-  const limit = Math.max(...values.map(Math.abs)) || 1;
-  values.forEach((value, i) => {
-    const share = Math.abs(value) / limit;
-    const [red, green, blue] = value > 0 ? [178, 24, 43] : [33, 102, 172];
-    const colour = opacity < 1 ? [red, green, blue] : [red, green, blue].map((c) => 247 + (c - 247) * share);
-    image.data.set([...colour, 255 * (opacity < 1 ? share * opacity : 1)], i * 4);
-  });
+  values.forEach((value, i) => image.data.set(colourOf(value), i * 4));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 

@@ -49,13 +49,13 @@ function modelView(packed, samples) {
     view.shownPicture().forEach((value, i) => (rgba.data[Math.floor(i / 3) * 4 + (i % 3)] = value));
     for (let pixel = 0; pixel < packed.size ** 2; pixel++) rgba.data[pixel * 4 + 3] = 255;
     canvas.getContext("2d").putImageData(rgba, 0, 0);
-    drawGrid(at("overlay"), view.unit === null ? new Float32Array(grid * grid) : unitWeights(view.unit), 0.75);
+    drawOverlay(at("overlay"), view.unit === null ? new Float32Array(grid * grid) : unitWeights(view.unit));
   }
 
   samples.pictures.forEach((source, number) => {
     const button = document.createElement("button");
     button.className = "thumbnail";
-    button.title = button.ariaLabel = `picture ${number}: ${samples.labels[number]}`;
+    button.title = button.ariaLabel = `picture ${number + 1}: ${samples.labels[number]}`;
     const image = Object.assign(new Image(), { src: source, alt: "" });
     button.append(image);
     button.onclick = () => takeSample(number);
@@ -65,7 +65,7 @@ function modelView(packed, samples) {
   async function takeSample(number) {
     const picture = await pixelsOf(samples.pictures[number], packed.size);
     [...at("thumbnails").children].forEach((button, i) => (button.ariaPressed = i === number));
-    view.take(picture, `Picture ${number} of the evaluation: ${samples.labels[number]}.`);
+    view.take(picture, `Picture ${number + 1} of ${samples.pictures.length}: ${samples.labels[number] || "without a label"}.`);
   }
 
   async function takeFile(file) {
@@ -114,7 +114,7 @@ function modelView(packed, samples) {
     at("channel").disabled = !ofChannel;
     at("channel-number").textContent = ofChannel ? at("channel").value : "";
     const values = ofChannel ? channelOf(tokens, Number(at("channel").value)) : sizes(tokens);
-    drawGrid(at("map"), values, 1);
+    drawGrid(at("map"), values);
     at("step-name").textContent = name;
     at("step").setAttribute("aria-valuetext", name);
     at("map").ariaLabel = `tokens ${name}: from ${Math.min(...values).toFixed(2)} to ${Math.max(...values).toFixed(2)}`;
@@ -180,7 +180,7 @@ function modelView(packed, samples) {
       button.className = "unit";
       button.ariaLabel = `unit ${unit} of block ${block}`;
       const canvas = document.createElement("canvas");
-      drawGrid(canvas, unitWeights({ block, unit }), 1);
+      drawGrid(canvas, unitWeights({ block, unit }));
       button.append(canvas);
       button.onmouseenter = button.onfocus = button.onclick = () => select({ block, unit });
       button.onmouseleave = button.onblur = () => select(null);

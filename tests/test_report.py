@@ -1,0 +1,269 @@
+"""`mixer.report`: the page in a real browser, and the model that runs in it beside NumPy's."""
+
+import base64
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer.data import datasets, readers
+from mixer.training.metrics import read_metrics
+from mixer.transfer import weights as transfer_weights
+from tests import float64
+from tests.trained_run import make_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DATASET = "fractals/4x250x16"  # 900 training and 100 validation images of four classes, 16 pixels
+PICTURES = 100
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mixer.report", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    datasets.prepare_embedded(DATASET, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+    """Two runs side by side; the first learns."""
+    parent = tmp_path_factory.mktemp("runs")
+    of_both = {"input.dataset": DATASET, "model.tokens_mlp_dim": 8, "total_steps": 200, "eval_steps": 50, "log_steps": 10}
+    return [
+        make_run(parent / "first", data_dir, **of_both),
+        make_run(parent / "second", data_dir, **of_both, **{"optimizer.learning_rate": 1e-4, "seed": 7}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def file(runs, tmp_path_factory):
+    """The page of both runs."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    done = command("--workdir", *runs, f"--output={out}")
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install-dev")
+    if BROWSER is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser, file):
+    """The page, open. Errors and requests to a network fail the test at its end."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems = []
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("request", lambda request: request.url.startswith(("data:", "blob:")) or problems.append(request.url))
+    opened.goto(file.as_uri())
+    opened.wait_for_selector("#answer li")
+    assert problems.pop(0) == file.as_uri()
+    yield opened
+    opened.close()
+    assert problems == []
+
+
+def held(file):
+    """The data that the page holds."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text())[1])
+
+
+def rounded_to_float16(params):
+    return jax.tree.map(lambda array: array.astype(np.float16).astype(np.float64), params)
+
+
+def test_the_page_computes_what_numpy_computes(page, file, runs):
+    """On a hundred images of the evaluation, with weights in float16, to 1e-4."""
+    pictures = held(file)["samples"]["pictures"]
+    assert len(pictures) == PICTURES
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in pictures]
+    weights = transfer_weights.load(str(runs[0]))
+    exact, _ = float64.mixer(rounded_to_float16(weights.params), np.stack(pixels) / 127.5 - 1, 4, 2)
+    found = [page.evaluate(f"view.logitsOf({number})") for number in range(PICTURES)]
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+    np.testing.assert_allclose(held(file)["model"]["logits"], exact, atol=1e-4)
+    assert np.std(exact) > 0.3  # it has learnt something
+
+
+def test_the_pictures_are_those_of_the_evaluation(file, data_dir, runs):
+    config = transfer_weights.load(str(runs[0])).config.input
+    source = readers.open_source(config, "validation", data_dir)
+    known = {np.asarray(Image.open(io.BytesIO(example.image))).tobytes(): example.labels
+             for example in source.fetch(np.arange(source.num_examples))}  # fmt: skip
+    samples = held(file)["samples"]
+    for url, label in zip(samples["pictures"], samples["labels"], strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
+        assert [source.class_names[n] for n in known[pixels.tobytes()] if n >= 0] == [label]
+
+
+def test_the_page_tells_what_the_runs_did(file, runs):
+    text = file.read_text()
+    last = read_metrics(runs[0])[-1]
+    correct = round(last["val/accuracy"] * last["val/count"])
+    assert f"{last['val/accuracy']:.2%} ({correct} of {last['val/count']})" in text
+    assert "optimizer.learning_rate</th><td>0.01</td><td>0.0001</td>" in text
+    charts = {chart["title"]: chart for chart in held(file)["charts"]}
+    assert {"Loss", "Accuracy", "Learning rate", "Gradient norm", "Accuracy of the head after each block"} <= set(
+        charts
+    )
+    loss = {curve["name"]: curve for curve in charts["Loss"]["curves"]}
+    assert loss["first: train"]["x"] == list(range(10, 201, 10))
+    assert loss["second: val"]["x"] == [50, 100, 150, 200]
+    assert loss["first: val"]["y"][-1] == pytest.approx(last["val/loss"], rel=1e-4)
+    blocks = {curve["name"]: curve["y"] for curve in charts["Accuracy of the head after each block"]["curves"]}
+    assert blocks["first"][-1] == pytest.approx(last["val/accuracy"], abs=1e-4)
+
+
+def test_every_control_does_what_it_says(page, tmp_path):
+    answer = lambda: page.inner_text("#answer")  # noqa: E731
+    picture = lambda: page.evaluate("document.getElementById('picture').toDataURL()")  # noqa: E731
+    grid = lambda: page.evaluate("document.getElementById('map').toDataURL()")  # noqa: E731
+    seen = picture()
+    page.click(".thumbnail:nth-child(3)")
+    page.wait_for_selector(".thumbnail:nth-child(3)[aria-pressed=true]")
+    assert picture() != seen
+    assert "Picture 3 of 100" in page.inner_text("#label")
+
+    assert page.inner_text("#step-name") == "block 1, channels mixed"
+    assert page.is_disabled("#forward")
+    before = grid()
+    page.click("#back")
+    assert page.inner_text("#step-name") == "block 1, tokens mixed"
+    assert grid() != before
+    page.focus("#step")
+    page.keyboard.press("Home")
+    assert page.inner_text("#step-name") == "after the stem"
+    assert page.is_disabled("#back")
+    assert "stem" in page.inner_text("#guesses [aria-current]")
+    page.select_option("#what", "channel")
+    page.focus("#channel")
+    before = grid()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#channel-number") == "1"
+    assert grid() != before
+
+    overlay = lambda: page.evaluate("document.getElementById('overlay').toDataURL()")  # noqa: E731
+    before = overlay()
+    page.hover(".unit:nth-child(2)")
+    assert overlay() != before
+    assert re.match(r"Unit \d of block 0 ", page.inner_text("#unit-name"))
+
+    drawn = tmp_path / "own.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(drawn)
+    before = answer()
+    page.set_input_files("#file", drawn)
+    page.wait_for_selector("#label:has-text('own.png')")
+    assert answer() != before
+    (tmp_path / "no.png").write_text("no picture")
+    page.set_input_files("#file", tmp_path / "no.png")
+    page.wait_for_selector("#label:has-text('no.png is not a picture')")
+
+
+def test_shuffled_patches_change_the_answer_and_shuffled_weights_bring_it_back(page):
+    before = page.evaluate("[...view.result.guesses.at(-1)]")
+    page.click("#move-patches")
+    moved = page.evaluate("[...view.result.guesses.at(-1)]")
+    assert np.max(np.abs(np.subtract(moved, before))) > 1e-2
+    assert "The patches are shuffled" in page.inner_text("#moves")
+    page.click("#move-weights")
+    np.testing.assert_allclose(page.evaluate("[...view.result.guesses.at(-1)]"), before, atol=1e-5)
+    assert "again" in page.inner_text("#moves")
+    page.click("#put-back")
+    assert page.evaluate("[...view.result.guesses.at(-1)]") == before
+
+
+def test_the_page_compares_itself_with_jax(page):
+    page.click("#check")
+    page.wait_for_selector("#check:enabled")
+    text = page.inner_text("#checked")
+    assert float(re.search(r"On 100 pictures, no logit differs from JAX's by more than (\S+)\.$", text)[1]) < 1e-4
+
+
+def test_charts_follow_the_pointer_and_the_arrow_keys(page):
+    chart = page.locator(".chart").first
+    chart.hover()
+    legend = chart.locator(".u-legend .u-value").first
+    assert legend.inner_text() not in ("", "--")
+    chart.focus()
+    for _ in range(30):
+        page.keyboard.press("ArrowLeft")
+    assert legend.inner_text() == "10"
+    page.keyboard.press("ArrowRight")
+    assert legend.inner_text() == "20"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark(browser, file, width, scheme):
+    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    opened.goto(file.as_uri())
+    opened.wait_for_selector("#answer li")
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    colour = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+    opened.close()
+
+
+def test_everything_to_operate_has_a_name(page):
+    """By which a screen reader announces it."""
+    operable = "button, input, select, summary, [tabindex], [role=img], img:not(button img)"
+    names = "e.ariaLabel || e.alt || e.innerText || e.labels?.length"
+    unnamed = page.evaluate(
+        f"[...document.querySelectorAll('{operable}')].filter(e => !({names})).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert unnamed == []
+
+
+def test_the_page_is_small(file):
+    assert file.stat().st_size < 1e6
+
+
+def test_runs_that_cannot_be_evaluated_are_shown_without_predictions(runs, tmp_path):
+    done = command("--workdir", runs[1], f"--output={tmp_path / 'r.html'}", "--noevaluate")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "r.html").read_text()
+    assert "--noevaluate was given" in text
+    assert "The model is not part of this page" in text
+    assert "Token-mixing units of block 0" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: --workdir is missing"),
+        (["--workdir=/nowhere"], "/nowhere"),
+        (["--workdir=RUN", "--output=/proc/report.html"], "error: --output=/proc/report.html cannot be written"),
+        (["--workdir=RUN", "--noevaluate", "--data_dir=x"], "--data_dir would not be read with --noevaluate"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(runs, arguments, message):
+    done = command(*(argument.replace("RUN", str(runs[0])) for argument in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
