@@ -172,7 +172,6 @@ def _scaling() -> None:
     settings, path = _settings(), epath.Path(given.output)
     if not path.parent.is_dir():
         raise UserError(f"--output={given.output}: there is no folder {path.parent}")
-    scaling.check_drawing()
     curves = scaling.measure(settings, _tell)
     if given.json:
         print(json_text.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))

@@ -200,11 +200,7 @@ def main(argv: list[str]) -> None:
         command_line.refuse_unread(("resize",), "without --image_size")
     if given.batch_per_core < 1:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
-    try:
-        task_name, task = tasks.find(given.task) if given.task else (None, None)
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
-
+    task_name, task = find_task()
     weights = transfer_weights.load(checkpoint, given.ema)
     weights.model()  # it says in one line that these are no Mixer's weights, if they are not
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
@@ -261,6 +257,18 @@ def _features_scored(
     return metrics, {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}, []
 
 
+def find_task() -> tuple[str | None, tasks.Task | None]:
+    """Returns the full name of --task, and the task; none if the flag was not given.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    try:
+        return tasks.find(flags.FLAGS.task) if flags.FLAGS.task else (None, None)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+
+
 @contextlib.contextmanager
 def _flags_in_messages() -> Iterator[None]:
     """Replaces the names of settings in an error by the flags that change them."""
@@ -280,19 +288,28 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 
 
 def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_collections.ConfigDict, str]:
-    """Returns the input config and the split, with what the flags change.
-
-    Images that the model was not trained on, in class folders without folders for splits, are evaluated all.
-    """
+    """Returns the input config and the split, with what the flags change."""
     given, own_data = flags.FLAGS, config.data_dir
     for name in ("data_dir", "eval_crop", "eval_resize"):
         if given[name].value is not None:
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    if given.split or config.dataset != "folder" or _same_folder(config.data_dir, own_data):
-        return config, given.split or split
-    return config, split if folder.has_splits(config, download.cache_folder()) else "all"
+    return config, given.split or default_split(config, split, own_data)
+
+
+def default_split(config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
+    """Returns the split to evaluate on.
+
+    Args:
+      config: as `config.input`.
+      split: that of the run or of the task. Of a folder that is not the run's and has no folders for splits, all images
+        are evaluated instead, since the model was not trained on any.
+      own_data: the run's data_dir.
+    """
+    if config.dataset != "folder" or _same_folder(config.data_dir, own_data):
+        return split
+    return split if folder.has_splits(config, download.cache_folder()) else "all"
 
 
 def _few_shot_settings(

@@ -122,7 +122,8 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     """
     assert weights.config is not None
     config, split = evaluate.input_config(weights, None)
-    config.data_dir = data_dir or config.data_dir
+    own_data, config.data_dir = config.data_dir, data_dir or config.data_dir
+    split = evaluate.default_split(config, split, own_data)
     batch_size = 64 * jax.device_count()
     through = functools.partial(Console(to_stderr=True).counted, f"evaluating {weights.source}")
     loss = weights.config.loss
@@ -206,7 +207,9 @@ def main(argv: list[str]) -> None:
             file = stack.enter_context(files.opened_to_write(epath.Path(given.output)))
         except OSError as error:
             raise UserError(f"--output={given.output} cannot be written ({first_line(error)})") from None
-        page = make(workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command).encode()
+        page = make(
+            workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command
+        ).encode()
         file.write(page)
     print(f"{given.output}: {len(page) / 1e6:.1f} MB")
 

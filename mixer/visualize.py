@@ -145,9 +145,9 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     try:
         if weights.model().num_classes == 0:
             raise UserError(f"{weights.source} has no head")
-        config, split = evaluate.input_config(weights, tasks.find(given.task)[1] if given.task else None)
-        config.data_dir = given.data_dir or config.data_dir
-        return draw_lens(weights, config, given.split or split, folder)
+        config, split = evaluate.input_config(weights, evaluate.find_task()[1])
+        own_data, config.data_dir = config.data_dir, given.data_dir or config.data_dir
+        return draw_lens(weights, config, given.split or evaluate.default_split(config, split, own_data), folder)
     except UserError as error:
         if asked:
             raise

@@ -28,8 +28,9 @@ with epy.lazy_imports():  # they take a second, for which --help does not wait
     import jax
     import matplotlib
 
+    from mixer import report
     from mixer.config import checks, run_folder
-    from mixer.runtime import compilation_cache, preemption
+    from mixer.runtime import compilation_cache, files, preemption
 
 FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"
@@ -75,6 +76,10 @@ def _tour(stop: preemption.Stop) -> None:
         seconds.append(time.monotonic() - before)
 
     _draw(FOLDER / "curves.png")
+    console.keep("the page of these runs is made ...")
+    shown = [_folder("pre-trained", 0), _folder("from scratch", 0), PRETRAINING]
+    page = report.make(list(map(str, shown)), ema=False, data_dir=None, evaluates=True, command="make quickstart")
+    files.write_text(FOLDER / "report.html", page)
     _summarise(time.monotonic() - started)
 
 
@@ -157,7 +162,8 @@ def _summarise(seconds: float) -> None:
     for start, values in accuracies.items():
         each = ", ".join(f"{value:.1f}" for value in values)
         print(f"  {start:13} {statistics.mean(values):5.1f}% +- {statistics.stdev(values):.1f}  ({each})")
-    print(f"\nCheckpoints and logs   {FOLDER}/fractals and {FOLDER}/digits_*")
+    print(f"\nOpen in a browser      {FOLDER}/report.html: curves, predictions, weights, and the model itself at work")
+    print(f"Checkpoints and logs   {FOLDER}/fractals and {FOLDER}/digits_*")
     print(f"TensorBoard            .venv/bin/tensorboard --logdir {FOLDER}")
     print(f"Curves                 {FOLDER}/curves.png")
 

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Begun in the background by a script, the tests would hand down to the commands they interrupt that it be ignored.
+# Begun in the background by a script, or by nohup, the tests would hand down to the commands that they interrupt that
+# these signals be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no reason to fail, and a failure should be the same when it is looked into.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)

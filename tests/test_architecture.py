@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "mixer"
 # From the top down. A room may import from itself and from any later layer; rooms of one layer do not know each other.
 LAYERS = [
     {"commands"},
-    {"performance"},
+    {"page"},
+    {"performance", "analysis"},
     {"evaluation", "transfer"},
     {"training"},
     {"data", "config"},

@@ -11,7 +11,18 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "predict", "export", "sweep", "verify_resume", "benchmark", "preflight"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "sweep",
+    "verify_resume",
+    "benchmark",
+    "preflight",
+    "visualize",
+    "report",
+]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 PREPARED = ["folder", "imagenet21k", "multilabel", "fractals", "digits", "index"]
 CALLED = [

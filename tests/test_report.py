@@ -45,7 +45,13 @@ def data_dir(tmp_path_factory):
 def runs(tmp_path_factory, data_dir):
     """Two runs side by side; the first learns."""
     parent = tmp_path_factory.mktemp("runs")
-    of_both = {"input.dataset": DATASET, "model.tokens_mlp_dim": 8, "total_steps": 200, "eval_steps": 50, "log_steps": 10}
+    of_both = {
+        "input.dataset": DATASET,
+        "model.tokens_mlp_dim": 8,
+        "total_steps": 200,
+        "eval_steps": 50,
+        "log_steps": 10,
+    }
     return [
         make_run(parent / "first", data_dir, **of_both),
         make_run(parent / "second", data_dir, **of_both, **{"optimizer.learning_rate": 1e-4, "seed": 7}),

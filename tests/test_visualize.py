@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixer import visualize
 from mixer.data import datasets
+from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 from mixer.transfer import npz
 from mixer.transfer import weights as transfer_weights
@@ -67,9 +69,7 @@ def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--blocks=2"], "error: --blocks=2: expected numbers from 0 to 1, such as --blocks=0,1"),
-        (["--blocks=0,x"], "error: --blocks=0,x: expected numbers"),
-        (["--split=nowhere"], "nowhere"),
+        (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
         (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
         (["--task=cats"], "error: --task='cats'"),
     ],
@@ -79,3 +79,12 @@ def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path, arguments, mess
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_first_three_blocks_are_drawn_if_none_is_named():
+    assert visualize._blocks(None, 12) == [0, 1, 2]
+    assert visualize._blocks(None, 2) == [0, 1]
+    assert visualize._blocks(["11", "0"], 12) == [0, 11]
+    for wrong in (["12"], ["-1"], ["x"], []):
+        with pytest.raises(UserError, match="expected numbers from 0 to 11"):
+            visualize._blocks(wrong, 12)

@@ -8,12 +8,12 @@ Three models of size S with patches of 16 pixels are measured at growing image s
 """
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
+from matplotlib.figure import Figure
 
 from mixer.models.mlp_mixer import VARIANTS as MIXER_VARIANTS
 from mixer.performance import compiling, model_speed
@@ -118,20 +118,8 @@ def table(curves: Sequence[Curve]) -> str:
     return "\n".join([*lines, "exponent: of the number of patches, between the last two lines"])
 
 
-def check_drawing() -> None:
-    """Checks that matplotlib is installed. Called before measuring, which takes minutes.
-
-    Raises:
-      UserError: it is not.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--scaling draws with matplotlib, which is missing: pip install 'mixer-jax[quickstart]'")
-
-
 def draw(curves: Sequence[Curve], path: epath.Path) -> None:
     """Draws FLOPs and times against the number of patches, into a PNG file."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, unit, values in (

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
 from scripts import quickstart
 
 ACCURACY = {  # of three seeds at steps 50 and 100
