@@ -71,7 +71,7 @@ def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
     [
         (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
         (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
-        (["--task=cats"], "error: --task='cats'"),
+        (["--task=cats"], "error: --task 'cats': expected one of"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path, arguments, message):
