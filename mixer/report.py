@@ -170,7 +170,7 @@ def _live(of_run: _Model | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if of_run is None:
         raise UserError("it needs pictures of the run's evaluation")
     weights, config, drawn = of_run
-    live_model.check(weights)
+    live_model.check(weights, config)
     sources = [pictures.exact(picture) for picture in drawn.pictures]
     number = max(int(np.sum(np.cumsum([len(source) for source in sources]) <= _PICTURES_BYTES)), 1)
     drawn = samples.Samples(*(part[:number] for part in drawn))

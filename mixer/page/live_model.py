@@ -23,11 +23,15 @@ def rounded(params: Any) -> Any:
     return jax.tree.map(lambda array: array.astype(np.float16).astype(np.float32), params)
 
 
-def check(weights: Weights) -> None:
+def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
     """Checks that a model can be part of a page.
 
+    Args:
+      weights: of the model.
+      config: as `config.input`.
+
     Raises:
-      UserError: it is no Mixer with a head, it is too large, or a weight is beyond float16.
+      UserError: it is no Mixer with a head, it is too large, a weight is beyond float16, or its images are permuted.
     """
     model = weights.model()
     parameters = sum(array.size for array in jax.tree.leaves(weights.params))
@@ -35,6 +39,8 @@ def check(weights: Weights) -> None:
         raise UserError("it has no head")
     if parameters > MAX_PARAMETERS:
         raise UserError(f"it has {parameters:,} parameters; a page holds up to {MAX_PARAMETERS:,}")
+    if config.permutation != "none":
+        raise UserError("the pixels of its images are permuted (config.input.permutation), which a page does not do")
     with np.errstate(over="ignore"):
         if not all(np.isfinite(array).all() for array in jax.tree.leaves(rounded(weights.params))):
             raise UserError("a weight is too large for float16, in which a page holds weights")

@@ -1,0 +1,34 @@
+"""How pictures are put side by side, and the scale that they share."""
+
+import numpy as np
+
+from mixer.analysis import drawings, units
+
+
+def test_pictures_stand_row_by_row_with_gaps_and_wider_ones_between_pairs():
+    images = np.arange(1.0, 6.0)[:, None, None] * np.ones((5, 8, 8))
+    whole = drawings._mosaic(images, 4, pairs=True)
+    top, left = [np.argwhere(whole == number).min(axis=0) for number in (1, 2, 3, 4, 5)], [0, 9, 20, 29, 0]
+    assert [tuple(place) for place in top] == [(0, left[0]), (0, left[1]), (0, left[2]), (0, left[3]), (9, left[4])]
+    assert np.sum(~np.isnan(whole)) == 5 * 64
+    assert whole.shape == (17, 37)
+
+
+def test_all_units_share_one_scale_around_zero():
+    random = np.random.default_rng(0).normal(size=(6, 16))
+    random[2] *= 5
+    figure = drawings.units_figure("units", random, units.structure(random))
+    (shown,) = figure.axes[0].images
+    assert shown.get_clim() == (-np.max(np.abs(random)), np.max(np.abs(random)))
+    drawn = shown.get_array().compressed() if np.ma.isMaskedArray(shown.get_array()) else shown.get_array()
+    assert set(np.round(drawn[~np.isnan(drawn)], 9)) == set(np.round(random.ravel(), 9))
+    assert f"{units.structure(random).opposite:.2f}" in figure.get_supxlabel()
+
+
+def test_a_zero_weight_of_the_stem_is_grey():
+    kernel = np.zeros((4, 4, 3, 2), np.float32)
+    kernel[0, 0, 0, 0] = -2.0
+    (shown,) = drawings.stem_figure("stem", kernel).axes[0].images
+    colours = {tuple(colour) for colour in np.round(np.asarray(shown.get_array())[:4].reshape(-1, 3), 3)}
+    assert (0.5, 0.5, 0.5) in colours
+    assert (0.0, 0.5, 0.5) in colours

@@ -1,0 +1,90 @@
+"""What the page says of runs, from their folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mixer.config import recipe
+from mixer.page import runs, write
+from mixer.runtime.errors import UserError
+
+
+def write_run(folder, lines, **settings):
+    folder.mkdir(parents=True)
+    config = recipe.base()
+    config.update_from_flattened_dict({"input.dataset": "digits", **settings})
+    (folder / "config.json").write_text(config.to_json())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def line(step, **metrics):
+    return {"step": step, **{name.replace("__", "/"): value for name, value in metrics.items()}}
+
+
+def test_shares_have_their_counts(tmp_path):
+    lines = [line(10, val__accuracy=0.5, val__count=8, few__digits_5shot=0.25, few__digits_5shot_std=0.125)]
+    rows = dict(runs.summary(runs.read([write_run(tmp_path / "a", lines)])))
+    assert rows["val/accuracy"] == ["50.00% (4 of 8)"]
+    assert rows["few/digits_5shot"] == ["25.00% ± 12.50%"]
+
+
+def test_images_without_a_label_do_not_count_for_accuracy(tmp_path):
+    lines = [line(10, val__accuracy=0.5, val__count=8, val__labelled=6)]
+    assert dict(runs.summary(runs.read([write_run(tmp_path / "a", lines)])))["val/accuracy"] == ["50.00% (3 of 6)"]
+
+
+def test_the_names_of_runs_are_as_short_as_they_differ(tmp_path):
+    folders = [write_run(tmp_path / name, [line(1)]) for name in ("cifar/a", "cifar/b", "digits/a")]
+    assert [run.name for run in runs.read(folders)] == ["cifar/a", "cifar/b", "digits/a"]
+    assert [run.name for run in runs.read(folders[:2])] == ["a", "b"]
+    assert [run.name for run in runs.read(folders[:1])] == ["a"]
+    assert [run.name for run in runs.read([f"{folders[0]}/"])] == ["a"]
+
+
+def test_settings_that_differ_are_shown_and_no_others(tmp_path):
+    found = runs.read([write_run(tmp_path / "a", [line(1)], seed=1), write_run(tmp_path / "b", [line(1)], seed=2)])
+    assert runs.differences(found) == [("seed", ["1", "2"])]
+    assert ("seed", "1") in runs.settings(found[0])
+
+
+def test_a_long_curve_keeps_its_ends_and_leaves_out_what_was_not_finite(tmp_path):
+    values = {step: float(step) for step in range(1, 2001)}
+    lines = [line(step, train__loss=value) for step, value in values.items()]
+    lines[99] = line(100, train__loss=None)
+    (chart,) = runs.charts(runs.read([write_run(tmp_path / "a", lines)]))
+    (curve,) = chart["curves"]
+    assert (curve["x"][0], curve["x"][-1]) == (1, 2000)
+    assert 300 < len(curve["x"]) <= 401
+    assert np.all(np.diff(curve["x"]) > 0)
+    assert list(curve["x"]) == curve["y"]
+
+
+def test_unusable_images_are_shown_by_kind(tmp_path):
+    lines = [{"step": 1, "train/bad_images/truncated": 3, "val/unreadable": 0}]
+    found = runs.read([write_run(tmp_path / "a", lines), write_run(tmp_path / "b", [line(1)])])
+    assert runs.bad_images(found) == [("train/bad_images/truncated", ["3", "0"])]
+
+
+def test_no_text_of_a_run_can_become_part_of_the_page(tmp_path):
+    """Names of classes, folders and commands are shown as they are."""
+    lines = [line(1, train__loss=1.0)]
+    (run,) = runs.read([write_run(tmp_path / "<b>a</b>", lines, **{"input.train_split": "</script><i>"})])
+    text = write.page(
+        [run], [write.Evaluated(missing="<u>why")], model=None, no_model="", pictures={"labels": ["</script>"]},
+        command="<s>",
+    )  # fmt: skip
+    for tag in ("<b>", "<i>", "<u>", "<s>"):
+        assert tag not in text
+    assert text.count("</script>") == 2
+
+
+@pytest.mark.parametrize("files", [[], ["config.json"]])
+def test_what_is_no_run_is_told(tmp_path, files):
+    folder = write_run(tmp_path / "a", [])
+    for name in ("config.json", "metrics.jsonl"):
+        if name not in files:
+            (tmp_path / "a" / name).unlink()
+    with pytest.raises(UserError, match="not the config of a run" if not files else "no metrics yet"):
+        runs.read([folder])
