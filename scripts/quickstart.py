@@ -157,13 +157,13 @@ def _draw_accuracy(axes: Any, runs: dict[str, list[pathlib.Path]]) -> None:
 def _summarise(seconds: float) -> None:
     speed = statistics.median(_curve(PRETRAINING, "train/images_per_sec_per_core")[1]) * jax.device_count()
     accuracies = {start: _accuracies(start) for start in STARTS}
-    print(f"\nQuickstart done in {format_seconds(seconds)}; pre-training ran at {speed:.0f} images/s.\n")
+    print(f"\nOpen {FOLDER}/report.html in a browser: curves, predictions, weights, and the model itself at work.")
+    print(f"Quickstart done in {format_seconds(seconds)}; pre-training ran at {speed:.0f} images/s.\n")
     print("Accuracy on 1,497 handwritten digits after training on 100 (mean and standard deviation of three seeds):")
     for start, values in accuracies.items():
         each = ", ".join(f"{value:.1f}" for value in values)
         print(f"  {start:13} {statistics.mean(values):5.1f}% +- {statistics.stdev(values):.1f}  ({each})")
-    print(f"\nOpen in a browser      {FOLDER}/report.html: curves, predictions, weights, and the model itself at work")
-    print(f"Checkpoints and logs   {FOLDER}/fractals and {FOLDER}/digits_*")
+    print(f"\nCheckpoints and logs   {FOLDER}/fractals and {FOLDER}/digits_*")
     print(f"TensorBoard            .venv/bin/tensorboard --logdir {FOLDER}")
     print(f"Curves                 {FOLDER}/curves.png")
 
