@@ -71,11 +71,13 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
     shown = [_of_weights(run, ema, data_dir, evaluates) for run in found]
     model: dict[str, Any] | None = None
     pictures_of_model: dict[str, Any] = {}
+    first, of_first = shown[0]
+    no_model = first.missing
     try:
-        model, pictures_of_model = _live(shown[0][1])
-        no_model = ""
+        if of_first is not None:
+            model, pictures_of_model = _live(of_first)
     except UserError as error:
-        no_model = f"The model is not part of this page: {error}."
+        no_model = str(error)
     return write.page(
         found, [of_run for of_run, _ in shown], model=model, no_model=no_model, pictures=pictures_of_model,
         command=command,
@@ -103,7 +105,7 @@ def _of_weights(
     figures.append(_figure(title, drawings.stem_figure(title, weights.params["stem"]["kernel"])))
     of_run = write.Evaluated(figures=figures, blocks=blocks)
     if not evaluates:
-        return of_run._replace(missing="--noevaluate was given."), None
+        return of_run._replace(missing="--noevaluate was given"), None
     try:
         return _evaluated(of_run, weights, data_dir)
     except UserError as error:
@@ -161,14 +163,12 @@ def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]
     return found
 
 
-def _live(of_run: _Model | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _live(of_run: _Model) -> tuple[dict[str, Any], dict[str, Any]]:
     """Packs a model and its pictures for the page, as many as half a megabyte holds.
 
     Raises:
       UserError: it cannot be part of a page.
     """
-    if of_run is None:
-        raise UserError("it needs pictures of the run's evaluation")
     weights, config, drawn = of_run
     live_model.check(weights, config)
     sources = [pictures.exact(picture) for picture in drawn.pictures]
