@@ -1,0 +1,48 @@
+"""Takes the pictures of a page of mixer.report in docs/figures, with a browser that is installed.
+
+    python -m scripts.photograph runs/report.html docs/figures/report
+
+It writes report_WIDTH_SCHEME.png for a phone and a desk, in light and in dark: the model at work, one screen of it.
+"""
+
+import argparse
+import io
+import pathlib
+import shutil
+import sys
+
+from PIL import Image
+
+_SCREENS = {390: 844, 1280: 900}  # width and height in pixels
+_COLOURS = 128  # of the palette, which makes a picture a third as large
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main() -> None:
+    """Takes four pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=pathlib.Path, metavar="PAGE", help="the page, an HTML file")
+    parser.add_argument("pictures", metavar="PICTURES", help="the pictures' path without _WIDTH_SCHEME.png")
+    args = parser.parse_args()
+    try:
+        from playwright import sync_api  # for which --help does not wait
+    except ImportError:
+        sys.exit("error: playwright is not installed: make install-dev")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        sys.exit(f"error: none of {', '.join(BROWSERS)} is installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        for width, height in _SCREENS.items():
+            for scheme in ("light", "dark"):
+                page = started.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+                page.goto(args.page.resolve().as_uri())
+                page.wait_for_selector("#answer li")
+                page.evaluate("document.getElementById('model').scrollIntoView()")
+                taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+                taken.quantize(_COLOURS).save(f"{args.pictures}_{width}_{scheme}.png", optimize=True)
+                page.close()
+
+
+if __name__ == "__main__":
+    main()
