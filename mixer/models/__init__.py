@@ -58,7 +58,7 @@ def variant(name: str) -> str:
     """
     if short := re.fullmatch(r"(vit_|)([a-z]+)(\d+)", name):
         return f"{'ViT-' if short[1] else ''}{short[2].capitalize()}/{short[3]}"
-    if short := re.fullmatch(r"bit_(r\d+x\d+)", name):
+    if short := re.fullmatch(r"bit_(r\d+x[\d.]+)", name):
         return f"BiT-{short[1].capitalize()}"
     return name
 

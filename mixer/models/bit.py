@@ -18,25 +18,27 @@ from jaxtyping import Array, Float
 
 from mixer.models import layers
 
-# Depth -> units in each block (Table 1 of ResNet, arXiv 1512.03385; R200 from arXiv 1603.05027).
-# A variant is a depth and a width factor: R50x1.
-UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+# Depth -> units in each block (Table 1 of ResNet, arXiv 1512.03385; R200 from arXiv 1603.05027; R14 and R26 from timm's
+# resnet14t and resnet26). A variant is a depth and a width factor: R50x1.
+UNITS = {
+    14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3),
+}  # fmt: skip
 
-NAMES = f"BiT-R and one of {', '.join(map(str, UNITS))}, an x and the width factor, such as BiT-R50x1"
+NAMES = f"BiT-R and one of {', '.join(map(str, UNITS))}, an x and the width factor, such as BiT-R50x1 or BiT-R26x0.5"
 
 
 def parse(name: str) -> dict[str, Any] | None:
     """Returns the attributes of the variant that is called `name`, such as "BiT-R50x1"; None for any other name."""
-    found = re.fullmatch(r"BiT-R(\d+)x([1-9]\d*)", name)
+    found = re.fullmatch(r"BiT-R(\d+)x([1-9]\d*(?:\.5)?|0\.5)", name)
     if found is None or int(found[1]) not in UNITS:
         return None
-    return {"units": UNITS[int(found[1])], "width": int(found[2])}
+    return {"units": UNITS[int(found[1])], "width": float(found[2])}
 
 
 def name_of(model: Any) -> str:
     """Returns a BiT's name, such as "BiT-R50x1"; where its units are those of no depth, a BiT-R with them."""
     depths = (depth for depth, units in UNITS.items() if units == tuple(model.units))
-    return f"BiT-R{next(depths, '-'.join(map(str, model.units)))}x{model.width}"
+    return f"BiT-R{next(depths, '-'.join(map(str, model.units)))}x{model.width:g}"
 
 
 class StandardisedConv(nn.Module):
@@ -105,8 +107,8 @@ class BiT(nn.Module):
     Attributes:
       num_classes: width of the head. With 0 there is no head, and the output is the pre-logits.
       units: number of units in each block, a value of `UNITS`.
-      width: width factor. The first block has 256 * width output channels, and each later block has twice as many as
-        the one before.
+      width: width factor, a multiple of a half, since a norm has 32 groups of channels. The first block has 256 * width
+        output channels, and each later block has twice as many as the one before.
       head_bias_init: initial value of every logit; about -ln(num_classes) suits sigmoid cross-entropy.
       dtype: bfloat16 or float32, of activations and products. Parameters, standardisation, normalisation statistics,
         the mean over pixels and the logits are float32 in either case.
@@ -114,7 +116,7 @@ class BiT(nn.Module):
 
     num_classes: int
     units: tuple[int, ...]
-    width: int
+    width: float
     head_bias_init: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -123,7 +125,7 @@ class BiT(nn.Module):
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
         """Maps images in [-1, 1] to float32 logits. `train` has no effect, because there is no dropout."""
-        x = StandardisedConv(64 * self.width, 7, 2, self.dtype, name="root")(images)
+        x = StandardisedConv(self._root_channels, 7, 2, self.dtype, name="root")(images)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # nn.max_pool itself would pad with -inf
         x = nn.max_pool(x, (3, 3), strides=(2, 2))
         for name, features, stride in self._units():
@@ -132,10 +134,15 @@ class BiT(nn.Module):
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
+    @property
+    def _root_channels(self) -> int:
+        return int(64 * self.width)
+
     def _units(self) -> list[tuple[str, int, int]]:
         """Returns name, output channels and stride of each unit. Every block but the first halves the image."""
+        features = 4 * self._root_channels
         return [
-            (f"block{block + 1}_unit{unit + 1}", 256 * self.width * 2**block, 2 if block > 0 and unit == 0 else 1)
+            (f"block{block + 1}_unit{unit + 1}", features * 2**block, 2 if block > 0 and unit == 0 else 1)
             for block, units in enumerate(self.units)
             for unit in range(units)
         ]
@@ -149,7 +156,7 @@ class BiT(nn.Module):
         Most published figures include them (3.6% more for R50x1 at 224 pixels); some also include the normalisation of
         activations and weights.
         """
-        channels = 64 * self.width
+        channels = self._root_channels
         macs = 3 * channels * _products(image_size, 7, 2)
         size = _strided(_strided(image_size, 2), 2)
         for _, features, stride in self._units():

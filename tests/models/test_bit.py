@@ -15,8 +15,12 @@ from mixer.models.bit import UNITS, BiT, StandardisedConv
 
 # With 1000 classes, as timm 1.0.31 counts them. R152x1 is not among its BiT models: it is torchvision's ResNet-152
 # (60,192,808) less the 7,680 parameters by which every ResNet's norms (v1) outnumber those of its v2. R200x1 is timm's
-# resnet200 (64,673,832) less as many. R200x3 is the sum over layers below alone.
+# resnet200 (64,673,832) less as many, and R26x1 its resnet26 (15,995,176). R200x3, R14x0.5 and R26x0.5 are the sum over
+# layers below alone.
 PARAMETERS = {
+    "R14x0.5": 3_032_328,
+    "R26x0.5": 4_517_768,
+    "R26x1": 15_987_496,
     "R50x1": 25_549_352,
     "R101x1": 44_541_480,
     "R152x1": 60_185_128,
@@ -191,6 +195,15 @@ def test_equals_a_float64_resnet(scale):
     images = scale * IMAGES
     expected = numpy_bit(params, np.asarray(images, np.float64), TINY)
     np.testing.assert_allclose(forward(jnp.float32)(random_params(), images), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_half_the_width_equals_float64():
+    model, images = BiT(7, TINY, 0.5), np.asarray(IMAGES, np.float64)
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: rng.normal(0.2, 0.3, leaf.shape), shapes_of(model, 32))
+    assert params["head"]["kernel"].shape == (1024, 7)
+    found = jax.jit(model.apply)({"params": jax.tree.map(jnp.float32, params)}, IMAGES)
+    np.testing.assert_allclose(found, numpy_bit(params, images, TINY), rtol=2e-4, atol=2e-4)
 
 
 # Weights of 1e-5 have the variance of the standardisation's epsilon.

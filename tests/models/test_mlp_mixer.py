@@ -224,7 +224,22 @@ def test_an_image_that_the_patch_does_not_divide_is_refused(size):
 
 
 @pytest.mark.parametrize(
-    "variant", ["M/16", "B", "B/", "B/x", "B/0", "b/16", "", "ViT-M/16", "ViT/16", "BiT-R50", "BiT-R51x1"]
+    "variant",
+    [
+        "M/16",
+        "B",
+        "B/",
+        "B/x",
+        "B/0",
+        "b/16",
+        "",
+        "ViT-M/16",
+        "ViT/16",
+        "BiT-R50",
+        "BiT-R51x1",
+        "BiT-R50x0",
+        "BiT-R50x0.25",
+    ],
 )
 def test_an_unknown_variant_is_refused(variant):
     with pytest.raises(ValueError, match="expected one of Ti, S, B, L, H"):
@@ -233,7 +248,14 @@ def test_an_unknown_variant_is_refused(variant):
 
 @pytest.mark.parametrize(
     ("short", "full"),
-    [("b16", "B/16"), ("ti16", "Ti/16"), ("vit_l16", "ViT-L/16"), ("bit_r152x4", "BiT-R152x4"), ("B/16", "B/16")],
+    [
+        ("b16", "B/16"),
+        ("ti16", "Ti/16"),
+        ("vit_l16", "ViT-L/16"),
+        ("bit_r152x4", "BiT-R152x4"),
+        ("B/16", "B/16"),
+        ("bit_r26x0.5", "BiT-R26x0.5"),
+    ],
 )
 def test_short_names(short, full):
     assert models.variant(short) == full
@@ -328,7 +350,7 @@ def test_the_smallest_variant_has_the_ratios_of_table_1():
     assert (model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim) == (4, 128, 64, 512)
 
 
-@pytest.mark.parametrize("name", ["Ti/4", "B/16", "H/14", "ViT-S/16", "BiT-R50x1", "BiT-R200x3"])
+@pytest.mark.parametrize("name", ["Ti/4", "B/16", "H/14", "ViT-S/16", "BiT-R50x1", "BiT-R200x3", "BiT-R14x0.5"])
 def test_a_model_has_the_name_of_its_variant(name):
     assert models.name_of(models.create(name, 5)).removeprefix("Mixer-") == name
 
@@ -341,7 +363,7 @@ def test_a_model_has_the_name_of_its_variant(name):
         ("B/16", {"channels_mlp_dim": 1536}, "Mixer-12x768/16"),
         ("ViT-Ti/4", {"num_blocks": 2}, "ViT-2x192/4"),
         ("ViT-B/16", {"num_heads": 6}, "ViT-12x768/16"),
-        ("BiT-R50x1", {"units": (1, 1, 1, 1)}, "BiT-R1-1-1-1x1"),
+        ("BiT-R50x1", {"units": (2, 1, 1, 1)}, "BiT-R2-1-1-1x1"),
     ],
 )
 def test_a_model_whose_widths_are_no_variants_has_the_name_of_its_widths(variant, widths, name):
