@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
 from ml_collections import ConfigDict
 
+from mixer import series
 from mixer.config import command_line, durations, tasks
-from mixer.runtime import files
-from mixer.runtime.errors import DivergedError, UserError
-from mixer.train import train
-from mixer.training.console import Console
-from mixer.training.metrics import read_metrics
+from mixer.runtime.errors import UserError
 from mixer.transfer.sweep_results import Outcome
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
-    from mixer.config import checks, run_folder
+    from mixer.config import checks
     from mixer.data import readers
     from mixer.runtime import preemption
-    from mixer.transfer import init_from
-
-DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
 
 
 def choose(grid: dict[float, float | None]) -> float | None:
     """Returns the learning rate with the highest accuracy, the smallest of equals; None if all diverged."""
     done = {rate: accuracy for rate, accuracy in grid.items() if accuracy is not None}
     return min(done, key=lambda rate: (-done[rate], rate), default=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """One training run of the sweep."""
-
-    title: str
-    folder: epath.Path
-    config: ConfigDict
-    total_steps: int
-
-    def result(self) -> dict[str, float] | None:
-        """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
-
-        Raises:
-          UserError: the folder holds a run of another config.
-        """
-        if not files.exists(self.folder / run_folder.CONFIG_FILE):
-            return None
-        config = init_from.with_token_width(self.config, None, self.folder)
-        run_folder.check_same(run_folder.with_shuffle_block(config, self.folder, otherwise=1), self.folder)
-        if files.exists(self.folder / DIVERGED_FILE):
-            return {}
-        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
-        return lines[-1] if lines else None
 
 
 class Sweep:
@@ -83,12 +50,10 @@ class Sweep:
         Raises:
           UserError: a config is wrong, its data is not there, or a folder holds a run of another config.
         """
-        self._spec, self._overrides, self._workdir = spec, overrides, epath.Path(workdir)
-        self._stop = stop or preemption.Stop()
+        self._spec, self._overrides, self._workdir, self._stop = spec, overrides, epath.Path(workdir), stop
         self._rates, self._seeds = {name: sorted(set(given)) for name, given in rates.items()}, range(num_seeds)
         # Training images of each task, and whether while its learning rate is chosen.
         self._num_examples: dict[tuple[str, bool], int] = {}
-        self._number, self._seconds, self._steps = 0, 0.0, 0  # number of the current run; time and steps spent so far
         for name in rates:
             for dev in (True, False):
                 data = self._config(name, self._rates[name][0], 0, dev).input
@@ -106,13 +71,15 @@ class Sweep:
           UserError: a run cannot go on, or every learning rate of a task led to a loss that is not finite.
           PreemptedError: the sweep was asked to stop, and the run that was under way is saved.
         """
+        runs = sum((len(rates) if len(rates) > 1 else 0) + len(self._seeds) for rates in self._rates.values())
+        of_all = series.Series(runs, self._stop)
         for name, rates in self._rates.items():
-            results = {rate: self._finished(run) for rate, run in self._grid_runs(name).items()}
+            results = {rate: of_all.finished(run) for rate, run in self._grid_runs(name).items()}
             grid = {rate: result.get("val/accuracy") for rate, result in results.items()}
             chosen = choose(grid) if grid else rates[0]
             if chosen is None:
                 raise UserError(f"{name}: the loss was not finite with any learning rate; give lower --learning_rates")
-            finals = [self._finished(run) for run in self._final_runs(name, chosen)]
+            finals = [of_all.finished(run) for run in self._final_runs(name, chosen)]
             counts = [int(final["val/count"]) for final in finals if final]
             yield (
                 name,
@@ -138,44 +105,17 @@ class Sweep:
         config.optimizer.learning_rate, config.seed = rate, seed
         return checks.checked(durations.one_unit_each(config, self._overrides))
 
-    def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> _Run:
+    def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> series.Run:
         config = self._config(name, rate, seed, dev)
         title = f"{name}, learning rate {rate}" + ("" if dev else f", seed {seed}")
         total_steps = durations.steps(config, "total", self._num_examples[name, dev])
-        return _Run(title, self._workdir / name / label, config, total_steps)
+        return series.Run(title, self._workdir / name / label, config, total_steps)
 
-    def _grid_runs(self, name: str) -> dict[float, _Run]:
+    def _grid_runs(self, name: str) -> dict[float, series.Run]:
         """Returns the runs on the dev split by learning rate; none if there is only one rate."""
         rates = self._rates[name]
         return {rate: self._run(name, f"lr_{rate}", rate, 0, dev=True) for rate in rates if len(rates) > 1}
 
-    def _final_runs(self, name: str, rate: float) -> list[_Run]:
+    def _final_runs(self, name: str, rate: float) -> list[series.Run]:
         """Returns a run for each seed. Its folder names the learning rate too: with a longer grid another may win."""
         return [self._run(name, f"lr_{rate}_seed_{seed}", rate, seed, dev=False) for seed in self._seeds]
-
-    def _finished(self, run: _Run) -> dict[str, float]:
-        """Returns the result of a run, after training it if it is not done; {} if it diverged."""
-        self._number += 1
-        runs = sum((len(rates) if len(rates) > 1 else 0) + len(self._seeds) for rates in self._rates.values())
-        prefix = f"[{self._number}/{runs}] {run.title}  "
-        result = run.result()
-        if result is not None:
-            said = f"done before, accuracy {result['val/accuracy']:.4f}" if result else "diverged before"
-            Console(prefix).keep(said)
-            return result
-        # This assumes that the runs to come are as long as this one and as fast as those before.
-        left = (runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
-        before, lines = time.monotonic(), read_metrics(run.folder)
-        try:
-            result = train(run.config, run.folder, Console(prefix, left), self._stop)
-        except DivergedError as error:
-            files.write_text(run.folder / DIVERGED_FILE, f"{error}\n")
-            Console(prefix).keep("diverged: the loss is not finite")
-            return {}
-        except UserError as error:
-            raise UserError(f"{run.title}: {error}") from None
-        finally:
-            self._stop.work_ends()
-        self._seconds += time.monotonic() - before
-        self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
-        return result

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from tiny_sweep import TINY, write_cifar10
 
-from mixer import sweep_runs
+from mixer import series, sweep_runs
 from mixer.config import checks, paper, recipe, run_folder, tasks
 from mixer.runtime import preemption
 from mixer.runtime.errors import DivergedError, UserError
@@ -63,7 +63,7 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
         seen[workdir.name] = config
         return {"val/accuracy": {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}[config.optimizer.learning_rate], "val/count": 50}
 
-    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    monkeypatch.setattr(series, "train", fake_train)
     ((name, found),) = make_sweep(data_dir, tmp_path, rates=(0.06, 0.03, 0.01), ema_decay=0.5).outcomes()
     assert (name, found.chosen, found.seeds) == ("cifar10", 0.03, [0.4])
     assert found.grid == {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}
@@ -77,25 +77,25 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
 
 
 def test_a_single_learning_rate_is_not_chosen(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_runs, "train", lambda *_: {"val/accuracy": 0.5, "val/count": 50})
+    monkeypatch.setattr(series, "train", lambda *_: {"val/accuracy": 0.5, "val/count": 50})
     ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,)).outcomes()
     assert (found.grid, found.dev_count, found.chosen, found.count) == ({}, None, 0.02, 50)
 
 
 def test_where_every_learning_rate_diverges_the_sweep_ends(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
+    monkeypatch.setattr(series, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
     with pytest.raises(UserError, match="cifar10: the loss was not finite with any learning rate; give lower"):
         list(make_sweep(data_dir, tmp_path).outcomes())
 
 
 def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, tmp_path, monkeypatch, capsys):
     accuracies = [0.5, math.nan, 0.7]
-    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, accuracies[config.seed]))
+    monkeypatch.setattr(series, "train", lambda config, workdir, *_: keep(config, workdir, accuracies[config.seed]))
     ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()
     assert (found.seeds, found.mean, found.count) == ([0.5, None, 0.7], pytest.approx(0.6), 50)
     assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged: the loss is not finite" in capsys.readouterr().out
 
-    monkeypatch.setattr(sweep_runs, "train", None)  # nothing runs again
+    monkeypatch.setattr(series, "train", None)  # nothing runs again
     assert list(make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()) == [("cifar10", found)]
     assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged before" in capsys.readouterr().out
 
@@ -108,7 +108,7 @@ def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, t
 
 
 def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_runs, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
+    monkeypatch.setattr(series, "train", lambda config, workdir, *_: keep(config, workdir, math.nan))
     ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2).outcomes()
     assert (found.seeds, found.mean, found.count) == ([None, None], None, None)
 
@@ -120,7 +120,7 @@ def test_a_longer_grid_whose_winner_is_another_runs_only_what_is_new(data_dir, t
         ran.append(workdir.name)
         return keep(config, workdir, config.optimizer.learning_rate)  # the highest is the best
 
-    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    monkeypatch.setattr(series, "train", fake_train)
     ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
     assert (found.chosen, ran) == (0.03, ["lr_0.01", "lr_0.03", "lr_0.03_seed_0"])
     ran.clear()
@@ -135,7 +135,7 @@ def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch
     def fake_train(*_):
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(sweep_runs, "train", fake_train)
+    monkeypatch.setattr(series, "train", fake_train)
     with pytest.raises(UserError, match=r"^cifar10, learning rate 0.01: the disk is full$"):
         list(make_sweep(data_dir, tmp_path).outcomes())
 

@@ -1,0 +1,102 @@
+"""Runs that are trained one after the other in one process, each an ordinary run in a folder of its own.
+
+A run that is done is not trained again, and one that was interrupted continues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from etils import epath, epy
+from ml_collections import ConfigDict
+
+from mixer.runtime import files
+from mixer.runtime.errors import DivergedError, UserError
+from mixer.train import train
+from mixer.training.console import Console
+from mixer.training.metrics import read_metrics
+
+with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
+    from mixer.config import run_folder
+    from mixer.runtime import preemption
+    from mixer.transfer import init_from
+
+DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a series.
+
+    Attributes:
+      title: what the lines that it prints begin with.
+      folder: of the run.
+      config: from `checks.checked`.
+      total_steps: its length.
+    """
+
+    title: str
+    folder: epath.Path
+    config: ConfigDict
+    total_steps: int
+
+    def result(self) -> dict[str, float] | None:
+        """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
+
+        Raises:
+          UserError: the folder holds a run of another config.
+        """
+        if not files.exists(self.folder / run_folder.CONFIG_FILE):
+            return None
+        config = init_from.with_token_width(self.config, None, self.folder)
+        run_folder.check_same(run_folder.with_shuffle_block(config, self.folder, otherwise=1), self.folder)
+        if files.exists(self.folder / DIVERGED_FILE):
+            return {}
+        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
+        return lines[-1] if lines else None
+
+
+class Series:
+    """Trains the runs of a series, and tells how far it is."""
+
+    def __init__(self, number: int, stop: preemption.Stop | None = None):
+        """Prepares a series.
+
+        Args:
+          number: how many runs it has.
+          stop: tells when to save and leave; never, if not given.
+        """
+        self._runs, self._stop = number, stop or preemption.Stop()
+        self._number, self._seconds, self._steps = 0, 0.0, 0  # number of the current run; time and steps spent so far
+
+    def finished(self, run: Run) -> dict[str, float]:
+        """Returns the result of the next run, after training it if it is not done; {} if it diverged.
+
+        Raises:
+          UserError: it cannot go on.
+          PreemptedError: the series was asked to stop, and the run is saved.
+        """
+        self._number += 1
+        prefix = f"[{self._number}/{self._runs}] {run.title}  "
+        result = run.result()
+        if result is not None:
+            said = f"done before, accuracy {result['val/accuracy']:.4f}" if result else "diverged before"
+            Console(prefix).keep(said)
+            return result
+        # This assumes that the runs to come are as long as this one and as fast as those before.
+        left = (self._runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
+        before, lines = time.monotonic(), read_metrics(run.folder)
+        try:
+            result = train(run.config, run.folder, Console(prefix, left), self._stop)
+        except DivergedError as error:
+            files.write_text(run.folder / DIVERGED_FILE, f"{error}\n")
+            Console(prefix).keep("diverged: the loss is not finite")
+            return {}
+        except UserError as error:
+            raise UserError(f"{run.title}: {error}") from None
+        finally:
+            self._stop.work_ends()
+        self._seconds += time.monotonic() - before
+        self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
+        return result
