@@ -84,8 +84,8 @@ def fixed(config: ml_collections.ConfigDict) -> list[str]:
     return ["num_classes", "num_examples"] if _PLAIN_SPLIT.fullmatch(config.input.train_split) else ["num_classes"]
 
 
-def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
-    """Returns the TPU-v3 core-days of the paper's pre-training with this model, data, size and number of epochs.
+def paper_row(config: ml_collections.ConfigDict) -> paper.Row | None:
+    """Returns the paper's row of a pre-training run: of this model, data, size and number of epochs.
 
     Returns None if the paper has no such run.
     """
@@ -94,5 +94,11 @@ def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
     run = (config.model.variant, _PAPER_NAMES.get(config.input.dataset), config.total_epochs, config.input.image_size)
     for row in paper.ROWS:
         if run == (row.variant, row.pretraining, row.epochs, row.image_size):
-            return row.thousand_core_days * 1000
+            return row
     return None
+
+
+def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
+    """Returns the TPU-v3 core-days of the paper's row of a pre-training run; None if the paper has no such run."""
+    row = paper_row(config)
+    return row.thousand_core_days * 1000 if row else None

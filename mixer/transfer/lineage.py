@@ -27,7 +27,7 @@ def lineage(init_from: str | None) -> str:
         if init_from in PUBLISHED:
             data = PUBLISHED_DATA[init_from.rpartition("-")[2]]
             return "; ".join([*told, f"{init_from}, trained on {data} as published"])
-        config = _config_of(init_from)
+        config = config_of(init_from)
         if config is None:
             return "; ".join([*told, f"`{init_from}`, of which nothing is known: it is no run's folder here"])
         told.append(
@@ -38,7 +38,7 @@ def lineage(init_from: str | None) -> str:
     return "; ".join([*told, "random parameters"])
 
 
-def _config_of(source: str) -> Any:
+def config_of(source: str) -> Any:
     """Returns the config of the run that is meant, by its folder or one of its checkpoints; None if there is none."""
     path = epath.Path(source)
     if path.parent.name == "checkpoints" and path.name.isdigit():
