@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm test-wandb bench chaos mutants docs lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm test-wandb bench chaos mutants docs notebook lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ quickstart: install  ## pre-train a small Mixer and fine-tune it, within five mi
 
 docs: install  ## write docs/configuration.md from the declared settings
 	$(BIN)/python -m mixer.config.describe > docs/configuration.md
+
+# The script is not called mixer.py: beside the notebook, `import mixer` would find it before the package.
+notebook: install-dev  ## write notebooks/mixer.ipynb from notebooks/mixer_notebook.py
+	$(BIN)/jupytext --quiet --update --output notebooks/mixer.ipynb notebooks/mixer_notebook.py
 
 lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff check .
