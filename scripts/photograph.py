@@ -1,8 +1,9 @@
 """Takes the pictures of a page of mixer.report in docs/figures, with a browser that is installed.
 
-    python -m scripts.photograph runs/report.html docs/figures/report
+    python -m scripts.photograph runs/report.html docs/figures
 
-It writes report_WIDTH_SCHEME.png for a phone and a desk, in light and in dark: the model at work, one screen of it.
+It writes report_WIDTH_SCHEME.png, after the name of the page: one screen of the model at work, for a phone and for a
+desk, in light and in dark.
 """
 
 import argparse
@@ -22,7 +23,7 @@ def main() -> None:
     """Takes four pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=pathlib.Path, metavar="PAGE", help="the page, an HTML file")
-    parser.add_argument("pictures", metavar="PICTURES", help="the pictures' path without _WIDTH_SCHEME.png")
+    parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="where the pictures go")
     args = parser.parse_args()
     try:
         from playwright import sync_api  # for which --help does not wait
@@ -40,7 +41,7 @@ def main() -> None:
                 page.wait_for_selector("#answer li")
                 page.evaluate("document.getElementById('model').scrollIntoView()")
                 taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-                taken.quantize(_COLOURS).save(f"{args.pictures}_{width}_{scheme}.png", optimize=True)
+                taken.quantize(_COLOURS).save(args.folder / f"{args.page.stem}_{width}_{scheme}.png", optimize=True)
                 page.close()
 
 
