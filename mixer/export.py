@@ -25,6 +25,7 @@ from mixer.training.metrics import read_metrics
 from mixer.transfer import published
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    from mixer.transfer import format as transfer_format
     from mixer.transfer import formats, hub, model_card
     from mixer.transfer import weights as transfer_weights
 
@@ -48,11 +49,13 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
     card = out.with_name(f"{out.name}.md")
     if files.exists(card) and not files.read_bytes(card).startswith(model_card.MARK.encode()):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give OUT another name")
+    exported = weights.exported()
+    transfer_format.check_holds(formats.FORMATS[to], exported)
     measured = _measured(weights, ema)
     text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured)
     try:
         with files.opened_to_write(out) as file:
-            formats.FORMATS[to].save(file, weights.exported())
+            formats.FORMATS[to].save(file, exported)
             size = file.tell()
         files.write_text(card, text)
     except OSError as error:
@@ -76,6 +79,7 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
     """
     named = _without_paths(weights)
     exported = weights.exported()
+    transfer_format.check_holds(formats.FORMATS["timm"], exported)
     config = hub.timm_config(exported, predict.input_config(weights))
     command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", named.source, "--to", "timm"])
     text = hub.FRONT_MATTER + model_card.card(

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 from etils import epath, epy
 
+from mixer import models
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import devices, preemption
@@ -142,7 +143,8 @@ def first_state(run: Run, weights: Weights | None) -> TrainState:
     if weights.resized_from is not None:
         resized = f", whose weights are brought from {weights.resized_from} to {run.config.input.image_size} pixels"
     run.console.keep(f"starting from {run.config.init_from}{resized}; {head.said}")
-    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings)
+    model = f"{models.name_of(run.built.model)} for images of {run.config.input.image_size} pixels"
+    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings, model=model)
 
 
 def describe(run: Run, step: int) -> None:

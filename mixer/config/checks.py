@@ -95,6 +95,10 @@ def _check_model(config: ConfigDict) -> None:
             f"config.model.variant={config.model.variant!r}; the nearest that is: "
             f"{layers.nearest_multiple(size, patch_size)}"
         ) from None
+    try:
+        model.forward_macs(size)  # which no pyramid has that cannot start from this size
+    except ValueError as error:
+        raise UserError(f"config.model.{error}") from None
 
 
 def _check_input(fields: Mapping[str, Any]) -> None:

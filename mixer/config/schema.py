@@ -91,7 +91,7 @@ class Setting:
             names = value if self.is_names else [value]
             if unknown := [one for one in names if one not in self.allowed_names]:
                 raise UserError(f"config.{name}={unknown[0]!r}: expected one of {', '.join(self.allowed_names)}")
-        elif isinstance(self.default, tuple):
+        elif self.is_sequence:
             self._check_sequence(name, value)
         elif self.positive and not 0 < value < math.inf:
             raise UserError(f"config.{name}={value}: expected a finite number above 0")
@@ -110,6 +110,11 @@ class Setting:
     def is_names(self) -> bool:
         """Whether values are sequences of names."""
         return isinstance(self.default, tuple) and bool(self.choices)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether values are tuples."""
+        return tuple in (self.kind, type(self.default))
 
     @property
     def is_range(self) -> bool:
@@ -136,7 +141,7 @@ class Setting:
             return "True, False"
         if self.is_range:
             return "smallest, largest" + ("" if self.high == math.inf else f"; at most {self.high:g}")
-        if isinstance(self.default, tuple):
+        if self.is_sequence:
             return "whole numbers above 0"
         if not self.is_number:
             return "text"

@@ -95,6 +95,19 @@ SETTINGS: dict[str, Setting] = {
             "channels_mlp_dim": "D_C, width of the channel-mixing MLP",
         }.items()
     },
+    "model.token_mixing": Setting(
+        "shared", "whose tokens an MLP mixes: shared, one channel's, as in the paper; or Appendix A.1's variants: untied, "
+        "one channel's, with other weights for each group of channels; grouped, several channels'; views, several "
+        "learned views'", "models/token_mixing.py", choices=Registry("mixer.models.token_mixing:TOKEN_MIXINGS"),
+    ),
+    "model.token_groups": Setting(
+        1, "G, the groups of untied, or the channels or views that grouped and views mix at once; divides hidden_dim",
+        "models/token_mixing.py", low=1, needs=(Needs("model.token_mixing", ("untied", "grouped", "views")),),
+    ),
+    "model.pyramid": Setting(
+        None, "tokens after each block, such as 64,16,16,16 (Appendix A.1); not with scan", "models/token_mixing.py",
+        kind=tuple,
+    ),
     "model.dropout": Setting(
         0.0, "probability of dropping a unit after each dense layer (Table 4)", "models/mlp_mixer.py", low=0,
         high=0.999,

@@ -1,6 +1,6 @@
 """Layers that the models share: patches, the MLP, stochastic depth, the stack of blocks, and the head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ class MlpBlock(nn.Module):
       dtype: of activations and products; parameters stay float32.
       dot_general: computes the products in place of `jax.lax.dot_general`, see `runtime/cpu.py`.
       kernel_init, bias_init: of both dense layers.
+      out_dim: width of the output; that of the input if not given.
     """
 
     mlp_dim: int
@@ -34,6 +35,7 @@ class MlpBlock(nn.Module):
     dot_general: DotGeneral | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    out_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch positions width"], key: Key[Array, ""] | None) -> Array:
@@ -45,7 +47,7 @@ class MlpBlock(nn.Module):
         )  # fmt: skip
         y = dense(self.mlp_dim)(x)
         y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
-        y = dense(x.shape[-1])(y)
+        y = dense(self.out_dim or x.shape[-1])(y)
         dropped: Array = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
         return dropped
 
@@ -83,6 +85,7 @@ def apply_blocks(
     stochastic_depth: float,
     remat: bool,
     scan: bool,
+    own_fields: Sequence[Mapping[str, Any]] | None = None,
     **fields: Any,
 ) -> Float[Array, "batch tokens channels"]:
     """Applies the blocks in order. Call it in the compact method of their parent.
@@ -101,7 +104,8 @@ def apply_blocks(
       stochastic_depth: probability of dropping a branch in the last block; it grows linearly from 0 in the first.
       remat: recompute each block's activations in the backward pass instead of storing them.
       scan: compile one block and loop over it; the parameters are stacked inside the step.
-      **fields: attributes of each block; `dropout` is one of them.
+      own_fields: attributes that differ from block to block, for each of them; not with `scan`.
+      **fields: attributes of all blocks; `dropout` is one of them.
     """
     keys = drop_rates = None
     if train and (fields["dropout"] or stochastic_depth):
@@ -123,7 +127,7 @@ def apply_blocks(
 
     for i, name in enumerate(names):
         key, drop_rate = (None if of_all is None else of_all[i] for of_all in (keys, drop_rates))
-        x = make(name=name)(x, key, drop_rate)
+        x = make(name=name, **(own_fields[i] if own_fields else {}))(x, key, drop_rate)
     return x
 
 

@@ -3,7 +3,8 @@
     image -> patches -> `stem` -> n x MixerBlock -> LayerNorm -> mean over tokens -> `head`
 
 Parameter names and shapes are those of the published checkpoints. Options such as remat, scan and dtype change how the
-function is computed, never its parameters.
+function is computed, never its parameters. Only token_mixing, token_groups and pyramid make another model: those of the
+paper's Appendix A.1, which `token_mixing.py` explains.
 
 Every module's output can be captured, without a change to the model:
 
@@ -12,6 +13,7 @@ Every module's output can be captured, without a change to the model:
 """
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Any
 
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from mixer.models import layers, variants
+from mixer.models import layers, token_mixing, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,12 @@ def parse(name: str) -> dict[str, Any] | None:
 
 
 def name_of(model: Any) -> str:
-    """Returns a Mixer's name, such as "Mixer-B/16"; D_S is not part of it, since it grows with the image."""
-    return f"Mixer-{variants.patched_name(model, VARIANTS, ('num_blocks', 'hidden_dim', 'channels_mlp_dim'))}"
+    """Returns a Mixer's name, such as "Mixer-B/16" or "Mixer-B/16 (untied token mixing x4)".
+
+    D_S is not part of it, since it grows with the image.
+    """
+    name = f"Mixer-{variants.patched_name(model, VARIANTS, ('num_blocks', 'hidden_dim', 'channels_mlp_dim'))}"
+    return f"{name} ({model.ablation})" if model.ablation else name
 
 
 class MixerBlock(nn.Module):
@@ -70,6 +76,8 @@ class MixerBlock(nn.Module):
       stochastic_depth_rescale: divide kept branches by 1 - p, so that the expectation in training equals evaluation.
       dtype: of activations and matrix products; parameters and normalisation statistics stay float32.
       dot_general: see `layers.MlpBlock`.
+      token_mixing, token_groups: see `MlpMixer`.
+      tokens_out: tokens of the output, if they are fewer than those of the input.
     """
 
     tokens_mlp_dim: int
@@ -78,6 +86,9 @@ class MixerBlock(nn.Module):
     stochastic_depth_rescale: bool = True
     dtype: DTypeLike = jnp.float32
     dot_general: layers.DotGeneral | None = None
+    token_mixing: str = "shared"
+    token_groups: int = 1
+    tokens_out: int | None = None
 
     @nn.compact
     def __call__(
@@ -85,16 +96,17 @@ class MixerBlock(nn.Module):
         x: Float[Array, "batch tokens channels"],
         key: Key[Array, ""] | None,
         drop_rate: Float[Array, ""] | None,
-    ) -> Float[Array, "batch tokens channels"]:
+    ) -> Float[Array, "batch tokens_out channels"]:
         """Applies the block. key is None in evaluation; drop_rate is None without stochastic depth."""
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
         mlp = partial(layers.MlpBlock, dropout=self.dropout, dtype=self.dtype, dot_general=self.dot_general)
 
+        tokens_out = self.tokens_out or x.shape[1]
+
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
-        y = jnp.swapaxes(y, 1, 2)
-        y = mlp(self.tokens_mlp_dim, name="token_mixing")(y, keys[0])
-        y = jnp.swapaxes(y, 1, 2)
-        x = x + layers.stochastic_depth(y, keys[1], drop_rate, self.stochastic_depth_rescale)
+        mix = token_mixing.TOKEN_MIXINGS[self.token_mixing]
+        y = mix(y, keys[0], self.token_groups, tokens_out, partial(mlp, self.tokens_mlp_dim))
+        x = token_mixing.pooled(x, tokens_out) + layers.stochastic_depth(y, keys[1], drop_rate, self.stochastic_depth_rescale)
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, keys[2])
@@ -120,6 +132,10 @@ class MlpMixer(nn.Module):
         the parameter tree is the same. With remat or scan, loss and gradients agree with the plain model's within
         1e-5 of their norm in float32, and within 4% in bfloat16, because XLA rounds in other places.
       dot_general: see `layers.MlpBlock`.
+      token_mixing: a key of `token_mixing.TOKEN_MIXINGS`. All but shared are of Appendix A.1, as is `pyramid`.
+      token_groups: G, groups of channels with an MLP of their own (untied), or channels or views that are mixed at once
+        (grouped, views); must divide hidden_dim.
+      pyramid: tokens after each block; None if their number stays the same. Not with `scan`.
     """
 
     num_classes: int
@@ -136,6 +152,34 @@ class MlpMixer(nn.Module):
     remat: bool = False
     scan: bool = False
     dot_general: layers.DotGeneral | None = None
+    token_mixing: str = "shared"
+    token_groups: int = 1
+    pyramid: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the options that go together.
+
+        Raises:
+          ValueError: some do not.
+        """
+        super().__post_init__()
+        token_mixing.check(self.token_mixing, self.token_groups, self.hidden_dim)
+        if self.pyramid is not None and self.scan:
+            raise ValueError(f"pyramid={self.pyramid} has blocks of several shapes, over which scan=True cannot loop")
+
+    @property
+    def ablation(self) -> str:
+        """What its token mixing differs in from the paper's model, in words; empty if it does not differ."""
+        return token_mixing.described(self.token_mixing, self.token_groups, self.pyramid)
+
+    def tokens(self, image_size: int) -> tuple[int, ...]:
+        """Returns the number of tokens of a square image: at the first block's input, and after each block.
+
+        Raises:
+          ValueError: the pyramid cannot start from this image size.
+        """
+        tokens = (image_size // self.patch_size) ** 2
+        return tokens, *token_mixing.tokens_after(tokens, self.num_blocks, self.pyramid)
 
     @nn.compact
     def __call__(
@@ -144,7 +188,7 @@ class MlpMixer(nn.Module):
         """Maps images in [-1, 1] to float32 logits. With `train`, give rngs={"dropout": key} if anything is dropped.
 
         Raises:
-          ValueError: the patches do not tile the image.
+          ValueError: the patches do not tile the image, or a pyramid cannot start from it.
         """
         x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="stem")
 
@@ -153,22 +197,34 @@ class MlpMixer(nn.Module):
             stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan,
             tokens_mlp_dim=self.tokens_mlp_dim, channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
             stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype, dot_general=self.dot_general,
+            token_mixing=self.token_mixing, token_groups=self.token_groups,
+            own_fields=self._own_fields(images.shape[1], images.shape[2]),
         )  # fmt: skip
 
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         return layers.head(x, self.num_classes, self.head_bias_init, self.dtype)
 
+    def _own_fields(self, height: int, width: int) -> list[dict[str, int]] | None:
+        """Returns the attributes in which the blocks of a pyramid differ; None for any other model."""
+        if self.pyramid is None:
+            return None
+        if height != width:
+            raise ValueError(f"pyramid={self.pyramid} needs square images, not {height}x{width}")
+        return [{"tokens_out": tokens} for tokens in self.tokens(height)[1:]]
+
     def forward_macs(self, image_size: int) -> int:
         """Returns the multiply-accumulates of a square image's forward pass.
 
         A forward pass takes twice as many FLOPs, a training step six times as many.
 
-        Only matrix products are counted: the stem, both MLPs of each block, and the head. Normalisation, GELU and skip
+        Only matrix products are counted: the stem, both MLPs and any views of each block, and the head. Normalisation, GELU and skip
         connections add less than one per cent in the paper's models.
         """
-        tokens = (image_size // self.patch_size) ** 2
-        stem = 3 * self.patch_size**2 * self.hidden_dim * tokens
-        token_mixing = 2 * tokens * self.tokens_mlp_dim * self.hidden_dim
-        channel_mixing = 2 * self.hidden_dim * self.channels_mlp_dim * tokens
-        return stem + self.num_blocks * (token_mixing + channel_mixing) + self.hidden_dim * self.num_classes
+        tokens = self.tokens(image_size)
+        macs = 3 * self.patch_size**2 * self.hidden_dim * tokens[0]
+        for before, after in itertools.pairwise(tokens):  # G channels at once are C/G vectors, G times as long
+            macs += (before + after) * self.tokens_mlp_dim * self.hidden_dim
+            macs += 2 * self.hidden_dim * self.channels_mlp_dim * after
+            macs += before * self.hidden_dim**2 * (self.token_mixing == "views")
+        return macs + self.hidden_dim * self.num_classes

@@ -89,7 +89,8 @@ def paper_row(config: ml_collections.ConfigDict) -> paper.Row | None:
 
     Returns None if the paper has no such run.
     """
-    if any(config.model[width] for width in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")):
+    widths = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+    if any(config.model[name] for name in (*widths, "pyramid")) or config.model.token_mixing != "shared":
         return None  # another model than the variant
     run = (config.model.variant, _PAPER_NAMES.get(config.input.dataset), config.total_epochs, config.input.image_size)
     for row in paper.ROWS:

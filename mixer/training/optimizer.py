@@ -31,11 +31,28 @@ def momentum(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 def muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Muon (Jordan 2024) with momentum 0.95 for matrices. Its updates have Adam's size (0.2 RMS, arXiv 2502.16982).
 
+    The matrices of untied token mixing lie in one array, and each is orthogonalised by itself.
+
     All other parameters, the four-dimensional stem included, get Adam with Nesterov momentum: optax's Muon gives both
     its parts the same form of momentum.
     """
-    both = optax.contrib.muon(1.0, consistent_rms=0.2, adam_b1=config.beta1, adam_b2=config.beta2, eps=config.epsilon)
+    both = optax.contrib.muon(
+        1.0, consistent_rms=0.2, adam_b1=config.beta1, adam_b2=config.beta2, eps=config.epsilon,
+        muon_weight_dimension_numbers=_matrices,
+    )  # fmt: skip
     return optax.chain(both, optax.scale(-1.0))  # optax's Muon turns the sign; in our chain the learning rate does
+
+
+def _matrices(params: Any) -> Any:
+    """Returns the axes of each leaf that is a matrix, or a stack of matrices; None for the others."""
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        is_matrix = leaf.ndim == 2
+        if any(part.key == "token_mixing" for part in path):  # untied, its biases have two axes and its kernels three
+            is_matrix = path[-1].key == "kernel"
+        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 # Each makes the transformation of clipped gradients, before weight decay and learning rate, from `config.optimizer`.

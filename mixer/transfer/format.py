@@ -4,7 +4,9 @@ import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mixer import models
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime.errors import UserError
 
 
 class Exported(NamedTuple):
@@ -40,6 +42,7 @@ class Format(NamedTuple):
       loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card. Its code
         follows that of `card_code.pictures`, which makes `images`.
       computes: whether that code computes `probabilities`.
+      holds_ablations: whether it has a place for the models of the paper's Appendix A.1.
       load: from (file, name for messages) to nested float32 parameters; None if this project cannot read the format.
         Raises UserError if the file is not as it should be.
       load_class_names: from a file that `load` could read to the names of its classes; None if the file has none. None
@@ -52,8 +55,22 @@ class Format(NamedTuple):
     save: Callable[[io.BufferedIOBase, Exported], None]
     loading: Callable[[Exported, str], list[str]]
     computes: bool = False
+    holds_ablations: bool = False
     load: Callable[[io.BufferedIOBase, str], Any] | None = None
     load_class_names: Callable[[io.BufferedIOBase], list[str] | None] | None = None
+
+
+def check_holds(form: Format, exported: Exported) -> None:
+    """Checks that a format has a place for the parameters of a model.
+
+    Raises:
+      UserError: it has none.
+    """
+    if exported.model.ablation and not form.holds_ablations:
+        raise UserError(
+            f"{models.name_of(exported.model)} cannot be written as {form.suffix}, which has a place for the paper's "
+            "token mixing only; use --to stablehlo"
+        )
 
 
 def code_block(language: str, *lines: str) -> list[str]:

@@ -1,6 +1,5 @@
 """config.init_from: a run starts from given weights. They are fitted to its model and placed on its devices."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +74,7 @@ def head_of(weights: Weights, class_names: Sequence[str]) -> Head:
 
 
 def initial_params(
-    state: TrainState, weights: Weights, class_names: Sequence[str], shardings: TrainState
+    state: TrainState, weights: Weights, class_names: Sequence[str], shardings: TrainState, *, model: str
 ) -> TrainState:
     """Returns a new state with these weights as its parameters. The head stays new unless `head_of` keeps theirs.
 
@@ -84,19 +83,20 @@ def initial_params(
       weights: at the image size of the run.
       class_names: of the run's data.
       shardings: of the state.
+      model: the run's model in words, as `Weights.described` has them.
 
     Raises:
       UserError: arrays other than the head do not fit.
     """
-    params = fitted(weights, state.params, keep_head=head_of(weights, class_names).kept)
+    params = fitted(weights, state.params, model=model, keep_head=head_of(weights, class_names).kept)
     # Parameters and their average are separate copies: the step donates both, and no buffer can be donated twice.
     place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
     ema_params = None if state.ema_params is None else place(params)
     return state.replace(params=place(params), ema_params=ema_params)
 
 
-def fitted(weights: Weights, params: Any, keep_head: bool = True) -> Any:
-    """Returns the parameters of the weights for a model with the parameters `params`.
+def fitted(weights: Weights, params: Any, *, model: str, keep_head: bool = True) -> Any:
+    """Returns the parameters of the weights for a model with the parameters `params`; `model` describes it in words.
 
     The head is that of `params` if its shape differs or `keep_head` is False.
 
@@ -107,9 +107,8 @@ def fitted(weights: Weights, params: Any, keep_head: bool = True) -> Any:
     if head and not (keep_head and jax.tree.map(jnp.shape, loaded.get("head")) == jax.tree.map(jnp.shape, head)):
         loaded = {**loaded, "head": head}
     if wrong := mismatches(loaded, params):
-        ours = dataclasses.replace(weights, params=params)
         raise UserError(
             f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}, the model is "
-            f"{ours.described()}: {'; '.join(wrong)}"
+            f"{model}: {'; '.join(wrong)}"
         )
     return loaded

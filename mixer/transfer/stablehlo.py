@@ -68,4 +68,5 @@ FORMAT = Format(
     save=lambda file, exported: save_program(file, exported.params, exported.model, exported.image_size),
     loading=_loading,
     computes=True,
+    holds_ablations=True,
 )

@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from mixer import models
 from mixer.config import run_folder
-from mixer.models import layers
+from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError, first_line
@@ -55,10 +55,12 @@ class Weights:
     def model(self) -> MlpMixer:
         """Returns the model of these parameters, which follows from their names and shapes.
 
+        Only models of the paper's Appendix A.1 do not follow from shapes alone: their run's config tells them.
+
         Raises:
           UserError: they are not the parameters of a Mixer; lists what is wrong.
         """
-        model = self._model_by_lengths()
+        model = self._ablation or self._model_by_lengths()
         try:
             size = self.image_size
         except ValueError as error:
@@ -68,6 +70,15 @@ class Weights:
                 f"{self.source} looks like {models.name_of(model)}, but does not match it: {'; '.join(wrong)}"
             )
         return model
+
+    @property
+    def _ablation(self) -> MlpMixer | None:
+        """The model of the run's config, if it is one of Appendix A.1; else None."""
+        if self.config is None:
+            return None
+        given = {name: value for name, value in self.config.model.items() if name in _OPTIONS}
+        model = models.create(num_classes=len(self.params.get("head", {}).get("bias", ())), **given)
+        return model if isinstance(model, MlpMixer) and model.ablation else None
 
     def _model_by_lengths(self) -> MlpMixer:
         """Returns the model whose widths are the lengths of a few arrays; the other arrays are not checked.
@@ -125,6 +136,13 @@ class Weights:
           UserError: the method cannot reach this size; says which sizes are possible.
         """
         model, size = self.model(), self.image_size
+        if size == image_size:
+            return dataclasses.replace(self, resized_from=None)
+        if model.ablation:
+            raise UserError(
+                f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels and cannot be brought "
+                f"to image_size={image_size}: Appendix C of the paper extends only its own token mixing"
+            )
         try:
             layers.check_patches(image_size, image_size, model.patch_size)
             params = resolution.at_grid(self.params, image_size // model.patch_size, method)
@@ -135,7 +153,7 @@ class Weights:
                 f"multiples ({2 * size}, {3 * size}, ..., Appendix C of the paper), or, beyond the paper, with "
                 f"resize=interpolate any multiple of {model.patch_size}"
             ) from None
-        return dataclasses.replace(self, params=params, resized_from=None if size == image_size else size)
+        return dataclasses.replace(self, params=params, resized_from=size)
 
     @property
     def image_size(self) -> int:
@@ -144,8 +162,13 @@ class Weights:
         Raises:
           ValueError: the number of tokens is not a square.
         """
+        if self.config is not None and self._ablation:
+            return int(self.config.input.image_size)
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
 
+
+# Settings of a run's model on which the parameters depend.
+_OPTIONS = ("variant", *mlp_mixer.Variant.__dataclass_fields__, "token_mixing", "token_groups", "pyramid")
 
 # Attributes of a model, and the arrays whose length is their value. Of dense layers these are the biases, so that a
 # transposed kernel is reported by its name instead of changing the model.
