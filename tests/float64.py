@@ -49,6 +49,48 @@ def mixer(p, images, patch, num_blocks):
     return logits, outputs
 
 
+def mixed_tokens(x, q, kind, groups):
+    """Appendix A.1's token mixing of normalised tokens, channel by channel and group by group."""
+    if kind == "views":  # G functions from C to C/G channels; feature j of view g takes the place of channel jG + g
+        kernel, features = q["token_views"]["kernel"], x.shape[2] // groups
+        seen = [x @ kernel[:, view::groups] for view in range(groups)]
+        x = np.stack([seen[view][:, :, j] for j in range(features) for view in range(groups)], axis=2)
+    q, channels = q["token_mixing"], x.shape[2]
+    if kind == "shared":
+        return np.stack([mlp(x[:, :, c], q) for c in range(channels)], axis=2)
+    if kind == "untied":
+        of_group = [
+            {name: {k: v[group] for k, v in layer.items()} for name, layer in q.items()} for group in range(groups)
+        ]
+        return np.stack([mlp(x[:, :, c], of_group[c // (channels // groups)]) for c in range(channels)], axis=2)
+    columns = []
+    for first in range(0, channels, groups):
+        vector = np.concatenate([x[:, :, first + member] for member in range(groups)], axis=1)
+        columns += np.split(mlp(vector, q), groups, axis=1)
+    return np.stack(columns, axis=2)
+
+
+def pooled_tokens(x, tokens_out):
+    """The mean over the tokens of each square of a grid, found by their rows and columns."""
+    before, after = round(x.shape[1] ** 0.5), round(tokens_out**0.5)
+    squares = [[] for _ in range(tokens_out)]
+    for token in range(x.shape[1]):
+        row, column = token // before, token % before
+        squares[row * after // before * after + column * after // before].append(x[:, token])
+    return np.stack([np.mean(square, axis=0) for square in squares], axis=1)
+
+
+def ablated_mixer(p, images, patch, num_blocks, kind="shared", groups=1, pyramid=None):
+    """The logits of a Mixer with Appendix A.1's token mixing."""
+    x = patch_tokens(images, patch, p["stem"])
+    for block in range(num_blocks):
+        q = p[f"MixerBlock_{block}"]
+        tokens = mixed_tokens(norm(x, q["LayerNorm_0"]), q, kind, groups)
+        x = (x if pyramid is None else pooled_tokens(x, pyramid[block])) + tokens
+        x = x + mlp(norm(x, q["LayerNorm_1"]), q["channel_mixing"])
+    return norm(x, p["pre_head_layer_norm"]).mean(1) @ p["head"]["kernel"] + p["head"]["bias"]
+
+
 def norm_gradient(x, q, g):
     """The gradients of sum(g * norm(x, q)) with respect to x and q."""
     std = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6)
@@ -235,7 +277,12 @@ class Optimizer:
         if config.name == "momentum":
             first[name] = config.beta1 * first[name] + grad
             return first[name]
-        if config.name == "muon" and grad.ndim == 2:
+        if config.name == "muon" and grad.ndim == 3 and "token_mixing" in name:  # untied: one matrix for each group
+            parts = [f"{name} of {group}" for group in range(len(grad))]
+            for part in parts:
+                first.setdefault(part, np.zeros_like(grad[0]))
+            return np.stack([self._direction(part, one) for part, one in zip(parts, grad, strict=True)])
+        if config.name == "muon" and grad.ndim == 2 and "bias" not in name:
             first[name] = 0.95 * first[name] + 0.05 * grad
             size = 0.2 * np.sqrt(max(grad.shape))  # a matrix with orthonormal rows has RMS 1/sqrt(columns)
             return size * orthogonalized(nesterov(first[name], grad, 0.95, step), config.epsilon)

@@ -96,9 +96,9 @@ SETTINGS: dict[str, Setting] = {
         }.items()
     },
     "model.token_mixing": Setting(
-        "shared", "whose tokens an MLP mixes: shared, one channel's, as in the paper; or Appendix A.1's variants: untied, "
-        "one channel's, with other weights for each group of channels; grouped, several channels'; views, several "
-        "learned views'", "models/token_mixing.py", choices=Registry("mixer.models.token_mixing:TOKEN_MIXINGS"),
+        "shared", "shared, one MLP mixes the tokens of each channel, as in the paper; or what its Appendix A.1 tried: "
+        "untied, an MLP for each group of channels; grouped, several channels at once; views, learned views at once",
+        "models/token_mixing.py", choices=Registry("mixer.models.token_mixing:TOKEN_MIXINGS"),
     ),
     "model.token_groups": Setting(
         1, "G, the groups of untied, or the channels or views that grouped and views mix at once; divides hidden_dim",

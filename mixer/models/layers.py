@@ -87,7 +87,7 @@ def apply_blocks(
     scan: bool,
     own_fields: Sequence[Mapping[str, Any]] | None = None,
     **fields: Any,
-) -> Float[Array, "batch tokens channels"]:
+) -> Float[Array, "batch tokens_out channels"]:
     """Applies the blocks in order. Call it in the compact method of their parent.
 
     Random keys and drop rates of all blocks are made before the first block, so neither `remat` nor `scan` changes

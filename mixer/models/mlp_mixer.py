@@ -106,7 +106,9 @@ class MixerBlock(nn.Module):
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         mix = token_mixing.TOKEN_MIXINGS[self.token_mixing]
         y = mix(y, keys[0], self.token_groups, tokens_out, partial(mlp, self.tokens_mlp_dim))
-        x = token_mixing.pooled(x, tokens_out) + layers.stochastic_depth(y, keys[1], drop_rate, self.stochastic_depth_rescale)
+        x = token_mixing.pooled(x, tokens_out) + layers.stochastic_depth(
+            y, keys[1], drop_rate, self.stochastic_depth_rescale
+        )
 
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
         y = mlp(self.channels_mlp_dim, name="channel_mixing")(y, keys[2])
@@ -218,8 +220,8 @@ class MlpMixer(nn.Module):
 
         A forward pass takes twice as many FLOPs, a training step six times as many.
 
-        Only matrix products are counted: the stem, both MLPs and any views of each block, and the head. Normalisation, GELU and skip
-        connections add less than one per cent in the paper's models.
+        Only matrix products are counted: the stem, both MLPs and any views of each block, and the head. Normalisation,
+        GELU and skip connections add less than one per cent in the paper's models.
         """
         tokens = self.tokens(image_size)
         macs = 3 * self.patch_size**2 * self.hidden_dim * tokens[0]

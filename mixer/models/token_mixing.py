@@ -17,6 +17,9 @@ In every case, the parameters of a block are MixerBlock_i/token_mixing/Dense_{0,
     untied    kernels [G, S_i, D_S] and [G, D_S, S_{i+1}], biases [G, D_S] and [G, S_{i+1}]
     grouped   kernels [G S_i, D_S] and [D_S, G S_{i+1}]; row g S_i + t is token t of the group's channel g
     views     as grouped, and MixerBlock_i/token_views/kernel [C, C], whose column j G + g is feature j of view g
+
+The captured output of token_mixing is [batch, C, S_{i+1}] for shared, [G, batch, C/G, S_{i+1}] for untied, and
+[batch, C/G, G S_{i+1}] for the others.
 """
 
 import math
@@ -48,7 +51,8 @@ def untied(x: Array, key: Array | None, groups: int, tokens_out: int, mlp: "part
     """Mixes the tokens of each group of neighbouring channels by an MLP of its own."""
     batch, tokens, channels = x.shape
     separate = nn.vmap(
-        mlp.func, in_axes=(1, 0), out_axes=1, variable_axes={"params": 0}, split_rngs={"params": True},
+        mlp.func, in_axes=(1, 0), out_axes=1, variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
     )  # fmt: skip
     keys = None if key is None else jax.random.split(key, groups)
     y = jnp.swapaxes(x, 1, 2).reshape(batch, groups, channels // groups, tokens)

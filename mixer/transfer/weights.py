@@ -140,8 +140,8 @@ class Weights:
             return dataclasses.replace(self, resized_from=None)
         if model.ablation:
             raise UserError(
-                f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels and cannot be brought "
-                f"to image_size={image_size}: Appendix C of the paper extends only its own token mixing"
+                f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels, which cannot be "
+                f"brought to image_size={image_size}: Appendix C of the paper extends its own token mixing only"
             )
         try:
             layers.check_patches(image_size, image_size, model.patch_size)
