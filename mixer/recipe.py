@@ -11,6 +11,7 @@ from mixer.config.recipe import (
     jft,
     one_of,
     pretrain,
+    small_cifar10,
     small_model,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "jft",
     "one_of",
     "pretrain",
+    "small_cifar10",
     "small_model",
 ]

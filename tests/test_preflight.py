@@ -188,6 +188,12 @@ def test_which_facts_are_certain(dataset, split, fixed):
     assert data_facts.fixed(config) == fixed
 
 
+def ablated(**options):
+    config = recipe.imagenet1k("B/16")
+    config.model.update(options)
+    return config
+
+
 @pytest.mark.parametrize(
     ("config", "days"),
     [
@@ -197,6 +203,8 @@ def test_which_facts_are_certain(dataset, split, fixed):
         (recipe.jft("L/16", epochs=14, learning_rate=1e-3), 450),
         (recipe.jft("L/16", epochs=8, learning_rate=1e-3), None),
         (recipe.imagenet1k("ViT-B/16"), None),
+        (ablated(token_mixing="untied", token_groups=4), None),
+        (ablated(pyramid=(196,) * 11 + (49,)), None),
     ],
 )
 def test_the_papers_core_days(config, days):

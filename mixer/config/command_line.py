@@ -198,8 +198,9 @@ def from_flags() -> tuple[ConfigDict, str]:
         run_file(spec)
     config, overrides = flag.value, config_flags.get_override_values(flag)
     assert isinstance(config, ConfigDict)
-    with config.ignore_type():  # an optional text takes any word, also the one that means that there is none
-        config.update_from_flattened_dict({name: None for name, value in overrides.items() if value == "None"})
+    unset = ("None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
+    with config.ignore_type():
+        config.update_from_flattened_dict({name: None for name, value in overrides.items() if value in unset})
         paths = {
             name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
         }

@@ -196,6 +196,28 @@ def small_model(config: ConfigDict) -> None:
     config.model.dtype = "float32"  # a CPU has no bfloat16 units
 
 
+def small_cifar10() -> ConfigDict:
+    """CIFAR-10 from scratch with `small_model`, for two CPU cores; the paper has no such run."""
+    config = base()
+    small_model(config)
+    config.loss = "softmax_xent"
+    config.batch_size = 64
+    duration(config, "total", epochs=12)
+    duration(config, "warmup", epochs=0.5)
+    duration(config, "eval", epochs=1)
+    duration(config, "checkpoint", epochs=1)
+    config.optimizer.name = "muon"  # learns much faster than Adam here: docs/results.md
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.beta2 = 0.99
+    config.input.dataset = "cifar10"
+    config.input.eval_split = "test"
+    config.input.image_size = 32
+    config.input.eval_resize = 32  # the images are of that size
+    config.input.crop = "pad"
+    return config
+
+
 def _regularise(config: ConfigDict, magnitude: float, mixup: float) -> None:
     config.input.randaugment = ConfigDict({"layers": 2, "magnitude": magnitude, "contrast": "published"})
     config.mixup.p = mixup

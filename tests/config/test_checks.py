@@ -68,6 +68,33 @@ from mixer.runtime.errors import UserError
             "config.model: model variant 'ViT-B/16' has no tokens_mlp_dim, which was set to 4",
         ),
         (
+            {"model__variant": "ViT-B/16", "model__token_mixing": "untied"},
+            "config.model: model variant 'ViT-B/16' has no token_mixing, which was set to 'untied'",
+        ),
+        (
+            {"model__variant": "BiT-R50x1", "model__pyramid": (64, 16)},
+            "config.model: model variant 'BiT-R50x1' has no pyramid, which was set to (64, 16)",
+        ),
+        ({"model__token_mixing": "tied"}, "config.model.token_mixing='tied': expected one of shared, untied, grouped,"),
+        (
+            {"model__token_mixing": "untied", "model__token_groups": 5},
+            "config.model: token_groups=5 does not divide the 768 channels of hidden_dim",
+        ),
+        ({"model__pyramid": ()}, "config.model.pyramid=(): expected whole numbers above 0"),
+        ({"model__pyramid": (196, 0)}, "config.model.pyramid=(196, 0): expected whole numbers above 0"),
+        (
+            {"model__pyramid": (196, 49), "model__num_blocks": 3},
+            "config.model.pyramid=(196, 49) has 2 numbers for 3 blocks: give the tokens after each block",
+        ),
+        (
+            {"model__pyramid": (196, 50), "model__num_blocks": 2},
+            "config.model.pyramid=(196, 50): MixerBlock_1 cannot make 50 tokens of 196, which can become 196, 49, 4, 1",
+        ),
+        (
+            {"model__pyramid": (196, 49), "model__num_blocks": 2, "model__scan": True},
+            "config.model: pyramid=(196, 49) has blocks of several shapes, over which scan=True cannot loop",
+        ),
+        (
             {"input__image_size": 225},
             "config.input.image_size=225 is not a multiple of the patch size of config.model.variant='B/16'; "
             "the nearest that is: 224",
@@ -104,6 +131,11 @@ def test_a_value_that_is_not_allowed_is_one_line(base_with, fields, line):
         ({"input__randaugment__magnitude": 5.0}, "config.input.randaugment.magnitude=5.0 would not be read: it needs"),
         ({"optimizer__decay": "constant", "optimizer__end_factor": 0.0}, "config.optimizer.end_factor=0.0 would not"),
         ({"model__stochastic_depth_rescale": False}, "config.model.stochastic_depth_rescale=False would not be read"),
+        (
+            {"model__token_groups": 4},
+            "config.model.token_groups=4 would not be read: it needs model.token_mixing=untied or grouped or views, "
+            "which is 'shared' here; leave it at 1",
+        ),
         ({"resize": "interpolate"}, "config.resize='interpolate' would not be read: it needs init_from to be set"),
         ({"fewshot__seeds": 5}, "config.fewshot.seeds=5 would not be read: it needs fewshot.dataset to be set, which"),
     ],

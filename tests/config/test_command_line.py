@@ -49,6 +49,13 @@ def test_a_config_file_gives_a_locked_config_and_its_name(command_line):
         config.new_field = 1
 
 
+def test_a_pyramid_is_numbers_joined_by_commas(command_line):
+    config, _ = command_line("--config", CONFIG, "--config.model.num_blocks=2", "--config.model.pyramid=196,49")
+    assert config.model.pyramid == (196, 49)
+    config, _ = command_line("--config", CONFIG, "--config.model.pyramid=None")
+    assert config.model.pyramid is None
+
+
 def test_a_tilde_at_the_start_of_a_path_is_a_home_folder(command_line, tmp_path, monkeypatch):
     """A shell leaves that of --workdir=~/x as it is."""
     monkeypatch.setenv("HOME", str(tmp_path))

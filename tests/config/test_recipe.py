@@ -130,6 +130,26 @@ def test_every_model_of_the_paper_can_be_fine_tuned(model):
     models.create(config.model.variant, 10)
 
 
+@pytest.mark.parametrize(
+    ("ablation", "changed"),
+    [
+        ("untied", {"model.token_mixing": "untied", "model.token_groups": 4}),
+        ("grouped", {"model.token_mixing": "grouped", "model.token_groups": 4}),
+        ("views", {"model.token_mixing": "views", "model.token_groups": 4}),
+        ("pyramid", {"model.pyramid": [64, 16, 16, 16]}),
+    ],
+)
+def test_the_ablations_differ_from_cifar10_in_the_model_alone(ablation, changed):
+    ours = checks.flat(checks.checked(command_line.run_file(f"{CONFIGS['cifar10_ablation']}:{ablation}")))
+    plain = checks.flat(load("cifar10"))
+    assert {name: value for name, value in ours.items() if value != plain[name]} == changed
+
+
+def test_an_unknown_ablation_is_refused():
+    with pytest.raises(UserError, match="'tied': expected untied or grouped or views or pyramid"):
+        command_line.run_file(f"{CONFIGS['cifar10_ablation']}:tied")
+
+
 def folder(arguments=""):
     return checks.checked(
         command_line.run_file(f"{CONFIGS['folder']}:{arguments}" if arguments else str(CONFIGS["folder"]))

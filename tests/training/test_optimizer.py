@@ -57,8 +57,8 @@ def test_a_warm_up_longer_than_the_run_is_cut_off():
     np.testing.assert_allclose([rate(step) for step in (0, 9)], [PEAK / 20, PEAK / 2], rtol=1e-6)
 
 
-def params_of_a_mixer():
-    model = models.create("Ti/4", 5, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
+def params_of_a_mixer(**options):
+    model = models.create("Ti/4", 5, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
@@ -114,8 +114,17 @@ OTHER_THAN_DEFAULT = {"beta1": 0.8, "beta2": 0.95, "epsilon": 0.01}
 )
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_equal_float64_numpy(name, clip_norm, settings):
-    config = optimizer_config(name=name, clip_norm=clip_norm, weight_decay=0.1, **settings)
-    params, rng = params_of_a_mixer(), np.random.default_rng(1)
+    check_steps(optimizer_config(name=name, clip_norm=clip_norm, weight_decay=0.1, **settings), params_of_a_mixer())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_of_untied_token_mixing_equal_float64_numpy(name):
+    """Its kernels are stacks of matrices, and its biases are no matrices, though they have two axes."""
+    check_steps(optimizer_config(name=name), params_of_a_mixer(token_mixing="untied", token_groups=2))
+
+
+def check_steps(config, params):
+    name, rng = config.name, np.random.default_rng(1)
     gradients = [
         jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, size, leaf.shape), jnp.float32), params)  # noqa: B023
         for size in (1.0, 0.001, 3.0, 0.01, 1.0)  # above and below the norm that is clipped to

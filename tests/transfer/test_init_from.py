@@ -12,7 +12,8 @@ from mixer.config import checks, recipe
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
 from mixer.training import sharding
-from mixer.transfer.init_from import fitted, head_of, initial_params, with_token_width
+from mixer.transfer import init_from
+from mixer.transfer.init_from import head_of, with_token_width
 from mixer.transfer.weights import Weights
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
@@ -32,6 +33,15 @@ def on_devices(params, ema=False):
     state = make_state(params, params if ema else None)
     shardings = sharding.state_sharding(jax.eval_shape(lambda: state), devices.make_mesh(), "data_parallel")
     return jax.device_put(state, shardings), shardings
+
+
+def fitted(weights, params):
+    """Fits weights to the model of these parameters."""
+    return init_from.fitted(weights, params, model=make_weights(params).described())
+
+
+def initial_params(*arguments):
+    return init_from.initial_params(*arguments, model="Mixer-1x16/4 for images of 8 pixels")
 
 
 def same(one, other):
