@@ -94,8 +94,8 @@ def _of_weights(
     except UserError as error:
         return write.Evaluated(missing=str(error)), None
     blocks, figures = [], []
-    for block in range(model.num_blocks):
-        of_block = units.of_block(weights.params, block)
+    for block, tokens in enumerate(model.tokens(weights.image_size)[: model.num_blocks]):
+        of_block = units.of_block(weights.params, block, tokens)
         structure = units.structure(of_block, seed=block)
         blocks.append({"block": block, "tokens": of_block.shape[1], **structure._asdict()})
         if block < _FIGURES_OF_BLOCKS:

@@ -47,9 +47,9 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     """
     name, params = f"{weights.described()} ({weights.source})", weights.params
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
-    numbers = []
-    for block in range(weights.model().num_blocks):
-        of_block = units.of_block(params, block)
+    numbers, model = [], weights.model()
+    for block, tokens in enumerate(model.tokens(weights.image_size)[: model.num_blocks]):
+        of_block = units.of_block(params, block, tokens)
         structure = units.structure(of_block, seed=block)
         numbers.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
         if block in blocks:

@@ -1,5 +1,6 @@
 """Runs of Appendix A.1's models, as a user has them: training, a continued run, evaluation, prediction, export."""
 
+import html
 import json
 import sys
 
@@ -71,7 +72,7 @@ def test_a_run_is_trained_and_evaluated(data_dir, tmp_path):
     assert trained("untied", data_dir, tmp_path / "run")["step"] == 4
 
 
-@pytest.mark.slow  # seven processes for each of the four
+@pytest.mark.slow  # ten processes for each of the four
 @pytest.mark.parametrize("ablation", SAID)
 def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
     folder = tmp_path / "run"
@@ -95,6 +96,13 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
         assert refused.returncode == 1
         assert refused.stderr.splitlines()[-1].startswith(f"error: {SAID[ablation]} cannot be written as .")
         assert not (tmp_path / name).exists()
+    figures = output_of("visualize", f"--checkpoint={folder}", f"--output={tmp_path / 'figures'}")
+    assert SAID[ablation] in figures
+    output_of("report", f"--workdir={folder}", f"--output={tmp_path / 'report.html'}")
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert (
+        f"not part of this page: the page computes the paper's token mixing only, and this is {SAID[ablation]}" in page
+    )
     output_of("export", f"--checkpoint={folder}", "--to=stablehlo", tmp_path / "m.stablehlo")
     assert f"# {SAID[ablation]}, 32 px" in (tmp_path / "m.stablehlo.md").read_text()
     program = jax_export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))

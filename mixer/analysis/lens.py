@@ -29,7 +29,10 @@ def logits_after_blocks(
 
     Within jit, XLA computes the blocks that these models share only once.
     """
-    depths = [model.clone(num_blocks=depth) for depth in range(model.num_blocks + 1)]
+    depths = [
+        model.clone(num_blocks=depth, pyramid=None if model.pyramid is None else model.pyramid[:depth])
+        for depth in range(model.num_blocks + 1)
+    ]
     logits: list[Any] = [depth.apply({"params": params}, images) for depth in depths]
     return jnp.stack(logits)
 

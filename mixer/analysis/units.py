@@ -30,9 +30,20 @@ class Structure(NamedTuple):
     half_energy_at_random: float
 
 
-def of_block(params: Any, block: int) -> Units:
-    """Returns the units of a block, which are numbered from 0."""
-    return np.asarray(params[f"MixerBlock_{block}"]["token_mixing"]["Dense_0"]["kernel"]).T
+def of_block(params: Any, block: int, tokens: int) -> Units:
+    """Returns the units of a block.
+
+    The models of Appendix A.1 have G times as many: those of each group's MLP, or, where G channels or views are mixed
+    at once, a unit's weights for each of them.
+
+    Args:
+      params: of a Mixer.
+      block: its number, from 0.
+      tokens: at its input.
+    """
+    kernel = np.asarray(params[f"MixerBlock_{block}"]["token_mixing"]["Dense_0"]["kernel"])
+    units: np.ndarray = kernel.reshape(-1, tokens, kernel.shape[-1]).transpose(0, 2, 1).reshape(-1, tokens)
+    return units
 
 
 def structure(units: Units, seed: int = 0) -> Structure:

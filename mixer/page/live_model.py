@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from mixer import models
 from mixer.analysis import samples as of_split
 from mixer.analysis import units
 from mixer.data.class_names import readable
@@ -31,12 +32,15 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
       config: as `config.input`.
 
     Raises:
-      UserError: it is no Mixer with a head, it is too large, a weight is beyond float16, or its images are permuted.
+      UserError: it is no Mixer of the paper's with a head, it is too large, a weight is beyond float16, or its images
+        are permuted.
     """
     model = weights.model()
     parameters = sum(array.size for array in jax.tree.leaves(weights.params))
     if model.num_classes == 0:
         raise UserError("it has no head")
+    if model.ablation:
+        raise UserError(f"the page computes the paper's token mixing only, and this is {models.name_of(model)}")
     if parameters > MAX_PARAMETERS:
         raise UserError(f"it has {parameters:,} parameters; a page holds up to {MAX_PARAMETERS:,}")
     if config.permutation != "none":
@@ -71,7 +75,10 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
         "probabilities": exported.probabilities,
         "arrays": [(name, array.shape) for name, array in flat.items()],
         "data": base64.b64encode(data).decode(),
-        "units": [units.in_pairs(units.of_block(params, block)).tolist() for block in range(model.num_blocks)],
+        "units": [
+            units.in_pairs(units.of_block(params, block, tokens)).tolist()
+            for block, tokens in enumerate(model.tokens(weights.image_size)[: model.num_blocks])
+        ],
         "logits": [[float(f"{logit:.7g}") for logit in row] for row in logits.tolist()],
         "resize": crops.eval_resize(config),
         "crop": config.eval_crop,

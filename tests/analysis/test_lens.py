@@ -27,6 +27,18 @@ def test_the_lens_is_the_model_that_ends_there():
         np.testing.assert_allclose(found[blocks], expected, atol=2e-5)
 
 
+def test_the_lens_on_a_pyramid_ends_with_fewer_tokens():
+    model = MODEL.clone(pyramid=(4, 1, 1))
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # a new head is zero
+    images = np.random.default_rng(1).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
+    found = jax.jit(lambda p, x: lens.logits_after_blocks(model, p, x))(params, images)
+    exact = jax.tree.map(np.float64, params)
+    for blocks in range(4):
+        expected = float64.ablated_mixer(exact, images.astype(np.float64), 4, blocks, pyramid=(4, 1, 1))
+        np.testing.assert_allclose(found[blocks], expected, atol=2e-5)
+
+
 def test_shared_blocks_are_computed_once():
     """Else a lens on n blocks costs as much as n/2 models."""
     image = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)

@@ -68,4 +68,15 @@ def test_the_units_are_those_that_the_token_mixing_multiplies_with():
     kernel = np.arange(12.0).reshape(4, 3)  # [tokens, units]
     params = {"MixerBlock_1": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
     tokens = np.array([1.0, -2.0, 0.5, 3.0])
-    np.testing.assert_allclose(units.of_block(params, 1) @ tokens, tokens @ kernel)
+    np.testing.assert_allclose(units.of_block(params, 1, 4) @ tokens, tokens @ kernel)
+
+
+def test_the_units_of_groups_are_images_too():
+    """Two MLPs of their own for a group each; and one MLP over the concatenated tokens of two channels."""
+    kernel = np.arange(24.0).reshape(2, 4, 3)
+    one, other = np.array([1.0, -2.0, 0.5, 3.0]), np.array([0.0, 1.0, 5.0, -1.0])
+    untied = units.of_block({"MixerBlock_0": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}, 0, 4)
+    np.testing.assert_allclose(untied @ one, np.concatenate([one @ kernel[0], one @ kernel[1]]))
+    grouped = kernel.reshape(8, 3)
+    found = units.of_block({"MixerBlock_0": {"token_mixing": {"Dense_0": {"kernel": grouped}}}}, 0, 4)
+    np.testing.assert_allclose(found[:3] @ one + found[3:] @ other, np.concatenate([one, other]) @ grouped)

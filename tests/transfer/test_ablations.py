@@ -8,6 +8,8 @@ from random_models import make_model, make_params, make_state, same, write_run
 
 from mixer import models
 from mixer.api import load as load_model
+from mixer.config import recipe
+from mixer.page import live_model
 from mixer.runtime.errors import UserError
 from mixer.transfer import init_from
 from mixer.transfer.format import check_holds
@@ -149,6 +151,13 @@ def test_only_formats_with_a_place_for_it_hold_it(runs, name, form):
         f"{SAID[name]} cannot be written as {FORMATS[form].suffix}, which has a place for the paper's token mixing "
         "only; use --to stablehlo"
     )
+
+
+@each
+def test_a_page_says_that_it_cannot_compute_it(runs, name):
+    with pytest.raises(UserError) as caught:
+        live_model.check(load(str(runs[name][0])), recipe.base().input)
+    assert str(caught.value) == f"the page computes the paper's token mixing only, and this is {SAID[name]}"
 
 
 def test_all_formats_hold_the_papers_model():
