@@ -30,7 +30,7 @@ class Structure(NamedTuple):
     half_energy_at_random: float
 
 
-def of_block(params: Any, block: int, tokens: int) -> Units:
+def of_block(params: Any, block: int, tokens: int | None = None) -> Units:
     """Returns the units of a block.
 
     The models of Appendix A.1 have G times as many: those of each group's MLP, or, where G channels or views are mixed
@@ -39,9 +39,10 @@ def of_block(params: Any, block: int, tokens: int) -> Units:
     Args:
       params: of a Mixer.
       block: its number, from 0.
-      tokens: at its input.
+      tokens: at its input; as many as its kernel has rows, as in the paper's model, if not given.
     """
     kernel = np.asarray(params[f"MixerBlock_{block}"]["token_mixing"]["Dense_0"]["kernel"])
+    tokens = tokens or kernel.shape[-2]
     units: np.ndarray = kernel.reshape(-1, tokens, kernel.shape[-1]).transpose(0, 2, 1).reshape(-1, tokens)
     return units
 

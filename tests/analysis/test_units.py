@@ -68,7 +68,8 @@ def test_the_units_are_those_that_the_token_mixing_multiplies_with():
     kernel = np.arange(12.0).reshape(4, 3)  # [tokens, units]
     params = {"MixerBlock_1": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
     tokens = np.array([1.0, -2.0, 0.5, 3.0])
-    np.testing.assert_allclose(units.of_block(params, 1, 4) @ tokens, tokens @ kernel)
+    for number in (None, 4):
+        np.testing.assert_allclose(units.of_block(params, 1, number) @ tokens, tokens @ kernel)
 
 
 def test_the_units_of_groups_are_images_too():
