@@ -60,6 +60,9 @@ class Weights:
         Raises:
           UserError: they are not the parameters of a Mixer; lists what is wrong.
         """
+        of_run = self._model_of_run
+        if of_run is not None and not isinstance(of_run, MlpMixer):
+            raise UserError(f"{self.source} is a run of {models.name_of(of_run)}, which is no Mixer")
         model = self._ablation or self._model_by_lengths()
         try:
             size = self.image_size
@@ -72,12 +75,18 @@ class Weights:
         return model
 
     @property
-    def _ablation(self) -> MlpMixer | None:
-        """The model of the run's config, if it is one of Appendix A.1; else None."""
+    def _model_of_run(self) -> models.Model | None:
+        """The model of the run's config; None for weights that are not a run's."""
         if self.config is None:
             return None
         given = {name: value for name, value in self.config.model.items() if name in _OPTIONS}
-        model = models.create(num_classes=len(self.params.get("head", {}).get("bias", ())), **given)
+        model: models.Model = models.create(num_classes=len(self.params.get("head", {}).get("bias", ())), **given)
+        return model
+
+    @property
+    def _ablation(self) -> MlpMixer | None:
+        """The model of the run's config, if it is one of Appendix A.1; else None."""
+        model = self._model_of_run
         return model if isinstance(model, MlpMixer) and model.ablation else None
 
     def _model_by_lengths(self) -> MlpMixer:
@@ -162,7 +171,7 @@ class Weights:
         Raises:
           ValueError: the number of tokens is not a square.
         """
-        if self.config is not None and self._ablation:
+        if self.config is not None and self._ablation is not None:
             return int(self.config.input.image_size)
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
 

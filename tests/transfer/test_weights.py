@@ -11,9 +11,11 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import FrozenConfigDict
 from random_models import flat, make_model, make_params, make_state, nested, same, write_run
 
 from mixer import models
+from mixer.config import recipe
 from mixer.runtime.errors import UserError
 from mixer.transfer import npz, timm
 from mixer.transfer.weights import Weights, load
@@ -145,6 +147,14 @@ def test_a_prefix_that_not_all_names_have_is_not_removed(tmp_path):
     np.savez(tmp_path / "m.npz", **arrays, **{"stem/bias": PARAMS["stem"]["bias"]})
     with pytest.raises(UserError, match=r"is not a Mixer's parameters: "):
         load(str(tmp_path / "m.npz")).model()
+
+
+def test_a_run_of_another_family_is_named():
+    config = recipe.base()
+    config.model.variant = "ViT-S/16"
+    weights = Weights({"cls": np.zeros(3, np.float32)}, "runs/vit", FrozenConfigDict(config))
+    with pytest.raises(UserError, match=r"^runs/vit is a run of ViT-S/16, which is no Mixer$"):
+        weights.model()
 
 
 def test_a_step_without_a_checkpoint_is_refused(run):
