@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import forks
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -57,40 +59,42 @@ def test_the_table_says_on_what_it_was_measured():
     assert (row[1], row[2] in ("1", "2")) == ("train", True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["--models=b17x"],
-            "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H, a slash and the patch size",
-        ),
-        (
-            ["--models=b16", "--image_size=100"],
-            "error: --image_size=100 is not a multiple of the patch size of B/16; the nearest that is: 96",
-        ),
-        (["--modes=sleep"], "error: --modes=sleep: expected inference or train"),
-        (["--batch_sizes=8,none"], "error: --batch_sizes=8,none: expected auto, or numbers above 0, such as 8,16"),
-        (["--batch_sizes=0"], "error: --batch_sizes=0: expected auto, or numbers above 0"),
-        (["b16"], "error: unexpected argument 'b16'"),
-        (["--input"], "error: --config is missing"),
-        (["--config=configs/b16_i1k.py"], "error: --config would not be read where models are measured; leave it out"),
-        (["--scaling=patches", "--models=b16"], "error: --models would not be read with --scaling; leave it out"),
-        (["--scaling=patches", "--input"], "error: --scaling would not be read with --input; leave it out"),
-        (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
-        (["--input", "--topology=v3:2x2"], "error: --topology would not be read with --input; leave it out"),
-        (["--input", "--accelerator_rate=0"], "error: --accelerator_rate=0: expected a finite number above 0"),
-        (["--topology=v3:2x2", "--blocks=3"], "error: --blocks would not be read with --topology, where nothing is"),
-        (["--topology=v3:2x2", "--block_seconds=3"], "error: --block_seconds would not be read with --topology,"),
-        (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, a colon"),
-        (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_line(arguments, said):
-    done = run(*arguments)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(said)
+MISTAKES = [
+    (
+        ["--models=b17x"],
+        "error: --models: model variant 'b17x': expected one of Ti, S, B, L, H, a slash and the patch size",
+    ),
+    (
+        ["--models=b16", "--image_size=100"],
+        "error: --image_size=100 is not a multiple of the patch size of B/16; the nearest that is: 96",
+    ),
+    (["--modes=sleep"], "error: --modes=sleep: expected inference or train"),
+    (["--batch_sizes=8,none"], "error: --batch_sizes=8,none: expected auto, or numbers above 0, such as 8,16"),
+    (["--batch_sizes=0"], "error: --batch_sizes=0: expected auto, or numbers above 0"),
+    (["b16"], "error: unexpected argument 'b16'"),
+    (["--input"], "error: --config is missing"),
+    (["--config=configs/b16_i1k.py"], "error: --config would not be read where models are measured; leave it out"),
+    (["--scaling=patches", "--models=b16"], "error: --models would not be read with --scaling; leave it out"),
+    (["--scaling=patches", "--input"], "error: --scaling would not be read with --input; leave it out"),
+    (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
+    (["--input", "--topology=v3:2x2"], "error: --topology would not be read with --input; leave it out"),
+    (["--input", "--accelerator_rate=0"], "error: --accelerator_rate=0: expected a finite number above 0"),
+    (["--topology=v3:2x2", "--blocks=3"], "error: --blocks would not be read with --topology, where nothing is"),
+    (["--topology=v3:2x2", "--block_seconds=3"], "error: --block_seconds would not be read with --topology,"),
+    (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, a colon"),
+    (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
+]
+
+
+def test_what_is_wrong_is_said_in_one_line():
+    answers = forks.answers(
+        "mixer.benchmark", (arguments for arguments, _ in MISTAKES), imported=["mixer.performance.model_speed"]
+    )
+    for done, (_, said) in zip(answers, MISTAKES, strict=True):
+        assert done.returncode == 1
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(said)
 
 
 def test_the_input_of_a_run(tmp_path):

@@ -2,6 +2,8 @@
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -68,12 +70,18 @@ def test_a_run_moves_from_8_devices_to_16(undisturbed, data_dir, tmp_path):
 # -------------------------------------------------------------------------------------------------------- config drift
 
 
-@pytest.fixture
-def begun(data_dir, tmp_path):
-    """A run of two steps."""
+@pytest.fixture(scope="module")
+def first_start(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
     with pytest.raises(preemption.PreemptedError):
-        train.train(tiny(data_dir), tmp_path, stop=preemption.Stop(after=2))
-    return tmp_path
+        train.train(tiny(data_dir), folder, stop=preemption.Stop(after=2))
+    return folder
+
+
+@pytest.fixture
+def begun(first_start, tmp_path):
+    """A run of two steps: a copy for each test."""
+    return shutil.copytree(first_start, tmp_path / "run")
 
 
 def test_what_is_not_computed_may_change(begun, data_dir, capsys):

@@ -18,7 +18,7 @@ from PIL import Image
 from mixer.data import datasets, readers
 from mixer.training.metrics import read_metrics
 from mixer.transfer import weights as transfer_weights
-from tests import float64
+from tests import float64, forks
 from tests.trained_run import make_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -259,17 +259,21 @@ def test_runs_that_cannot_be_evaluated_are_shown_without_predictions(runs, tmp_p
     assert "Token-mixing units of block 0" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "error: --workdir is missing"),
-        (["--workdir=/nowhere"], "/nowhere"),
-        (["--workdir=RUN", "--output=/proc/report.html"], "error: --output=/proc/report.html cannot be written"),
-        (["--workdir=RUN", "--noevaluate", "--data_dir=x"], "--data_dir would not be read with --noevaluate"),
-    ],
-)
-def test_what_cannot_be_done_is_said_in_one_line(runs, arguments, message):
-    done = command(*(argument.replace("RUN", str(runs[0])) for argument in arguments))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+MISTAKES = [
+    ([], "error: --workdir is missing"),
+    (["--workdir=/nowhere"], "/nowhere"),
+    (["--workdir=RUN", "--output=/proc/report.html"], "error: --output=/proc/report.html cannot be written"),
+    (["--workdir=RUN", "--noevaluate", "--data_dir=x"], "--data_dir would not be read with --noevaluate"),
+]
+
+
+def test_what_cannot_be_done_is_said_in_one_line(runs):
+    lines = ([argument.replace("RUN", str(runs[0])) for argument in arguments] for arguments, _ in MISTAKES)
+    for done, (_, message) in zip(
+        forks.answers("mixer.report", lines, imported=["mixer.analysis.lens", "mixer.data.pipeline"]),
+        MISTAKES,
+        strict=True,
+    ):
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr

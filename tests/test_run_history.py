@@ -52,13 +52,22 @@ def on_folder(root: pathlib.Path, **changes) -> ConfigDict:
     return tiny(str(root), **settings)
 
 
-@pytest.fixture
-def begun(tmp_path):
-    """A folder of 36 training images of three classes, and a run of some steps on it."""
-    root, workdir = make_folder(tmp_path / "pictures"), tmp_path / "run"
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    place = tmp_path_factory.mktemp("begun") / "now"
+    root = make_folder(place / "pictures")
     with pytest.raises(preemption.PreemptedError):
-        train.train(on_folder(root), workdir, stop=preemption.Stop(after=3))
-    return root, workdir
+        train.train(on_folder(root), place / "run", stop=preemption.Stop(after=3))
+    return place, shutil.copytree(place, place.with_name("kept"))
+
+
+@pytest.fixture
+def begun(first_start):
+    """A folder of 36 training images of three classes, and a run of some steps on it; anew for each test."""
+    place, kept = first_start
+    shutil.rmtree(place)
+    shutil.copytree(kept, place)
+    return place / "pictures", place / "run"
 
 
 def files_of(workdir: pathlib.Path) -> dict[str, bytes]:

@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
-from mixer import verify_resume
+from mixer import train, verify_resume
 from tests.bucket.faults import Fault
 
 
@@ -19,8 +19,7 @@ from tests.bucket.faults import Fault
 def straight(data_dir, tmp_path_factory):
     """An undisturbed run on the disk."""
     folder = tmp_path_factory.mktemp("straight")
-    done = run(command(data_dir, folder, **DROPPING))
-    assert done.returncode == 0, done.stderr
+    train.train(tiny(data_dir, **DROPPING), folder)
     return folder
 
 

@@ -17,6 +17,7 @@ from tiny_sweep import TINY, write_cifar10
 
 from mixer import models, sweep
 from mixer.config import recipe, run_folder, tasks
+from tests import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -108,25 +109,6 @@ def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
     assert "evaluated with eval_crop=resize_small. The paper has no row for this model." in markdown
 
 
-# Imports once, then the command in a fork for each of its command lines.
-COMMANDS = """
-import json, os, sys
-from mixer import sweep
-from mixer.config import command_line
-for arguments in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        os.dup2(1, 2)
-        sys.argv = ["mixer/sweep.py", *arguments]
-        try:
-            command_line.run(sweep.main, sweep.define_flags)
-        except SystemExit as end:  # without the seconds that Python needs to take everything down
-            print(end.code, flush=True)
-            os._exit(1)
-        os._exit(0)
-    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 CONFIG = ["--config", "configs/finetune.py:model=s16,size=32"]
 MISTAKES = {
     ("--config.seed=1",): "--config.seed is set by the sweep itself; give --seeds, their number",
@@ -152,12 +134,11 @@ MISTAKES = {
 
 
 def test_a_mistake_is_one_line_and_status_1():
-    given = [[*([] if arguments[0].startswith("--config=") else CONFIG), *arguments] for arguments in MISTAKES]
-    done = run([sys.executable, "-c", COMMANDS, json.dumps(given)])
-    lines = done.stdout.splitlines()
-    assert lines[1::2] == ["status 1"] * len(MISTAKES), done.stdout
-    for line, expected in zip(lines[::2], MISTAKES.values(), strict=True):
-        assert line.startswith(f"error: {expected}")
+    given = ([*([] if arguments[0].startswith("--config=") else CONFIG), *arguments] for arguments in MISTAKES)
+    answers = forks.answers("mixer.sweep", given, XLA_FLAGS="")
+    for done, expected in zip(answers, MISTAKES.values(), strict=True):
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"error: {expected}")
 
 
 @pytest.mark.slow  # two sweeps

@@ -22,10 +22,9 @@ from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 
 
-def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
+def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path, capsys):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    done = run(command(data_dir, straight, **DROPPING))
-    assert done.returncode == 0, done.stderr
+    train.train(tiny(data_dir, **DROPPING), straight)
 
     process = subprocess.Popen(
         command(data_dir, killed, **DROPPING),
@@ -51,9 +50,8 @@ def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path):
     assert deterministic(straight) == deterministic(killed)
     assert [row["step"] for row in read_metrics(killed)] == list(range(1, 13))
 
-    again = run(command(data_dir, killed, **DROPPING))
-    assert again.returncode == 0
-    assert "is done: it stands at step 12 of 12" in again.stdout
+    train.train(tiny(data_dir, **DROPPING), killed)
+    assert "is done: it stands at step 12 of 12" in capsys.readouterr().out
 
 
 def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_asks(data_dir, tmp_path):
@@ -131,14 +129,14 @@ def test_a_vit_is_trained_by_the_same_loop(data_dir, tmp_path):
 FEWSHOT = {"fewshot.dataset": "fractals/4x20x16", "fewshot.test_split": "validation", "fewshot.shots": "1,5"}
 
 
-def test_few_shot_accuracy_beside_every_evaluation(data_dir, tmp_path):
-    done = run(command(data_dir, tmp_path / "run", **FEWSHOT))
-    assert done.returncode == 0, done.stderr
+def test_few_shot_accuracy_beside_every_evaluation(data_dir, tmp_path, capsys):
+    train.train(tiny(data_dir, **FEWSHOT | {"fewshot.shots": (1, 5)}), tmp_path / "run")
+    said = capsys.readouterr().out
     names = [f"fewshot/fractals_4x20x16_{shots}shot" for shots in (1, 5)]
     rows = [row for row in read_metrics(tmp_path / "run") if names[0] in row]
     assert [row["step"] for row in rows] == [6, 12]
     for name in names:
-        assert f"{name} {rows[1][name]:.4f}" in done.stdout
+        assert f"{name} {rows[1][name]:.4f}" in said
         assert 0 < rows[1][name] <= 1
         assert rows[1][f"{name}_std"] >= 0
 
@@ -154,6 +152,7 @@ def test_a_mistake_in_the_few_shot_data_is_one_line_at_the_start(data_dir, tmp_p
         train.train(tiny(data_dir, **{"fewshot.dataset": "cifar1"}), tmp_path)
 
 
+@pytest.mark.slow  # tests/training/test_step.py does the same with the step
 def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
     losses = {}
     for kind in ("data_parallel", "fully_sharded"):
@@ -191,6 +190,7 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
     assert [two[name] for name in few_shot] == [one[name] for name in few_shot]
 
 
+@pytest.mark.slow  # tests/training/test_step.py does the same with the step
 def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):
     losses = {}
     for parts in (1, 2):

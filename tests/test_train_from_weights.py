@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from random_models import make_params
-from tiny_run import WIDTHS, command, data_dir, run, tiny  # noqa: F401
+from tiny_run import WIDTHS, data_dir, tiny  # noqa: F401
 
 from mixer import export, models, train
 from mixer.data import readers
@@ -39,7 +39,7 @@ def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path
 @pytest.mark.parametrize(
     ("to", "suffix"), [("npz", ".npz"), pytest.param("timm", ".safetensors", marks=pytest.mark.slow)]
 )
-def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, to, suffix):
+def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, capsys, to, suffix):
     """With a learning rate of zero, a new head stays zero, and a head that is kept stays as it was."""
     params = make_params(models.create("Ti/8", 4, **WIDTHS), 16, seed=1)
     classes = readers.open_source(tiny(data_dir).input, "train", tmp_path / "cache").class_names
@@ -52,9 +52,11 @@ def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, 
     for name, names in exports.items():
         file, workdir = epath.Path(tmp_path / f"{name}{suffix}"), tmp_path / name
         export.export(Weights(params, "a.npz", class_names=names), to, file, ema=False, command="")
-        done = run(command(data_dir, workdir, **{"init_from": file, "optimizer.learning_rate": 0.0, "total_steps": 1}))
-        assert done.returncode == 0, done.stderr
-        assert [line for line in done.stdout.splitlines() if "head" in line] == [f"starting from {file}; {said[name]}"]
+        capsys.readouterr()
+        settings = {"init_from": str(file), "optimizer.learning_rate": 0.0, "total_steps": 1}
+        train.train(tiny(data_dir, **settings), workdir)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "head" in line] == [f"starting from {file}; {said[name]}"]
         head = load_params(workdir)[1]["head"]["kernel"]
         expected = np.zeros_like(head) if name == "others" else params["head"]["kernel"]
         np.testing.assert_array_equal(head, expected)

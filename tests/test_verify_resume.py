@@ -11,6 +11,7 @@ from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
 from mixer import train, verify_resume
 from mixer.training import checkpoint_reader
 from mixer.training.metrics import METRICS_FILE
+from tests import forks
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +60,23 @@ def test_a_step_without_its_metrics_is_a_difference(two_runs, tmp_path):
     assert not [name for name in found if not name.endswith(" at step 2")]
 
 
-@pytest.mark.parametrize(
-    ("flag", "why"),
-    [
-        ("--inspect", "by mixer.verify_resume"),
-        ("--print_config", "by mixer.verify_resume"),
-        ("--stop_after=2", "by mixer.verify_resume"),
-        ("--allow_config_change", "by mixer.verify_resume"),
-        ("--process_id=0", "without --distributed"),
-    ],
-)
-def test_a_flag_that_would_not_be_read_is_refused(tmp_path, flag, why):
-    command = ["-m", "mixer.verify_resume", "--config", "configs/quickstart.py", f"--workdir={tmp_path}", flag]
-    done = run([sys.executable, *command])
-    name = flag.partition("=")[0]
-    assert (done.returncode, done.stderr) == (1, f"error: {name} would not be read {why}; leave it out\n")
+NOT_READ = {
+    "--inspect": "by mixer.verify_resume",
+    "--print_config": "by mixer.verify_resume",
+    "--stop_after=2": "by mixer.verify_resume",
+    "--allow_config_change": "by mixer.verify_resume",
+    "--process_id=0": "without --distributed",
+}
+
+
+def test_a_flag_that_would_not_be_read_is_refused(tmp_path):
+    start = ["--config", "configs/quickstart.py", f"--workdir={tmp_path}"]
+    answers = forks.answers(
+        "mixer.verify_resume", ([*start, flag] for flag in NOT_READ), imported=["mixer.config.checks"]
+    )
+    for done, (flag, why) in zip(answers, NOT_READ.items(), strict=True):
+        name = flag.partition("=")[0]
+        assert (done.returncode, done.stderr) == (1, f"error: {name} would not be read {why}; leave it out\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,6 +16,7 @@ from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 from mixer.transfer import npz
 from mixer.transfer import weights as transfer_weights
+from tests import forks
 from tests.trained_run import DATASET, make_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,19 +67,24 @@ def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
     assert "lens" not in json.loads((tmp_path / "numbers.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
-        (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
-        (["--task=cats"], "error: --task 'cats': expected one of"),
-    ],
-)
-def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path, arguments, message):
-    done = command(f"--checkpoint={run}", f"--output={tmp_path}", *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+MISTAKES = [
+    (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
+    (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+    (["--task=cats"], "error: --task 'cats': expected one of"),
+]
+
+
+def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path):
+    start = [f"--checkpoint={run}", f"--output={tmp_path}"]
+    answers = forks.answers(
+        "mixer.visualize",
+        ([*start, *arguments] for arguments, _ in MISTAKES),
+        imported=["mixer.analysis.lens", "mixer.data.pipeline"],
+    )
+    for done, (_, message) in zip(answers, MISTAKES, strict=True):
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_the_first_three_blocks_are_drawn_if_none_is_named():

@@ -10,15 +10,16 @@ import sys
 
 import pytest
 from run_python import run_python
-from tiny_run import ROOT, command, data_dir, deterministic, environment, run  # noqa: F401
+from tiny_run import ROOT, command, data_dir, deterministic, environment, tiny  # noqa: F401
 
+from mixer import train
 from mixer.training.checkpoint_reader import load_params
 
 
 @pytest.fixture(scope="module")
 def straight(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
-    assert run(command(data_dir, folder)).returncode == 0
+    train.train(tiny(data_dir), folder)
     return folder
 
 

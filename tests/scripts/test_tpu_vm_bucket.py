@@ -116,6 +116,7 @@ def check_preempted(cloud: Cloud, straight: pathlib.Path, kind: str, hosts: int)
     return places
 
 
+@pytest.mark.slow  # tests/test_run_in_bucket.py and tests/chaos stop runs in buckets; test_tpu_vm.py tests the launcher
 def test_a_preempted_run_in_a_bucket_ends_at_the_same_bits(
     cloud: Cloud, bucket_here: FakeBucket, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

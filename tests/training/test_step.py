@@ -192,12 +192,26 @@ def reference(loss, mixup_p):
 
 
 LAYOUTS = [(1, "data_parallel"), (8, "data_parallel"), (8, "fully_sharded")]  # one device cannot split an array
+STEP_SETTINGS = [  # loss, mixup.p, accumulate_steps: each value of one with each of another
+    ("sigmoid_xent", 0.0, 1), ("sigmoid_xent", 0.5, 2), ("softmax_xent", 0.0, 2), ("softmax_xent", 0.5, 1),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("num_devices", "kind"), LAYOUTS)
+# Of each layout two settings, with both losses, with mixup and without. The others take as long again.
 @pytest.mark.parametrize(
-    ("loss", "mixup_p", "parts"),
-    [("sigmoid_xent", 0.0, 1), ("sigmoid_xent", 0.5, 2), ("softmax_xent", 0.0, 2), ("softmax_xent", 0.5, 1)],
+    ("num_devices", "kind", "loss", "mixup_p", "parts"),
+    [
+        pytest.param(
+            devices,
+            kind,
+            loss,
+            mixup_p,
+            parts,
+            marks=[] if (kind == "data_parallel") == (parts == 1) else pytest.mark.slow,
+        )
+        for devices, kind in LAYOUTS
+        for loss, mixup_p, parts in STEP_SETTINGS
+    ],
 )
 def test_the_first_steps_equal_float64(monkeypatch, num_devices, kind, loss, mixup_p, parts):
     monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 16)

@@ -3,8 +3,6 @@
 import io
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from random_models import flat, make_model, make_params, same
 from mixer.data import class_names
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights, load
+from tests import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -75,7 +74,6 @@ NEW_FORMAT = r"""
 import sys
 from flax import traverse_util
 from mixer import export
-from mixer.config import command_line
 from mixer.transfer.format import Format, code_block
 from mixer.transfer.formats import FORMATS
 
@@ -87,36 +85,33 @@ FORMATS["names"] = Format(
     loading=lambda exported, file: code_block("python", f"open({file!r})"),
     load=lambda file, source: {"a": source},
 )
-command_line.run(export.main, export.define_flags, arguments="OUT")
+run = export.run
 """
 
+MESSAGES = [
+    (["--to=names", "m.npz"], "m.npz: the name of a file for --to names ends in .txt"),
+    (["m.npz"], "--to is missing: give one of npz, timm, stablehlo, names"),
+    (["--to=npz", "m.npz"], "a.png: expected a run's folder or a file that ends in .npz or .safetensors or .txt, "
+     "not '.png' (files that hold pickles, such as .pth and .bin, are never loaded)"),
+]  # fmt: skip
 
-def export(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", NEW_FORMAT, *arguments], cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}, timeout=300, check=False,
-    )  # fmt: skip
 
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["--to=names", "m.npz"], "m.npz: the name of a file for --to names ends in .txt"),
-        (["m.npz"], "--to is missing: give one of npz, timm, stablehlo, names"),
-        (["--to=npz", "m.npz"], "a.png: expected a run's folder or a file that ends in .npz or .safetensors or .txt, "
-         "not '.png' (files that hold pickles, such as .pth and .bin, are never loaded)"),
-    ],
-)  # fmt: skip
-def test_messages_name_a_new_format(tmp_path, arguments, line):
+def test_a_new_format_is_named_in_messages_written_and_described(tmp_path):
+    (tmp_path / "new_format.py").write_text(NEW_FORMAT)
     (tmp_path / "a.png").write_bytes(b"")
-    done = export(tmp_path, "--checkpoint=a.png", *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {line}\n")
-
-
-def test_a_new_format_is_written_and_described(tmp_path):
     params = flat(make_params(make_model()))
     np.savez(tmp_path / "a.npz", **params)
-    done = export(tmp_path, "--checkpoint=a.npz", "--to=names", "m.txt")
+    refused = [["--checkpoint=a.png", *arguments] for arguments, _ in MESSAGES]
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    *answers, done = forks.answers(
+        "new_format",
+        [*refused, ["--checkpoint=a.npz", "--to=names", "m.txt"]],
+        imported=["mixer.transfer.weights"],
+        cwd=tmp_path,
+        PYTHONPATH=paths,
+    )
+    for answer, (_, line) in zip(answers, MESSAGES, strict=True):
+        assert (answer.returncode, answer.stdout, answer.stderr) == (1, "", f"error: {line}\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "m.txt").read_text().splitlines() == list(params)
     card = (tmp_path / "m.txt.md").read_text()

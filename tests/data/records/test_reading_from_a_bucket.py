@@ -3,8 +3,8 @@
 import logging
 import pathlib
 import re
-import threading
 import time
+import types
 from collections.abc import Iterator
 
 import jax
@@ -208,11 +208,16 @@ def test_the_other_processes_wait_for_the_index(there, noise, tmp_path, monkeypa
     index = there.content(name)
     there.delete(name)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(tfrecord_index, "_LOOK_SECONDS", 0.1)
-    timer = threading.Timer(1.0, there.put, (name, index))
-    timer.start()
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:  # process 0 has made it meanwhile
+            there.put(name, index)
+
+    monkeypatch.setattr(tfrecord_index, "time", types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     assert opened(there.path("noise"), tmp_path).num_examples == 640
-    timer.join()
+    assert len(waits) == 2
     assert not data_reads(there)
     assert "Waiting for process 0" in caplog.text
 
