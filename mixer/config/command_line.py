@@ -1,5 +1,6 @@
 """Turns a command line into a config, and explains in one line what is wrong with it."""
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -59,7 +60,10 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     streams.write_any_text()
     define_flags()
     if help_text.is_asked_for(sys.argv):
-        print(help_text.of(sys.modules[main.__module__], arguments))
+        with contextlib.suppress(BrokenPipeError):
+            print(help_text.of(sys.modules[main.__module__], arguments), flush=True)
+            sys.exit()
+        _discard_output()
         sys.exit()
     interrupt.leave_in_one_line()
     owners.do_without()
@@ -76,13 +80,18 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
         print(interrupt.MESSAGE, file=sys.stderr)
         sys.exit(interrupt.EXIT_STATUS)
     except BrokenPipeError:  # whoever read the output wants no more of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         sys.exit(1)
     except Exception as error:
         problem = _problem(error)
         if not problem:
             raise
     sys.exit(problem)  # outside the handlers: the error, and the arrays that its traceback holds, are freed by now
+
+
+def _discard_output() -> None:
+    """Sends what is still printed nowhere, since its reader has gone: Python would report the broken pipe at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _problem(error: Exception) -> str:
