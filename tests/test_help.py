@@ -115,3 +115,15 @@ def test_the_names_of_formats_and_registries_are_those_of_the_registries():
     for name, form in formats.FORMATS.items():
         assert name in text
         assert form.suffix in text
+
+
+def test_a_reader_that_has_enough_of_the_help_is_no_error():
+    """As in `--help | head -1`; the pipe is closed before the command writes."""
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixer.train", "--help"],
+        cwd=ROOT, stdout=written, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(written)
+    assert (done.returncode, done.stderr) == (0, "")

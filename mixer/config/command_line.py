@@ -1,6 +1,5 @@
 """Turns a command line into a config, and explains in one line what is wrong with it."""
 
-import contextlib
 import errno
 import functools
 import inspect
@@ -60,10 +59,10 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     streams.write_any_text()
     define_flags()
     if help_text.is_asked_for(sys.argv):
-        with contextlib.suppress(BrokenPipeError):
+        try:
             print(help_text.of(sys.modules[main.__module__], arguments), flush=True)
-            sys.exit()
-        _discard_output()
+        except BrokenPipeError:
+            _discard_output()
         sys.exit()
     interrupt.leave_in_one_line()
     owners.do_without()
