@@ -6,7 +6,6 @@ An experiment is a series of ordinary runs below one folder. If it is interrupte
 from __future__ import annotations
 
 import atexit
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 import mixer
-from mixer.runtime import files, streams
+from mixer.runtime import files, json_text, streams
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     import jax
@@ -157,7 +156,7 @@ def write(text: str, found: dict[str, Any], figure: Any, picture: str) -> None:
     """
     folder, made_by = output(), {"command": ["python", *sys.argv], "mixer": mixer.__version__, "jax": jax.__version__}
     files.write_text(folder / "results.md", text + "\n")
-    files.write_text(folder / "results.json", json.dumps({**found, "made_by": made_by}, indent=2) + "\n")
+    files.write_text(folder / "results.json", json_text.dumps({**found, "made_by": made_by}, indent=2) + "\n")
     with (folder / picture).open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
     print(f"\n{text}\n\nTable {folder}/results.md, numbers {folder}/results.json, picture {folder}/{picture}")

@@ -112,6 +112,7 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
 DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
 
 
+@pytest.mark.slow  # checkpoints take whatever arrays a model has: tests/training/test_checkpoint.py
 def test_a_stopped_run_continues_to_the_same_bits(data_dir, tmp_path):
     """Of a model that is untied and a pyramid."""
     settings = {**SHORT, "input.data_dir": str(data_dir), **DROPPING, "model.num_blocks": 2, "model.pyramid": (64, 16)}

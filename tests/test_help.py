@@ -63,8 +63,7 @@ def run(*command):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_is_short_and_whole(name):
-    text, seconds = run("-m", f"mixer.{name}", "--help")
-    assert run("-m", f"mixer.{name}", "--checkpoint", "x", "-h")[0] == text
+    text, seconds = run("-m", f"mixer.{name}", "--checkpoint", "x", "-h")
     assert seconds < 1
     own, examples = json.loads(run("-c", FLAGS, f"mixer.{name}")[0])
     assert re.findall(r"(?m)^  --(?:\[no\])?(\w+)", text) == own

@@ -30,6 +30,7 @@ TINY = {
     "log_steps": 1,
     "eval_steps": 6,
     "checkpoint_steps": 3,
+    "metrics.writers": (),  # TensorBoard's takes two seconds of each process; tests/training/test_metrics.py has it
 }
 
 

@@ -19,6 +19,7 @@ TINY = {
     "optimizer.learning_rate": 1e-2,
     "eval_steps": 90,
     "checkpoint_steps": 90,
+    "metrics.writers": (),
 }
 
 

@@ -20,6 +20,7 @@ def assert_survived(outcomes):
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.slow  # the next one is killed too; tests/training/test_checkpoint.py has what is damaged
 def test_a_killed_and_a_damaged_run_end_at_the_same_bits(bench):
     assert_survived(session.run(bench, seed=26, trials=dict(enumerate(("kill", "damage")))))
 

@@ -117,6 +117,7 @@ def test_permutation(data_dir, tmp_path):
         assert picture.width > 600
 
 
+@pytest.mark.slow  # it goes through its runs as the other does
 def test_scaling(tmp_path):
     folder = tmp_path / "out"
     arguments = command("scaling", folder, steps=4, seeds=1)
