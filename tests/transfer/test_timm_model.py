@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 from random_models import flat, logits, make_params
 
 from mixer import models
@@ -118,13 +119,17 @@ def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypat
         our_timm.save_params(file, params)
     weights = Weights(params, "m.npz")
     card = model_card.card(weights, to="timm", file=path.name, command="", ema=False, measured={})
-    code = card.partition("```python\n")[2].partition("```")[0]
+    pictures, code = (block.partition("```")[0] for block in card.split("```python\n")[1:3])
     assert "checkpoint_path" in code
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), np.uint8)).save("cat.jpg")
 
     def loaded(code):
-        names = {"torch": torch, "functools": functools}
-        exec(code, names)
+        names = {"functools": functools}
+        exec(pictures + code, names)
+        assert names["probabilities"].shape == (1, model.num_classes)
+        expected = jax.nn.softmax(logits(model, params, names["images"] / np.float32(127.5) - 1))
+        np.testing.assert_allclose(names["probabilities"], expected, atol=1e-3)  # timm's GELU is the exact one
         return names["model"]
 
     gelu = card.rpartition("```python\n")[2].partition("\n")[0]
