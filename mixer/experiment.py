@@ -53,9 +53,9 @@ def output() -> epath.Path:
     return epath.Path(flags.FLAGS.output)
 
 
-def run(main: Callable[[preemption.Stop], None]) -> None:
-    """Runs an experiment. If it is asked to stop, the run under way is saved, and the status is 75."""
-    compilation_cache.keep_compiled(output() / "compiled")  # runs that differ by data or seed are one program
+def run(main: Callable[[preemption.Stop], None], folder: epath.Path) -> None:
+    """Runs an experiment, whose runs lie in `folder`. Asked to stop, it saves the run under way, with the status 75."""
+    compilation_cache.keep_compiled(folder / "compiled")  # runs that differ by data or seed are one program
     streams.outlast()
     atexit.register(preemption.ignore)
     stop = preemption.Stop()

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _PICTURES = 100  # drawn of a split
 _PICTURES_BYTES = 600_000  # of the pictures that the model in the page takes
-_FIGURES_OF_BLOCKS = 3
 
 
 class _Model(NamedTuple):
@@ -94,11 +93,11 @@ def _of_weights(
     except UserError as error:
         return write.Evaluated(missing=str(error)), None
     blocks, figures = [], []
-    for block, tokens in enumerate(model.tokens(weights.image_size)[: model.num_blocks]):
-        of_block = units.of_block(weights.params, block, tokens)
-        structure = units.structure(of_block, seed=block)
+    for block, (of_block, structure) in enumerate(
+        units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
+    ):
         blocks.append({"block": block, "tokens": of_block.shape[1], **structure._asdict()})
-        if block < _FIGURES_OF_BLOCKS:
+        if block < units.FIGURES_OF_BLOCKS:
             title = f"Token-mixing units of block {block}"
             figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
     title = "Filters of the stem"

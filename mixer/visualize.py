@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
 NUMBERS_FILE = "numbers.json"
-_FIGURES_OF_BLOCKS = 3  # as figure 5 of the paper
 
 
 def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dict[str, Any]:
@@ -47,10 +46,8 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     """
     name, params = f"{weights.described()} ({weights.source})", weights.params
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
-    numbers, model = [], weights.model()
-    for block, tokens in enumerate(model.tokens(weights.image_size)[: model.num_blocks]):
-        of_block = units.of_block(params, block, tokens)
-        structure = units.structure(of_block, seed=block)
+    numbers, tokens = [], weights.model().tokens(weights.image_size)[:-1]
+    for block, (of_block, structure) in enumerate(units.of_model(params, tokens)):
         numbers.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
         if block in blocks:
             title = f"{name}: token-mixing units of block {block}"
@@ -127,7 +124,7 @@ def _blocks(given: list[str] | None, number: int) -> list[int]:
       UserError: there is no such block.
     """
     if given is None:
-        return list(range(min(number, _FIGURES_OF_BLOCKS)))
+        return list(range(min(number, units.FIGURES_OF_BLOCKS)))
     wrong = [text for text in given if not (text.isdecimal() and int(text) < number)]
     if wrong or not given:
         raise UserError(f"--blocks={','.join(given)}: expected numbers from 0 to {number - 1}, such as --blocks=0,1")

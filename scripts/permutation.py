@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if not 0 < flags.FLAGS.epochs < float("inf"):
         raise UserError(f"--epochs={flags.FLAGS.epochs}: expected a finite number above 0")
-    experiment.run(_experiment)
+    experiment.run(_experiment, experiment.output())
 
 
 def _experiment(stop: preemption.Stop) -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-import sys
 import time
 from typing import Any
 
-from etils import epy
+from etils import epath, epy
 from ml_collections import ConfigDict
 
+from mixer import experiment
 from mixer.config import command_line
-from mixer.runtime import streams
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
 from mixer.training.metrics import read_metrics
@@ -30,7 +29,7 @@ with epy.lazy_imports():  # they take a second, for which --help does not wait
 
     from mixer import report
     from mixer.config import checks, run_folder
-    from mixer.runtime import compilation_cache, files, preemption
+    from mixer.runtime import files, preemption
 
 FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"
@@ -41,19 +40,10 @@ _EXPECTED_SECONDS = 12.0  # for a fine-tuning run, until one is measured
 
 def main(argv: list[str]) -> None:
     """Runs the stages that are not done yet, and prints the result. Asked to stop, it saves and leaves."""
-    streams.outlast()
-    stop = preemption.Stop()
-    stop.listen()
-    try:
-        _tour(stop)
-    except preemption.PreemptedError as preempted:
-        print(f"{preempted}; the same command continues")
-        sys.exit(preemption.EXIT_STATUS)
+    experiment.run(_tour, epath.Path(FOLDER))
 
 
 def _tour(stop: preemption.Stop) -> None:
-    # All fine-tuning runs are the same program, so only the first compiles it.
-    compilation_cache.keep_compiled(FOLDER / "compiled")
     started = time.monotonic()
     runs = [(start, seed) for seed in SEEDS for start in STARTS]
     stages = 1 + len(runs)

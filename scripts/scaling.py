@@ -107,7 +107,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    experiment.run(_experiment)
+    experiment.run(_experiment, experiment.output())
 
 
 def _experiment(stop: preemption.Stop) -> None:

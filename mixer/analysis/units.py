@@ -5,6 +5,7 @@ of patches (figures 5 and 6 of the paper). Patterns are compared without their m
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Units = Float[np.ndarray, "units tokens"]
+
+
+FIGURES_OF_BLOCKS = 3  # the first ones, as in figure 5 of the paper
 
 
 class Structure(NamedTuple):
@@ -45,6 +49,12 @@ def of_block(params: Any, block: int, tokens: int | None = None) -> Units:
     tokens = tokens or kernel.shape[-2]
     units: np.ndarray = kernel.reshape(-1, tokens, kernel.shape[-1]).transpose(0, 2, 1).reshape(-1, tokens)
     return units
+
+
+def of_model(params: Any, tokens: Sequence[int]) -> list[tuple[Units, Structure]]:
+    """Returns the units of each block and how ordered they are, given the tokens that come into each block."""
+    found = [of_block(params, block, number) for block, number in enumerate(tokens)]
+    return [(units, structure(units, seed=block)) for block, units in enumerate(found)]
 
 
 def structure(units: Units, seed: int = 0) -> Structure:
