@@ -1,8 +1,16 @@
 # Two commands for newcomers: `make quickstart` and `make test`. Everything installs itself into .venv.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
+
+# `make PYTHON=...` takes that one. Otherwise that of .venv, and for a new .venv the newest suitable one that runs: a later
+# Python has a later JAX.
+SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON := $(shell for name in $(BIN)/python python3.13 python3.12 python3.11 python3; do \
+  $$name -c '$(SUITABLE)' 2> /dev/null && echo $$name && break; done)
+PYTHON := $(or $(PYTHON),python3)
+endif
 
 .PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm test-wandb bench chaos mutants docs notebook lint lock clean
 
@@ -11,8 +19,7 @@ help:  ## this list
 
 # pip compiles bytecode as it installs, without which TensorFlow imports in 15 s instead of 6.
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) scripts/environment.py $(VENV)
 	$(BIN)/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[quickstart]'
 	touch $@
 
@@ -40,9 +47,10 @@ lint: install-dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One process more than cores: a test that waits for a command leaves its core to another.
+# One process more than cores: a test that waits for a command leaves its core to another. Each begins with a run of
+# neighbouring tests, so that what a file's tests share is mostly made once.
 test: lint  ## the checks and the test suite, within fifteen minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist=worksteal
 
 test-all: lint $(VENV)-preflight/installed  ## and what takes longer: large models, ahead-of-time TPU compilation
 	$(BIN)/python -m pytest
@@ -57,22 +65,22 @@ test-lowest: $(VENV)-lowest/installed  ## the tests of the rooms with the lowest
 	$(VENV)-lowest/bin/python -m pytest -m "not slow" --numprocesses=auto -W ignore::DeprecationWarning $(ROOMS)
 
 test-newest:  ## the same with the newest versions, installed anew each time
-	$(PYTHON) -m venv $(VENV)-newest
+	@$(PYTHON) scripts/environment.py $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet uv
 	$(VENV)-newest/bin/uv pip install --quiet --compile-bytecode --python $(VENV)-newest --upgrade --editable '.[dev]'
 	$(VENV)-newest/bin/python -m pytest -m "not slow" --numprocesses=auto $(ROOMS)
 
 # The floors are those of Python 3.11. The wheels of later Pythons begin with later versions of some libraries.
+$(VENV)-lowest/installed: PYTHON = python3.11
 $(VENV)-lowest/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else f"error: Python {v[0]}.{v[1]} found, 3.11 needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)-lowest
+	@$(PYTHON) scripts/environment.py $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --compile-bytecode --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
 # libtpu stays out of the usual environment: where it is installed, a plain import of jax tries to start a TPU.
 $(VENV)-preflight/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-preflight
+	@$(PYTHON) scripts/environment.py $(VENV)-preflight
 	$(VENV)-preflight/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,preflight]'
 	touch $@
 
@@ -100,7 +108,7 @@ test-timm: $(VENV)-timm/installed  ## models exchanged with PyTorch's timm, in b
 
 # torchvision has no build for CPUs; --no-deps leaves torch as it is, and the last line brings what timm needs besides.
 $(VENV)-timm/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-timm
+	@$(PYTHON) scripts/environment.py $(VENV)-timm
 	$(VENV)-timm/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev]'
 	$(VENV)-timm/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-timm/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
@@ -112,13 +120,14 @@ test-wandb: $(VENV)-wandb/installed  ## the writer for Weights & Biases, in its 
 	$(VENV)-wandb/bin/python -m pytest tests/training/test_writers.py
 
 $(VENV)-wandb/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-wandb
+	@$(PYTHON) scripts/environment.py $(VENV)-wandb
 	$(VENV)-wandb/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,wandb]'
 	touch $@
 
+# For each Python the latest versions that it can have: JAX 0.11 and later need Python 3.12.
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	  --extra dev --extra preflight --extra wandb --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left

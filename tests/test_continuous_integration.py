@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -70,6 +71,19 @@ def test_pre_commit_runs_what_lint_runs():
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
 def test_a_dependency_has_a_lowest_version_and_the_pinned_one_is_not_lower(requirement):
     assert [bound.operator for bound in requirement.specifier] == [">="]
-    pinned = re.search(rf"^{requirement.name}==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = re.findall(rf"^{requirement.name}==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned, f"{requirement.name} is missing in constraints.txt: make lock"
-    assert pinned[1] in requirement.specifier
+    assert all(version in requirement.specifier for version in pinned)
+
+
+def test_each_python_has_one_version_of_each_library_and_a_later_python_a_later_jax():
+    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    jax = {}
+    for python in ("3.11", "3.12", "3.13"):
+        place = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": "linux",
+                 "platform_machine": "x86_64", "platform_system": "Linux"}  # fmt: skip
+        names = [line.name for line in lines if line.marker is None or line.marker.evaluate(place)]
+        assert len(names) == len(set(names))
+        (pinned,) = (line for line in lines if line.name == "jax" and line.marker.evaluate(place))
+        (jax[python],) = (Version(bound.version) for bound in pinned.specifier)
+    assert jax["3.11"] < Version("0.12") <= jax["3.12"] == jax["3.13"]

@@ -119,7 +119,7 @@ def slow_fetch(monkeypatch):
 
         def fetch(numbers):
             with lock:
-                time.sleep(0.1)
+                time.sleep(0.05)
             return source.fetch(numbers)
 
         return dataclasses.replace(source, fetch=fetch)
@@ -151,7 +151,8 @@ def slow_copy(monkeypatch):
 @pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_augmentation, "augment"), (slow_copy, "copy")])
 def test_a_slow_part_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
-    found = input_speed.measure(make_config(photos), tmp_path, 2, seconds=0.5, blocks=1)
+    # The median of three blocks: this machine may stand still for as long as one of them.
+    found = input_speed.measure(make_config(photos), tmp_path, 2, seconds=0.3, blocks=3)
     costs = found.core_microseconds()
     assert max(costs, key=costs.get) == stage
     assert costs[stage] > 0.5 * sum(costs.values())

@@ -1,0 +1,32 @@
+"""Makes a virtual environment for `make`, or keeps the one that is there: `python3.13 scripts/environment.py .venv`.
+
+It needs nothing but Python, any version from 3.6, and is run by the Python that the environment shall have.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+LOWEST, HIGHEST = (3, 11), (3, 13)  # `requires-python` of pyproject.toml
+
+
+def main(folder: str) -> None:
+    """Makes the environment. Exits with one line if this Python is unsuitable or the environment has another."""
+    version = sys.version_info[:2]
+    name = f"{version[0]}.{version[1]}"
+    if not LOWEST <= version <= HIGHEST:
+        sys.exit(f"error: {sys.executable} is Python {name}; 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.13 ...")
+    settings = pathlib.Path(folder) / "pyvenv.cfg"
+    found = re.search(r"^version = (\d+\.\d+)", settings.read_text(), re.MULTILINE) if settings.is_file() else None
+    if found and found[1] != name:
+        sys.exit(f"error: {folder} has Python {found[1]}, not {name}: remove it first (rm -r {folder})")
+    if not (found and (pathlib.Path(folder) / "bin" / "pip").exists()):
+        made = subprocess.run([sys.executable, "-m", "venv", folder], check=False)
+        if made.returncode:
+            sys.exit(f"error: this Python {name} cannot make environments (Debian: apt install python{name}-venv)")
+    print(f"{folder}: Python {name}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
