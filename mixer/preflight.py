@@ -25,7 +25,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import models
-    from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
+    from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
     from mixer.training import setup, sharding
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mixer.performance.data_facts import DataFacts
 
 _RECOMPUTED = 0.005  # a smaller share of extra work is rounding and not reported
+_FASTEST_CLOCK = 2.5  # GHz; an estimate that implies more than any TPU has is trusted less
 
 # --------------------------------------------------------------------------------------------------------- examination
 
@@ -44,6 +45,7 @@ def examine(
     facts: DataFacts,
     memory: float,
     largest: bool = True,
+    others: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compiles a checked config's steps for a mesh and returns what was found, ready for JSON.
@@ -52,8 +54,9 @@ def examine(
       config: of the run.
       mesh: of the slice.
       facts: of the config's dataset.
-      memory: bytes of a core.
-      largest: whether to search for the largest batch that fits.
+      memory: bytes of a core that a program may use.
+      largest: whether to search for the largest and the fastest batch.
+      others: whether to compile the evaluation step too or, if the training step does not fit, what may make it fit.
       tell: called with a line after each compilation, which takes minutes.
 
     Raises:
@@ -65,13 +68,14 @@ def examine(
     fitting = memory_fit.Fitting(config, mesh, facts.num_classes, facts.max_labels, memory, tell)
     train = fitting.train()
     if train is None:
-        return {**found, "fits": False, "needed": fitting.needed, "remedies": fitting.remedies()}
+        tried = fitting.remedies() if others else []
+        return {**found, "fits": False, "needed": fitting.needed, "remedies": tried}
     found["memory_by_kind"] |= {"temporaries (activations, gradients)": train.temporaries, "code": train.code}
     found |= {
         "fits": True,
         "total": train.total,
-        "evaluation_total": fitting.evaluate().total,
-        "largest": fitting.largest(train) if largest else None,
+        "evaluation_total": fitting.evaluate().total if others else None,
+        "batches": [batch._asdict() for batch in fitting.batches(train)] if largest else [],
     }
     return found | _costs(config, mesh, facts, built, train)
 
@@ -114,11 +118,14 @@ def _costs(
         "compiler_gflop_per_image": train.flops / per_core / 1e9,
         "collectives": dict(train.collectives),
         "seconds_per_step": train.estimated_seconds,
+        "cycles_per_step": train.estimated_cycles or None,
         "total_steps": total_steps,
         "paper_core_days": data_facts.paper_core_days(config),
         "compile_seconds": train.compile_seconds,
+        "notes": charges.notes(config, facts.num_classes),
     }
     if seconds := train.estimated_seconds:
+        costs["clock_ghz"] = train.estimated_cycles / seconds / 1e9
         costs["images_per_sec_per_core"] = per_core / seconds
         costs["core_days"] = total_steps * seconds * mesh.size / 86_400
         costs["input_images_per_sec_per_host"] = config.batch_size / seconds / tpu_topology.num_hosts(mesh)
@@ -137,7 +144,7 @@ def report(found: dict[str, Any]) -> str:
         f"{found['batch_size']:,} is {found['batch_size'] / found['cores']:g} images a core; jax {found['jax']}, "
         f"libtpu {found['libtpu']}",
         "",
-        f"memory on each core, of {_gib(found['memory'])}",
+        f"memory on each core, of {_gib(found['memory'])} that the compiler may use",
         *(f"  {name:38}{_gib(size):>10}" for name, size in found["memory_by_kind"].items()),
     ]
     if not found["fits"]:
@@ -163,32 +170,53 @@ def _memory_lines(found: dict[str, Any]) -> list[str]:
         f"  {'all, in training':38}{_gib(found['total']):>10}  fits",
         f"  {'all, in evaluation':38}{_gib(found['evaluation_total']):>10}  fits",
     ]
-    largest = found["largest"]
-    if largest is None:
-        return [*lines, "  largest batch: not looked for, or little larger than this one"]
-    more = largest["extra_work"]
+    batches = found["batches"]
+    if not batches:
+        return [*lines, "  largest and fastest batch: not looked for"]
+    lines.append(_batch_line("largest batch", batches[-1]))
+    if batches[-1]["images_per_sec_per_core"]:
+        lines.append(_batch_line("fastest batch", max(batches, key=lambda batch: batch["images_per_sec_per_core"])))
+    return lines
+
+
+def _batch_line(name: str, batch: dict[str, Any]) -> str:
+    more, rate = batch["extra_work"], batch["images_per_sec_per_core"]
+    speed = f", {rate:,.0f} images/s/core" if rate else ""
     recomputed = f", {more:.1%} more work where XLA recomputes" if more > _RECOMPUTED else ""
-    about = f"{largest['per_core']} images a core{recomputed}"
-    return [*lines, f"  {'largest batch':38}{_gib(largest['total']):>10}  {about}"]
+    return f"  {name:38}{_gib(batch['total']):>10}  {batch['per_core']} images a core{speed}{recomputed}"
 
 
 def _cost_lines(found: dict[str, Any]) -> list[str]:
     by_kind = ", ".join(f"{kind} {size / 2**20:,.0f} MiB" for kind, size in found["collectives"].items()) or "none"
+    twice = " (each all-reduced byte crosses the wires about twice)" if "all-reduce" in found["collectives"] else ""
     lines = [
         f"work      {found['gflop_per_image']:.4g} GFLOP an image by the formula, "
         f"{found['compiler_gflop_per_image']:.4g} by the compiler",
-        f"sent      on each core and step: {by_kind}",
+        f"sent      of each core and step: {by_kind}{twice}",
+        *_time_lines(found),
     ]
-    if found["seconds_per_step"]:
-        of_paper = f"; the paper's {found['paper_core_days']:g} on v3" if found["paper_core_days"] else ""
-        lines += [
-            f"time      {found['seconds_per_step'] * 1e3:.3g} ms a step, {found['images_per_sec_per_core']:,.0f} "
-            "images/s/core: the compiler's estimate, optimistic",
-            f"recipe    {found['total_steps']:,} steps: {found['core_days']:,.3g} core-days by that estimate, without "
-            f"evaluation{of_paper}",
-            f"input     {found['input_images_per_sec_per_host']:,.0f} images/s for each host to make at that rate",
-        ]
-    return [*lines, f"checkpoint  {_gib(found['checkpoint_bytes'])}"]
+    return [*lines, f"checkpoint  {_gib(found['checkpoint_bytes'])}", *(f"note      {note}" for note in found["notes"])]
+
+
+def _time_lines(found: dict[str, Any]) -> list[str]:
+    if not found["seconds_per_step"]:
+        return ["time      the compiler has no estimate"]
+    of_paper = f"; the paper's {found['paper_core_days']:g} on v3" if found["paper_core_days"] else ""
+    lines = [
+        f"time      {found['seconds_per_step'] * 1e3:.3g} ms a step, {found['images_per_sec_per_core']:,.0f} "
+        "images/s/core: the compiler's estimate, optimistic, and the same at any precision of products"
+    ]
+    if found["cycles_per_step"]:
+        lines.append(
+            f"cycles    {found['cycles_per_step'] / 1e6:,.1f} million a step: {found['clock_ghz']:.2f} GHz by that time"
+            + ("; no TPU is that fast, so trust it less" if found["clock_ghz"] > _FASTEST_CLOCK else "")
+        )
+    return [
+        *lines,
+        f"recipe    {found['total_steps']:,} steps: {found['core_days']:,.3g} core-days by that estimate, without "
+        f"evaluation{of_paper}",
+        f"input     {found['input_images_per_sec_per_host']:,.0f} images/s for each host to make at that rate",
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -198,8 +226,10 @@ def define_flags() -> None:
     """Defines the command's flags."""
     with help_text.group("The run and the slice", "--config b16_i21k --topology v3:8x8"):
         command_line.define_config_flag()
-        flags.DEFINE_string("topology", None, "The slice: v2 to v6e, and its chips along each side, such as v3:8x8.")
-        flags.DEFINE_bool("largest", True, "Also search for the largest batch that fits, by two or more compilations.")
+        flags.DEFINE_string("topology", None, "The slice: v2 to tpu7x, and its chips along each side, such as v3:8x8.")
+        flags.DEFINE_bool(
+            "largest", True, "Also search for the largest and the fastest batch; up to eight compilations."
+        )
         flags.DEFINE_bool("json", False, "Print one line of JSON.")
     with help_text.group(
         "A dataset that this command does not know",
@@ -221,8 +251,10 @@ def main(argv: list[str]) -> None:
     command_line.refuse_unread(data_facts.fixed(config), f"for {split} of {dataset}, which this command knows")
     facts = data_facts.of(config, given.num_classes, given.num_examples)
     mesh = tpu_topology.mesh_of(given.topology)
-    memory = tpu_topology.chip_of(given.topology).memory
-    found = examine(config, mesh, facts, memory, given.largest, lambda line: print(line, file=sys.stderr, flush=True))
+    memory = tpu_topology.memory_of(mesh)
+    found = examine(
+        config, mesh, facts, memory, given.largest, tell=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     found |= {"topology": given.topology, "libtpu": importlib.metadata.version("libtpu")}
     print(json_text.dumps(found) if given.json else report(found))
     if not found["fits"]:

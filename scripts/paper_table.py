@@ -57,7 +57,8 @@ def estimate(rows: Sequence[paper.Row], topology: str) -> dict[Key, Estimate]:
       UserError: libtpu is missing, or there is no such slice.
     """
     jax.config.update("jax_platforms", "cpu")  # libtpu is here only for compiling
-    mesh, memory = tpu_topology.mesh_of(topology), tpu_topology.chip_of(topology).memory
+    mesh = tpu_topology.mesh_of(topology)
+    memory = tpu_topology.memory_of(mesh)
     found: dict[Key, Estimate] = {}
     by_config: dict[str, tuple[dict[str, Any], float]] = {}
     for row in rows:

@@ -81,7 +81,7 @@ MISTAKES = [
     (["--input", "--accelerator_rate=0"], "error: --accelerator_rate=0: expected a finite number above 0"),
     (["--topology=v3:2x2", "--blocks=3"], "error: --blocks would not be read with --topology, where nothing is"),
     (["--topology=v3:2x2", "--block_seconds=3"], "error: --block_seconds would not be read with --topology,"),
-    (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, a colon"),
+    (["--topology=v9:2x2"], "error: --topology=v9:2x2: expected one of v2, v3, v4, v5e, v5p, v6e, tpu7x, a colon"),
     (["--model=b16"], "error: --model: no such flag; the nearest is --models"),
 ]
 

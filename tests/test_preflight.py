@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tensorflow_datasets.core import splits
 
 from mixer import preflight
 from mixer.config import checks, recipe
@@ -109,7 +110,8 @@ def fake(slope, fixed, recomputes_from, limit):
         if images > 600:
             raise compiling.DoesNotFitError(None)
         work = 1.1 if images >= recomputes_from else 1.0
-        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, None, {}, 0.0)
+        seconds = 1 + work * images
+        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, seconds, 0, {}, 0.0)
 
     return compile_train
 
@@ -140,24 +142,26 @@ def test_each_remedy_changes_the_config_as_it_is(monkeypatch, mesh):
 
 
 @pytest.mark.parametrize(
-    ("recomputes_from", "memory", "expected"),
+    ("recomputes_from", "memory", "largest", "fastest"),
     [
-        (10_000, 1000 + 10 * 243, (240, 3400, 0.0)),  # on the line, in groups of eight
-        (200, 1000 + 10 * 243, (240, 3400, 0.1)),  # XLA recomputes, and the result says so
-        (10_000, 1000 + 10 * 703, (560, 6600, 0.0)),  # the size on the line does not compile; a fifth less does
-        (10_000, 1000 + 10 * 60, None),  # 64 images do not fit
-        (10_000, 1000 + 10 * 65, (64, 1640, 0.0)),  # 64 fit, and no more
+        (10_000, 1000 + 10 * 243, (240, 3400, 0.0), 240),  # on the line, in groups of eight
+        (200, 1000 + 10 * 243, (600, 3430, 0.1), 64),  # XLA recomputes, and more than on the line fit
+        (100, 1000 + 10 * 103, (576, 2030, 0.1), 96),  # a little slower than without recomputing
+        (10_000, 1000 + 10 * 703, (536, 6360, 0.0), 536),  # the size on the line does not compile
+        (10_000, 1000 + 10 * 60, (56, 1560, 0.0), 56),  # 64 images do not fit
+        (10_000, 1000 + 10 * 65, (64, 1640, 0.0), 64),  # 64 fit, and few more
     ],
 )
-def test_the_largest_batch(monkeypatch, mesh, recomputes_from, memory, expected):
+def test_the_largest_and_the_fastest_batch(monkeypatch, mesh, recomputes_from, memory, largest, fastest):
     monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, recomputes_from, memory))
     fit = memory_fit.Fitting(small(), mesh, 10, 1, memory)
-    found = fit.largest(fit.train())
-    assert (found and (found["per_core"], found["total"], pytest.approx(found["extra_work"]))) == expected
+    found = fit.batches(fit.train())
+    assert (found[-1].per_core, found[-1].total, pytest.approx(found[-1].extra_work)) == largest
+    assert max(found, key=lambda batch: batch.images_per_sec_per_core).per_core == fastest
 
 
 def test_the_facts_of_a_dataset():
-    assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_281_167 * 99 // 100, 1)
+    assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_268_355, 1)
     assert data_facts.of(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7) == (18_291, 7, 8)
     assert data_facts.of(recipe.finetune("B/16", TASKS["oxford_flowers102"], 224), None, None) == (102, 2_040, 1)
     config = recipe.base()
@@ -170,6 +174,19 @@ def test_the_facts_of_a_dataset():
     config.input.dataset = "mine"
     with pytest.raises(UserError, match="'mine' is not known here: give --num_classes and --num_examples"):
         data_facts.of(config, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "per_cent"), [(2_040, 99), (1_281_167, 99), (14_197_122, 98), (50, 1), (150, 1)]
+)
+def test_per_cents_are_rounded_as_tensorflow_datasets_rounds_them(monkeypatch, num_examples, per_cent):
+    """2,020 of 2,040, and ties to even."""
+    whole = splits.SplitInfo(name="train", shard_lengths=[num_examples], num_bytes=0, filename_template=None)
+    (part,) = splits.ReadInstruction.from_spec(f"train[:{per_cent}%]").to_absolute({"train": whole})
+    config = recipe.finetune("B/16", TASKS["oxford_flowers102"], 224)
+    config.input.train_split = f"train[:{per_cent}%]"
+    monkeypatch.setitem(data_facts.KNOWN, config.input.dataset, DataFacts(102, num_examples))
+    assert data_facts.of(config, None, None).num_examples == part.to
 
 
 @pytest.mark.parametrize(

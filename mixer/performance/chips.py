@@ -1,4 +1,4 @@
-"""Peak FLOP/s and memory of TPUs and GPUs, from their makers; the peak of a CPU is measured."""
+"""Peak FLOP/s of TPUs and GPUs, from their makers; the peak of a CPU is measured."""
 
 import dataclasses
 import time
@@ -11,50 +11,46 @@ _SIDE = 2048  # of the square matrices that measure a peak
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device, as JAX counts devices: a core of TPU v2, v3 and v5e, a chip of TPU v4, v5p and v6e, or a GPU.
+    """One device, as JAX counts devices: a core of TPU v2, v3 and 7x, a chip of TPU v4, v5e, v5p and v6e, or a GPU.
 
     Attributes:
       bfloat16: peak FLOP/s of dense matrix products.
       float32: the same for float32 arrays at JAX's default precision. At that precision TPUs round the factors to
         bfloat16, and NVIDIA's GPUs round them to TF32 (since Ampere).
-      memory: in bytes.
     """
 
     bfloat16: float
     float32: float
-    memory: float
 
 
-def _tpu(tera_flops: float, gib: float) -> Chip:
-    return Chip(tera_flops * 1e12, tera_flops * 1e12, gib * 2**30)
+def _tpu(tera_flops: float) -> Chip:
+    return Chip(tera_flops * 1e12, tera_flops * 1e12)
 
 
-def _gpu(bfloat16: float, float32: float, gb: float) -> Chip:
-    return Chip(bfloat16 * 1e12, float32 * 1e12, gb * 1e9)
+def _gpu(bfloat16: float, float32: float) -> Chip:
+    return Chip(bfloat16 * 1e12, float32 * 1e12)
 
 
 # The key is the beginning of JAX's device_kind. A longer key comes before a shorter one, since `find` takes the first.
-# TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages of v2 and v3 give the numbers of a chip (46 and 123
-# TFLOP/s, 16 and 32 GiB); a chip has two cores, and the table has half of each number. GPUs: NVIDIA's data sheets, for
-# dense products.
+# TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages give the numbers of a chip; those of v2, v3 and 7x
+# (46, 123 and 2,307 TFLOP/s) have two cores, and the table has half. GPUs: NVIDIA's data sheets, for dense products.
 CHIPS = {
-    "TPU v2": _tpu(23, 8),
-    "TPU v3": _tpu(61.5, 16),
-    "TPU v4": _tpu(275, 32),
-    "TPU v5 lite": _tpu(197, 16),
-    "TPU v5": _tpu(459, 95),
-    "TPU v6 lite": _tpu(918, 32),
-    "NVIDIA V100": _gpu(125, 15.7, 16),  # float16; it has no bfloat16
-    "Tesla V100": _gpu(125, 15.7, 16),
-    "Tesla T4": _gpu(65, 8.1, 16),  # float16
-    "NVIDIA A100-SXM4-80GB": _gpu(312, 156, 80),
-    "NVIDIA A100 80GB": _gpu(312, 156, 80),
-    "NVIDIA A100": _gpu(312, 156, 40),
-    "NVIDIA L4": _gpu(121, 60, 24),
-    "NVIDIA H100 PCIe": _gpu(756, 378, 80),
-    "NVIDIA H100": _gpu(989, 494, 80),
-    "NVIDIA H200": _gpu(989, 494, 141),
-    "NVIDIA B200": _gpu(2250, 1100, 180),
+    "TPU v2": _tpu(23),
+    "TPU v3": _tpu(61.5),
+    "TPU v4": _tpu(275),
+    "TPU v5 lite": _tpu(197),
+    "TPU v5": _tpu(459),
+    "TPU v6 lite": _tpu(918),
+    "TPU7x": _tpu(1153.5),
+    "NVIDIA V100": _gpu(125, 15.7),  # float16; it has no bfloat16
+    "Tesla V100": _gpu(125, 15.7),
+    "Tesla T4": _gpu(65, 8.1),  # float16
+    "NVIDIA A100": _gpu(312, 156),
+    "NVIDIA L4": _gpu(121, 60),
+    "NVIDIA H100 PCIe": _gpu(756, 378),
+    "NVIDIA H100": _gpu(989, 494),
+    "NVIDIA H200": _gpu(989, 494),
+    "NVIDIA B200": _gpu(2250, 1100),
 }
 
 

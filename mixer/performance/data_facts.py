@@ -60,7 +60,7 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
         facts = KNOWN[dataset]
         plain = _PLAIN_SPLIT.fullmatch(split)
         if plain and plain[1]:
-            facts = facts._replace(num_examples=facts.num_examples * int(plain[1]) // 100)
+            facts = facts._replace(num_examples=_rounded(facts.num_examples, int(plain[1])))
         elif not plain and not num_examples:
             raise UserError(f"config.input.train_split={split!r}: give its --num_examples")
     elif num_classes and num_examples:
@@ -75,6 +75,14 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
         num_examples or facts.num_examples,
         config.input.max_labels or facts.max_labels,
     )
+
+
+def _rounded(num_examples: int, per_cent: int) -> int:
+    """Returns the examples of a split's first per cents, rounded as by TensorFlow Datasets: ties to even.
+
+    Its own function is not called, since it imports TensorFlow.
+    """
+    return round(num_examples * per_cent / 100)
 
 
 def fixed(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,19 +1,50 @@
-"""Reads the text of a compiled XLA program: how many bytes its collectives send between the cores."""
+"""Reads the text of a compiled XLA program: what its collectives carry, its cycles, and what its loops repeat."""
 
 import collections
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_COLLECTIVE = re.compile(
-    r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(-start)?\("
-)
+_INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\(([^)]*)\)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONVOLVED = re.compile(r"dim_labels=\w+_(\w+)->")
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
+)  # fmt: skip
+
+# For each of these, XLA's cost model of a TPU adds -1 second to `optimal_seconds` (libtpu 0.0.42.1 and 0.0.52).
+_MINUS_ONE_SECOND = re.compile(
+    r' rng-bit-generator\(|custom_call_target="(?:ConcatBitcast|PrepareAsyncCallStart|PrepareAsyncCallDone)"'
+)
+_SCATTERING = "all-reduce-scatter"  # the name of a computation that leaves a part of its all-reduce on each core
+
+
+class Costs(NamedTuple):
+    """What one run of a program costs on a core.
+
+    Attributes:
+      collectives: bytes of the whole arrays that each kind of collective reduces, gathers or scatters. An all-reduce
+        sends and receives about twice as much on each core, the others about as much.
+      cycles: that the compiler estimates for its instructions; 0 where it writes none, which is so for all but TPUs.
+      repeated_work: FLOPs of the matrix products with all iterations of loops, over FLOPs with one iteration of each.
+      repeated_cycles: the same for cycles.
+      missing_seconds: seconds by which the compiler's cost model falls short.
+    """
+
+    collectives: dict[str, int]
+    cycles: int
+    repeated_work: float
+    repeated_cycles: float
+    missing_seconds: int
 
 
 @dataclasses.dataclass
@@ -21,50 +52,125 @@ class _Computation:
     """One computation of a program; XLA's word for a function.
 
     Attributes:
-      sent: bytes by kind of collective, without those of the computations that it calls.
-      calls: names of the computations that it calls, and how many times each call runs.
+      costs: "cycles", "products" (FLOPs), and bytes by kind of collective, without those of the computations it calls.
+      calls: names of the computations that it calls, and the loop's condition or number of iterations if it is a loop.
+      shapes: of its instructions, as XLA writes their types.
+      constants: values of its integer constants.
+      limit: what its last instruction compares the loop's counter with, if it is the condition of a counting loop.
     """
 
-    sent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    costs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    calls: list[tuple[str, str | int]] = dataclasses.field(default_factory=list)
+    shapes: dict[str, str] = dataclasses.field(default_factory=dict)
+    constants: dict[str, int] = dataclasses.field(default_factory=dict)
+    limit: int | None = None
 
 
-def collectives(text: str) -> dict[str, int]:
-    """Returns the bytes that each kind of collective leaves on a core in one run of the program.
+def costs(text: str) -> Costs:
+    """Returns the costs of one run of a program.
 
-    A collective in a loop counts once for each iteration if XLA knows the number of iterations, and otherwise once.
+    A loop that counts to a constant, as those of `jax.lax.scan` do, is counted with all its iterations, another loop
+    with one.
 
     Args:
       text: from `compiled.as_text()`.
     """
     computations, entry = _parse(text)
+    once, all_ = _total(computations, entry, loops=False), _total(computations, entry, loops=True)
+    return Costs(
+        collectives={kind: all_[kind] for kind in _COLLECTIVES if all_[kind]},
+        cycles=all_["cycles"],
+        repeated_work=all_["products"] / once["products"] if once["products"] else 1.0,
+        repeated_cycles=all_["cycles"] / once["cycles"] if once["cycles"] else 1.0,
+        missing_seconds=len(_MINUS_ONE_SECOND.findall(text)),
+    )
+
+
+def _total(computations: dict[str, _Computation], entry: str, loops: bool) -> collections.Counter[str]:
+    """Returns the costs of a program, with all iterations of counting loops or with one."""
     total: collections.Counter[str] = collections.Counter()
     to_visit = [(entry, 1)]
     while to_visit:
         name, times = to_visit.pop()
         if name in computations:
-            for kind, size in computations[name].sent.items():
+            for kind, size in computations[name].costs.items():
                 total[kind] += times * size
-            to_visit += [(called, times * trips) for called, trips in computations[name].calls]
-    return dict(total)
+            for called, loop in computations[name].calls:
+                limit = loop if isinstance(loop, int) else computations[loop].limit if loop in computations else None
+                to_visit.append((called, times * (limit or 1) if loops else times))
+    return total
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     """Returns the computations of a program by name, and the name of the one where it starts."""
     computations: dict[str, _Computation] = {}
-    entry, current = "", None
+    entry, name, current = "", "", None
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
-            current = computations[found[1]] = _Computation()
-            entry = found[1] if line.startswith("ENTRY") else entry
-        elif current is not None:
-            if found := _COLLECTIVE.search(line):
-                current.sent[found[2]] += _result_bytes(found[1], found[2], bool(found[3]))
-            trips = int(known[1]) if " while(" in line and (known := _TRIPS.search(line)) else 1
-            called = _CALLED.findall(line)
-            called += [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
-            current.calls += [(name, trips) for name in called]
+            name = found[1]
+            current = computations[name] = _Computation()
+            entry = name if line.startswith("ENTRY") else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            _add(current, name, line, found)
     return computations, entry
+
+
+def _add(current: _Computation, computation: str, line: str, found: re.Match[str]) -> None:
+    """Adds an instruction to its computation."""
+    is_root, name, types, opcode, operands = found.groups()
+    current.shapes[name] = types
+    factors = re.findall(r"%([\w.-]+)", operands)
+    if opcode == "constant" and operands.isdigit():
+        current.constants[name] = int(operands)
+    if is_root and opcode == "compare" and "direction=LT" in line:
+        current.limit = next((current.constants[factor] for factor in factors if factor in current.constants), None)
+    if cycles := _CYCLES.search(line):
+        current.costs["cycles"] += int(cycles[1])
+    if opcode in ("convolution", "dot"):
+        current.costs["products"] += _product_flops(line, opcode, types, [current.shapes.get(name) for name in factors])
+    kind, is_start = opcode.removesuffix("-start"), opcode.endswith("-start")
+    if kind in _COLLECTIVES:
+        if kind == "reduce-scatter":
+            size = sum(sum(_sizes(current.shapes.get(factor, ""))) for factor in factors)
+        else:
+            size = _result_bytes(types, kind, is_start)
+        scatters = kind == "all-reduce" and computation.startswith(_SCATTERING)
+        current.costs["reduce-scatter" if scatters else kind] += size
+    loop: str | int = 1
+    if opcode == "while":
+        known, condition = _TRIPS.search(line), _CONDITION.search(line)
+        loop = int(known[1]) if known else condition[1] if condition else 1
+    called = _CALLED.findall(line)
+    called += [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
+    current.calls += [(name, loop) for name in called]
+
+
+def _product_flops(line: str, opcode: str, types: str, factors: list[str | None]) -> int:
+    """Returns the FLOPs of a matrix product or convolution, 0 where its factors are not known.
+
+    The padding of a convolution counts as work; the models' own convolutions have none.
+    """
+    (_, result), *_ = _arrays(types)
+    if len(factors) < 2 or not factors[0] or not factors[1]:
+        return 0
+    (_, left), (_, right) = _arrays(factors[0])[0], _arrays(factors[1])[0]
+    if opcode == "dot":
+        axes = _CONTRACTED.search(line)
+        summed = math.prod(left[int(axis)] for axis in axes[1].split(",") if axis) if axes else 1
+    else:
+        labels = _CONVOLVED.search(line)
+        summed = math.prod(right) // right[labels[1].index("o")] if labels else 0
+    return 2 * math.prod(result) * summed
+
+
+def _arrays(types: str) -> list[tuple[str, list[int]]]:
+    """Returns the type and shape of each array in an instruction's type."""
+    return [(dtype, [int(n) for n in shape.split(",") if n]) for dtype, shape in _ARRAY.findall(types)]
+
+
+def _sizes(types: str) -> list[int]:
+    """Returns the bytes of each array in an instruction's type."""
+    return [_BYTES[dtype] * math.prod(shape) for dtype, shape in _arrays(types)]
 
 
 def _result_bytes(types: str, kind: str, is_start: bool) -> int:
@@ -73,7 +179,7 @@ def _result_bytes(types: str, kind: str, is_start: bool) -> int:
     An asynchronous collective has two instructions. For most kinds, the type of the first, `-start`, lists the operands
     and then the results.
     """
-    sizes = [_BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in _ARRAY.findall(types)]
+    sizes = _sizes(types)
     if is_start and kind == "collective-permute":
         return sizes[1]
     if is_start and kind != "all-reduce":

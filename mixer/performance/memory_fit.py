@@ -1,7 +1,7 @@
-"""Whether a config's steps fit in the memory of a core, what would make them fit, and the largest batch that fits."""
+"""Whether a config's steps fit in the memory of a core, what would make them fit, and which batches fit."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from jax.sharding import Mesh
@@ -21,11 +21,28 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"model.remat": True, "sharding": "fully_sharded", "accumulate_steps": 4},
 )
 
-# Minimum number of images on a core in the larger of the two batches from which `largest` extrapolates. In smaller
-# batches, the memory that does not depend on the batch size hides the memory that does.
+# Minimum number of images on a core in the second of the batches that `batches` tries. In smaller batches, the memory
+# that does not depend on the batch size hides the memory that does.
 _ENOUGH = 64
-_ATTEMPTS = 4  # how many sizes `largest` tries
-_STEP_BACK = 0.8  # from one of them to the next
+_LARGEST = 8192  # images on a core
+_CLOSE = 1.2  # the largest batch that fits is known well enough if one this many times as large does not fit
+
+
+class Batch(NamedTuple):
+    """A batch that fits.
+
+    Attributes:
+      per_core: images on a core.
+      total: bytes that the step needs.
+      extra_work: FLOPs for an image beyond those of the config's batch, as a share. It is above zero where XLA
+        recomputes activations to save memory.
+      images_per_sec_per_core: by the compiler's estimate; None if it has none.
+    """
+
+    per_core: int
+    total: int
+    extra_work: float
+    images_per_sec_per_core: float | None
 
 
 class Fitting:
@@ -109,15 +126,12 @@ class Fitting:
             found.append({"change": named, "fits": compiled is not None, "total": self.needed})
         return found
 
-    def largest(self, compiled: compiling.Compiled) -> dict[str, Any] | None:
-        """Finds the largest batch that fits. Returns None if twice the config's batch, or 64 images a core, does not.
+    def batches(self, compiled: compiling.Compiled) -> list[Batch]:
+        """Returns the batches that were found to fit, beginning with the config's own; the largest is the last.
 
-        The memory of these two batches gives a straight line, and the line gives the size to try. The result has:
-
-            per_core    images on a core
-            total       bytes that the step needs
-            extra_work  FLOPs for an image beyond those of the config's batch, as a share. It is above zero where XLA
-                        recomputes activations to save memory.
+        The memory of two batches gives a straight line, and the line gives a third to try. As XLA saves memory where it
+        is short, larger ones may fit too: batches are doubled until one does not fit, and the gap is halved until it is
+        small. That takes four to eight compilations.
 
         Args:
           compiled: the training step of the config's batch.
@@ -125,22 +139,39 @@ class Fitting:
         # A batch on a core must be a multiple of this.
         unit = sharding.rows_together(self.config) * self.config.accumulate_steps
         per_core = self.config.batch_size // self.mesh.size
-        larger = max(2 * per_core, _ENOUGH // unit * unit)
-        second = self.train(batch_size=larger * self.mesh.size)
-        if second is None:
-            return None
+        fitting = {per_core: compiled}
+        too_large = _LARGEST
 
-        def result(images: int, fitting: compiling.Compiled) -> dict[str, Any]:
-            extra = fitting.flops / images / (compiled.flops / per_core) - 1
-            return {"per_core": images, "total": fitting.total, "extra_work": extra}
+        def fits(images: int) -> bool:
+            nonlocal too_large
+            found = self.train(batch_size=images * self.mesh.size)
+            if found is None:
+                too_large = images
+                return False
+            fitting[images] = found
+            return True
 
-        slope = (second.total - compiled.total) / (larger - per_core)
-        guess = per_core + (self.memory - compiled.total) / slope if slope > 0 else 0
-        for _ in range(_ATTEMPTS):
-            images = int(guess) // unit * unit
-            if images <= larger:
+        second = max(2 * per_core, _ENOUGH // unit * unit)
+        if second < _LARGEST and fits(second):
+            slope = (fitting[second].total - compiled.total) / (second - per_core)
+            on_line = int(per_core + (self.memory - compiled.total) / slope) if slope > 0 else 0
+            if second < on_line // unit * unit < _LARGEST:
+                fits(on_line // unit * unit)
+        while too_large == _LARGEST and 2 * max(fitting) < _LARGEST:
+            fits(2 * max(fitting))
+        while too_large > _CLOSE * max(fitting):
+            middle = (max(fitting) + too_large) // 2 // unit * unit
+            if middle in (max(fitting), too_large):
                 break
-            if fitting := self.train(batch_size=images * self.mesh.size):
-                return result(images, fitting)
-            guess *= _STEP_BACK
-        return result(larger, second)
+            fits(middle)
+        return [_batch(images, fitting[images], compiled.flops / per_core) for images in sorted(fitting)]
+
+
+def _batch(images: int, compiled: compiling.Compiled, flops_of_an_image: float) -> Batch:
+    seconds = compiled.estimated_seconds
+    return Batch(
+        per_core=images,
+        total=compiled.total,
+        extra_work=compiled.flops / images / flops_of_an_image - 1,
+        images_per_sec_per_core=images / seconds if seconds else None,
+    )

@@ -144,7 +144,7 @@ def estimate(
     seconds = compiled.estimated_seconds
     if seconds is None:
         kind = mesh.devices.flat[0].device_kind
-        raise UserError(f"--topology: the compiler estimates no time for a {kind}; it does for v2, v3 and v5p")
+        raise UserError(f"--topology: the compiler has no estimate of the time that {variant} takes on a {kind}")
     timed = timing.Timing(seconds, seconds, seconds)
     return _measurement(program, compiled, timed, peak_flops, xla_flops(variant, mode, settings))
 

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from mixer.evaluation import accuracy
 from mixer.performance import chips, compiling
@@ -19,7 +20,11 @@ from mixer.training import setup
 # From the name of a generation in --topology to its key in `chips.CHIPS`, which is what JAX calls these devices.
 KINDS = {
     "v2": "TPU v2", "v3": "TPU v3", "v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite",
+    "tpu7x": "TPU7x",
 }  # fmt: skip
+
+# A host of v4 shows the two cores of a chip as one device. libtpu describes them as two unless it is told.
+_CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
 
 # These variables keep libtpu from searching for a TPU, waiting for it and logging errors. Variables that are already
 # set, as on a machine with a TPU, keep their values.
@@ -39,12 +44,12 @@ def mesh_of(spec: str) -> Mesh:
     if kind not in KINDS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
         raise UserError(
             f"--topology={spec}: expected one of {', '.join(KINDS)}, a colon and the chips along each side, such as "
-            "v3:8x8 (128 cores), v4:4x4x4 or v5e:4x8"
+            "v3:8x8 (128 cores), v4:4x4x4 (64 cores) or v5e:4x8"
         )
     for name, value in _WITHOUT_A_TPU.items():
         os.environ.setdefault(name, value)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=spec)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=spec, **_CHIP_CONFIGS.get(kind, {}))
     except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:
@@ -56,6 +61,25 @@ def mesh_of(spec: str) -> Mesh:
 def chip_of(spec: str) -> chips.Chip:
     """Returns the chip of a slice that `mesh_of` accepts."""
     return chips.CHIPS[KINDS[spec.partition(":")[0]]]
+
+
+def memory_of(mesh: Mesh) -> float:
+    """Returns the bytes of a core that a program may use, from the compiler's own message.
+
+    The compiler says it of a program that is far too large. It is less than the chip has: 15.48 of 16 GiB for a v3.
+
+    Raises:
+      UserError: the compiler says nothing of the kind.
+    """
+    alone = SingleDeviceSharding(mesh.devices.flat[0])
+    too_large = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=alone)  # 4 TiB
+    try:
+        jax.jit(jnp.negative).lower(too_large).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if available := re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error)):
+            return float(available[1]) * 2**30
+        raise UserError(f"--topology: how much memory does a core have? {first_line(error)}") from None
+    raise UserError("--topology: the compiler does not say how much memory a core has")
 
 
 def num_hosts(mesh: Mesh) -> int:

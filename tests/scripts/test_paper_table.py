@@ -255,17 +255,18 @@ def test_what_pre_flight_estimates(monkeypatch, capsys):
     seen = []
 
     def examine(config, mesh, facts, memory, largest):
-        seen.append((config.model.variant, config.total_epochs, mesh, facts.num_classes, largest))
+        seen.append((config.model.variant, config.total_epochs, mesh, memory, facts.num_classes, largest))
         return {"images_per_sec_per_core": 1234.5, "core_days": 400.0}
 
     monkeypatch.setattr("mixer.performance.tpu_topology.mesh_of", lambda topology: f"mesh of {topology}")
+    monkeypatch.setattr("mixer.performance.tpu_topology.memory_of", lambda mesh: f"memory of the {mesh}")
     monkeypatch.setattr("mixer.preflight.examine", examine)
     tables, told = printed(capsys, "--topology", "v3:8x8", "--models", "L/16,S/32")
     assert seen == [
-        ("L/16", 300, "mesh of v3:8x8", 1000, False),
-        ("L/16", 300, "mesh of v3:8x8", 21_843, False),
-        ("S/32", 5, "mesh of v3:8x8", 18_291, False),
-        ("L/16", 14, "mesh of v3:8x8", 18_291, False),
+        ("L/16", 300, "mesh of v3:8x8", "memory of the mesh of v3:8x8", 1000, False),
+        ("L/16", 300, "mesh of v3:8x8", "memory of the mesh of v3:8x8", 21_843, False),
+        ("S/32", 5, "mesh of v3:8x8", "memory of the mesh of v3:8x8", 18_291, False),
+        ("L/16", 14, "mesh of v3:8x8", "memory of the mesh of v3:8x8", 18_291, False),
     ]  # each config once
     assert {row["model"] for rows in tables.values() for row in rows} == {"Mixer-L/16", "Mixer-S/32"}
     assert {row["training, preflight"] for rows in tables.values() for row in rows} == {"1,234"}

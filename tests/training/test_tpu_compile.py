@@ -90,13 +90,48 @@ def test_what_does_not_fit_is_reported_with_remedies():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("topology", ["v2:2x2", "v3:4x4", "v4:2x2x2", "v5e:4x4", "v5p:2x2x2", "v6e:2x4"])
-def test_every_generation_compiles(topology):
+@pytest.mark.parametrize(
+    ("topology", "cores"),
+    [
+        ("v2:2x2", 8), ("v3:4x4", 32), ("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v6e:2x4", 8),
+        ("tpu7x:2x2x1", 8),
+    ],
+)  # fmt: skip
+def test_every_generation_compiles_and_has_an_estimate(topology, cores):
     found = preflight(
         "--config=configs/s32_jft.py", f"--topology={topology}", "--config.model.num_blocks=1", "--nolargest"
     )
-    assert found["fits"]
-    if topology.startswith(("v4", "v5e", "v6e")):  # libtpu 0.0.52 has no estimate for these
-        assert found["seconds_per_step"] is None
-    else:
-        assert found["seconds_per_step"] > 0
+    assert (found["fits"], found["cores"]) == (True, cores)
+    assert 0 < found["seconds_per_step"] < 0.1
+    assert 0.5 < found["clock_ghz"] < 4
+
+
+@pytest.mark.parametrize(
+    ("topology", "cores", "gib"),
+    [
+        ("v2:2x2", 8, 7.48), ("v3:2x2", 8, 15.48), ("v4:2x2x1", 4, 30.75), ("v5e:2x2", 4, 15.75),
+        ("v5p:2x2x1", 4, 95.74), ("v6e:2x2", 4, 31.25), ("tpu7x:2x2x1", 8, 94.75),
+    ],
+)  # fmt: skip
+def test_cores_and_the_memory_that_the_compiler_allows(topology, cores, gib):
+    mesh = tpu_topology.mesh_of(topology)
+    assert mesh.size == cores
+    assert tpu_topology.memory_of(mesh) / 2**30 == pytest.approx(gib, abs=0.02)
+
+
+def test_a_loop_over_blocks_is_counted_with_all_its_iterations():
+    written_out, loop = (
+        preflight(*B16, "--config.model.num_blocks=3", f"--config.model.scan={scan}") for scan in (False, True)
+    )
+    assert loop["compiler_gflop_per_image"] == pytest.approx(written_out["compiler_gflop_per_image"], rel=0.02)
+    assert loop["collectives"]["all-reduce"] == pytest.approx(written_out["collectives"]["all-reduce"], rel=0.25)
+    assert loop["seconds_per_step"] > written_out["seconds_per_step"]
+
+
+def test_gradients_of_split_weights_are_scattered_on_v6e():
+    """On v3 they are added whole, on v6e inside computations named all-reduce-scatter."""
+    found = preflight(
+        "--config=configs/b16_i21k.py", "--topology=v6e:2x4", "--config.batch_size=512", "--nolargest",
+        "--config.sharding=fully_sharded", "--config.model.num_blocks=1",
+    )  # fmt: skip
+    assert found["collectives"]["reduce-scatter"] > 10 * 2**20

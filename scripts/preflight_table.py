@@ -1,0 +1,124 @@
+"""Prints pre-flight's table: the paper's eleven pre-training configs on 128 cores of each generation of TPUs.
+
+    python scripts/preflight_table.py --results preflight.jsonl
+
+The training step of each config is compiled for each slice. That takes minutes a cell, hours in all; each cell is
+appended to --results, and the same command continues there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from etils import epath, epy
+
+from mixer.runtime import files, json_text
+from mixer.runtime.errors import UserError
+
+with epy.lazy_imports():  # they import JAX, for which --help does not wait
+    import jax
+
+    from mixer import preflight
+    from mixer.config import checks, command_line
+    from mixer.performance import data_facts, tpu_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIGS = (
+    "b16_i21k", "s32_jft", "l16_i21k", "h14_jft", "s16_jft", "b32_jft", "l32_jft", "b16_i1k", "b16_jft", "l16_i1k",
+    "l16_jft",
+)  # fmt: skip
+# 128 cores of each generation; a core is what JAX shows as a device.
+SLICES = ("v3:8x8", "v5e:8x16", "v6e:8x16", "v4:4x4x8", "v5p:4x4x8", "tpu7x:4x4x4", "v2:8x8")
+_PRINTED = sorted(SLICES, key=lambda name: (name.startswith("tpu"), name))
+
+
+def missing(
+    results: Sequence[dict[str, Any]], configs: Sequence[str], slices: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yields the cells, config and slice, that no result has, one config after the other."""
+    done = {(found["config"], found["topology"]) for found in results}
+    yield from ((config, name) for config in configs for name in slices if (config, name) not in done)
+
+
+def compiled(config_name: str, topology: str) -> dict[str, Any]:
+    """Compiles the training step of a config for a slice and returns what pre-flight finds.
+
+    Raises:
+      UserError: libtpu is missing.
+    """
+    config = checks.checked(command_line.run_file(command_line.find_config(config_name)))
+    mesh = tpu_topology.mesh_of(topology)
+    memory = tpu_topology.memory_of(mesh)
+    facts = data_facts.of(config, None, None)
+    found = preflight.examine(config, mesh, facts, memory, largest=False, others=False)
+    libtpu = importlib.metadata.version("libtpu")
+    return {"config": config_name, "topology": topology, "libtpu": libtpu, **found}
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Returns two tables in Markdown, of time and of memory, with a row for each config that has a result."""
+    by_cell = {(found["config"], found["topology"]): found for found in results}
+    rows = [name for name in CONFIGS if any(config == name for config, _ in by_cell)]
+    parts = []
+    for title, cell in (("ms a step, images/s/core", _time), ("GiB in training, core-days", _memory)):
+        heads = [title, *_PRINTED]
+        lines = [[f"`{name}.py`", *(cell(by_cell.get((name, one))) for one in _PRINTED)] for name in sorted(rows)]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines]))
+    return "\n\n".join(parts)
+
+
+def _time(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if not found["fits"]:
+        return "does not fit"
+    seconds = found["seconds_per_step"]
+    return f"{seconds * 1e3:.3g}, {found['images_per_sec_per_core']:,.0f}" if seconds else "no estimate"
+
+
+def _memory(found: dict[str, Any] | None) -> str:
+    if found is None or not found["fits"]:
+        return _time(found)
+    days = found.get("core_days")
+    return f"{found['total'] / 2**30:.2f}" + (f", {days:,.3g}" if days else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--results", required=True, metavar="FILE", help="JSON lines, a cell each; kept and continued")
+    parser.add_argument("--configs", default=",".join(CONFIGS), metavar="NAMES", help="default: all eleven")
+    parser.add_argument("--slices", default=",".join(SLICES), metavar="NAMES", help="default: one of each generation")
+    parser.add_argument("--print", action="store_true", help="only print what FILE has")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv` (default: that of the process) and returns the exit status."""
+    args = _parser().parse_args(argv)
+    path = epath.Path(args.results)
+    results = [json.loads(line) for line in files.read_text(path).splitlines()] if files.exists(path) else []
+    try:
+        for config, topology in [] if args.print else missing(results, args.configs.split(","), args.slices.split(",")):
+            jax.config.update("jax_platforms", "cpu")  # libtpu is here only for compiling
+            print(f"{config} for {topology} ...", file=sys.stderr, flush=True)
+            results.append(compiled(config, topology))
+            with path.open("a") as file:
+                file.write(json_text.dumps(results[-1]) + "\n")
+    except UserError as error:
+        print(f"preflight_table.py: {error}", file=sys.stderr)
+        return 1
+    print(tables(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
