@@ -163,7 +163,9 @@ def _estimating(topology: str, settings: model_speed.Settings) -> _Target:
     peak = getattr(tpu_topology.chip_of(topology), settings.dtype)
     about = {"kind": kind, "platform": "tpu", "cores": mesh.size, "host_processors": None, "jax": jax.__version__}
     measure_at = functools.partial(model_speed.estimate, settings=settings, peak_flops=peak, mesh=mesh)
-    source = f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}"
+    source = (
+        f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}, blind to precision"
+    )
     return _Target(about, measure_at, peak, source)
 
 

@@ -122,7 +122,7 @@ def _costs(
         "total_steps": total_steps,
         "paper_core_days": data_facts.paper_core_days(config),
         "compile_seconds": train.compile_seconds,
-        "notes": charges.notes(config, facts.num_classes),
+        "notes": charges.notes(config),
     }
     if seconds := train.estimated_seconds:
         costs["clock_ghz"] = train.estimated_cycles / seconds / 1e9

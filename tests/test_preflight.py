@@ -13,7 +13,7 @@ from tensorflow_datasets.core import splits
 from mixer import preflight
 from mixer.config import checks, recipe
 from mixer.config.tasks import TASKS
-from mixer.performance import compiling, data_facts, memory_fit, tpu_topology
+from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
 from mixer.performance.data_facts import DataFacts
 from mixer.runtime.errors import UserError
 from mixer.training import line_metrics, setup
@@ -226,6 +226,52 @@ def ablated(**options):
 )
 def test_the_papers_core_days(config, days):
     assert data_facts.paper_core_days(config) == days
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.dtype": "bfloat16"}, []),
+        ({}, ["float32 products are one bfloat16 pass"]),
+        ({"model.dtype": "bfloat16", "model.dropout": 0.1}, ["dropout with threefry keys"]),
+        ({"model.dtype": "bfloat16", "model.dropout": 0.1, "dropout_keys": "rbg"}, ["rbg keys draw other bits"]),
+        ({"model.dtype": "bfloat16", "model.remat": True, "model.scan": True}, ["remat takes"]),
+        ({"model.dtype": "bfloat16", "model.scan": True}, ["scan without remat"]),
+    ],
+)
+def test_what_costs_more_than_one_would_guess_is_told(changes, said):
+    found = charges.notes(small(**changes))
+    assert len(found) == len(said)
+    assert all(line.startswith(begin) for line, begin in zip(found, said, strict=True))
+
+
+def found_on_a_tpu(**changes):
+    """What `examine` and the command find, in the essentials."""
+    batch = {"per_core": 64, "total": 2**30, "extra_work": 0.0, "images_per_sec_per_core": 690.0}
+    found = {
+        "model": "Mixer-B/16", "image_size": 224, "num_classes": 1000, "parameters": 59_880_472, "dtype": "float32",
+        "sharding": "data_parallel", "topology": "v3:2x2", "cores": 8, "device_kind": "TPU v3", "hosts": 1,
+        "batch_size": 512, "jax": "0", "libtpu": "0", "memory": 15.48 * 2**30, "memory_by_kind": {"code": 2**20},
+        "fits": True, "total": 2**30, "evaluation_total": 2**29,
+        "batches": [batch, {**batch, "per_core": 1024, "extra_work": 0.16, "images_per_sec_per_core": 597.0}],
+        "gflop_per_image": 75.6, "compiler_gflop_per_image": 76.3, "collectives": {"all-reduce": 2**27},
+        "seconds_per_step": 0.0926, "cycles_per_step": 109_000_000, "clock_ghz": 1.18, "images_per_sec_per_core": 691.0,
+        "total_steps": 9, "core_days": 1.0, "paper_core_days": None, "input_images_per_sec_per_host": 5528.0,
+        "checkpoint_bytes": 2**30, "notes": ["float32 products are ..."],
+    }  # fmt: skip
+    return preflight.report({**found, **changes})
+
+
+def test_the_report_says_what_the_time_is_worth():
+    text = found_on_a_tpu()
+    assert "memory on each core, of 15.48 GiB that the compiler may use" in text
+    assert re.search(r"largest batch +1.00 GiB  1024 images a core, 597 images/s/core, 16.0% more work where XLA", text)
+    assert re.search(r"fastest batch +1.00 GiB  64 images a core, 690 images/s/core\n", text)
+    assert "estimate, optimistic, and the same at any precision of products\n" in text
+    assert "cycles    109.0 million a step: 1.18 GHz by that time\n" in text
+    assert text.endswith("note      float32 products are ...")
+    assert "no TPU is that fast, so trust it less" in found_on_a_tpu(clock_ghz=3.5)
+    assert "time      the compiler has no estimate\n" in found_on_a_tpu(seconds_per_step=None)
 
 
 def run(*arguments):

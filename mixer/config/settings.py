@@ -121,6 +121,12 @@ SETTINGS: dict[str, Setting] = {
         "(docs/fidelity.md)", "models/mlp_mixer.py",
         needs=(Needs("model.stochastic_depth"),),
     ),
+    "dropout_keys": Setting(
+        "threefry", "what draws the bits of dropout and stochastic depth: threefry, the same on all devices; rbg, the "
+        "device's own generator, much cheaper on TPUs, where another layout then has other bits (docs/preflight.md)",
+        "training/step.py", choices=Registry("mixer.training.step:DROPOUT_KEYS"),
+        needs=(Needs("model.dropout"), Needs("model.stochastic_depth")),
+    ),
     "model.head_bias_init": Setting(
         None, "initial value of every logit; if not set, -ln(classes) for sigmoid_xent and 0 for softmax_xent",
         "training/setup.py", kind=float,

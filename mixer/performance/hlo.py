@@ -12,7 +12,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\(([^)]*)\)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
+_INDEX = re.compile(r"\), index=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONVOLVED = re.compile(r"dim_labels=\w+_(\w+)->")
@@ -21,10 +21,9 @@ _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
 )  # fmt: skip
 
-# For each of these, XLA's cost model of a TPU adds -1 second to `optimal_seconds` (libtpu 0.0.42.1 and 0.0.52).
-_MINUS_ONE_SECOND = re.compile(
-    r' rng-bit-generator\(|custom_call_target="(?:ConcatBitcast|PrepareAsyncCallStart|PrepareAsyncCallDone)"'
-)
+# For each of these, XLA's cost model of a TPU adds -1 second to `optimal_seconds` (libtpu 0.0.42.1). Those of X64 come
+# with rng-bit-generator. It adds nothing for AllocateBuffer.
+_MINUS_ONE_SECOND = re.compile(r'custom_call_target="(?:ConcatBitcast|PrepareAsyncCall\w+|X64\w+)"')
 _SCATTERING = "all-reduce-scatter"  # the name of a computation that leaves a part of its all-reduce on each core
 
 
@@ -53,17 +52,24 @@ class _Computation:
 
     Attributes:
       costs: "cycles", "products" (FLOPs), and bytes by kind of collective, without those of the computations it calls.
-      calls: names of the computations that it calls, and the loop's condition or number of iterations if it is a loop.
+      calls: names of the computations that it calls, and how often: a number, or for a loop the names of its condition
+        and body.
       shapes: of its instructions, as XLA writes their types.
       constants: values of its integer constants.
-      limit: what its last instruction compares the loop's counter with, if it is the condition of a counting loop.
+      indices: of the arguments that its instructions read.
+      sums: names of what its additions add.
+      root: names of what its last instruction reads.
+      compares: whether the last instruction is whether the first of these is less than the second.
     """
 
     costs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    calls: list[tuple[str, str | int]] = dataclasses.field(default_factory=list)
+    calls: list[tuple[str, int | tuple[str, str]]] = dataclasses.field(default_factory=list)
     shapes: dict[str, str] = dataclasses.field(default_factory=dict)
     constants: dict[str, int] = dataclasses.field(default_factory=dict)
-    limit: int | None = None
+    indices: dict[str, int] = dataclasses.field(default_factory=dict)
+    sums: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    root: list[str] = dataclasses.field(default_factory=list)
+    compares: bool = False
 
 
 def costs(text: str) -> Costs:
@@ -95,10 +101,24 @@ def _total(computations: dict[str, _Computation], entry: str, loops: bool) -> co
         if name in computations:
             for kind, size in computations[name].costs.items():
                 total[kind] += times * size
-            for called, loop in computations[name].calls:
-                limit = loop if isinstance(loop, int) else computations[loop].limit if loop in computations else None
-                to_visit.append((called, times * (limit or 1) if loops else times))
+            for called, runs in computations[name].calls:
+                trips = runs if isinstance(runs, int) else _trips(*(computations.get(part) for part in runs))
+                to_visit.append((called, times * trips if loops else times))
     return total
+
+
+def _trips(condition: _Computation | None, body: _Computation | None) -> int:
+    """Returns the iterations of a loop that counts from 0 to a constant, and 1 for another.
+
+    XLA may do several of JAX's iterations in one and count by more than 1.
+    """
+    if not condition or not body or not condition.compares or len(condition.root) != 2:
+        return 1
+    counter, limit = condition.indices.get(condition.root[0]), condition.constants.get(condition.root[1])
+    if counter is None or limit is None or counter >= len(body.root):
+        return 1
+    step = [body.constants[part] for part in body.sums.get(body.root[counter], []) if part in body.constants]
+    return math.ceil(limit / step[0]) if step and step[0] > 0 else 1
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
@@ -122,8 +142,12 @@ def _add(current: _Computation, computation: str, line: str, found: re.Match[str
     factors = re.findall(r"%([\w.-]+)", operands)
     if opcode == "constant" and operands.isdigit():
         current.constants[name] = int(operands)
-    if is_root and opcode == "compare" and "direction=LT" in line:
-        current.limit = next((current.constants[factor] for factor in factors if factor in current.constants), None)
+    if opcode == "get-tuple-element" and (index := _INDEX.search(line)):
+        current.indices[name] = int(index[1])
+    if opcode == "add":
+        current.sums[name] = factors
+    if is_root:
+        current.root, current.compares = factors, opcode == "compare" and "direction=LT" in line
     if cycles := _CYCLES.search(line):
         current.costs["cycles"] += int(cycles[1])
     if opcode in ("convolution", "dot"):
@@ -136,13 +160,14 @@ def _add(current: _Computation, computation: str, line: str, found: re.Match[str
             size = _result_bytes(types, kind, is_start)
         scatters = kind == "all-reduce" and computation.startswith(_SCATTERING)
         current.costs["reduce-scatter" if scatters else kind] += size
-    loop: str | int = 1
-    if opcode == "while":
-        known, condition = _TRIPS.search(line), _CONDITION.search(line)
-        loop = int(known[1]) if known else condition[1] if condition else 1
     called = _CALLED.findall(line)
     called += [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
-    current.calls += [(name, loop) for name in called]
+    runs: int | tuple[str, str] = 1
+    if opcode == "while" and (known := _TRIPS.search(line)):
+        runs = int(known[1])
+    elif opcode == "while" and len(called) == 2:
+        runs = called[0], called[1]  # XLA writes the condition before the body
+    current.calls += [(name, runs) for name in called]
 
 
 def _product_flops(line: str, opcode: str, types: str, factors: list[str | None]) -> int:
@@ -150,10 +175,10 @@ def _product_flops(line: str, opcode: str, types: str, factors: list[str | None]
 
     The padding of a convolution counts as work; the models' own convolutions have none.
     """
-    (_, result), *_ = _arrays(types)
-    if len(factors) < 2 or not factors[0] or not factors[1]:
+    arrays = [_arrays(text or "")[:1] for text in (types, *factors[:2])]
+    if len(arrays) < 3 or not all(arrays):
         return 0
-    (_, left), (_, right) = _arrays(factors[0])[0], _arrays(factors[1])[0]
+    result, left, right = (shape for ((_, shape),) in arrays)
     if opcode == "dot":
         axes = _CONTRACTED.search(line)
         summed = math.prod(left[int(axis)] for axis in axes[1].split(",") if axis) if axes else 1

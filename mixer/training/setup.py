@@ -79,8 +79,19 @@ def build(
             in_shardings=(shardings, devices.batch_sharding(mesh)),
             out_shardings=(shardings, devices.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=_step_options(config, mesh),
         ),
     )
+
+
+def _step_options(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any] | None:
+    """Returns XLA's compiler options for the training step.
+
+    On a TPU each device would draw the random bits of the whole batch and keep its rows, if they come from the device's
+    generator. With this option it draws its own rows only.
+    """
+    draws_its_own = config.dropout_keys == "rbg" and mesh.devices.flat[0].platform == "tpu"
+    return {"xla_tpu_spmd_rng_bit_generator_unsafe": True} if draws_its_own else None
 
 
 def head_bias(config: ml_collections.ConfigDict, num_classes: int) -> float:

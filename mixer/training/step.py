@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -62,6 +63,16 @@ def init_state(model: Model, tx: optax.GradientTransformation, config: ml_collec
         nonfinite_steps=jnp.zeros((), jnp.int32),
         line_sums=line_metrics.no_sums(),
     )
+
+
+def _generator_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """Returns a key whose random bits come from the device's own generator, XLA's rng-bit-generator."""
+    generator_key: Array = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(key), (4,)), impl="rbg")
+    return generator_key
+
+
+# From a value of `config.dropout_keys` to the function that makes such a key of a step's key.
+DROPOUT_KEYS: dict[str, Callable[[Array], Array]] = {"threefry": lambda key: key, "rbg": _generator_key}
 
 
 def normalize(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
@@ -178,6 +189,7 @@ class TrainStep:
         the gradient of the whole batch in less memory.
         """
         mixup_key, dropout_key = jax.random.split(key)
+        dropout_key = DROPOUT_KEYS[self.config.dropout_keys](dropout_key)
         total_weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
         grad_fn = jax.value_and_grad(self._part_loss, has_aux=True)
         if self.config.accumulate_steps == 1:

@@ -48,7 +48,7 @@ def test_a_program_counted_by_hand():
     }
 
 
-# As libtpu writes it: a loop without a known trip count, whose condition compares with a constant; gradients that are
+# As libtpu writes it: a loop without a known trip count, whose counter grows by 2 until it is 24; gradients that are
 # scattered inside a computation of that name; cycles beside instructions; and what the cost model counts as -1 second.
 OF_A_TPU = """\
 HloModule jit_step
@@ -58,11 +58,14 @@ HloModule jit_step
   %kernel.1 = bf16[768,3072,1]{1,0,2:T(8,128)(2,1)S(1)} get-tuple-element(%p), index=2
   %hidden.1 = bf16[64,196,3072]{2,1,0:T(8,128)(2,1)} convolution(%x.1, %kernel.1), window={size=1}, dim_labels=0bf_io0->0bf, backend_config={"estimated_cycles":"700"}
   %all-reduce.8 = bf16[10]{0:T(256)} all-reduce(%y.1), channel_id=1, to_apply=%add
-  ROOT %t = (s32[]{:T(256)}, bf16[64,196,768]) tuple(%i, %x.1)
+  %i.1 = s32[]{:T(256)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(256)} constant(2)
+  %i.2 = s32[]{:T(256)} add(%i.1, %two)
+  ROOT %t = (s32[]{:T(256)}, bf16[64,196,768]) tuple(%i.2, %x.1)
 }
 
 %cond.2 (p: (s32[], bf16[64,196,768])) -> pred[] {
-  %constant.5 = s32[]{:T(256)} constant(12)
+  %constant.5 = s32[]{:T(256)} constant(24)
   %gte.5 = s32[]{:T(256)} get-tuple-element(%p), index=0
   ROOT %lt.5 = pred[]{:T(1024)} compare(%gte.5, %constant.5), direction=LT
 }
@@ -88,6 +91,7 @@ ENTRY %main (x: bf16[64,196,768]) -> bf16[64,196,768] {
   %kernel = bf16[768,768,1]{1,0,2:T(8,128)(2,1)S(1)} custom-call(%slice.1, %slice.2), custom_call_target="ConcatBitcast"
   %image = bf16[64,196,768]{2,1,0:T(8,128)(2,1)} convolution(%x, %kernel), window={size=1}, dim_labels=0bf_io0->0bf, backend_config={"estimated_cycles":"300"}
   %bits = (u64[2]{0}, u32[64]{0}) rng-bit-generator(%key), algorithm=rng_default
+  %long = u64[2]{0} custom-call(%low, %high), custom_call_target="X64Combine"
   %buffer = f32[8]{0:T(256)} custom-call(), custom_call_target="AllocateBuffer"
   %while.1 = (s32[], bf16[64,196,768]) while(%init), condition=%cond.2, body=%body.2
   %while.2 = (f32[1]) while(%start), condition=%until.2, body=%draws
@@ -103,7 +107,7 @@ def test_a_program_of_a_tpu_counted_by_hand():
     assert found.cycles == 300 + 12 * 700 + 30  # a loop until something happens counts once
     assert found.repeated_cycles == (300 + 12 * 700 + 30) / (300 + 700 + 30)
     assert found.repeated_work == (768 + 12 * 3072) / (768 + 3072)
-    assert found.missing_seconds == 2  # and none for the buffer
+    assert found.missing_seconds == 2  # and none for the buffer and the bits
 
 
 @pytest.mark.parametrize(

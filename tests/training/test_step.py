@@ -240,9 +240,9 @@ def test_the_first_steps_equal_float64(monkeypatch, num_devices, kind, loss, mix
                 np.testing.assert_allclose(array, theirs[name], rtol=1e-6, atol=3e-7, err_msg=f"{step} {name}")
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_the_model_is_trained_with_a_dropout_key_of_each_step_and_part(one_device, parts):
-    run = make_run(one_device, **{"model.dropout": 0.5, "accumulate_steps": parts})
+@pytest.mark.parametrize(("parts", "keys"), [(1, "threefry"), (2, "threefry"), (2, "rbg")])
+def test_the_model_is_trained_with_a_dropout_key_of_each_step_and_part(one_device, parts, keys):
+    run = make_run(one_device, **{"model.dropout": 0.5, "accumulate_steps": parts, "dropout_keys": keys})
     state, batch = run.state(), small_batch(8)
 
     @jax.jit
@@ -251,6 +251,8 @@ def test_the_model_is_trained_with_a_dropout_key_of_each_step_and_part(one_devic
 
     for step in range(2):
         key = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), step))[1]
+        if keys == "rbg":
+            key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
         total = 0.0
         for part in range(parts):  # of every `parts` rows one goes to each part
             rows = slice(part, None, parts)
@@ -259,8 +261,10 @@ def test_the_model_is_trained_with_a_dropout_key_of_each_step_and_part(one_devic
             logits = np.float64(apply(state.params, images, part_key))
             losses = LOSSES["sigmoid_xent"](logits, targets(batch["labels"][rows], CLASSES))
             total += np.sum(losses * batch["weight"][rows])
+        saved = jax.device_get(state)
         state, metrics = run.step(state, batch)
         assert float(metrics["loss"]) == pytest.approx(total / np.sum(batch["weight"]), rel=1e-5)
+    assert_same_bits(run.step(run.copy(saved), batch)[0], state)  # so a run that continues draws the same again
 
 
 def test_the_loss_of_a_batch_with_one_usable_row_is_that_rows(plain):
