@@ -12,7 +12,7 @@ PYTHON := $(shell for name in $(BIN)/python python3.13 python3.12 python3.11 pyt
 PYTHON := $(or $(PYTHON),python3)
 endif
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-timm test-wandb bench chaos mutants docs notebook lint lock clean
+.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-runtimes test-wandb bench chaos mutants docs notebook lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,8 +103,25 @@ endif
 PHOTOS_INPUT = --config configs/b16_i21k.py --blocks 3 --block_seconds 1.5 --config.batch_size=256 \
   --config.input.dataset=folder --config.input.data_dir=$(PHOTOS) --config.input.train_split=train
 
-test-timm: $(VENV)-timm/installed  ## models exchanged with PyTorch's timm, in both directions
+# The tests write in .venv-onnx, and read in the two environments after it, which have neither JAX nor this project.
+test-runtimes: $(VENV)-onnx/installed $(VENV)-onnxruntime/installed $(VENV)-iree/installed $(VENV)-timm/installed  ## what we export, opened by IREE, onnxruntime, OpenVINO and timm
+	$(VENV)-onnx/bin/python -m pytest tests/transfer/test_runtimes.py
 	$(VENV)-timm/bin/python -m pytest tests/transfer/test_timm_model.py tests/scripts/test_against_timm.py
+
+$(VENV)-onnx/installed: pyproject.toml constraints.txt
+	@$(PYTHON) scripts/environment.py $(VENV)-onnx
+	$(VENV)-onnx/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,onnx]'
+	touch $@
+
+$(VENV)-onnxruntime/installed: Makefile
+	@$(PYTHON) scripts/environment.py $(VENV)-onnxruntime
+	$(VENV)-onnxruntime/bin/python -m pip install --quiet onnxruntime==1.32.0 openvino==2026.4.1 pillow==13.0.0
+	touch $@
+
+$(VENV)-iree/installed: Makefile
+	@$(PYTHON) scripts/environment.py $(VENV)-iree
+	$(VENV)-iree/bin/python -m pip install --quiet iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 pillow==13.0.0
+	touch $@
 
 # torchvision has no build for CPUs; --no-deps leaves torch as it is, and the last line brings what timm needs besides.
 $(VENV)-timm/installed: pyproject.toml constraints.txt
@@ -128,7 +145,7 @@ $(VENV)-wandb/installed: pyproject.toml constraints.txt
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-	  --extra dev --extra preflight --extra wandb --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
+	  --extra dev --extra preflight --extra wandb --extra onnx --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest $(VENV)-wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest $(VENV)-wandb $(VENV)-onnx $(VENV)-onnxruntime $(VENV)-iree .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,6 @@ from absl import flags
 from etils import epath, epy
 from ml_collections import FrozenConfigDict
 
-from mixer import predict
 from mixer.config import command_line, help_text
 from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError, first_line
@@ -26,14 +25,17 @@ from mixer.transfer import published
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.transfer import format as transfer_format
-    from mixer.transfer import formats, hub, model_card
+    from mixer.transfer import formats, hub, model_card, stablehlo
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
+    from mixer.transfer.format import Program
     from mixer.transfer.weights import Weights
 
 
-def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str) -> tuple[int, epath.Path]:
+def export(
+    weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str, program: Program | None = None
+) -> tuple[int, epath.Path]:
     """Writes the weights and their model card. Returns the size of the file in bytes, and the path of the card.
 
     Args:
@@ -42,6 +44,7 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
       out: the file to write, local or gs://; a local folder must exist.
       ema: whether the weights are a run's averaged parameters.
       command: the command that was given, for the card.
+      program: how a program is written, for formats that hold one; as by default, if not given.
 
     Raises:
       UserError: they are not the weights of a Mixer, or a file cannot be written.
@@ -49,14 +52,19 @@ def export(weights: Weights, to: str, out: epath.Path, *, ema: bool, command: st
     card = out.with_name(f"{out.name}.md")
     if files.exists(card) and not files.read_bytes(card).startswith(model_card.MARK.encode()):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give OUT another name")
-    exported = weights.exported()
-    transfer_format.check_holds(formats.FORMATS[to], exported)
+    form = formats.FORMATS[to]
+    exported = weights.exported()._replace(program=program or transfer_format.Program())
+    transfer_format.check_holds(form, exported)
     measured = _measured(weights, ema)
-    text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured)
+    text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured, program=program)
     try:
         with files.opened_to_write(out) as file:
-            formats.FORMATS[to].save(file, exported)
+            form.save(file, exported)
             size = file.tell()
+        if form.beside:
+            ending, save = form.beside
+            with files.opened_to_write(out.with_name(out.name + ending)) as file:
+                save(file, exported)
         files.write_text(card, text)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({first_line(error)})") from None
@@ -80,7 +88,7 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
     named = _without_paths(weights)
     exported = weights.exported()
     transfer_format.check_holds(formats.FORMATS["timm"], exported)
-    config = hub.timm_config(exported, predict.input_config(weights))
+    config = hub.timm_config(exported)
     command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", named.source, "--to", "timm"])
     text = hub.FRONT_MATTER + model_card.card(
         named, to="timm", file=out.name, command=f"{command}{' --ema' * ema} {shlex.quote(out.name)}", ema=ema,
@@ -146,10 +154,17 @@ def define_flags() -> None:
     command_line.define_checkpoint_flags("--checkpoint runs/pets --ema --to npz pets.npz")
     with help_text.group("The file", "--checkpoint runs/pets --to timm pets.safetensors"):
         about = (
-            "The format: npz, timm or stablehlo. OUT ends in .npz, .safetensors or .stablehlo; for timm it may also be "
-            "a folder, as timm and the Hugging Face Hub want it."
+            "The format: npz, timm, stablehlo or onnx. OUT ends in .npz, .safetensors, .stablehlo or .onnx; for timm "
+            "it may also be a folder, as timm and the Hugging Face Hub want it."
         )
         flags.DEFINE(_FormatName(), "to", None, about, serializer=flags.ArgumentSerializer())
+    with help_text.group(
+        "The program of --to stablehlo", "--batch_size=8 --platforms=cpu --to stablehlo pets.stablehlo"
+    ):
+        flags.DEFINE_integer(
+            "batch_size", None, "Images that it takes at once; any number if not given.", lower_bound=1
+        )
+        flags.DEFINE_list("platforms", None, "Where it runs: cpu, cuda, rocm, tpu. Default: cpu,cuda,tpu.")
 
 
 def main(argv: list[str]) -> None:
@@ -157,14 +172,32 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     checkpoint = command_line.checkpoint()
     out = _out(argv[1:], given.to)
+    program = _program(given.to, given.batch_size, given.platforms)
+    transfer_format.check_installed(formats.FORMATS[given.to], given.to)
     weights = transfer_weights.load(checkpoint, given.ema)
     command = ["python", "-m", "mixer.export", "--checkpoint", checkpoint, "--to", given.to]
-    command += [*(["--ema"] if given.ema else []), argv[1]]
+    options = {"batch_size": given.batch_size, "platforms": given.platforms and ",".join(given.platforms)}
+    command += [*(["--ema"] if given.ema else []), *(f"--{name}={value}" for name, value in options.items() if value)]
+    command += [argv[1]]
     if given.to == "timm" and not out.suffix:
         size, card = export_folder(weights, out, ema=given.ema)
     else:
-        size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command))
-    print(f"{argv[1]} written, {size / 1e6:,.1f} MB; its model card is {card}")
+        size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command), program=program)
+    beside = f"; {out.name}{form.beside[0]} is beside it" if (form := formats.FORMATS[given.to]).beside else ""
+    print(f"{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
+
+
+def _program(to: str, batch_size: int | None, platforms: list[str] | None) -> Program:
+    """Returns how a program is written, by the values of the flags, None where one is not given.
+
+    Raises:
+      UserError: a flag has no meaning in this format, or there is no such platform.
+    """
+    for name, value in (("batch_size", batch_size), ("platforms", platforms)):
+        if value is not None and not formats.FORMATS[to].is_program:
+            with_them = ", ".join(name for name, form in formats.FORMATS.items() if form.is_program)
+            raise UserError(f"--{name} says nothing about --to {to}: leave it out, or use --to {with_them}")
+    return stablehlo.checked_program(batch_size, platforms)
 
 
 def _out(arguments: list[str], to: str | None) -> epath.Path:

@@ -27,6 +27,7 @@ KEPT_TO = {
     "wandb": {"training/weights_and_biases.py"},
     "google": {"runtime/bucket.py", "runtime/bucket_check.py"},
     "tensorstore": {"runtime/bucket.py", "runtime/conditional.py"},
+    "jax2onnx": {"transfer/onnx.py"},
     "orbax": {"training/checkpoint.py", "training/checkpoint_reader.py"},
     "absl": {"runtime/errors.py", "config/command_line.py", "config/help_text.py", "commands/"},
 }

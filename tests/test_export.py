@@ -217,7 +217,7 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
 @pytest.mark.parametrize(
     ("flags", "outs", "line"),
     [
-        ({"checkpoint": "a.npz"}, ["m.npz"], "--to is missing: give one of npz, timm, stablehlo"),
+        ({"checkpoint": "a.npz"}, ["m.npz"], "--to is missing: give one of npz, timm, stablehlo, onnx"),
         ({"to": "npz"}, ["m.npz"], "--checkpoint is missing: give a run's folder, a file, or the name of a published "
          "checkpoint"),
         (GOOD, [], "expected one file to write, such as model.npz, not none"),
@@ -226,8 +226,14 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
         (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first"),
         (GOOD, ["folder.npz"], ".*folder.npz is a folder; give the name of a file to write"),
         (GOOD, ["notes.npz"], ".*notes.npz.md, where the model card goes, is a file of yours: give OUT another name"),
-        ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo>"),
+        ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo.onnx>"),
         ({**GOOD, "too": "npz"}, ["m.npz"], "--too: no such flag; the nearest is --to"),
+        ({**GOOD, "batch_size": 4}, ["m.npz"], "--batch_size says nothing about --to npz: leave it out, or use --to "
+         "stablehlo"),
+        ({**GOOD, "to": "timm", "platforms": "cpu"}, ["m.safetensors"], "--platforms says nothing about --to timm: .*"),
+        ({**GOOD, "to": "stablehlo", "platforms": "cpu,gpu"}, ["m.stablehlo"], "--platforms=cpu,gpu: give one or "
+         "several of cpu, cuda, rocm, tpu, separated by commas"),
+        ({**GOOD, "to": "stablehlo", "batch_size": 0}, ["m.stablehlo"], "flag --batch_size=0: .*"),
         ({**GOOD, "ema": True}, ["m.npz"], ".*a.npz is not the folder of a run: it has no averaged parameters"),
     ],
 )  # fmt: skip

@@ -127,7 +127,7 @@ class BiT(nn.Module):
         """Maps images in [-1, 1] to float32 logits. `train` has no effect, because there is no dropout."""
         x = StandardisedConv(self._root_channels, 7, 2, self.dtype, name="root")(images)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # nn.max_pool itself would pad with -inf
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for name, features, stride in self._units():
             x = Unit(features, stride, self.dtype, name=name)(x)
         x = _norm_relu(x, "pre_head_norm", self.dtype)

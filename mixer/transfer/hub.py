@@ -6,10 +6,8 @@ timm loads such a folder by `timm.create_model("local-dir:FOLDER", pretrained=Tr
 import json
 import pathlib
 
-import ml_collections
 from etils import epath
 
-from mixer.data.pixels import crops
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer import timm
@@ -17,9 +15,6 @@ from mixer.transfer.format import Exported, code_block
 
 _FILE = "model.safetensors"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-
-# The filters of `crops.EVAL_CROPS`, and Pillow's that come closest, by timm's names.
-_INTERPOLATIONS = {"area": "box", "bilinear": "bilinear"}
 
 # Before the card of a model. The Hub's pages and its search read it.
 FRONT_MATTER = """---
@@ -60,31 +55,22 @@ def weights_file(folder: epath.Path, source: str) -> str | None:
     return None
 
 
-def timm_config(exported: Exported, config: ml_collections.ConfigDict) -> str:
+def timm_config(exported: Exported) -> str:
     """Returns the `config.json` by which timm makes the model and its input.
-
-    Args:
-      exported: the model.
-      config: `config.input` of its evaluation.
 
     Raises:
       UserError: timm has no model of these widths by name, or no way to prepare its images.
     """
-    if config.permutation != "none":
+    permutation = exported.images.get("permutation", "none")  # a run of an earlier version has no such setting
+    if permutation != "none":
         raise UserError(
-            f"timm cannot permute pixels, as the model was trained (input.permutation={config.permutation}): export it "
-            "to a file, whose card has the code"
+            f"timm cannot permute pixels, as the model was trained (input.permutation={permutation}): export it to a "
+            "file, whose card has the code"
         )
     name, arguments = timm.architecture(exported.model, exported.image_size)
-    crop, size = crops.EVAL_CROPS[config.eval_crop], exported.image_size
     pretrained = {
-        "input_size": [3, size, size],
+        **timm.data_config(exported),
         "fixed_input_size": True,
-        "interpolation": _INTERPOLATIONS[crop.method],
-        "crop_pct": size / crops.eval_resize(config),
-        "crop_mode": "center" if crop.keeps_aspect else "squash",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
         "num_classes": exported.model.num_classes,
         "first_conv": "stem.proj",
         "classifier": "head",
@@ -120,7 +106,7 @@ def loading(exported: Exported, folder: str) -> list[str]:
             "The weights were trained with the tanh form of GELU. timm 1.0.31 takes it as an argument only, not from "
             "`config.json`. Without it, logits differ by 7e-5 of the largest.",
         ]
-    return text
+    return [*text, "", timm.FURTHER_TRAINING]
 
 
 def _names(folder: epath.Path) -> set[str]:

@@ -6,13 +6,13 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from mixer import models
-from mixer.config import paper, recipe
+from mixer.config import paper
 from mixer.data import class_names
 from mixer.data.pixels import crops, permutation
 from mixer.data.pixels.augmentations import AUGMENTATIONS
 from mixer.training.losses import LOSSES
 from mixer.transfer import card_code, lineage
-from mixer.transfer.format import Exported, code_block
+from mixer.transfer.format import Exported, Program, code_block
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.published import PUBLISHED
 from mixer.transfer.weights import Weights
@@ -38,7 +38,7 @@ _AS_PUBLISHED = {
 
 def card(
     weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float],
-    loading: list[str] | None = None,
+    loading: list[str] | None = None, program: Program | None = None,
 ) -> str:  # fmt: skip
     """Describes an exported model. What is not known is called "unknown".
 
@@ -50,8 +50,9 @@ def card(
       ema: whether the weights are a run's averaged parameters.
       measured: accuracy and count of the run's evaluation at the step of these weights; empty if there was none.
       loading: how to load it; as the format says, if not given.
+      program: how it is written, for formats that hold a program; as by default, if not given.
     """
-    exported = weights.exported()
+    exported = weights.exported()._replace(program=program or Program())
     title = f"# {models.name_of(exported.model)}, {weights.image_size} px"
     as_published = ["This is as published, not measured here.", ""] if weights.published_as else []
     return "\n".join(
@@ -61,21 +62,12 @@ def card(
             *as_published,
             *_history(weights),
             *("## Accuracy", "", _accuracy(weights, measured), ""),
-            *("## Pictures", "", *card_code.pictures(_input_of(weights)), ""),
+            *("## Pictures", "", *card_code.pictures(exported.images), ""),
             *("## Loading", "", *(loading or FORMATS[to].loading(exported, file)), ""),
             *_named_classes(weights, exported, to),
             *("This file was made by", "", *code_block("sh", command), ""),
         ]
     )
-
-
-def _input_of(weights: Weights) -> Any:
-    """Returns the `config.input` by which pictures are prepared: the run's, or this project's defaults."""
-    if weights.config is not None:
-        return weights.config.input
-    config = recipe.base().input
-    config.image_size = weights.image_size
-    return config
 
 
 def _history(weights: Weights) -> list[str]:
@@ -113,11 +105,15 @@ def _about(weights: Weights, exported: Exported, to: str) -> dict[str, str]:
         "Widths": f"{model.num_blocks} blocks of {model.hidden_dim} channels; token-mixing MLPs of "
         f"{model.tokens_mlp_dim}, channel-mixing MLPs of {model.channels_mlp_dim}",
         "Classes": _classes(weights, model.num_classes),
-        "Input": FORMATS[to].input.format(size=size, cut=cut),
+        "Input": FORMATS[to].input.format(size=size, cut=cut, batch=_batch(exported)),
         "Output": _output(weights, exported),
         "Forward pass": f"{2 * model.forward_macs(size) / 1e9:.3g} GFLOP an image",
-        "Format": FORMATS[to].described,
+        "Format": FORMATS[to].described.format(platforms=", ".join(exported.program.platforms)),
     }
+
+
+def _batch(exported: Exported) -> str:
+    return str(exported.program.batch_size or "batch")
 
 
 def _classes(weights: Weights, num_classes: int) -> str:
@@ -138,8 +134,8 @@ def _classes(weights: Weights, num_classes: int) -> str:
 
 def _output(weights: Weights, exported: Exported) -> str:
     if exported.model.num_classes == 0:
-        return f"float32 [batch, {exported.model.hidden_dim}], the pre-logits"
-    logits = f"float32 [batch, {exported.model.num_classes}], logits"
+        return f"float32 [{_batch(exported)}, {exported.model.hidden_dim}], the pre-logits"
+    logits = f"float32 [{_batch(exported)}, {exported.model.num_classes}], logits"
     if weights.config is None:
         return logits
     return f"{logits}; {LOSSES[weights.config.loss].probabilities_described} gives the probabilities"

@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from mixer import models
+from mixer.data.pixels import crops, permutation
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer.format import Exported, Format, code_block
@@ -134,6 +135,33 @@ def architecture(model: MlpMixer, image_size: int) -> tuple[str, dict[str, Any]]
     return f"mixer_{variant.lower().replace('/', '')}_224", arguments
 
 
+# The filters of `crops.EVAL_CROPS`, and Pillow's that come closest, by timm's names.
+_INTERPOLATIONS = {"area": "box", "bilinear": "bilinear"}
+
+
+def data_config(exported: Exported) -> dict[str, Any]:
+    """Returns what timm's transforms need to prepare pictures as nearly as this project does as they can.
+
+    timm cannot permute pixels (`input.permutation`).
+    """
+    crop, size = crops.EVAL_CROPS[exported.images.eval_crop], exported.image_size
+    return {
+        "input_size": [3, size, size],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": _INTERPOLATIONS[crop.method],
+        "crop_pct": size / crops.eval_resize(exported.images),
+        "crop_mode": "center" if crop.keeps_aspect else "squash",
+    }
+
+
+# For both cards: that of a file, and that of a folder.
+FURTHER_TRAINING = (
+    "To train it further: timm 1.0.31 drops branches with the probability `drop_path_rate` in every block. Here the "
+    "probability grows from 0 in the first block to the given stochastic depth in the last. So the same number drops "
+    "twice as much in timm: half of it has the same mean."
+)
+
 _NAMED = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")  # the variants that have a name in timm
 
 
@@ -172,8 +200,14 @@ def _loading(exported: Exported, file: str) -> list[str]:
     gelu = "these weights were trained with the tanh form"
     if not exported.has_tanh_gelu:
         gelu = "which form these weights were trained with is unknown"
+    permuted = permutation.described(exported.images)
     return [
-        *code_block("python", "import torch", *lines, "model.eval()", *_computing(exported)),
+        *code_block("python", "import torch", *lines, *_settings(exported), "model.eval()", *_computing(exported)),
+        "",
+        "`pretrained_cfg` is for `timm.data.resolve_model_data_config(model)`, from which "
+        "`timm.data.create_transform` prepares pictures nearly as above"
+        f"{', but does not permute their pixels' * bool(permuted)}. Without it, timm takes 224 pixels and, for a model "
+        "without a name in timm, ImageNet's mean.",
         "",
         "Normalise images with mean 0.5 and standard deviation 0.5 in each channel, which brings 0..1 to [-1, 1].",
         "",
@@ -184,6 +218,17 @@ def _loading(exported: Exported, file: str) -> list[str]:
         "",
         "With the tanh form and random weights, logits differed from those of this project by at most 6e-7 of the "
         "largest logit (the tests allow 5e-6), and by 7e-5 with the exact form.",
+        "",
+        FURTHER_TRAINING,
+    ]
+
+
+def _settings(exported: Exported) -> list[str]:
+    """Returns code that sets what timm's transforms read."""
+    return [
+        "model.pretrained_cfg = {",
+        *(f"    {json.dumps(name)}: {json.dumps(value)}," for name, value in data_config(exported).items()),
+        "}",
     ]
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import traverse_util
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models
-from mixer.config import run_folder
+from mixer.config import recipe, run_folder
 from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, bucket_check, files
@@ -131,8 +131,18 @@ class Weights:
         has_tanh_gelu = self.config is not None or self.published_as != ""
         model = self.model()
         loss = losses.LOSSES[self.config.loss if self.config is not None else "softmax_xent"]
-        probabilities = loss.probabilities.__name__ if model.num_classes else ""
-        return Exported(self.params, model, self.image_size, has_tanh_gelu, self.class_names, probabilities)
+        return Exported(
+            self.params, model, self.image_size, has_tanh_gelu, self._images(), self.class_names,
+            probabilities=loss.probabilities.__name__ if model.num_classes else "",
+        )  # fmt: skip
+
+    def _images(self) -> ConfigDict:
+        """Returns the `config.input` by which pictures are prepared: the run's, or this project's defaults."""
+        if self.config is not None:
+            return self.config.input
+        images = recipe.base().input
+        images.image_size = self.image_size
+        return images
 
     def at_image_size(self, image_size: int, method: str) -> "Weights":
         """Returns these weights for images of another size.

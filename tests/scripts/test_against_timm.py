@@ -1,4 +1,4 @@
-"""The command of `make bench`, run as a process. It needs torch and timm (`make test-timm`)."""
+"""The command of `make bench`, run as a process. It needs torch and timm (`make test-runtimes`)."""
 
 import importlib.util
 import os

@@ -108,7 +108,7 @@ def test_the_code_of_a_card_permutes_pixels_as_the_run_does(kind, tmp_path, monk
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
     assert np.abs(scope["images"][0].astype(int) - plain).max() > 50
     with pytest.raises(UserError, match="timm cannot permute pixels, as the model was trained"):
-        hub.timm_config(weights.exported(), predict.input_config(weights))
+        hub.timm_config(weights.exported())
 
 
 def test_a_card_names_all_its_classes_and_timms_code_is_python():

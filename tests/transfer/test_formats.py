@@ -3,12 +3,15 @@
 import io
 import os
 import pathlib
+import tomllib
 
 import numpy as np
 import pytest
 from random_models import flat, make_model, make_params, same
 
 from mixer.data import class_names
+from mixer.runtime.errors import UserError
+from mixer.transfer.format import check_installed
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights, load
 from tests import forks
@@ -69,6 +72,31 @@ def test_a_model_without_a_head_has_no_names(tmp_path, name):
     assert load(file.name).class_names is None
 
 
+def test_a_library_that_is_missing_is_one_line():
+    check_installed(FORMATS["npz"], "npz")
+    with pytest.raises(
+        UserError, match=r"^--to onnx needs no_such, which is not installed: pip install no_such==1\.0$"
+    ):
+        check_installed(FORMATS["onnx"]._replace(requirement="no_such==1.0"), "onnx")
+
+
+def test_the_version_that_a_format_asks_for_is_the_pinned_one_of_its_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    requirement = FORMATS["onnx"].requirement
+    assert requirement in pinned
+    assert [extra.partition(">=")[0] for extra in extras["onnx"]] == [requirement.partition("==")[0]]
+
+
+@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
+def test_parameters_too_large_for_a_program_are_refused(name):
+    """H/14 at 448 pixels is too large, for example. These zeros take no memory."""
+    params = {"stem": {"kernel": np.broadcast_to(np.float32(0), (2**29,))}}
+    exported = Weights(make_params(make_model()), "m.npz").exported()._replace(params=params)
+    with pytest.raises(UserError, match=rf"take 2\.00 GiB, and a \.{name} file cannot hold more than 2: use --to npz"):
+        FORMATS[name].save(io.BytesIO(), exported)
+
+
 # mixer.export with one more format: a text file with the names of the arrays, one a line.
 NEW_FORMAT = r"""
 import sys
@@ -90,7 +118,7 @@ run = export.run
 
 MESSAGES = [
     (["--to=names", "m.npz"], "m.npz: the name of a file for --to names ends in .txt"),
-    (["m.npz"], "--to is missing: give one of npz, timm, stablehlo, names"),
+    (["m.npz"], "--to is missing: give one of npz, timm, stablehlo, onnx, names"),
     (["--to=npz", "m.npz"], "a.png: expected a run's folder or a file that ends in .npz or .safetensors or .txt, "
      "not '.png' (files that hold pickles, such as .pth and .bin, are never loaded)"),
 ]  # fmt: skip

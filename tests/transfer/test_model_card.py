@@ -191,10 +191,14 @@ def test_a_model_without_head_gives_its_pre_logits():
         ("timm", "m.safetensors", "float32 [batch, 3, 224, 224] in [-1, 1], which is uint8 / 127.5 - 1",
          ['model = timm.create_model("mixer_b16_224", num_classes=1000, checkpoint_path="m.safetensors")',
           "6e-7 of the largest logit", "7e-5 with the exact form", "mean 0.5 and standard deviation 0.5",
-          'functools.partial(torch.nn.GELU, approximate="tanh")']),
+          'functools.partial(torch.nn.GELU, approximate="tanh")', '"input_size": [3, 224, 224],', '"crop_pct": 0.875,',
+          "half of it has the same mean"]),
         ("stablehlo", "m.stablehlo", "uint8 [batch, 224, 224, 3], 0 to 255",
          ["from jax import export", 'model = export.deserialize(bytearray(open("m.stablehlo", "rb").read()))',
           "logits = model.call(images)"]),
+        ("onnx", "m.onnx", "uint8 [batch, 224, 224, 3], 0 to 255",
+         ['(logits,) = model.run(["logits"], {"images": images})', "probabilities = numpy.exp(logits - logits.max(",
+          '("m.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})']),
     ],
 )  # fmt: skip
 def test_each_format_says_what_goes_in_and_how_to_load_it(to, file, shape, lines):

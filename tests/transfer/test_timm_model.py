@@ -1,4 +1,4 @@
-"""Files that we write give the same logits in timm, and files of timm in our model. Needs torch: `make test-timm`.
+"""Files that we write give the same logits in timm, and files of timm in our model. Needs torch: `make test-runtimes`.
 
 timm 1.0.31 with torch 2.13.0 on a CPU: logits of the models below differ from ours by up to 6e-7 of their largest, and
 by 7e-5 where GELU is the exact one.
@@ -6,6 +6,7 @@ by 7e-5 where GELU is the exact one.
 
 import functools
 import io
+import pathlib
 import sys
 import types
 
@@ -13,10 +14,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from ml_collections import FrozenConfigDict
 from PIL import Image
 from random_models import flat, logits, make_params
 
 from mixer import models
+from mixer.config import recipe
 from mixer.export import export_folder
 from mixer.transfer import model_card, resolution
 from mixer.transfer import timm as our_timm
@@ -145,6 +148,54 @@ def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypat
     safetensors_torch.save_file({**arrays, "blocks.3.norm1.bias": bias, "blocks.8.norm1.bias": bias.clone()}, path)
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"blocks\.8\.norm1\.bias\""):
         loaded(code)
+
+
+ODD = {
+    f"model.{name}": getattr(TINY, name) for name in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "settings"),
+    [("S/32", 224, {}), ("Ti/8", 32, ODD), ("S/32", 448, {"model.tokens_mlp_dim": 1024})],
+    ids=["named", "odd widths", "larger"],
+)
+@pytest.mark.parametrize(
+    ("crop", "expected"),
+    [("resize_small", {"interpolation": "box", "crop_mode": "center"}),
+     ("resize_square", {"interpolation": "bilinear", "crop_mode": "squash"})],
+)  # fmt: skip
+def test_the_card_tells_timm_how_pictures_were_prepared(variant, size, settings, crop, expected, tmp_path, monkeypatch):
+    """Without it, timm would take ImageNet's mean or 224 pixels for some of these."""
+    monkeypatch.chdir(tmp_path)
+    config = recipe.base()
+    config.update_from_flattened_dict(
+        {"model.variant": variant, "input.image_size": size, "input.eval_resize": None, "input.eval_crop": crop}
+        | settings
+    )
+    widths = {name.removeprefix("model."): value for name, value in settings.items()}
+    params = make_params(models.create(variant, 5, **widths), size)
+    weights = Weights(params, "runs/a", FrozenConfigDict(config), step=1)
+    with open("m.safetensors", "wb") as file:
+        our_timm.save_params(file, params)
+    text = model_card.card(weights, to="timm", file="m.safetensors", command="", ema=False, measured={})
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
+    Image.fromarray(pixels).resize((600, 480), Image.Resampling.BICUBIC).save("cat.png")
+    pathlib.Path("cat.png").rename("cat.jpg")
+    names = {}
+    exec("".join(block.partition("```")[0] for block in text.split("```python\n")[1:3]), names)
+    found = timm.data.resolve_model_data_config(names["model"])
+    assert found.pop("crop_pct") == size / {32: 37, 224: 256, 448: 512}[size]
+    assert found == {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3, **expected}
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(names["model"]), is_training=False)
+    prepared = transform(Image.open("cat.jpg").convert("RGB")).numpy().transpose(1, 2, 0)
+    assert np.abs(prepared - (names["images"][0] / 127.5 - 1)).mean() < 0.04
+
+
+def test_stochastic_depth_is_the_same_in_every_block_of_timm():
+    """The card says so: here it grows with the block."""
+    module = timm.create_model("mixer_s32_224", drop_path_rate=0.1)
+    assert [block.drop_path.drop_prob for block in module.blocks] == [0.1] * 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
