@@ -4,6 +4,7 @@
 --topology v3:2x2                       the compiler's estimate for a TPU slice that this machine does not have
 --input --config configs/b16_i21k.py    the input pipeline alone, stage by stage
 --scaling patches                       time and FLOPs against the number of patches, as a table and a picture
+--scaling tokens --models s32,b16       what a token costs by the number of patches, also with --topology
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def define_flags() -> None:
         command_line.define_config_flag()
         flags.DEFINE_float("accelerator_rate", None, "Images/s that this host must make.", 0.0)
     with help_text.group("The cost against the number of patches", "--scaling patches --output patches.png"):
-        flags.DEFINE_enum("scaling", None, ["patches"], "Measure it, as a table and a picture.")
+        flags.DEFINE_enum(
+            "scaling", None, ["patches", "tokens"],
+            "patches: of three models, as a table and a picture; tokens: what a token costs in --models.",
+        )  # fmt: skip
         flags.DEFINE_string("output", "scaling_patches.png", "The PNG file.")
     with help_text.group("The measurement", "--models b16 --blocks 5 --block_seconds 1.0 --json"):
         flags.DEFINE_integer("blocks", 5, "Timed blocks; their median counts.", 1)
@@ -100,7 +104,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Runs the command."""
     given = flags.FLAGS
-    kind = _KINDS["input" if given.input else "scaling" if given.scaling else "models"]
+    kind = _KINDS["input" if given.input else given.scaling or "models"]
     all_read = set().union(*(other.reads for other in _KINDS.values()))
     command_line.refuse_unread(sorted(all_read - kind.reads), kind.when)
     kind.run()
@@ -108,14 +112,9 @@ def main(argv: list[str]) -> None:
 
 def _models() -> None:
     given = flags.FLAGS
-    if given.topology:
-        command_line.refuse_unread(("blocks", "block_seconds"), "with --topology, where nothing is timed")
-        jax.config.update("jax_platforms", "cpu")  # jax itself must not use a TPU of this machine
-    if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
-        raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
-    settings, batch_sizes = _settings(), _batch_sizes(given.batch_sizes)
+    settings, batch_sizes = _prepared(), _batch_sizes(given.batch_sizes)
     variants = _variants(given.models, settings.image_size)
-    target = _estimating(given.topology, settings) if given.topology else _measuring(settings)
+    target = _target(settings)
     smallest = 1 if target.device["platform"] == "cpu" else 16
     measurements = [
         batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
@@ -133,6 +132,40 @@ def _models() -> None:
     print(f"{about}\n\n{table(measurements)}")
 
 
+def _prepared() -> model_speed.Settings:
+    """Checks --topology and --modes, and returns how to measure models."""
+    given = flags.FLAGS
+    if given.topology:
+        command_line.refuse_unread(("blocks", "block_seconds"), "with --topology, where nothing is timed")
+        jax.config.update("jax_platforms", "cpu")  # jax itself must not use a TPU of this machine
+    if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
+        raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
+    return _settings()
+
+
+def _tokens() -> None:
+    given = flags.FLAGS
+    settings, sizes = _prepared(), _batch_sizes(given.batch_sizes)
+    variants, target = [models.variant(name.strip()) for name in given.models], _target(settings)
+    if sizes and len(sizes) > 1:
+        raise UserError(f"--batch_sizes={','.join(given.batch_sizes)}: expected one number with --scaling tokens")
+    batch_size = sizes[0] if sizes else 8 if target.device["platform"] == "cpu" else 64
+    found = [
+        one
+        for variant in variants
+        for mode in given.modes
+        for one in scaling.tokens(variant, mode, batch_size, target.measure_at, settings, _tell)
+    ]
+    if given.json:
+        rows = [one._asdict() for one in found]
+        print(json_text.dumps({"device": target.device, "dtype": settings.dtype, "batch": batch_size, "rows": rows}))
+        return
+    about = (
+        f"{described(target.device)}; {settings.dtype}, {batch_size} images a core; MFU against {target.peak_source}"
+    )
+    print(f"{about}\n\n{scaling.tokens_table(found)}")
+
+
 class _Target(NamedTuple):
     """What models are measured on.
 
@@ -144,9 +177,14 @@ class _Target(NamedTuple):
     """
 
     device: dict[str, Any]
-    measure_at: Callable[[str, str, int], model_speed.Measurement]
+    measure_at: Callable[..., model_speed.Measurement]
     peak: float | None
     peak_source: str
+
+
+def _target(settings: model_speed.Settings) -> _Target:
+    topology = flags.FLAGS.topology
+    return _estimating(topology, settings) if topology else _measuring(settings)
 
 
 def _measuring(settings: model_speed.Settings) -> _Target:
@@ -228,7 +266,12 @@ _KINDS = {
         "where models are measured",
     ),
     "input": _Kind(_input, _COMMON | {"config", "accelerator_rate"}, "with --input"),
-    "scaling": _Kind(_scaling, _COMMON | {"scaling", "dtype", "output"}, "with --scaling"),
+    "patches": _Kind(_scaling, _COMMON | {"scaling", "dtype", "output"}, "with --scaling patches"),
+    "tokens": _Kind(
+        _tokens,
+        _COMMON | {"scaling", "models", "modes", "batch_sizes", "dtype", "topology"},
+        "with --scaling tokens",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Cost against the number of patches: linear for Mixer (Section 1 of the paper), quadratic for ViT.
 
-Three models of size S with patches of 16 pixels are measured at growing image sizes:
+`tokens` compares what a token costs in any model as its images grow. `measure` compares three models of size S with
+patches of 16 pixels:
 
 - Mixer with the token width D_S that it has at 224 pixels;
 - Mixer with a D_S that grows with the number of patches, as in fine-tuning at higher resolution (Appendix C);
@@ -10,17 +11,19 @@ Three models of size S with patches of 16 pixels are measured at growing image s
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 from matplotlib.figure import Figure
 
+from mixer import models
 from mixer.models.mlp_mixer import VARIANTS as MIXER_VARIANTS
 from mixer.performance import compiling, model_speed
 from mixer.runtime.errors import UserError
 
 _PATCH = 16  # pixels
 _GRIDS = (7, 14, 20, 28, 40, 56)  # patches along one side; 14 is the paper's 224 pixels
+TOKEN_GRIDS = (7, 8, 12, 14, 16)  # the same for `tokens`: S/32 at 224 and 256 pixels, and S/16
 _LINE_THROUGH = 1  # index of the size that fixes the dotted lines; the smallest is dominated by fixed costs
 _BATCH = 1  # image: enough work at 56 x 56 patches, and all sizes are measured alike
 
@@ -116,6 +119,80 @@ def table(curves: Sequence[Curve]) -> str:
     growth = (f"{curve.exponent(curve.gflop):.2f} {curve.exponent(curve.seconds):>12.2f}   " for curve in curves)
     lines.append(columns("exponent", *growth))
     return "\n".join([*lines, "exponent: of the number of patches, between the last two lines"])
+
+
+class Tokens(NamedTuple):
+    """What a token costs in one model at one image size. The work for a token is the same at all sizes for Mixer.
+
+    Attributes:
+      model: its name.
+      mode: one of `model_speed.MODES`.
+      image_size: in pixels.
+      patches: of an image.
+      nanoseconds: for a token, on a core.
+      utilisation: share of the peak; None where the peak is not known.
+      images_per_sec_per_core: at this image size.
+    """
+
+    model: str
+    mode: str
+    image_size: int
+    patches: int
+    nanoseconds: float
+    utilisation: float | None
+    images_per_sec_per_core: float
+
+
+def tokens(
+    variant: str,
+    mode: str,
+    batch_size: int,
+    measure_at: Callable[..., model_speed.Measurement],
+    settings: model_speed.Settings,
+    tell: Callable[[str], None] = lambda line: None,
+    grids: Sequence[int] = TOKEN_GRIDS,
+) -> list[Tokens]:
+    """Measures what a token of a model costs at several numbers of patches; the widths stay those of the variant.
+
+    Args:
+      variant: of the model.
+      mode: one of `model_speed.MODES`.
+      batch_size: images on each core.
+      measure_at: `model_speed.measure` or `estimate`, with their arguments but the settings bound.
+      settings: how to measure; its image_size is replaced.
+      tell: called with a line for each measurement.
+      grids: patches along one side of the image.
+
+    Raises:
+      UserError: the model has no patches, or a size does not fit in memory.
+    """
+    patch_size = getattr(models.create(variant, 0), "patch_size", None)
+    if patch_size is None:
+        raise UserError(f"--models: {variant} has no patches; give a Mixer or a ViT")
+    found = []
+    for grid in grids:
+        at_size = dataclasses.replace(settings, image_size=grid * patch_size)
+        try:
+            one = measure_at(variant, mode, batch_size, settings=at_size)
+        except compiling.DoesNotFitError as error:
+            raise UserError(f"{variant}, {mode}, at {grid}x{grid} patches: {error}; give fewer --batch_sizes") from None
+        rate = one.images_per_sec_per_core
+        found.append(Tokens(one.model, mode, at_size.image_size, grid**2, 1e9 / rate / grid**2, one.utilisation, rate))
+        tell(f"{variant} {mode}, {grid}x{grid} patches: {found[-1].nanoseconds:.4g} ns a token")
+    return found
+
+
+def tokens_table(found: Sequence[Tokens]) -> str:
+    """Returns a table with a line for each measurement."""
+    columns = "{:<14}{:<11}{:>8}{:>9}{:>12}{:>10}{:>12}".format
+    lines = [columns("model", "mode", "pixels", "patches", "ns a token", "MFU", "images/s")]
+    for one in found:
+        mfu = "?" if one.utilisation is None else f"{one.utilisation:.1%}"
+        lines.append(columns(
+            one.model, one.mode, one.image_size, one.patches, f"{one.nanoseconds:.4g}", mfu,
+            f"{one.images_per_sec_per_core:.4g}",
+        ))  # fmt: skip
+    return "\n".join(lines)
 
 
 def draw(curves: Sequence[Curve], path: epath.Path) -> None:

@@ -76,3 +76,31 @@ def test_real_models_are_measured_in_turn():
     assert [curve.name for curve in found] == ["Mixer-S/16, D_S fixed", "Mixer-S/16, D_S scaled", "ViT-S/16"]
     assert all(second > 0 for curve in found for second in curve.seconds)
     assert len(told) == 6
+
+
+def test_a_token_by_the_number_of_patches():
+    """Of a device that pads patches to a multiple of 64."""
+    sizes = []
+
+    def measure(variant, mode, batch_size, *, settings):
+        sizes.append(settings.image_size)
+        patches = (settings.image_size // 32) ** 2
+        padded = -(-patches // 64) * 64
+        return dataclasses.replace(
+            MEASUREMENT, model="Mixer-S/32", images_per_sec_per_core=1e6 / padded, utilisation=patches / padded
+        )
+
+    found = scaling.tokens("S/32", "train", 8, measure, SETTINGS, grids=(7, 8, 14))
+    assert sizes == [224, 256, 448]
+    assert [one.patches for one in found] == [49, 64, 196]
+    assert [one.nanoseconds for one in found] == pytest.approx([1000 * 64 / 49, 1000, 1000 * 256 / 196])
+    lines = scaling.tokens_table(found).splitlines()
+    assert lines[1].split() == ["Mixer-S/32", "train", "224", "49", "1306", "76.6%", "1.562e+04"]
+
+
+def test_tokens_that_do_not_fit_are_said():
+    def measure(variant, mode, batch_size, *, settings):
+        raise compiling.DoesNotFitError(None)
+
+    with pytest.raises(UserError, match=r"S/32, train, at 7x7 patches: out of memory; give fewer --batch_sizes"):
+        scaling.tokens("S/32", "train", 8, measure, SETTINGS)
