@@ -12,7 +12,7 @@ PYTHON := $(shell for name in $(BIN)/python python3.13 python3.12 python3.11 pyt
 PYTHON := $(or $(PYTHON),python3)
 endif
 
-.PHONY: help install install-dev install-preflight quickstart test test-all test-lowest test-newest test-runtimes test-wandb bench chaos mutants docs notebook lint lock clean
+.PHONY: help install install-dev install-preflight tpu-table quickstart test test-all test-lowest test-newest test-runtimes test-wandb bench chaos mutants docs notebook lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,10 @@ $(VENV)-preflight/installed: pyproject.toml constraints.txt
 	@$(PYTHON) scripts/environment.py $(VENV)-preflight
 	$(VENV)-preflight/bin/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[dev,preflight]'
 	touch $@
+
+RESULTS ?= preflight.jsonl
+tpu-table: $(VENV)-preflight/installed  ## the eleven configs, compiled for each generation of TPUs into RESULTS=FILE; hours
+	JAX_PLATFORMS=cpu $(VENV)-preflight/bin/python scripts/preflight_table.py --results $(RESULTS)
 
 TRIALS ?= 100
 SEED ?= 0
