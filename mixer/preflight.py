@@ -68,8 +68,8 @@ def examine(
     fitting = memory_fit.Fitting(config, mesh, facts.num_classes, facts.max_labels, memory, tell)
     train = fitting.train()
     if train is None:
-        tried = fitting.remedies() if others else []
-        return {**found, "fits": False, "needed": fitting.needed, "remedies": tried}
+        found |= {"fits": False, "needed": fitting.needed}
+        return found | {"remedies": fitting.remedies() if others else []}
     found["memory_by_kind"] |= {"temporaries (activations, gradients)": train.temporaries, "code": train.code}
     found |= {
         "fits": True,
