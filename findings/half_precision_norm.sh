@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# optax.clip_by_global_norm turns float16 gradients of norm 632 into zeros, and sees 0.83 of the norm of 600 bfloat16 ones.
+# optax.clip_by_global_norm makes float16 gradients of norm 632 zero, and sees 0.83 of the norm of 600 bfloat16 ones.
 #
 # Guess: the norm is summed in float32 whatever the gradients are, so clipping to 1 leaves a norm of 1.
 # optax 0.2.8 rounds the sum of squares of each leaf to the leaf's type and adds the leaves in it. In float16 that is

@@ -30,5 +30,6 @@ print("after undo the module has its function:", there)
 assert not there
 PYTHON
 # Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
-#   patched, by the stand-in: patched - by the module: patched
+#   by the stand-in: patched
+#   by the module: patched
 #   after undo the module has its function: False

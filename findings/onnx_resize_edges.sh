@@ -46,15 +46,15 @@ for mode, filter in (("linear", Image.Resampling.BILINEAR), ("cubic", Image.Resa
         most[mode, *options] = float(difference.max())
         print(
             f"{mode} {options}: from Pillow at most {difference.max():.3f}, "
-            f"{difference[4:-4, 4:-4].max():.3f} off the border; from onnx {np.abs(by_runtime - by_reference).max():.4f}"
+            f"{difference[4:-4, 4:-4].max():.3f} inside; from onnx {np.abs(by_runtime - by_reference).max():.4f}"
         )
 assert most["linear",] > 2 and most["linear", "exclude_outside"] < 0.01
 assert most["cubic", "cubic_coeff_a"] > 2 and most["cubic", "cubic_coeff_a", "exclude_outside"] < 0.01
 PYTHON
 # Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
-#   linear {}: from Pillow at most 2.826, 0.000 away from the border; runtime from reference 0.0001
-#   linear {'exclude_outside': 1}: from Pillow at most 0.000, 0.000 away from the border; runtime from reference 0.0001
-#   cubic {}: from Pillow at most 13.314, 12.490 away from the border; runtime from reference 0.0002
-#   cubic {'exclude_outside': 1}: from Pillow at most 13.314, 12.490 away from the border; runtime from reference 0.0002
-#   cubic {'cubic_coeff_a': -0.5}: from Pillow at most 2.756, 0.000 away from the border; runtime from reference 0.0001
-#   cubic {'cubic_coeff_a': -0.5, 'exclude_outside': 1}: from Pillow at most 0.000, 0.000 away from the border; runtime from reference 0.0002
+#   linear {}: from Pillow at most 2.826, 0.000 inside; from onnx 0.0001
+#   linear {'exclude_outside': 1}: from Pillow at most 0.000, 0.000 inside; from onnx 0.0001
+#   cubic {}: from Pillow at most 13.314, 12.490 inside; from onnx 0.0002
+#   cubic {'exclude_outside': 1}: from Pillow at most 13.314, 12.490 inside; from onnx 0.0002
+#   cubic {'cubic_coeff_a': -0.5}: from Pillow at most 2.756, 0.000 inside; from onnx 0.0001
+#   cubic {'cubic_coeff_a': -0.5, 'exclude_outside': 1}: from Pillow at most 0.000, 0.000 inside; from onnx 0.0002

@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-[ "$(uname -m)" = x86_64 ] || { echo "this needs an x86 processor"; exit 1; }
+grep -q avx2 /proc/cpuinfo || { echo "this needs an x86 processor with AVX2"; exit 1; }
 python3 -m venv venv
 venv/bin/pip install --quiet 'opencv-python-headless==5.0.0.93' 'numpy==2.4.6'
 cat > draw.py << 'PYTHON'

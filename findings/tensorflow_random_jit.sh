@@ -31,7 +31,7 @@ assert not equal["stateless_random_uniform", "auto_select"] and not equal["state
 assert equal["stateless_random_uniform", "philox"]
 PYTHON
 # Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
-#   stateless_random_uniform, auto_select: [0.8440604  0.19204533 0.9962232 ], under jit_compile [0.25750792 0.4046719  0.9218676 ]
-#   stateless_random_uniform, philox: [0.8440604  0.19204533 0.9962232 ], under jit_compile [0.8440604  0.19204533 0.9962232 ]
-#   stateless_random_normal, auto_select: [0.5441101  0.20738031 0.07356432], under jit_compile [ 0.92869425 -1.3604913   0.20805396]
-#   stateless_random_normal, philox: [0.5441101  0.20738031 0.07356432], under jit_compile [0.5441101  0.20738031 0.07356432]
+#   stateless_random_uniform, auto_select: [0.844 0.192 0.996], under jit_compile [0.258 0.405 0.922]
+#   stateless_random_uniform, philox: [0.844 0.192 0.996], under jit_compile [0.844 0.192 0.996]
+#   stateless_random_normal, auto_select: [0.544 0.207 0.074], under jit_compile [ 0.929 -1.36   0.208]
+#   stateless_random_normal, philox: [0.544 0.207 0.074], under jit_compile [0.544 0.207 0.074]

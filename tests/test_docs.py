@@ -12,8 +12,11 @@ import pytest
 from mixer.config import evaluator_settings, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOLDERS = ("mixer", "configs", "scripts", "tests", "docs")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(page for folder in ("docs", "findings") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
+FOLDERS = ("mixer", "configs", "scripts", "tests", "docs", "findings")
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
@@ -144,3 +147,20 @@ def test_the_map_names_every_module_and_no_other():
 def test_figures_are_small_enough_for_a_page():
     for figure in (ROOT / "docs/figures").iterdir():
         assert figure.stat().st_size < 100_000
+
+
+def test_the_findings_are_the_scripts_of_their_table():
+    scripts = sorted((ROOT / "findings").glob("*.sh"))
+    table = re.findall(r"^\| \[\w+\]\((\w+\.sh)\)", (ROOT / "findings/README.md").read_text(), re.MULTILINE)
+    assert table == [script.name for script in scripts]
+    assert set(re.findall(r"\w+\.sh", (ROOT / "findings/GUESSES.md").read_text())) == set(table)
+    for script in scripts:
+        assert os.access(script, os.X_OK), script.name
+        text = script.read_text()
+        for part in (
+            "#!/usr/bin/env bash\n# ",
+            "\n# Guess: ",
+            "\nset -euo pipefail\nfolder=$(mktemp -d)\ntrap 'rm -rf \"$folder\"' EXIT\n",
+            "\n# Seen on ",
+        ):
+            assert part in text, f"{script.name} lacks {part!r}"
