@@ -137,8 +137,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "model.remat": Setting(
         False,
-        "whether to recompute activations in the backward pass: less memory, a third more work. On a CPU, jax 0.10 does "
-        "the work and saves no memory unless `model.scan` is on too; jax 0.12 does",
+        "whether to recompute activations in the backward pass: less memory, a third more work. On a CPU, jax 0.10 "
+        "does the work and saves no memory unless `model.scan` is on too; jax 0.12 does",
         "models/mlp_mixer.py",
     ),
     "model.scan": Setting(
