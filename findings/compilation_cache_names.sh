@@ -4,7 +4,7 @@
 # Guess: the key is the program without names and places in the source, and the devices that it runs on.
 # In jax 0.10.2 the names of the jitted function and of those jitted inside are part of the program that is hashed, and
 # the number of all devices is part of the key. Lines, names of arguments and named scopes are not. So a clean-up of
-# names, or a decorator that wraps the step, costs every user a compilation, which takes minutes on a TPU.
+# names, or a wrapper with a name of its own, costs every user a compilation, which takes minutes on a TPU.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # NumPy's mean of 1,000 ones in bfloat16 is 0.256.
 #
-# Guess: 1, as for NumPy's own float16, whose sums NumPy keeps in float32.
+# Guess: 1, as for NumPy's own float16, whose mean it takes in float32.
 # With ml_dtypes 0.6.0 (what JAX hands to NumPy) the sum is kept in bfloat16, one element after the other, and stops
 # at 256. The mean of 10,000 answers, 76% of them right, comes out as 0.026, and the standard deviation of normal
 # numbers as 0.5. Cast to float32 first, or take the mean with jnp, which does that.
