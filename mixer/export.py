@@ -3,8 +3,8 @@
 A name without an ending, `--to timm pets_for_timm`, makes a folder for timm and the Hugging Face Hub.
 
 The formats are those of `transfer/formats.py`: npz is the format of the published checkpoints, timm that of PyTorch's
-timm, and stablehlo the forward pass itself, which JAX runs without this project. A model card in Markdown is written
-beside the file, here as pets.safetensors.md.
+timm, and stablehlo and onnx the forward pass itself, which JAX, IREE and onnxruntime run without this project. A model
+card in Markdown is written beside the file, here as pets.safetensors.md.
 """
 
 from __future__ import annotations

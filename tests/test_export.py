@@ -299,6 +299,7 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\n")
     assert 'timm.create_model("local-dir:small_timm", pretrained=True, act_layer=functools.partial(' in card
+    assert "half of it has the same mean" in card  # drop_path_rate
     assert "**Weights:** `run`" in card
     assert "**Started from:** before" in card
     assert str(tmp_path) not in card + (out / "config.json").read_text()

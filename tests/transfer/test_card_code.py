@@ -1,11 +1,13 @@
 """The code of a model card as it is pasted, beside `mixer.predict`; and what a card says of a run's way."""
 
+import io
 import json
 import pathlib
 import re
 
 import numpy as np
 import pytest
+import simplejpeg
 from ml_collections import FrozenConfigDict
 from PIL import Image
 from random_models import make_model, make_params
@@ -156,3 +158,23 @@ def test_the_lineage_ends_where_nothing_is_known(tmp_path):
     assert lineage.lineage(gone) == f"`{gone}`, of which nothing is known: it is no run's folder here"
     circle = run_at(tmp_path / "circle", init_from=str(tmp_path / "circle"))
     assert lineage.lineage(circle).count("trained on") == 10
+
+
+def test_every_card_names_the_decoder_and_what_another_one_changes(shared_data):
+    said = re.search(
+        r"differ by ([\d.]+) levels of 255 on average, and have this cast: red \+([\d.]+), green ([\d.]+), blue "
+        r"\+([\d.]+)\.", card(weights_of()),
+    )  # fmt: skip
+    for to in FORMATS:
+        assert said[0] in card(weights_of(), to=to)
+    photographs = [path.read_bytes() for path in sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:40]]
+    differences = [
+        np.asarray(opened, float) - simplejpeg.decode_jpeg(data, fastdct=True)
+        for data in photographs
+        if (opened := Image.open(io.BytesIO(data))).mode == "RGB"
+    ]
+    found = [
+        np.mean([np.abs(one).mean() for one in differences]),
+        *np.mean([one.mean((0, 1)) for one in differences], 0),
+    ]
+    np.testing.assert_allclose(found, [float(number) for number in said.groups()], atol=0.1)
