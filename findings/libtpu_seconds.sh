@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# libtpu 0.0.38 expects a product to take as long on a v6e as on a v5e, and on a v3 as on a v2; libtpu 0.0.42.1 does not.
+# libtpu 0.0.38 expects a product to take as long on a v6e as on a v2; libtpu 0.0.42.1 does not.
 #
 # Guess: what the compiler says of a product that is bound by arithmetic is FLOPs over the chip's own peak.
-# In libtpu 0.0.42.1 it is 58% of that on a v6e to all of it on a v3. In 0.0.38 all four come out near the peak of a core
-# of v2 (22.5 TFLOP/s). FLOPs agree. So the seconds that the compiler estimates go with its version, and before 0.0.40 they say nothing of a chip.
+# In libtpu 0.0.42.1 it is 58% of that on a v6e to all of it on a v3. In 0.0.38 all four come out near the peak of a
+# core of v2 (22.5 TFLOP/s). FLOPs agree. So the seconds that the compiler estimates go with its version, and before
+# 0.0.40 they say nothing of a chip.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
