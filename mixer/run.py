@@ -12,7 +12,7 @@ from etils import epath, epy
 from mixer import models
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
-from mixer.runtime import devices, preemption
+from mixer.runtime import cpu, devices, preemption
 from mixer.training import description, facts, health, history, setup, sharding, writers
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
@@ -69,7 +69,8 @@ def prepare(
     rows = devices.host_rows(mesh, config.batch_size)
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
-    config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
+    of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
+    config = run_folder.decided(config, workdir, of_new)
     config_changes = run_folder.check_same(config, workdir, allow_config_change)
     before, names = history.read(workdir), history.class_names(workdir)
     if continues:

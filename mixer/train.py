@@ -87,8 +87,8 @@ def train(
             config = init_from.with_token_width(config, weights, workdir)
             run = runs.prepare(config, workdir, console, stop, check_lock, continues=continues, **allowed)
             found = run.start.data | (facts.of_weights(weights.params) if weights else {})
-            block = {"input.shuffle_block": str(run.config.input.shuffle_block)}
-            meeting.compare({"data": found | block}, within=_OPENED_WITHIN)
+            here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
+            meeting.compare({"data": found | here}, within=_OPENED_WITHIN)
         _run(run, weights)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -73,21 +74,29 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
         raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
 
 
-def with_shuffle_block(config: ConfigDict, workdir: epath.PathLike, otherwise: int) -> ConfigDict:
-    """Returns the config with a number for input.shuffle_block where it is 0.
+# Settings whose value here leaves it to the run, which keeps what it began with.
+_LEFT_TO_THE_RUN = {"input.shuffle_block": 0, "model.dtype": "auto"}
+
+
+def decided(config: ConfigDict, workdir: epath.PathLike, of_new: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config with values for the settings that it leaves to the run.
 
     Args:
       config: of a run, locked.
-      workdir: the run's folder. A run that has begun keeps its number, also if its data moves into a bucket.
-      otherwise: the number of a new run.
+      workdir: the run's folder. A run that has begun keeps its values, also if its data moves into a bucket or it
+        continues on another machine.
+      of_new: the values of a new run, by name.
     """
-    if config.input.shuffle_block:
+    now = flat(config)
+    left = {name: of_new[name] for name, value in _LEFT_TO_THE_RUN.items() if now[name] == value and name in of_new}
+    if not left:
         return config
-    config = unlocked_copy(config)
-    config.input.shuffle_block = otherwise
     with contextlib.suppress(UserError, FileNotFoundError):  # check_same says what is wrong with the folder's config
         if files.exists(epath.Path(workdir) / CONFIG_FILE):
-            config.input.shuffle_block = load_config(workdir).input.shuffle_block
+            before = flat(load_config(workdir))
+            left |= {name: before[name] for name in left if name in before}
+    config = unlocked_copy(config)
+    config.update_from_flattened_dict(left)
     return config.lock()
 
 

@@ -132,8 +132,9 @@ SETTINGS: dict[str, Setting] = {
         "training/setup.py", kind=float,
     ),
     "model.dtype": Setting(
-        "bfloat16", "type of activations and matrix products; parameters are float32", "models/mlp_mixer.py",
-        choices=("bfloat16", "float32"),
+        "bfloat16", "type of activations and matrix products; parameters are float32. auto: bfloat16, but float32 on a "
+        "CPU that multiplies it no faster; a run keeps what it began with", "models/mlp_mixer.py",
+        choices=("bfloat16", "float32", "auto"),
     ),
     "model.remat": Setting(
         False,

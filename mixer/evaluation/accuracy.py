@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from mixer.data.pixels import image_status
 from mixer.models import Model
-from mixer.runtime import devices
+from mixer.runtime import cpu, devices
 from mixer.training import line_metrics, losses
 from mixer.training.step import Batch, normalize
 
@@ -48,7 +48,7 @@ def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> Ev
             sums["class_correct"] = zeros.at[label].add(correct)
         return sums, logits if keep_logits else None
 
-    return jax.jit(eval_step, out_shardings=devices.replicated(mesh))
+    return jax.jit(eval_step, out_shardings=devices.replicated(mesh), compiler_options=cpu.options(model, mesh))
 
 
 class Evaluation(NamedTuple):

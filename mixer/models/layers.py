@@ -24,7 +24,8 @@ class MlpBlock(nn.Module):
       mlp_dim: width of the hidden layer.
       dropout: probability of dropping a unit.
       dtype: of activations and products; parameters stay float32.
-      dot_general: computes the products in place of `jax.lax.dot_general`, see `runtime/cpu.py`.
+      dot_general: multiplies in place of `jax.lax.dot_general`, see `runtime/cpu.py`. It gets and returns float32 and
+        rounds the factors to `dtype` itself; bias and GELU are computed in float32.
       kernel_init, bias_init: of both dense layers.
       out_dim: width of the output; that of the input if not given.
     """
@@ -42,14 +43,14 @@ class MlpBlock(nn.Module):
         """Applies the MLP. In evaluation `key` is None and nothing is dropped."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         dense = partial(
-            nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init,
-            dot_general=self.dot_general,
+            nn.Dense, dtype=self.dtype if self.dot_general is None else jnp.float32, kernel_init=self.kernel_init,
+            bias_init=self.bias_init, dot_general=self.dot_general,
         )  # fmt: skip
         y = dense(self.mlp_dim)(x)
         y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
         y = dense(self.out_dim or x.shape[-1])(y)
         dropped: Array = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
-        return dropped
+        return dropped.astype(self.dtype)
 
 
 def stochastic_depth(
@@ -150,17 +151,45 @@ def check_patches(height: int, width: int, patch_size: int) -> None:
 
 
 def patch_tokens(
-    images: Float[Array, "batch height width 3"], patch_size: int, hidden_dim: int, dtype: DTypeLike, name: str
+    images: Float[Array, "batch height width 3"],
+    patch_size: int,
+    hidden_dim: int,
+    dtype: DTypeLike,
+    name: str,
+    dot_general: DotGeneral | None = None,
 ) -> Float[Array, "batch tokens channels"]:
     """Projects each patch to a token, in row order. Call it in the compact method of the model.
+
+    It is a convolution, which a TPU computes faster than a product of flattened patches: they would have to be copied.
+    With `dot_general`, see `MlpBlock`, it is that product.
 
     Raises:
       ValueError: the patches do not tile the image.
     """
     check_patches(images.shape[1], images.shape[2], patch_size)
     patch = (patch_size, patch_size)
-    x = nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype, name=name)(images)
-    return x.reshape(x.shape[0], -1, hidden_dim)
+    convolve = None if dot_general is None else partial(_patch_product, dot_general)
+    x = nn.Conv(
+        hidden_dim, patch, strides=patch, padding="VALID", dtype=dtype if dot_general is None else jnp.float32,
+        conv_general_dilated=convolve, name=name,
+    )(images)  # fmt: skip
+    return x.reshape(x.shape[0], -1, hidden_dim).astype(dtype)
+
+
+def _patch_product(
+    dot_general: DotGeneral,
+    images: Float[Array, "batch height width 3"],
+    kernel: Float[Array, "side side 3 channels"],
+    *_: Any,
+    **__: Any,
+) -> Float[Array, "batch rows columns channels"]:
+    """Convolves with a stride of the kernel's size, as a product. It serves as `conv_general_dilated` of `nn.Conv`."""
+    batch, height, width, colors = images.shape
+    side, channels = kernel.shape[0], kernel.shape[-1]
+    x = images.reshape(batch, height // side, side, width // side, side, colors)
+    x = jnp.swapaxes(x, 2, 3).reshape(batch, -1, side * side * colors)
+    y = dot_general(x, kernel.reshape(-1, channels), (((2,), (0,)), ((), ())))
+    return y.reshape(batch, height // side, width // side, channels)
 
 
 def head(

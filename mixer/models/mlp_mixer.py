@@ -192,7 +192,7 @@ class MlpMixer(nn.Module):
         Raises:
           ValueError: the patches do not tile the image, or a pyramid cannot start from it.
         """
-        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="stem")
+        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, "stem", self.dot_general)
 
         x = layers.apply_blocks(
             self, MixerBlock, "MixerBlock_", x, train, num_blocks=self.num_blocks,

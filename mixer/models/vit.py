@@ -165,7 +165,7 @@ class VisionTransformer(nn.Module):
         Raises:
           ValueError: the patches do not tile the image.
         """
-        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, name="embedding")
+        x = layers.patch_tokens(images, self.patch_size, self.hidden_dim, self.dtype, "embedding", self.dot_general)
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_dim)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden_dim)), x], axis=1)
         x = Encoder(

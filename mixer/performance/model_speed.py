@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mixer import models
 from mixer.config import checks, recipe
 from mixer.performance import chips, compiling, timing
-from mixer.runtime import devices
+from mixer.runtime import cpu, devices
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 from mixer.training.step import normalize
@@ -164,6 +164,7 @@ class _Program:
       mode: one of MODES.
       batch_size: images on each core.
       flops_per_image: by the formula.
+      mesh: where it runs.
       built: the setup.
       batch: shapes and shardings of a batch.
     """
@@ -172,6 +173,7 @@ class _Program:
     mode: str
     batch_size: int
     flops_per_image: int
+    mesh: Mesh
     built: setup.Setup
     batch: dict[str, jax.ShapeDtypeStruct]
 
@@ -206,7 +208,10 @@ class _Program:
         if self.mode == "train":
             return self.built.train_step, self.built.state
         model = self.built.model
-        forward = jax.jit(lambda params, batch: model.apply({"params": params}, normalize(batch["image"])))
+        forward = jax.jit(
+            lambda params, batch: model.apply({"params": params}, normalize(batch["image"])),
+            compiler_options=cpu.options(model, self.mesh),
+        )
         return forward, self.built.state.params
 
 
@@ -217,7 +222,7 @@ def _program(variant: str, mode: str, batch_size: int, settings: Settings, mesh:
     built = setup.build(checks.checked(config), mesh, num_classes=_CLASSES)
     flops_per_image = FLOPS_PER_MAC[mode] * built.model.forward_macs(settings.image_size)
     batch = setup.batch_shapes(config, mesh, max_labels=1)
-    return _Program(variant, mode, batch_size, flops_per_image, built, batch)
+    return _Program(variant, mode, batch_size, flops_per_image, mesh, built, batch)
 
 
 def _measurement(

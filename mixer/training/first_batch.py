@@ -24,7 +24,7 @@ def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
     """
     workdir = run_folder.make(workdir)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
-    config = run_folder.with_shuffle_block(config, workdir, source.shuffle_block)
+    config = run_folder.decided(config, workdir, {"input.shuffle_block": source.shuffle_block})
     batches = pipeline.train_batches(
         source, config.input, seed=config.seed, batch_size=config.batch_size,
         rows=slice(0, config.batch_size), steps=range(1),

@@ -58,7 +58,9 @@ def build(
       num_classes: width of the head.
       warmup_steps, total_steps: of the learning-rate schedule. They do not change the cost of a step.
     """
-    options = {**config.model, "head_bias_init": head_bias(config, num_classes)}
+    options = {
+        **config.model, "head_bias_init": head_bias(config, num_classes), "dtype": cpu.dtype(config.model.dtype, mesh)
+    }  # fmt: skip
     model = cpu.suited(models.create(num_classes=num_classes, **options), mesh)
     schedule = optimizers.make_schedule(config.optimizer, warmup_steps, total_steps)
     tx = optimizers.make_optimizer(config.optimizer, schedule)
@@ -79,7 +81,11 @@ def build(
             in_shardings=(shardings, devices.batch_sharding(mesh)),
             out_shardings=(shardings, devices.replicated(mesh)),
             donate_argnums=0,
+<<<<<<< HEAD
             compiler_options=_step_options(config, mesh),
+=======
+            compiler_options=cpu.options(model, mesh),
+>>>>>>> 75d54aa (bfloat16 on a CPU, where the processor and JAX multiply it in half the time)
         ),
     )
 

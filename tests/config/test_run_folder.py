@@ -60,20 +60,36 @@ def test_a_folder_without_a_config_is_refused(base_with, tmp_path, text):
 
 
 def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path):
+    def decided(config, block):
+        return run_folder.decided(config, tmp_path, {"input.shuffle_block": block})
+
     config = checks.checked(base_with(input__data_dir="gs://bucket/tfds"))
-    assert run_folder.with_shuffle_block(config, tmp_path, otherwise=1).input.shuffle_block == 1
-    new = run_folder.with_shuffle_block(config, tmp_path, otherwise=16)
+    assert decided(config, 1).input.shuffle_block == 1
+    new = decided(config, 16)
     assert (new.input.shuffle_block, new.is_locked, config.input.shuffle_block) == (16, True, 0)
     run_folder.save(new, ["cat"], tmp_path)
-    moved = run_folder.with_shuffle_block(checks.checked(base_with(input__data_dir="/disk")), tmp_path, otherwise=1)
+    moved = decided(checks.checked(base_with(input__data_dir="/disk")), 1)
     assert moved.input.shuffle_block == 16
     run_folder.check_same(moved, tmp_path)
     given = checks.checked(base_with(input__shuffle_block=4))
-    assert run_folder.with_shuffle_block(given, tmp_path, otherwise=1) is given
+    assert decided(given, 1) is given
     with pytest.raises(UserError, match=r"input\.shuffle_block: 16 before, 4 now"):
         run_folder.check_same(given, tmp_path)
     (tmp_path / run_folder.CONFIG_FILE).write_text("{")
-    assert run_folder.with_shuffle_block(config, tmp_path, otherwise=16).input.shuffle_block == 16
+    assert decided(config, 16).input.shuffle_block == 16
+
+
+def test_a_run_keeps_its_dtype_on_another_machine(base_with, tmp_path):
+    config = checks.checked(base_with(model__dtype="auto", input__shuffle_block=1))
+    new = run_folder.decided(config, tmp_path, {"model.dtype": "bfloat16", "input.shuffle_block": 16})
+    assert (new.model.dtype, new.input.shuffle_block, config.model.dtype) == ("bfloat16", 1, "auto")
+    run_folder.save(new, ["cat"], tmp_path)
+    elsewhere = run_folder.decided(config, tmp_path, {"model.dtype": "float32"})
+    assert elsewhere.model.dtype == "bfloat16"
+    assert run_folder.check_same(elsewhere, tmp_path) == []
+    given = checks.checked(base_with(model__dtype="float32", input__shuffle_block=1))
+    with pytest.raises(UserError, match=r"model\.dtype: 'bfloat16' before, 'float32' now"):
+        run_folder.check_same(run_folder.decided(given, tmp_path, {"model.dtype": "bfloat16"}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lr=[0.1,0.2]", "a*", "a?b", "a\\b"])

@@ -81,20 +81,43 @@ def test_an_mlp_has_the_initial_values_dtype_and_product_that_it_is_given():
     products = []
 
     def dot_general(x, kernel, *arguments, **options):
-        products.append((x.dtype, kernel.shape))
+        products.append((x.dtype, kernel.shape))  # it rounds to bfloat16 itself, if it wants to
         return jax.lax.dot_general(x, kernel, *arguments, **options)
 
     ones, twos = nn.initializers.ones, nn.initializers.constant(2.0)
     block = layers.MlpBlock(5, dtype=jnp.bfloat16, dot_general=dot_general, kernel_init=ones, bias_init=twos)
     y, variables = block.init_with_output(jax.random.key(0), X, None)
     assert y.dtype == jnp.bfloat16
-    assert products == [(jnp.bfloat16, (4, 5)), (jnp.bfloat16, (5, 4))]
+    assert products == [(jnp.float32, (4, 5)), (jnp.float32, (5, 4))]
     for layer in variables["params"].values():
         assert {leaf.dtype for leaf in layer.values()} == {jnp.dtype("float32")}
         assert (set(np.unique(layer["kernel"])), set(np.unique(layer["bias"]))) == ({1.0}, {2.0})
     fresh = layers.MlpBlock(500).init(jax.random.key(0), X, None)["params"]
     assert np.std(fresh["Dense_0"]["kernel"]) == pytest.approx(1 / np.sqrt(4), rel=0.1)  # LeCun's, of four inputs
     assert not np.any(fresh["Dense_0"]["bias"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_patches_are_the_same_tokens_as_a_convolution_and_as_a_product(dtype):
+    """In float64, and in both types: rows of patches first, then columns; 3 x 2 patches of 4 pixels."""
+    rng = np.random.default_rng(3)
+    images, kernel, bias = rng.normal(size=(2, 12, 8, 3)), rng.normal(size=(4, 4, 3, 5)), rng.normal(size=5)
+    patches = images.reshape(2, 3, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 48)
+    expected = patches @ kernel.reshape(48, 5) + bias
+
+    class Tokens(nn.Module):
+        dot_general: layers.DotGeneral | None
+
+        @nn.compact
+        def __call__(self, x):
+            return layers.patch_tokens(x, 4, 5, jnp.dtype(dtype), "stem", self.dot_general)
+
+    params = {"stem": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}
+    atol = {"float32": 1e-4, "bfloat16": 0.2}[dtype]
+    for dot_general in (None, jax.lax.dot_general):
+        found = Tokens(dot_general).apply({"params": params}, jnp.float32(images))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(np.float64(found), expected, atol=atol)
 
 
 @pytest.mark.parametrize("rescale", [True, False])

@@ -331,7 +331,7 @@ def test_the_form_of_stochastic_depth_reaches_the_blocks():
     assert not np.allclose(*outputs)
 
 
-def test_every_dense_layer_of_the_blocks_computes_with_the_given_product():
+def test_the_stem_and_every_dense_layer_of_the_blocks_compute_with_the_given_product():
     kernels = []
 
     def dot_general(x, kernel, *arguments, **options):
@@ -342,7 +342,7 @@ def test_every_dense_layer_of_the_blocks_computes_with_the_given_product():
     params = {"params": random_params(model, 8)}
     kernels.clear()
     model.apply(params, IMAGES)
-    assert kernels == [(4, 12), (12, 4), (16, 24), (24, 16)] * 2
+    assert kernels == [(48, 16), *[(4, 12), (12, 4), (16, 24), (24, 16)] * 2]
 
 
 def test_the_smallest_variant_has_the_ratios_of_table_1():

@@ -41,7 +41,7 @@ def test_a_step_reuses_the_memory_of_the_step_before():
 @pytest.fixture
 def tpu_mesh(monkeypatch):
     """A stand-in for a mesh of TPU devices, which the functions of `cpu` accept without their run-time type check."""
-    for name in ("suited", "init_options", "_is_cpu"):
+    for name in ("suited", "dtype", "options", "init_options", "_is_cpu"):
         function = getattr(cpu, name)
         monkeypatch.setattr(cpu, name, getattr(function, "__wrapped__", function))
     return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
@@ -51,12 +51,38 @@ def tpu_mesh(monkeypatch):
 def test_other_devices_get_the_model_as_it_is(tpu_mesh, variant):
     model = models.create(variant, 10)
     assert cpu.suited(model, tpu_mesh) is model
+    assert cpu.options(model, tpu_mesh) is None
     assert cpu.init_options(tpu_mesh) is None
+    assert cpu.dtype("auto", tpu_mesh) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "expected"),
+    [
+        ("fma avx512_bf16", (0, 12, 0), "bfloat16"),
+        ("fma amx_bf16", (0, 13, 1), "bfloat16"),
+        ("fma avx512_bf16", (0, 11, 9), "float32"),  # it multiplies bfloat16 as float32
+        ("fma avx512f", (0, 12, 0), "float32"),
+        (None, (0, 12, 0), "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_a_cpu_and_jax_multiply_it_faster(flags, version, expected, monkeypatch, tmp_path):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} adx\n")
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu.jax, "__version_info__", version)
+    mesh = devices.make_mesh()
+    assert cpu.dtype("auto", mesh) == expected
+    assert [cpu.dtype(given, mesh) for given in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 def test_cpu_devices_get_the_dense_product_where_a_model_has_one():
     mesh = devices.make_mesh()
     assert cpu.suited(models.create("Ti/8", 10), mesh).dot_general is cpu.dense_dot
+    rounding = models.create("Ti/8", 10, dtype="bfloat16")
+    assert cpu.suited(rounding, mesh).dot_general is cpu.rounded_dot
+    assert cpu.options(rounding, mesh) == {"xla_cpu_prefer_vector_width": 512}
+    assert cpu.options(models.create("Ti/8", 10), mesh) is None
     without = models.create("BiT-R50x1", 10)
     assert cpu.suited(without, mesh) is without
     assert cpu.init_options(mesh) == {"xla_backend_optimization_level": 1}
@@ -80,6 +106,30 @@ def test_the_dense_product_differentiates_in_every_mode_as_matmul_does(compiled)
     if compiled:
         ours, theirs = jax.jit(ours), jax.jit(theirs)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours(*arrays), theirs(*arrays))
+
+
+def test_a_model_that_rounds_its_products_is_the_float32_model_within_rounding():
+    """Its gradient is as far from float32's as that of the model which also rounds bias and GELU: 1%."""
+    rng, mesh = np.random.default_rng(3), devices.make_mesh()
+    images, targets = jnp.asarray(rng.normal(size=(4, 16, 16, 3)), jnp.float32), jnp.arange(4)
+    exact = models.create("Ti/4", 5, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64)
+    params = exact.init(jax.random.key(0), images)["params"]
+    params["head"]["kernel"] = jnp.asarray(rng.normal(size=(32, 5)), jnp.float32)
+
+    def gradient(model):
+        def loss(params):
+            return -jnp.mean(jax.nn.log_softmax(model.apply({"params": params}, images))[jnp.arange(4), targets])
+
+        flat = jax.flatten_util.ravel_pytree(jax.jit(jax.grad(loss))(params))[0]
+        return np.float64(flat)
+
+    expected = gradient(exact)
+    plain = exact.clone(dtype=jnp.bfloat16)
+    ours = cpu.suited(plain, mesh)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, ours.init(jax.random.key(0), images)["params"]["stem"],
+                                     exact.init(jax.random.key(0), images)["params"]["stem"]))  # fmt: skip
+    away = [np.linalg.norm(gradient(model) - expected) / np.linalg.norm(expected) for model in (ours, plain)]
+    assert 1e-3 < away[0] < 1.2 * away[1] < 0.05
 
 
 def test_a_dense_layer_takes_the_product():
