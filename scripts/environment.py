@@ -1,8 +1,11 @@
-"""Makes a virtual environment for `make`, or keeps the one that is there: `python3.13 scripts/environment.py .venv`.
+"""Makes a virtual environment for `make`, or keeps the one that is there, and says of which Python it is.
+
+    python scripts/environment.py .venv
 
 It needs nothing but Python, any version from 3.6, and is run by the Python that the environment shall have.
 """
 
+import argparse
 import pathlib
 import re
 import subprocess
@@ -29,4 +32,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of the environment")
+    main(parser.parse_args().folder)
