@@ -81,11 +81,7 @@ def build(
             in_shardings=(shardings, devices.batch_sharding(mesh)),
             out_shardings=(shardings, devices.replicated(mesh)),
             donate_argnums=0,
-<<<<<<< HEAD
-            compiler_options=_step_options(config, mesh),
-=======
-            compiler_options=cpu.options(model, mesh),
->>>>>>> 75d54aa (bfloat16 on a CPU, where the processor and JAX multiply it in half the time)
+            compiler_options=_step_options(config, mesh) or cpu.options(model, mesh),
         ),
     )
 
