@@ -3,7 +3,8 @@
 #
 # Guess: all of tf.image's random operations treat a batch alike.
 # In TensorFlow 2.21.0 flips draw for each image. A random crop cuts one window out of all images, and brightness,
-# contrast, saturation and hue have one strength for the batch. So the same lines before and after .batch() are two augmentations.
+# contrast, saturation and hue have one strength for the batch. So the same lines before and after .batch() are two
+# augmentations.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
