@@ -1,0 +1,43 @@
+"""The table of pre-flight: which cells are compiled, and what is printed of them."""
+
+import json
+
+from scripts import preflight_table
+from scripts.preflight_table import CONFIGS, SLICES
+
+
+def result(config, topology, **found):
+    whole = {"fits": True, "seconds_per_step": 0.0507, "images_per_sec_per_core": 631.0, "total": 1.9 * 2**30}
+    return {"config": config, "topology": topology, "core_days": 77.34, **whole, **found}
+
+
+RESULTS = [
+    result("b16_i21k", "v3:8x8"),
+    result("b16_i21k", "v2:8x8", fits=False, needed=9e9),
+    result("s32_jft", "tpu7x:4x4x4", seconds_per_step=None, core_days=None),
+]
+
+
+def test_all_eleven_configs_on_a_slice_of_128_cores_of_each_generation():
+    assert len(set(CONFIGS)) == 11
+    assert sorted(name.partition(":")[0] for name in SLICES) == ["tpu7x", "v2", "v3", "v4", "v5e", "v5p", "v6e"]
+
+
+def test_cells_that_are_there_are_not_compiled_again():
+    left = list(preflight_table.missing(RESULTS, CONFIGS, SLICES))
+    assert len(left) == 11 * 7 - 3
+    assert left[0] == ("b16_i21k", "v5e:8x16")
+    assert ("b16_i21k", "v3:8x8") not in left
+
+
+def test_what_the_file_has_is_printed(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in RESULTS))
+    assert preflight_table.main(["--results", str(path), "--print"]) == 0
+    time, memory = (part.splitlines() for part in capsys.readouterr().out.strip().split("\n\n"))
+    assert time[0] == "| ms a step, images/s/core | v2:8x8 | v3:8x8 | v4:4x4x8 | v5e:8x16 | v5p:4x4x8 | v6e:8x16 | " \
+        "tpu7x:4x4x4 |"  # fmt: skip
+    assert time[2] == "| `b16_i21k.py` | does not fit | 50.7, 631 | - | - | - | - | - |"
+    assert time[3] == "| `s32_jft.py` | - | - | - | - | - | - | no estimate |"
+    assert memory[2] == "| `b16_i21k.py` | does not fit | 1.90, 77.3 | - | - | - | - | - |"
+    assert memory[3].endswith("| 1.90 |")
