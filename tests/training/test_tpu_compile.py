@@ -131,7 +131,7 @@ def test_a_loop_over_blocks_is_counted_with_all_its_iterations():
 def test_gradients_of_split_weights_are_not_added_whole_on_v6e():
     """On v3 they are. On v6e a core's part goes round the ring, or is scattered."""
     found = preflight(
-        "--config=configs/b16_i21k.py", "--topology=v6e:2x4", "--config.batch_size=512", "--nolargest",
+        "--config=configs/b16_i1k.py", "--topology=v6e:2x4", "--config.batch_size=512", "--nolargest",
         "--config.sharding=fully_sharded", "--config.model.num_blocks=1",
     )  # fmt: skip
     sent = found["collectives"]
