@@ -26,6 +26,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 
     from mixer import models
     from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
+    from mixer.runtime import cpu
     from mixer.training import setup, sharding
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
     return {
         "model": models.name_of(built.model),
         "image_size": config.input.image_size,
-        "dtype": config.model.dtype,
+        "dtype": cpu.dtype(config.model.dtype, mesh),
         "sharding": config.sharding,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
         **facts._asdict(),
