@@ -34,7 +34,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     from mixer.data import pipeline
     from mixer.evaluation import evaluators
     from mixer.runtime import agreement, compilation_cache, devices, distributed, lock, preemption
-    from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, history, profile
+    from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, history, layer_norms, profile
     from mixer.transfer import init_from
     from mixer.transfer import weights as transfer_weights
 
@@ -187,6 +187,8 @@ def _loop(
             if due:
                 try:
                     with progress.pause():
+                        ratio = layer_norms.measured(run.built.model, run.mesh, state.params, batch)
+                        line |= {f"train/{name}": value for name, value in ratio.items()}
                         line |= runs.evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True

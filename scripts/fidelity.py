@@ -8,6 +8,7 @@ DIR is a folder of JPEG photographs.
 import argparse
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 from etils import epy
@@ -21,6 +22,7 @@ with epy.lazy_imports():  # they take seconds, for which --help does not wait
     from mixer.data.pixels import crops, randaugment
 
 _SIZE = 224
+_PHOTO = (375, 500)  # height and width in pixels, as most of ImageNet's
 _ASPECTS = {"published": (0.75, 1.33), "here": (0.75, 4 / 3)}
 
 
@@ -42,13 +44,20 @@ def main() -> None:
     turned = sum(Image.open(path).getexif().get(0x0112, 1) > 1 for path in paths)
     print(f"EXIF: {turned} of {len(paths)} photographs are stored turned")
 
-    sizes, draws = np.full((100_000, 2), (375, 500)), order.uniform(0, np.arange(100_000), crops.NUM_DRAWS)
+    sizes, draws = np.full((100_000, 2), _PHOTO), order.uniform(0, np.arange(100_000), crops.NUM_DRAWS)
     config = recipe.base().input
     shares = {}
     for name, config.crop_aspect in _ASPECTS.items():
         shares[name] = crops.inception_window(sizes, draws, config)
     moved = np.abs(shares["published"] - shares["here"]).max(axis=1)
     print(f"aspect 4/3 against 1.33: {np.mean(moved > 0):.0%} of windows move, by {moved.mean():.2f} pixels on average")
+
+    for name, windows in (
+        ("here", shares["here"]),
+        ("TensorFlow", _tensorflows(20_000)),
+        ("torchvision", _torchvisions(20_000)),
+    ):
+        print(f"crops of 5 to 100%, {name}: {_described(windows)}")
 
     for classes in (10, 1000, 21_843):
         target = np.eye(1, classes, dtype=np.float32)
@@ -57,6 +66,52 @@ def main() -> None:
             for bias in (-6.9, -10.0, -math.log(classes))
         ]
         print(f"first loss, {classes:,} classes: bias -6.9 {losses[0]:.2f}, -10 {losses[1]:.2f}, -ln {losses[2]:.2f}")
+
+
+def _tensorflows(number: int) -> np.ndarray:
+    """Draws windows by TensorFlow's operation, which the published code calls: int [n, 4] as those of `crops`."""
+    from mixer.data.tensorflow import tf  # only now: it takes seconds
+
+    def window(seed: Any) -> Any:
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            (*_PHOTO, 3), tf.zeros((0, 0, 4)), tf.stack([seed, 7]), min_object_covered=0.0,
+            area_range=(0.05, 1.0), aspect_ratio_range=_ASPECTS["here"],
+            use_image_if_no_bounding_boxes=True,
+        )  # fmt: skip
+        return tf.concat([begin[:2], size[:2]], 0)
+
+    seeds = tf.data.Dataset.range(number).map(lambda number: window(tf.cast(number, tf.int32)), tf.data.AUTOTUNE)
+    return np.stack(list(seeds.as_numpy_iterator()))
+
+
+def _torchvisions(number: int) -> np.ndarray:
+    """Draws windows by the rule of torchvision's RandomResizedCrop: the area is uniform, the aspect log-uniform.
+
+    After ten windows that do not fit it takes the whole of a photograph with this aspect.
+    """
+    rng, found = np.random.default_rng(0), []
+    for _ in range(number):
+        for _ in range(10):
+            area = math.prod(_PHOTO) * rng.uniform(0.05, 1)
+            aspect = math.exp(rng.uniform(*np.log(_ASPECTS["here"])))
+            height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if height <= _PHOTO[0] and width <= _PHOTO[1]:
+                top, left = (
+                    rng.integers(0, whole - side + 1) for whole, side in zip(_PHOTO, (height, width), strict=True)
+                )
+                found.append((top, left, height, width))
+                break
+        else:
+            found.append((0, 0, *_PHOTO))
+    return np.array(found)
+
+
+def _described(windows: np.ndarray) -> str:
+    top, left, height, width = windows.T
+    share = height * width / math.prod(_PHOTO)
+    at_edge = (top + height == _PHOTO[0]) | (left + width == _PHOTO[1])
+    sizes = f"{share.mean():.3f} of a photograph on average, {share.min():.2%} at least"
+    return f"{sizes}; {at_edge.mean():.1%} touch the last row or column"
 
 
 if __name__ == "__main__":

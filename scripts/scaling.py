@@ -49,8 +49,8 @@ class Upstream(NamedTuple):
 
     Attributes:
       dataset: its name.
-      train: the split of which subsets are taken; a subset of n images is train[:n].
-      validation: the split by which a run is stopped early.
+      train: the split of which subsets are taken, from its beginning: a subset of n images is NAME[:n].
+      validation: the split by which a run is stopped early. It shares no image with `train`.
       crop: `input.crop`.
     """
 
@@ -62,7 +62,7 @@ class Upstream(NamedTuple):
 
 UPSTREAMS = {
     "fractals": Upstream("fractals/64x500x32", "train", "validation", "resize"),
-    "cifar10": Upstream("cifar10", "train", "test", "pad"),
+    "cifar10": Upstream("cifar10", "train[:90%]", "train[90%:]", "pad"),  # the test split chooses nothing
 }
 
 
@@ -171,7 +171,7 @@ def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
     experiment.set_model(config, model)
     config.seed = seed
     config.input.dataset, config.input.data_dir, config.input.crop = upstream.dataset, _data_dir(), upstream.crop
-    config.input.train_split = f"{upstream.train}[:{subset.images}]"
+    config.input.train_split = f"{upstream.train.partition('[')[0]}[:{subset.images}]"
     config.input.eval_split = upstream.validation
     config.fewshot.update({"dataset": "digits/32", "train_split": "train_seed0", "test_split": "test"})
     config.fewshot.update({"data_dir": str(experiment.output() / "data"), "eval_resize": 32, "shots": (SHOTS,)})

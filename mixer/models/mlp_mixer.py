@@ -14,12 +14,14 @@ Every module's output can be captured, without a change to the model:
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -182,6 +184,19 @@ class MlpMixer(nn.Module):
         """
         tokens = (image_size // self.patch_size) ** 2
         return tokens, *token_mixing.tokens_after(tokens, self.num_blocks, self.pyramid)
+
+    def with_effect(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a tree of all parameters without those that no output depends on.
+
+        The last bias of shared token mixing adds one number to all channels of a token. All that reads the tokens is a
+        LayerNorm over channels, which takes their mean away, so the true gradient of this bias is zero. Adam divides
+        the rounding errors in its place by their own size, and lets them grow to what looks like learning.
+        """
+        if self.token_mixing != "shared":
+            return dict(params)
+        flat = traverse_util.flatten_dict(params)
+        idle = ("token_mixing", "Dense_1", "bias")
+        return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[1:] != idle})
 
     @nn.compact
     def __call__(

@@ -6,7 +6,7 @@ after each line.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -85,7 +85,11 @@ def _ratio(part: Any, whole: Any) -> float:
 
 
 def norms(
-    params: Mapping[str, Any], before: Mapping[str, Any], grads: Mapping[str, Any], which: str
+    params: Mapping[str, Any],
+    before: Mapping[str, Any],
+    grads: Mapping[str, Any],
+    which: str,
+    with_effect: Callable[[Any], Any] = lambda tree: tree,
 ) -> dict[str, Array]:
     """Returns norms after a step, as config.metrics.norms asks.
 
@@ -95,14 +99,17 @@ def norms(
       grads: of the step, before clipping.
       which: total returns the norm of the parameters; updates also that of their change as a share of the parameters;
         layers both of each layer too, and the norm of its gradient. A layer is a module of the model, such as a block.
+      with_effect: returns the part of a tree of parameters whose changes count.
     """
     found = {"param_norm": optax.tree.norm(params)}
-    if which != "total":
-        found["update_ratio"] = _change(params, before)
+    if which == "total":
+        return found
+    after, old = with_effect(params), with_effect(before)
+    found["update_ratio"] = _change(after, old)
     for layer in params if which == "layers" else ():
         found[f"grad_norm/{layer}"] = optax.tree.norm(grads[layer])
         found[f"param_norm/{layer}"] = optax.tree.norm(params[layer])
-        found[f"update_ratio/{layer}"] = _change(params[layer], before[layer])
+        found[f"update_ratio/{layer}"] = _change(after[layer], old[layer])
     return found
 
 

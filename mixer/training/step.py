@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mixer.data.pixels import image_status
 from mixer.models import Model
+from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import devices
 from mixer.training import line_metrics, losses, sharding
 
@@ -178,7 +179,7 @@ class TrainStep:
             "nonfinite_steps": nonfinite_steps,
             "diverged": diverged,
             "step": next_state.step,
-            **line_metrics.norms(next_state.params, state.params, grads, self.config.metrics.norms),
+            **line_metrics.norms(next_state.params, state.params, grads, self.config.metrics.norms, self._with_effect),
         }
         return next_state, metrics
 
@@ -222,6 +223,10 @@ class TrainStep:
         if not self.config.metrics.train_accuracy:
             return loss, {}
         return loss, line_metrics.guesses(jax.lax.stop_gradient(logits), part["labels"], part["weight"])
+
+    def _with_effect(self, params: Any) -> Any:
+        """Returns the parameters whose updates count: of a Mixer, those that its output depends on."""
+        return self.model.with_effect(params) if isinstance(self.model, MlpMixer) else params
 
     def _updated(self, state: TrainState, grads: Any) -> TrainState:
         """Returns the state after the optimizer's update; the moving average is updated too."""

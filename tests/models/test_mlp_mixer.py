@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from float64 import mixer, mlp, norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -368,3 +369,20 @@ def test_a_model_has_the_name_of_its_variant(name):
 )
 def test_a_model_whose_widths_are_no_variants_has_the_name_of_its_widths(variant, widths, name):
     assert models.name_of(models.create(variant, 5, **widths)) == name
+
+
+@pytest.mark.parametrize("kind", ["shared", "untied", "grouped", "views"])
+def test_what_has_no_effect_is_what_has_no_gradient(kind):
+    """The last bias of token mixing adds one number to all channels, unless groups of channels differ."""
+    model = models.create("Ti/4", 5, **SMALL, token_mixing=kind, token_groups=1 if kind == "shared" else 2)
+    params = random_params(model, 8)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, IMAGES)))
+
+    gradients = flatten_dict(jax.tree.map(lambda leaf: float(jnp.max(jnp.abs(leaf))), jax.grad(loss)(params)))
+    idle = set(gradients) - set(flatten_dict(model.with_effect(params)))
+    blocks = {f"MixerBlock_{number}" for number in range(model.num_blocks)}
+    assert idle == ({(block, "token_mixing", "Dense_1", "bias") for block in blocks} if kind == "shared" else set())
+    for path, largest in gradients.items():
+        assert (largest < 1e-5) == (path in idle), (path, largest)

@@ -53,9 +53,11 @@ def whole(sizes: Sizes, draws: np.ndarray, config: ml_collections.ConfigDict) ->
 def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.ConfigDict) -> Windows:
     """Draws a window of config.crop_area of the image's area, with an aspect ratio in config.crop_aspect.
 
-    The aspect ratio is drawn first, then the height among those with which the window fits. The distribution is that of
-    TensorFlow's sample_distorted_bounding_box, which the published Mixer code uses (from GoogLeNet, arXiv 1409.4842).
-    If every attempt fails, the window is the whole image.
+    The aspect ratio is drawn first, then the height among those with which the window fits. Sizes have the distribution
+    of TensorFlow's sample_distorted_bounding_box, which the published Mixer code uses (from GoogLeNet, arXiv
+    1409.4842), but for the rounding of the sides. Corners are uniform; TensorFlow never takes the last one, so its
+    windows do not reach the last row and column (docs/fidelity.md). If every attempt fails, the window is the whole
+    image.
 
     Args:
       sizes: of n images.
