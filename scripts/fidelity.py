@@ -97,7 +97,7 @@ def _torchvisions(number: int) -> np.ndarray:
             height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if height <= _PHOTO[0] and width <= _PHOTO[1]:
                 top, left = (
-                    rng.integers(0, whole - side + 1) for whole, side in zip(_PHOTO, (height, width), strict=True)
+                    int(rng.integers(0, whole - side + 1)) for whole, side in zip(_PHOTO, (height, width), strict=True)
                 )
                 found.append((top, left, height, width))
                 break

@@ -196,7 +196,10 @@ class MlpMixer(nn.Module):
             return dict(params)
         flat = traverse_util.flatten_dict(params)
         idle = ("token_mixing", "Dense_1", "bias")
-        return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[1:] != idle})
+        read: dict[str, Any] = traverse_util.unflatten_dict(
+            {path: leaf for path, leaf in flat.items() if path[1:] != idle}
+        )
+        return read
 
     @nn.compact
     def __call__(

@@ -32,7 +32,8 @@ def make_ratio(model: Model, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
     0 for a model without LayerNorm. An input that is not finite counts as infinite.
     """
     # What is seen within a loop or a recomputation cannot leave it. The options change no result.
-    plain = model.clone(**{name: False for name in ("scan", "remat") if getattr(model, name, False)})
+    options: dict[str, Any] = {name: False for name in ("scan", "remat") if getattr(model, name, False)}
+    plain = model.clone(**options)
 
     def ratio(params: Any, batch: Batch) -> jax.Array:
         found = [jnp.zeros(())]
