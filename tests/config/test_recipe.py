@@ -172,8 +172,7 @@ def test_a_folder_of_photographs_and_one_of_small_pictures():
     )
     for config in (photographs, small):
         assert (config.optimizer.name, config.optimizer.learning_rate, config.mixup.p) == ("muon", 4e-3, 0.5)
-        assert (config.input.dataset, config.batch_size, config.model.dtype) == ("folder", 64, "float32")
-    assert folder("model=s16").model.dtype == "bfloat16"
+        assert (config.input.dataset, config.batch_size, config.model.dtype) == ("folder", 64, "auto")
 
 
 @pytest.mark.parametrize("examples", [1_000, 50_000])

@@ -112,7 +112,7 @@ def test_a_model_that_rounds_its_products_is_the_float32_model_within_rounding()
     """Its gradient is as far from float32's as that of the model which also rounds bias and GELU: 1%."""
     rng, mesh = np.random.default_rng(3), devices.make_mesh()
     images, targets = jnp.asarray(rng.normal(size=(4, 16, 16, 3)), jnp.float32), jnp.arange(4)
-    exact = models.create("Ti/4", 5, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64)
+    exact = models.create("Ti/4", 5, num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64)
     params = exact.init(jax.random.key(0), images)["params"]
     params["head"]["kernel"] = jnp.asarray(rng.normal(size=(32, 5)), jnp.float32)
 
