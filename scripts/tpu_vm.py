@@ -9,6 +9,7 @@ You may interrupt this program: the training goes on, and the same `run` command
 """
 
 import argparse
+import os
 import pathlib
 import shlex
 import subprocess
@@ -312,7 +313,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args.command == "run" and not args.workdir.startswith("gs://"):
             raise LaunchError(f"--workdir {args.workdir!r} must be gs://...: the disks of a slice are deleted with it")
-        return STEPS[args.command](Launcher(args)) or 0
+        status = STEPS[args.command](Launcher(args)) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except LaunchError as error:
         say(f"error: {error}")
         return 1

@@ -32,6 +32,14 @@ def dry_run(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*words, *flags, "--dry-run"], capture_output=True, text=True, timeout=60)
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    arguments = "run --name=b16 --zone=z --project=p --workdir=gs://b/w --type=v3-128 --dry-run"
+    line = f"{shlex.quote(sys.executable)} {shlex.quote(str(LAUNCHER))} {arguments} | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 def get_argv(worker: pathlib.Path) -> list[str]:
     """Returns the arguments of the training on a worker."""
     return (worker / "argv").read_text().split("\0")[:-1]
