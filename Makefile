@@ -73,7 +73,7 @@ test-newest:  ## the same with the newest versions, installed anew each time
 # The floors are those of Python 3.11. The wheels of later Pythons begin with later versions of some libraries.
 $(VENV)-lowest/installed: PYTHON = python3.11
 $(VENV)-lowest/installed: pyproject.toml
-	@$(PYTHON) scripts/environment.py $(VENV)-lowest
+	@$(PYTHON) scripts/environment.py --only 3.11 $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --compile-bytecode --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	touch $@

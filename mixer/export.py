@@ -53,6 +53,9 @@ def export(
     if files.exists(card) and not files.read_bytes(card).startswith(model_card.MARK.encode()):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give OUT another name")
     form = formats.FORMATS[to]
+    beside = out.with_name(out.name + form.beside[0]) if form.beside else None
+    if beside and files.exists(beside) and not files.read_bytes(beside).startswith(b"ML\xefR"):
+        raise UserError(f"{beside}, where the bare module goes, is a file of yours: give OUT another name")
     exported = weights.exported()._replace(program=program or transfer_format.Program())
     transfer_format.check_holds(form, exported)
     measured = _measured(weights, ema)
@@ -61,10 +64,9 @@ def export(
         with files.opened_to_write(out) as file:
             form.save(file, exported)
             size = file.tell()
-        if form.beside:
-            ending, save = form.beside
-            with files.opened_to_write(out.with_name(out.name + ending)) as file:
-                save(file, exported)
+        if beside and form.beside:
+            with files.opened_to_write(beside) as file:
+                form.beside[1](file, exported)
         files.write_text(card, text)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({first_line(error)})") from None

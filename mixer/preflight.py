@@ -175,8 +175,8 @@ def _memory_lines(found: dict[str, Any]) -> list[str]:
     if not batches:
         return [*lines, "  largest and fastest batch: not looked for"]
     lines.append(_batch_line("largest batch", batches[-1]))
-    if batches[-1]["images_per_sec_per_core"]:
-        lines.append(_batch_line("fastest batch", max(batches, key=lambda batch: batch["images_per_sec_per_core"])))
+    if timed := [batch for batch in batches if batch["images_per_sec_per_core"]]:
+        lines.append(_batch_line("fastest batch", max(timed, key=lambda batch: batch["images_per_sec_per_core"])))
     return lines
 
 

@@ -47,6 +47,19 @@ def missing(
     yield from ((config, name) for config in configs for name in slices if (config, name) not in done)
 
 
+def check_compiler(results: Sequence[dict[str, Any]], libtpu: str) -> None:
+    """Checks that no result is of another compiler: they would not be comparable.
+
+    Raises:
+      UserError: there is one.
+    """
+    if others := sorted({found["libtpu"] for found in results} - {libtpu}):
+        raise UserError(
+            f"there are results of libtpu {', '.join(others)}, and this is {libtpu}: give another file, or use the "
+            "Python whose libtpu that is (make PYTHON=python3.11 ...)"
+        )
+
+
 def compiled(config_name: str, topology: str) -> dict[str, Any]:
     """Compiles the training step of a config for a slice and returns what pre-flight finds.
 
@@ -110,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         for config, topology in [] if args.print else missing(results, args.configs.split(","), args.slices.split(",")):
             jax.config.update("jax_platforms", "cpu")  # libtpu is here only for compiling
             print(f"{config} for {topology} ...", file=sys.stderr, flush=True)
+            check_compiler(results, importlib.metadata.version("libtpu"))
             results.append(compiled(config, topology))
             with path.open("a") as file:
                 file.write(json_text.dumps(results[-1]) + "\n")

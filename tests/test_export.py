@@ -226,6 +226,8 @@ GOOD = {"checkpoint": "a.npz", "to": "npz"}
         (GOOD, ["nowhere/m.npz"], ".*m.npz: the folder .*nowhere does not exist; make it first"),
         (GOOD, ["folder.npz"], ".*folder.npz is a folder; give the name of a file to write"),
         (GOOD, ["notes.npz"], ".*notes.npz.md, where the model card goes, is a file of yours: give OUT another name"),
+        ({**GOOD, "to": "stablehlo"}, ["theirs.stablehlo"], ".*theirs.stablehlo.mlir, where the bare module goes, is a "
+         "file of yours: give OUT another name"),
         ({**GOOD, "to": "pickle"}, ["m.npz"], ".*--to=pickle: .*<npz.timm.stablehlo.onnx>"),
         ({**GOOD, "too": "npz"}, ["m.npz"], "--too: no such flag; the nearest is --to"),
         ({**GOOD, "batch_size": 4}, ["m.npz"], "--batch_size says nothing about --to npz: leave it out, or use --to "
@@ -241,12 +243,15 @@ def test_a_bad_command_line_is_one_line_and_writes_nothing(tmp_path, flags, outs
     np.savez(tmp_path / "a.npz", **flat(PARAMS))
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "notes.npz.md").write_text("# My notes\n")
+    (tmp_path / "theirs.stablehlo.mlir").write_text("module {}\n")
     if "checkpoint" in flags:
         flags = {**flags, "checkpoint": tmp_path / "a.npz"}
     done = export(*(tmp_path / out for out in outs), **flags)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(f"error: (?:{line})\n", done.stderr), done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder.npz", "notes.npz.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.npz", "folder.npz", "notes.npz.md", "theirs.stablehlo.mlir"
+    ]  # fmt: skip
     assert (tmp_path / "notes.npz.md").read_text() == "# My notes\n"
 
 

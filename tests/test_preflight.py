@@ -160,6 +160,16 @@ def test_the_largest_and_the_fastest_batch(monkeypatch, mesh, recomputes_from, m
     assert max(found, key=lambda batch: batch.images_per_sec_per_core).per_core == fastest
 
 
+def test_no_batch_above_the_limit_is_tried(monkeypatch, mesh):
+    """All fit, so doubling ends at the last power below 8,192, and nothing is said to be too large."""
+    always, tried = fake(10, 1000, 10_000, 10_000)(small(), mesh, 10, 1), []
+    monkeypatch.setattr(tpu_topology, "compile_train", lambda config, *_: tried.append(config.batch_size) or always)
+    fit = memory_fit.Fitting(small(), mesh, 10, 1, 10_000)
+    found = fit.batches(fit.train())
+    assert found[-1].per_core == max(tried) // mesh.size
+    assert 4096 <= found[-1].per_core < 8192
+
+
 def test_the_facts_of_a_dataset():
     assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_268_355, 1)
     assert data_facts.of(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7) == (18_291, 7, 8)
@@ -235,6 +245,7 @@ def test_the_papers_core_days(config, days):
         ({}, ["float32 products are one bfloat16 pass"]),
         ({"model.dtype": "bfloat16", "model.dropout": 0.1}, ["dropout with threefry keys"]),
         ({"model.dtype": "bfloat16", "model.dropout": 0.1, "dropout_keys": "rbg"}, ["rbg keys draw other bits"]),
+        ({"model.dtype": "bfloat16", "model.stochastic_depth": 0.1, "dropout_keys": "rbg"}, ["rbg keys draw other"]),
         ({"model.dtype": "bfloat16", "model.remat": True, "model.scan": True}, ["remat takes"]),
         ({"model.dtype": "bfloat16", "model.scan": True}, ["scan without remat"]),
     ],

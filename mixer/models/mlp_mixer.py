@@ -190,9 +190,10 @@ class MlpMixer(nn.Module):
 
         The last bias of shared token mixing adds one number to all channels of a token. All that reads the tokens is a
         LayerNorm over channels, which takes their mean away, so the true gradient of this bias is zero. Adam divides
-        the rounding errors in its place by their own size, and lets them grow to what looks like learning.
+        the rounding errors in its place by their own size, and lets them grow to what looks like learning. Dropout,
+        which follows the bias, drops channels one by one; with it, the bias has an effect.
         """
-        if self.token_mixing != "shared":
+        if self.token_mixing != "shared" or self.dropout:
             return dict(params)
         flat = traverse_util.flatten_dict(params)
         idle = ("token_mixing", "Dense_1", "bias")

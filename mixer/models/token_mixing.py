@@ -70,8 +70,10 @@ def grouped(x: Array, key: Array | None, groups: int, tokens_out: int, mlp: "par
 
 def views(x: Array, key: Array | None, groups: int, tokens_out: int, mlp: "partial[layers.MlpBlock]") -> Array:
     """Mixes the tokens of G learned views of the channels at once. All their linear functions are one product."""
-    fields = {name: mlp.keywords[name] for name in ("dtype", "dot_general")}
-    y = nn.Dense(x.shape[-1], use_bias=False, name="token_views", **fields)(x).astype(fields["dtype"])
+    dtype, dot_general = mlp.keywords["dtype"], mlp.keywords["dot_general"]
+    of_views = dtype if dot_general is None else jnp.float32  # see `layers.MlpBlock`
+    y = nn.Dense(x.shape[-1], use_bias=False, dtype=of_views, dot_general=dot_general, name="token_views")(x)
+    y = y.astype(dtype)
     return grouped(y, key, groups, tokens_out, mlp)
 
 

@@ -36,8 +36,8 @@ def memory_errors() -> Iterator[None]:
         raise DoesNotFitError(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else None) from None
 
 
-# The lowest clock in GHz that the compiler's two estimates of a program may imply. A plain step implies 0.8 to 3.5, and
-# what the seconds do not see (dropout, precision) only more. Below it, whole seconds are missing or too many.
+# The lowest clock in GHz that the compiler's two estimates of a program may imply. A plain step implies 0.67 to 3.5,
+# and what the seconds do not see (dropout, precision) only more. Below it, whole seconds are missing or too many.
 _LOWEST_CLOCK = 0.3
 
 

@@ -175,7 +175,8 @@ def tokens(
         try:
             one = measure_at(variant, mode, batch_size, settings=at_size)
         except compiling.DoesNotFitError as error:
-            raise UserError(f"{variant}, {mode}, at {grid}x{grid} patches: {error}; give fewer --batch_sizes") from None
+            where = f"{variant}, {mode}, at {grid}x{grid} patches"
+            raise UserError(f"{where}: {error}; give a smaller --batch_sizes") from None
         rate = one.images_per_sec_per_core
         found.append(Tokens(one.model, mode, at_size.image_size, grid**2, 1e9 / rate / grid**2, one.utilisation, rate))
         tell(f"{variant} {mode}, {grid}x{grid} patches: {found[-1].nanoseconds:.4g} ns a token")

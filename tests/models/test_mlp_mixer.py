@@ -386,3 +386,5 @@ def test_what_has_no_effect_is_what_has_no_gradient(kind):
     assert idle == ({(block, "token_mixing", "Dense_1", "bias") for block in blocks} if kind == "shared" else set())
     for path, largest in gradients.items():
         assert (largest < 1e-5) == (path in idle), (path, largest)
+    drops = model.clone(dropout=0.1)  # which drops single channels of what the bias was added to
+    assert jax.tree.structure(drops.with_effect(params)) == jax.tree.structure(params)

@@ -102,5 +102,5 @@ def test_tokens_that_do_not_fit_are_said():
     def measure(variant, mode, batch_size, *, settings):
         raise compiling.DoesNotFitError(None)
 
-    with pytest.raises(UserError, match=r"S/32, train, at 7x7 patches: out of memory; give fewer --batch_sizes"):
+    with pytest.raises(UserError, match=r"S/32, train, at 7x7 patches: out of memory; give a smaller --batch_sizes"):
         scaling.tokens("S/32", "train", 8, measure, SETTINGS)

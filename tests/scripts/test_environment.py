@@ -66,6 +66,12 @@ def test_another_python_is_refused(minor, monkeypatch, tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_an_environment_may_be_for_one_python_only(tmp_path):
+    with pytest.raises(SystemExit, match=r"venv is for 3\.9: make PYTHON=python3\.9"):
+        environment.main(str(tmp_path / "venv"), only="3.9")
+    assert not (tmp_path / "venv").exists()
+
+
 def test_an_environment_of_another_python_is_kept_and_refused(tmp_path):
     settings = "home = /usr/bin\nversion = 3.9.1\n"
     (tmp_path / "pyvenv.cfg").write_text(settings)

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from mixer.runtime.errors import UserError
 from scripts import preflight_table
 from scripts.preflight_table import CONFIGS, SLICES
 
@@ -28,6 +31,14 @@ def test_cells_that_are_there_are_not_compiled_again():
     assert len(left) == 11 * 7 - 3
     assert left[0] == ("b16_i21k", "v5e:8x16")
     assert ("b16_i21k", "v3:8x8") not in left
+
+
+def test_results_of_another_compiler_are_refused():
+    results = [{"libtpu": "0.0.42.1", **one} for one in RESULTS]
+    preflight_table.check_compiler(results, "0.0.42.1")
+    preflight_table.check_compiler([], "0.0.50.1")
+    with pytest.raises(UserError, match=r"results of libtpu 0\.0\.42\.1, and this is 0\.0\.50\.1: give another file"):
+        preflight_table.check_compiler(results, "0.0.50.1")
 
 
 def test_what_the_file_has_is_printed(tmp_path, capsys):
