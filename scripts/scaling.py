@@ -12,8 +12,8 @@ which `--data_dir` holds as TFDS prepares it. Each run is an ordinary `mixer.tra
 same command continues. At the end it prints a table, and writes it and a picture: results.md, results.json,
 scaling.png.
 
-From the speed of its models, the 12 runs of 2,000 steps take about 50 minutes on two quiet cores. Nobody has timed
-them.
+The 12 runs of 2,000 steps take 60 minutes of processor time, half of it on two quiet cores. docs/understanding.md has
+the table.
 """
 
 from __future__ import annotations
