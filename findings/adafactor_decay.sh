@@ -29,7 +29,7 @@ for rate in (1e-3, 1e-5, 0.0):
 assert [found["adafactor", rate] for rate in (1e-3, 1e-5, 0.0)] == [found["adafactor", 0.0]] * 3
 assert abs(found["adafactor", 0.0] + 0.1) < 1e-6 and abs(found["adamw", 1e-3] + 1e-4) < 1e-9
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   adamw, learning rate 0.001, decay 0.1: a weight of 1 changes by -0.0001
 #   adafactor, learning rate 0.001, decay 0.1: a weight of 1 changes by -0.1
 #   adamw, learning rate 1e-05, decay 0.1: a weight of 1 changes by -1e-06

@@ -47,7 +47,7 @@ for p in (0.001, 0.01, 0.999):
     if p == 0.001:
         assert narrow > 7 * p and abs(wide - p) < 1e-4
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   normal, drawn in bfloat16: 128 values, from -2.8906 to 2.5156, mean -0.0121
 #   normal, drawn in float32 and cast: 3598 values, from -4.6562 to 4.5312, mean 0.0002
 #   a flax kernel with param_dtype=bfloat16: 128 values, from -0.0708 to 0.0664, mean -0.0005

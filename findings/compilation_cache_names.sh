@@ -41,7 +41,7 @@ for change in first moved argument_renamed function_renamed inner_jit another_de
   compiled+=$new
 done
 [ "$compiled" = 100111 ]
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   first: compiled 1
 #   moved: compiled 0
 #   argument_renamed: compiled 0

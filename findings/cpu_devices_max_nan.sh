@@ -49,7 +49,7 @@ venv/bin/python maximum.py 3 1 "$port" 2> one.txt &
 venv/bin/python maximum.py 3 2 "$port" 2> two.txt &
 venv/bin/python maximum.py 3 0 "$port" 2> zero.txt || { cat zero.txt; exit 1; }
 wait
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   1 process, NaN on device 0, 1, 2:
 #     jnp.max: {1.0} {1.0} {1.0}
 #     any not finite: {True} {True} {True}

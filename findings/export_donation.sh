@@ -35,7 +35,7 @@ for name, way in ways.items():
 print("aliases in the module:", "tf.aliasing_output" in exported.mlir_module() or "donor" in exported.mlir_module())
 assert list(freed.values()) == [True, False, False, False, True]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   the step itself: argument freed: True
 #   exported: argument freed: False
 #   exported, saved and loaded: argument freed: False

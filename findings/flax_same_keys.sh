@@ -43,7 +43,7 @@ PYTHON
 venv/bin/python names.py | tee default.txt
 grep -q 'equal: True' default.txt
 FLAX_FIX_RNG_SEPARATOR=true venv/bin/python names.py
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   flax_fix_rng_separator: False
 #   kernels of 1/12 and 11/2 equal: True
 #   flax_fix_rng_separator: True

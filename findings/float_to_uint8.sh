@@ -41,7 +41,7 @@ reach = f"{large.min():.0f} to {large.max():.0f}"
 print(f"bicubic from 8 to 32 pixels: {reach}; NumPy and JAX differ in {wrapped} of {large.size}")
 assert wrapped > 50
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   of: 254.6 255.9 256.0 300.0 -1.0
 #   NumPy: 254 255 0 44 255
 #   TensorFlow: 254 255 0 44 255

@@ -23,7 +23,7 @@ for kind in ("threefry2x32", "rbg"):
         print(f"{kind}: split(key, {parts})[5] draws {jax.random.uniform(split, (3,))}")
         assert (jax.random.key_data(folded) == jax.random.key_data(split)).all()
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   threefry2x32: fold_in(key, 5) draws [0.73806036 0.62536097 0.8977374 ]
 #   threefry2x32: split(key, 6)[5] draws [0.73806036 0.62536097 0.8977374 ]
 #   threefry2x32: fold_in(key, 5) draws [0.73806036 0.62536097 0.8977374 ]

@@ -58,7 +58,7 @@ if __name__ == "__main__":
     app.run(main)
 PYTHON
 venv/bin/python batches.py 2> messages.txt || { cat messages.txt; exit 1; }
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   drop_remainder=False, 0 workers: [0, 1, 2, 3] [4, 5, 6, 7] [8, 9, 10, 11] [12, 13, 14, 15] [16, 17, 18, 19]
 #   drop_remainder=False, 2 workers: [0, 2, 4, 6] [1, 3, 5, 7] [8, 10, 12, 14] [9, 11, 13, 15] [16, 18] [17, 19]
 #   drop_remainder=False, 3 workers: [0, 3, 6, 9] [1, 4, 7, 10] [2, 5, 8, 11] [12, 15, 18] [13, 16, 19] [14, 17]

@@ -29,7 +29,7 @@ for kind, value, leaves in (("float16", 20.0, 1), ("bfloat16", 20.0, 1), ("bfloa
     print(f"{kind}, {leaves} leaves: norm {true:.1f}, optax sees {seen:.1f}, clipped to 1 it has {norm:.2f}")
 assert after["float16", 1] == 0 and after["bfloat16", 600] > 1.15 and abs(after["float32", 600] - 1) < 1e-5
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   float16, 1 leaves: norm 632.5, optax sees inf, clipped to 1 it has 0.00
 #   bfloat16, 1 leaves: norm 632.5, optax sees 632.0, clipped to 1 it has 1.00
 #   bfloat16, 600 leaves: norm 77.5, optax sees 64.0, clipped to 1 it has 1.21

@@ -50,7 +50,7 @@ for subsampling in ("4:4:4", "4:2:0"):
 assert counts["4:2:0", True] > 60
 assert counts["4:2:0", False] == counts["4:4:4", True] == counts["4:4:4", False] == 0
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   4:4:4, fancy_upscaling=True: last column differs in 0 of 200 windows (0 of even end), first in 0, by at most 0
 #   4:4:4, fancy_upscaling=False: last column differs in 0 of 200 windows (0 of even end), first in 0, by at most 0
 #   4:2:0, fancy_upscaling=True: last column differs in 95 of 200 windows (95 of even end), first in 13, by at most 25

@@ -29,7 +29,7 @@ there = hasattr(sys.modules["colorsys"], "rgb_to_hsv")
 print("after undo the module has its function:", there)
 assert not there
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   by the stand-in: patched
 #   by the module: patched
 #   after undo the module has its function: False

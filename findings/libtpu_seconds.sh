@@ -38,7 +38,7 @@ for version in 0.0.38 0.0.42.1; do
   venv/bin/pip install --quiet 'jax==0.10.2' 'jaxlib==0.10.2' "libtpu==$version" 'numpy==2.4.6'
   venv/bin/python product.py "$version" 2> messages.txt || { cat messages.txt; exit 1; }
 done
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   libtpu 0.0.38, v2: 59.19 GFLOP in 2.596 ms, 23 TFLOP/s
 #   libtpu 0.0.38, v3: 59.19 GFLOP in 2.596 ms, 23 TFLOP/s
 #   libtpu 0.0.38, v5e: 59.19 GFLOP in 2.839 ms, 21 TFLOP/s

@@ -41,7 +41,7 @@ for path, kernel in jax.tree.leaves_with_path(params):
         print(f"{name} {kernel.shape}: shrinks with weight_decay: {shrunk[name]}")
 assert [name for name in shrunk if shrunk[name]] == ["head"]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   attention/key (64, 4, 16): shrinks with weight_decay: False
 #   attention/out (4, 16, 64): shrinks with weight_decay: False
 #   attention/query (64, 4, 16): shrinks with weight_decay: False

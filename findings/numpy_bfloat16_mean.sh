@@ -27,7 +27,7 @@ print("standard deviation of 10,000 normal numbers: NumPy", normal.std(), "jnp",
 assert 0.25 < float(ones.mean()) < 0.26 and float(jnp.mean(ones)) == 1
 assert float(right.mean()) < 0.03 and float(normal.std()) < 0.6
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   <class 'numpy.ndarray'> bfloat16
 #   mean of 1,000 ones: NumPy 0.255859 jnp 1 float16 1.0
 #   share of 7,600 right in 10,000: NumPy 0.0256348 jnp 0.761719

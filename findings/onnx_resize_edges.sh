@@ -51,7 +51,7 @@ for mode, filter in (("linear", Image.Resampling.BILINEAR), ("cubic", Image.Resa
 assert most["linear",] > 2 and most["linear", "exclude_outside"] < 0.01
 assert most["cubic", "cubic_coeff_a"] > 2 and most["cubic", "cubic_coeff_a", "exclude_outside"] < 0.01
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   linear {}: from Pillow at most 2.826, 0.000 inside; from onnx 0.0001
 #   linear {'exclude_outside': 1}: from Pillow at most 0.000, 0.000 inside; from onnx 0.0001
 #   cubic {}: from Pillow at most 13.314, 12.490 inside; from onnx 0.0002

@@ -50,7 +50,7 @@ for left_out in ("ipp", "avx"):
 assert share["ipp", "resize, CUBIC"] > 0.01 and share["avx", "rotation"] > 0
 assert share["ipp", "resize, LINEAR"] == share["ipp", "resize, AREA"] == 0
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   without ipp, resize, LINEAR: 0.0000% differ, by at most 0
 #   without ipp, resize, AREA: 0.0000% differ, by at most 0
 #   without ipp, resize, CUBIC: 4.0876% differ, by at most 1

@@ -36,6 +36,6 @@ print("bytes of the first moment on each device, init called:", eager)
 print("bytes of the first moment on each device, init jitted:", jitted)
 assert eager == [64] * 4 and jitted == [256, 0, 0, 0]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   bytes of the first moment on each device, init called: [64, 64, 64, 64]
 #   bytes of the first moment on each device, init jitted: [256, 0, 0, 0]

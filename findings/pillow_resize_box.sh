@@ -29,7 +29,7 @@ for name, way in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Res
         print(f"{name} to {size}: at most {edge.max()} levels, {inside} away from the border; black around: {outside}")
         assert edge.max() > 15 and inside <= 1 and outside > 15
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   bilinear to (64, 64): at most 29 levels, 0 away from the border; black around: 43
 #   bilinear to (448, 448): at most 80 levels, 0 away from the border; black around: 90
 #   bicubic to (64, 64): at most 19 levels, 0 away from the border; black around: 28

@@ -47,7 +47,7 @@ plain, remat = found[written_out, "plain"], found[written_out, "jax.checkpoint"]
 assert remat[0] == plain[0] and remat[1] < 1.01 * plain[1]
 assert found[scanned, "jax.checkpoint"][0] < 0.4 * found[scanned, "plain"][0]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   eight blocks, written_out, plain: 64.5 MiB of temporaries, 9.59 GFLOP
 #   eight blocks, written_out, jax.checkpoint: 64.5 MiB of temporaries, 9.59 GFLOP
 #   eight blocks, scanned, plain: 124.1 MiB of temporaries

@@ -34,7 +34,7 @@ one, stacked, axis, mapped, einsum = spread.values()
 assert abs(one - 1 / 8) < 0.01 and abs(axis - one) < 0.01 and abs(mapped - one) < 0.01
 assert abs(stacked - one / 12**0.5) < 0.005 and abs(einsum - stacked) < 0.005
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   one kernel [64, 64]: standard deviation 0.1260
 #   twelve [12, 64, 64]: standard deviation 0.0362
 #   twelve, batch_axis=0: standard deviation 0.1253

@@ -32,7 +32,7 @@ for name, number in results.items():
     print(f"{name}: 32 copies of an image become {number} images")
 assert list(results.values()) == [2, 2, 1, 1, 1, 1, 1]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   flip, left to right: 32 copies of an image become 2 images
 #   flip, up to down: 32 copies of an image become 2 images
 #   crop: 32 copies of an image become 1 images

@@ -30,7 +30,7 @@ for draw in (tf.random.stateless_uniform, tf.random.stateless_normal):
 assert not equal["stateless_random_uniform", "auto_select"] and not equal["stateless_random_normal", "auto_select"]
 assert equal["stateless_random_uniform", "philox"]
 PYTHON
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   stateless_random_uniform, auto_select: [0.844 0.192 0.996], under jit_compile [0.258 0.405 0.922]
 #   stateless_random_uniform, philox: [0.844 0.192 0.996], under jit_compile [0.844 0.192 0.996]
 #   stateless_random_normal, auto_select: [0.544 0.207 0.074], under jit_compile [ 0.929 -1.36   0.208]

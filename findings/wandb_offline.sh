@@ -42,6 +42,6 @@ for seconds in (5, 17):
 assert sizes[5] < 100 < 1000 < sizes[17]
 PYTHON
 venv/bin/python start.py
-# Seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
+# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
 #   killed 5 s after five calls of log: 7 bytes
 #   killed 17 s after five calls of log: 2178 bytes

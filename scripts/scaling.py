@@ -12,8 +12,8 @@ which `--data_dir` holds as TFDS prepares it. Each run is an ordinary `mixer.tra
 same command continues. At the end it prints a table, and writes it and a picture: results.md, results.json,
 scaling.png.
 
-The 12 runs of 2,000 steps take 60 minutes of processor time, half of it on two quiet cores. docs/understanding.md has
-the table.
+The 12 runs of 2,000 steps take 60 minutes of processor time, so at least 30 on two cores. docs/understanding.md has the
+table.
 """
 
 from __future__ import annotations

@@ -161,6 +161,6 @@ def test_the_findings_are_the_scripts_of_their_table():
             "#!/usr/bin/env bash\n# ",
             "\n# Guess: ",
             "\nset -euo pipefail\nfolder=$(mktemp -d)\ntrap 'rm -rf \"$folder\"' EXIT\n",
-            "\n# Seen on ",
+            "\n# Output seen on ",
         ):
             assert part in text, f"{script.name} lacks {part!r}"
