@@ -10,7 +10,8 @@ weights, which are as likely, it is the same model. How much it loses by the sec
 There are three seeds, so 18 runs, each an ordinary `mixer.train` below `--output`. Interrupted, the same command
 continues. At the end it prints a table, and writes it and a picture: results.md, results.json, permutation.png.
 
-The runs of 1.5 epochs take 49 minutes of processor time, so at least 25 on two cores. docs/understanding.md has the table.
+The runs of 1.5 epochs take 49 minutes of processor time, so at least 25 on two cores. docs/understanding.md has the
+table.
 """
 
 from __future__ import annotations
