@@ -116,7 +116,7 @@ def _of_several_labels(
 ) -> dict[str, float]:
     """Returns the metrics of multi-label data, each with that of a model that sees nothing."""
     having = np.sum(_positive(scores.shape, labels), axis=0)  # examples of each class
-    labelled = np.sum(np.any(labels >= 0, axis=1))
+    labelled = int(np.sum(np.any(labels >= 0, axis=1)))
     with_examples = having[having > 0]
     return {
         "mean_average_precision": mean_average_precision(scores, labels),

@@ -28,7 +28,10 @@ _BLOCK_MODULES = {
     "channel_mixing/Dense_0": "mlp_channels.fc1",
     "channel_mixing/Dense_1": "mlp_channels.fc2",
 }
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16.dtype}
+_DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", jnp.bfloat16))
+}
 _NAMES_KEY = "class_names"  # of the metadata
 _BLOCK = re.compile(r"(?:MixerBlock_|blocks\.)(\d+)[/.](.+)")
 
