@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # The settings of a run's input by which a picture becomes what the model gets.
 _READ = (
-    "eval_crop", "eval_resize", "max_pixels", "transparent", "exif",
+    "eval_crop", "eval_resize", "resize_rounding", "max_pixels", "transparent", "exif",
     "permutation", "permutation_patch", "permutation_seed",
 )  # fmt: skip
 _MANY = 100  # with more images, a progress bar is shown

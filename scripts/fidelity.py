@@ -18,7 +18,7 @@ with epy.lazy_imports():  # they take seconds, for which --help does not wait
     import optax
 
     from mixer.config import recipe
-    from mixer.data import order
+    from mixer.data import order, plain_images
     from mixer.data.pixels import crops, randaugment
 
 _SIZE = 224
@@ -33,19 +33,24 @@ def main() -> None:
     paths = sorted(path for path in parser.parse_args().images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     photos = [np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in paths]
 
-    means = (randaugment.published_mean, randaugment.pil_mean)
-    pairs = [[randaugment.contrast(photo, 1.5, mean(photo)).astype(float) for mean in means] for photo in photos]
+    contrasts = (randaugment.published_mean, randaugment.pil_mean)
+    pairs = [[randaugment.contrast(photo, 1.5, mean(photo)).astype(float) for mean in contrasts] for photo in photos]
     low, middle, high = np.percentile([np.abs(published - pil).mean() for published, pil in pairs], [10, 50, 90])
     print(f"contrast at magnitude 15, published against pil: {middle:.0f} levels, {low:.0f} to {high:.0f} mostly")
 
-    exact = [np.asarray(Image.fromarray(photo).convert("F").resize((200, 200))) for photo in photos]
-    print(f"resize, round against truncate: {np.mean([np.rint(of) - np.floor(of) for of in exact]):+.2f} levels")
+    config, files = recipe.base().input, [path.read_bytes() for path in paths]
+    config.image_size = 200
+    levels = {}  # on average, in training and in evaluation
+    for config.resize_rounding in crops.RESIZE_ROUNDINGS:
+        trained = np.mean([crops.resize(photo, np.empty(0), config) for photo in photos])
+        levels[config.resize_rounding] = trained, np.mean([plain_images.eval_image(file, config)[0] for file in files])
+    for when, rounded, truncated in zip(("training", "evaluation"), levels["round"], levels["truncate"], strict=True):
+        print(f"resize in {when}, round against truncate: {rounded - truncated:+.2f} levels")
 
     turned = sum(Image.open(path).getexif().get(0x0112, 1) > 1 for path in paths)
     print(f"EXIF: {turned} of {len(paths)} photographs are stored turned")
 
     sizes, draws = np.full((100_000, 2), _PHOTO), order.uniform(0, np.arange(100_000), crops.NUM_DRAWS)
-    config = recipe.base().input
     shares = {}
     for name, config.crop_aspect in _ASPECTS.items():
         shares[name] = crops.inception_window(sizes, draws, config)

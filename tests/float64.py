@@ -223,7 +223,7 @@ def slope(function, x, direction, step=1e-6):
 def schedule(config, warmup, total, step):
     """The definition: linear to the peak over the first `warmup` steps, then config.decay over what is left."""
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.learning_rate * (step + (not config.warmup_from_zero)) / warmup
     done = min((step - warmup) / max(total - warmup, 1), 1)
     factor = {"linear": 1 - done, "cosine": (1 + np.cos(np.pi * done)) / 2, "constant": 1}[config.decay]
     end = 0 if config.decay == "constant" else config.end_factor

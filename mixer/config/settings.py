@@ -151,6 +151,11 @@ SETTINGS: dict[str, Setting] = {
         "adam", "update rule", "training/optimizer.py", choices=Registry("mixer.training.optimizer:OPTIMIZERS"),
     ),
     "optimizer.learning_rate": Setting(1e-3, "learning rate at the end of warm-up", "training/optimizer.py", low=0),
+    "optimizer.warmup_from_zero": Setting(
+        False, "whether warm-up begins at learning rate 0, as published, so that the first step changes nothing; "
+        "otherwise at its first share, peak / warm-up (docs/fidelity.md)", "training/optimizer.py",
+        needs=tuple(Needs(f"warmup_{unit}") for unit in UNITS),
+    ),
     "optimizer.decay": Setting(
         "linear", "schedule of the learning rate after warm-up", "training/optimizer.py",
         choices=Registry("mixer.training.optimizer:DECAYS"),
@@ -244,6 +249,11 @@ SETTINGS: dict[str, Setting] = {
     "input.eval_resize": Setting(
         None, "size before that crop; 8/7 of image_size (256 for 224) if not set", "data/pixels/crops.py", kind=int,
         unit="pixels", low=1,
+    ),
+    "input.resize_rounding": Setting(
+        "round", "how the pixels of a resized image become uint8, in training and evaluation: round; truncate, as "
+        "published, which makes images half a level darker (docs/fidelity.md)", "data/pixels/crops.py",
+        choices=Registry("mixer.data.pixels.crops:RESIZE_ROUNDINGS"),
     ),
     "input.shuffle_block": Setting(
         0, "number of records that stay neighbours in every epoch; 0 for 1 on a local disk and 16 for records in a "

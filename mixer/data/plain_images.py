@@ -127,7 +127,8 @@ def _resized_for_crop(pixels: Pixels, config: ml_collections.ConfigDict) -> Pixe
     if pixels.shape[:2] == (height, width):
         return pixels
     resized = _RESIZES[crop.method](pixels, height, width)
-    return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+    found: Pixels = np.clip(crops.RESIZE_ROUNDINGS[config.resize_rounding](resized), 0, 255).astype(np.uint8)
+    return found
 
 
 def _area(pixels: Pixels, height: int, width: int) -> np.ndarray:

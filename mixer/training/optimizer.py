@@ -69,7 +69,8 @@ DECAYS: dict[str, Decay] = {
 def make_schedule(config: ml_collections.ConfigDict, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Makes the schedule from step number to learning rate.
 
-    The rate grows linearly over `warmup_steps`, then follows `config.decay`.
+    The rate grows linearly over `warmup_steps`, then follows `config.decay`. Warm-up begins at peak / warmup_steps, or,
+    as published, at 0 (`config.warmup_from_zero`): then the first step changes nothing. Decay is the same in both.
 
     Args:
       config: `config.optimizer`.
@@ -80,8 +81,10 @@ def make_schedule(config: ml_collections.ConfigDict, warmup_steps: int, total_st
     decay = DECAYS[config.decay](peak, config.end_factor, max(total_steps - warmup_steps, 1))
     if warmup_steps == 0:
         return decay
-    # Warm-up begins at peak / warmup_steps. A first step at learning rate 0 would change nothing.
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    if config.warmup_from_zero:
+        warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    else:
+        warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 

@@ -10,7 +10,8 @@ from mixer.transfer.format import code_block
 
 # How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it.
 # Pillow's box filter gives each pixel to one output, where the average over the area divides it; and its `resize`
-# averages where TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller.
+# averages where TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller. Its `transform`
+# truncates whole numbers, so each colour is resized in floating point (mode F).
 _RESIZING = {
     "area": (
         [
@@ -24,12 +25,19 @@ _RESIZING = {
         "pixels = averaged(averaged(numpy.asarray(image), height).swapaxes(0, 1), width).swapaxes(0, 1)",
     ),
     "bilinear": (
-        [],
-        "pixels = numpy.asarray(image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), "
-        "Image.Resampling.BILINEAR))",
+        [
+            "def interpolated(band, size):",
+            "    place, method = (0, 0, *band.size), Image.Resampling.BILINEAR",
+            '    return numpy.asarray(band.convert("F").transform(size, Image.Transform.EXTENT, place, method))',
+            "",
+            "",
+        ],
+        "pixels = numpy.stack([interpolated(band, (width, height)) for band in image.split()], 2)",
     ),
 }
 _FILTERS = {"area": "the average over the area of each pixel", "bilinear": "bilinear, without antialiasing"}
+# Code, and words, for each `crops.RESIZE_ROUNDINGS`. The thousandth is for whole numbers that came out a little low.
+_ROUNDINGS = {"round": ("pixels.round()", "rounded"), "truncate": ("(pixels + 0.001)", "truncated")}
 # Lines of code, and words, for each `images.EXIF` and each `images.TRANSPARENT`.
 _TURNING = {
     "rotate": (["    image = ImageOps.exif_transpose(image)"], "turned upright by its EXIF tag, "),
@@ -77,14 +85,16 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
     else:
         sides = f"width = height = {resize}"
     definitions, resizing = _RESIZING[crop.method]
-    turning, turned = _TURNING[config.get("exif", "rotate")]  # a run of an earlier version has neither setting
+    turning, turned = _TURNING[config.get("exif", "rotate")]  # a run of an earlier version does not have all settings
+    whole, rounded = _ROUNDINGS[config.get("resize_rounding", "round")]
     ordering, permuted = _permuting(config)
     compositing, on_white = _TRANSPARENCY[config.get("transparent", "drop")]
     return [
         f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG as by TensorFlow and all others by Pillow; "
         f"{crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
-        f'(`tf.image.resize`, method="{crop.method}"); and the central {size}x{size} were taken{permuted}. With Pillow '
-        f"and NumPy alone, to within rounding and the decoder of JPEG, uint8 [batch, {size}, {size}, 3]:",
+        f'(`tf.image.resize`, method="{crop.method}", {rounded} to uint8); and the central {size}x{size} were '
+        f"taken{permuted}. With Pillow and NumPy alone, to within rounding and the decoder of JPEG, uint8 "
+        f"[batch, {size}, {size}, 3]:",
         "",
         *code_block(
             "python",
@@ -102,7 +112,8 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
             f"    {sides}",
             f"    {resizing}",
             f"    left, top = (width - {size}) // 2, (height - {size}) // 2",
-            f'    pixels = pixels[top : top + {size}, left : left + {size}].round().astype("uint8")',
+            f"    pixels = pixels[top : top + {size}, left : left + {size}]",
+            f'    pixels = {whole}.astype("uint8")',
             f"    return {f'pixels.reshape(-1, 3)[order].reshape({size}, {size}, 3)' if ordering else 'pixels'}",
             "",
             "",

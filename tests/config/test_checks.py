@@ -25,6 +25,11 @@ from mixer.runtime.errors import UserError
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: expected at least 0"),
         ({"optimizer__learning_rate": float("inf")}, "config.optimizer.learning_rate=inf: expected at least 0"),
         ({"optimizer__beta1": 1.0}, "config.optimizer.beta1=1.0: expected at least 0 and at most 0.999999"),
+        (
+            {"optimizer__warmup_from_zero": True, "warmup_steps": 0},
+            "config.optimizer.warmup_from_zero=True would not be read: it needs warmup_steps to be set, which is",
+        ),
+        ({"input__resize_rounding": "up"}, "config.input.resize_rounding='up': expected one of round, truncate"),
         ({"mixup__group": 1}, "config.mixup.group=1: expected at least 2"),
         ({"input__max_bad_share": 1.5}, "config.input.max_bad_share=1.5: expected at least 0 and at most 1"),
         ({"fewshot__seeds": 0}, "config.fewshot.seeds=0: expected at least 1"),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mixer.config import recipe
 from mixer.data import pipeline, plain_images
-from mixer.data.pixels import augment, image_status
+from mixer.data.pixels import augment, crops, image_status
 from mixer.data.sources import Example, Source
 
 simplejpeg = pytest.importorskip("simplejpeg")
@@ -113,12 +113,13 @@ def test_some_of_the_damaged_images_are_left_to_tensorflow():
     assert refused
 
 
-def test_many_sizes():
+@pytest.mark.parametrize("rounding", crops.RESIZE_ROUNDINGS)
+def test_many_sizes(rounding):
     """Sizes at which an area has a share of each of its edges, and such at which it has none."""
     sizes = np.random.default_rng(0).integers(1, 90, (60, 2)).tolist()
     images = [encoded(noise(*size, 3), "PNG") for size in sizes]
     for crop in ("resize_small", "resize_square"):
-        check_same(source_of(images), config_of(crop, 24))
+        check_same(source_of(images), config_of(crop, 24, resize_rounding=rounding))
 
 
 @pytest.mark.parametrize("crop", ["resize_small", "resize_square"])

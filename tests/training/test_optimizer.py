@@ -29,9 +29,10 @@ def optimizer_config(**settings):
     warmup=st.integers(0, 40),
     total=st.integers(1, 60),
     end_factor=st.sampled_from([0.0, 1e-5, 0.1]),
+    from_zero=st.booleans(),
 )
-def test_schedule_is_its_definition(decay, warmup, total, end_factor):
-    config = optimizer_config(decay=decay, end_factor=end_factor)
+def test_schedule_is_its_definition(decay, warmup, total, end_factor, from_zero):
+    config = optimizer_config(decay=decay, end_factor=end_factor, warmup_from_zero=from_zero)
     expected = [schedule(config, warmup, total, step) for step in range(64)]
     ours = np.broadcast_to(make_schedule(config, warmup, total)(jnp.arange(64)), 64)  # a constant stays a number
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=PEAK * 1e-6)
@@ -50,6 +51,23 @@ def test_schedule_at_its_corners(decay, values):
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_without_warm_up_the_first_step_has_the_full_learning_rate(warmup):
     assert float(make_schedule(optimizer_config(), warmup, 100)(0)) == pytest.approx(PEAK)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(1, 30), (10, 30), (29, 30), (0, 30)])
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_warm_up_from_zero_is_the_published_schedule(decay, warmup, total):
+    """big_vision's utils.create_learning_rate_schedule; its configs give `end` as a share of the learning rate."""
+    end = 1e-5 if decay == "linear" else 0.0  # its cosine goes to 0
+
+    def published(step):
+        progress = np.clip((step - warmup) / (total - warmup), 0, 1)
+        rate = end + (1 - end) * (1 - progress) if decay == "linear" else 0.5 * (1 + np.cos(np.pi * progress))
+        return PEAK * (rate * np.minimum(1.0, step / warmup) if warmup else rate)
+
+    rate = make_schedule(optimizer_config(decay=decay, end_factor=end, warmup_from_zero=True), warmup, total)
+    steps = np.arange(total + 3)
+    np.testing.assert_allclose([rate(step) for step in steps], published(steps), rtol=1e-5, atol=PEAK * 1e-7)
+    assert (float(rate(0)) == 0) == (warmup > 0)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_off():

@@ -15,7 +15,7 @@ from random_models import make_model, make_params
 from mixer import predict
 from mixer.config import recipe, run_folder
 from mixer.data import plain_images
-from mixer.data.pixels import image_status, images
+from mixer.data.pixels import crops, image_status, images
 from mixer.runtime.errors import UserError
 from mixer.transfer import hub, lineage, model_card
 from mixer.transfer.formats import FORMATS
@@ -92,6 +92,22 @@ def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tm
     assert status == image_status.OK
     assert np.ptp(expected.astype(int)) > 100
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("crop", crops.EVAL_CROPS)
+@pytest.mark.parametrize("rounding", crops.RESIZE_ROUNDINGS)
+def test_the_code_of_a_card_rounds_as_the_run_does(rounding, crop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture("cat.png").replace("cat.jpg")
+    weights = weights_of(**{"input.resize_rounding": rounding, "input.eval_crop": crop})
+    text = card(weights)
+    assert f"{rounding.removesuffix('e')}ed to uint8" in text
+    scope = {}
+    exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
+    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
+    difference = scope["images"][0].astype(int) - expected
+    assert np.abs(difference).max() <= 1
+    assert np.mean(difference != 0) < 0.05
 
 
 @pytest.mark.parametrize("kind", [{"permutation": "patches", "permutation_patch": 4}, {"permutation": "pixels"}])

@@ -104,7 +104,8 @@ def _cut_if_large(
     )
     # The whole was decoded, because TensorFlow's pixels at the edge of a part of a JPEG are others.
     part = pixels[first[0] : stop[0], first[1] : stop[1]]
-    found = np.rint(np.einsum("yh,hwc,xw->yxc", rows, part, columns, optimize=True)).astype(np.uint8)
+    values = np.einsum("yh,hwc,xw->yxc", rows, part, columns, optimize=True)
+    found = crops.RESIZE_ROUNDINGS[config.resize_rounding](values).astype(np.uint8)
     return images.Image(found.tobytes(), images.RAW, int(kept[0]), int(kept[1]), image_status.OK)
 
 
@@ -173,10 +174,10 @@ def _resize_for_crop(image: tf.Tensor, size: tf.Tensor, config: ml_collections.C
     """Resizes an image by the config's entry in `crops.EVAL_CROPS`. The caller then takes a part of it."""
     crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
     if not crop.keeps_aspect:
-        return _resize(image, [target, target], crop.method)
+        return _resize(image, [target, target], crop.method, config.resize_rounding)
     scale = target / tf.cast(tf.reduce_min(size), tf.float64)
     resized = tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32), target)
-    return _resize(image, resized, crop.method)
+    return _resize(image, resized, crop.method, config.resize_rounding)
 
 
 def decode(
@@ -235,8 +236,11 @@ def decode_alone(data: bytes, encoding: int, size: tuple[int, int]) -> np.ndarra
         return None
 
 
-def _resize(image: tf.Tensor, size: tf.Tensor | list[int], method: str) -> tf.Tensor:
+_ROUNDINGS = {"round": tf.round, "truncate": tf.floor}  # those of `crops.RESIZE_ROUNDINGS`
+
+
+def _resize(image: tf.Tensor, size: tf.Tensor | list[int], method: str, rounding: str) -> tf.Tensor:
     def resized() -> tf.Tensor:
-        return tf.saturate_cast(tf.round(tf.image.resize(image, size, method)), tf.uint8)
+        return tf.saturate_cast(_ROUNDINGS[rounding](tf.image.resize(image, size, method)), tf.uint8)
 
     return tf.cond(tf.reduce_all(tf.equal(tf.shape(image)[:2], size)), lambda: image, resized)

@@ -153,6 +153,58 @@ def test_the_paper_s_sizes(shape):
     assert_rounded(found, averaged(pixels, height, width)[top : top + 224, left : left + 224], FLOAT32)
 
 
+# -------------------------------------------------------------------------------------------- truncation, as published
+
+
+def published(image, size, method):
+    """The end of big_vision's ops `resize` and `resize_small`."""
+    return tf.cast(tf.clip_by_value(tf.image.resize(image, size, method), 0, 255), tf.uint8).numpy()
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (33, 33), (7, 50), (100, 19)])
+def test_evaluation_truncates_by_option(shape):
+    _, pixels = stored(photo(*shape), images.RAW)
+    height, width = (max(round(side * 18 / min(shape)), 18) for side in shape)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    for crop, whole in (
+        ({}, published(pixels, (height, width), "area")[top : top + 16, left : left + 16]),
+        ({"eval_crop": "resize_square", "eval_resize": 16}, published(pixels, (16, 16), "bilinear")),
+    ):
+        config = input_config(resize_rounding="truncate", **crop)
+        np.testing.assert_array_equal(evaluated(pixels.tobytes(), images.RAW, shape, config), whole)
+
+
+@pytest.mark.parametrize("crop", ["inception", "resize"])
+def test_training_truncates_by_option(crop):
+    config = input_config(resize_rounding="truncate", crop=crop, flip=False, image_size=96)
+    _, pixels = stored(photo(200, 150), images.RAW)
+    found = train(pixels.tobytes(), images.RAW, (200, 150), (20, 10, 150, 140), draws_of(config, 1)[0], config)
+    expected = published(pixels[20:170, 10:150], (96, 96), "bilinear")
+    assert np.mean(found != expected) < 1e-3  # where float32 is a little above or below a whole number
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("value", [0, 1, 100, 255])
+def test_truncation_changes_no_flat_colour_in_training(value):
+    config = input_config(resize_rounding="truncate", crop="resize", image_size=96)
+    pixels = np.full((131, 177, 3), value, np.uint8)
+    found = train(pixels.tobytes(), images.RAW, (131, 177), (0, 0, 131, 177), draws_of(config, 1)[0], config)
+    assert set(np.unique(found)) == {value}
+
+
+def test_a_narrow_image_is_truncated_too():
+    image = images.inspect(encode(photo(61, 1001)), 10**6)  # made smaller: where whole numbers stay, float32 decides
+    whole, cut = (input_config(max_pixels=most, resize_rounding="truncate") for most in (LARGE, SMALL))
+    small = augment.cut_for_evaluation(image, NO_DRAWS, cut)
+    found, expected = evaluated(small.data, small.encoding, (18, 18), cut), evaluated(*image[:2], (61, 1001), whole)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.mean(found.astype(int) - expected) == pytest.approx(0, abs=0.05)
+
+
+def test_every_rounding_is_one_of_tensorflow_too():
+    assert augment._ROUNDINGS.keys() == crops.RESIZE_ROUNDINGS.keys()
+
+
 # ------------------------------------------------------------------------------------------------------ narrow pictures
 
 NO_DRAWS = np.zeros(0, np.float32)
