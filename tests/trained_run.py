@@ -10,6 +10,7 @@ TINY = {
     "model.num_blocks": 2,
     "model.hidden_dim": 16,
     "model.channels_mlp_dim": 32,
+    "model.dtype": "float32",  # as mixer.evaluate and the page compute what the run measured
     "input.dataset": DATASET,
     "input.image_size": 16,
     "input.eval_resize": 16,

@@ -126,7 +126,8 @@ class Stop:
         reads the result of the last call, which is ready: so the loop never waits for it.
         """
         self._calls += 1
-        serves = jax.distributed.is_initialized() and jax.config.read("jax_enable_preemption_service")
+        service_on = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined,unused-ignore]
+        serves = jax.distributed.is_initialized() and service_on
         if serves and multihost_utils.reached_preemption_sync_point(self._calls):
             self._asked.set()
         if self._mesh is None:
