@@ -24,7 +24,7 @@ from absl import logging
 from etils import epath, epy
 
 from mixer.config import recipe
-from mixer.runtime import bucket, bucket_check, environment, files, owners
+from mixer.runtime import bucket, bucket_check, environment, files, libjpeg_lines, owners
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # they import TensorFlow, for which --help does not wait
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in {"data_dir", "dataset"} & vars(args).keys():
             files.refuse_patterns(vars(args)[name], f"--{name} {vars(args)[name]}", "TFDS")
         owners.do_without()
-        with bucket.as_os_errors(args.dataset if args.command == "index" else args.data_dir):
+        place = args.dataset if args.command == "index" else args.data_dir
+        with bucket.as_os_errors(place), libjpeg_lines.counted():
             print(_index(args.dataset) if args.command == "index" else _prepare(args))
     except (ValueError, OSError, ImportError, UserError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)

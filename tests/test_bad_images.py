@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import shutil
 import struct
 import zlib
@@ -37,13 +38,13 @@ def zoo() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    jpeg = encoded(picture, "JPEG")
+    jpeg, grey = encoded(picture, "JPEG"), encoded(picture.convert("L"), "JPEG")
     table = jpeg.index(b"\xff\xc4") + 5
     frames = [Image.fromarray(np.roll(pixels, shift, 0)) for shift in (0, 9)]
     good = {
         "colour.jpg": jpeg,
         "progressive.jpeg": encoded(picture, "JPEG", progressive=True),
-        "grey.jpg": encoded(picture.convert("L"), "JPEG"),
+        "grey.jpg": grey[:-2] + b"\x11" * 29 + grey[-2:],  # libjpeg warns of the bytes and skips them
         "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
         "sixteen_bits.png": encoded(Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "PNG"),
         "palette.png": encoded(picture.convert("P"), "PNG"),
@@ -96,6 +97,10 @@ def test_every_file_is_used_or_counted(folder, tmp_path):
         "images that could not be used: in training 3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
         "3 too_large; in the last evaluation 1 empty, 1 unknown_format, 1 truncated, 1 undecodable, 1 too_large"
     )
+    pattern = r"(?m)^libjpeg warned of (\d+) decoded images: .*extraneous bytes before marker \((\d+)\)"
+    warned = re.search(pattern, done.stderr)
+    assert int(warned[1]) >= int(warned[2]) >= 4  # in three steps and an evaluation
+    assert "JPEG data" not in done.stderr
 
 
 def test_too_many_unusable_images_stop_the_run_in_training_and_in_evaluation(folder, tmp_path):

@@ -21,7 +21,7 @@ import mixer
 from mixer.config import help_text
 from mixer.config.durations import one_unit_each
 from mixer.config.settings import SETTINGS
-from mixer.runtime import bucket, ending, environment, files, interrupt, owners, streams
+from mixer.runtime import bucket, ending, environment, files, interrupt, libjpeg_lines, owners, streams
 from mixer.runtime.errors import ArgumentError, UserError, first_line, quiet_libraries
 
 with epy.lazy_imports():  # they import jax, for which --help does not wait
@@ -69,7 +69,7 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     cpu.keep_freed_memory()
     end = ending.Ending()
     try:
-        with bucket.as_os_errors("gs://"):
+        with bucket.as_os_errors("gs://"), libjpeg_lines.counted():
             app.run(quiet_main, flags_parser=parse_flags)
     except SystemExit as leaving:
         end.status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

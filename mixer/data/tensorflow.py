@@ -1,7 +1,8 @@
 """TensorFlow for the input pipeline. It sees no GPU, so that it cannot take memory from JAX."""
 
-from mixer.runtime import environment
+from mixer.runtime import environment, libjpeg_lines
 
+libjpeg_lines.begin()  # warnings of the images that TensorFlow decodes
 with environment.prepared():
     import tensorflow as tf
 
