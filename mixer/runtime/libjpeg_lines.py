@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TextIO, TypeGuard
+from typing import TypeGuard
 
 # The warnings of libjpeg's jerror.h. It writes each line at once, and a pipe keeps such a write in one piece.
 _WARNING = re.compile(
@@ -67,7 +67,7 @@ def counted() -> Iterator[None]:
                 print(line, file=sys.stderr, flush=True)
 
 
-def _is_standard_error(stream: TextIO | None) -> TypeGuard[io.TextIOWrapper]:
+def _is_standard_error(stream: object) -> TypeGuard[io.TextIOWrapper]:
     """Returns whether a stream is that of descriptor 2. In a notebook or a test it is someone else's."""
     try:
         return isinstance(stream, io.TextIOWrapper) and stream.fileno() == 2
