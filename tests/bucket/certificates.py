@@ -10,6 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 _DAY = datetime.timedelta(days=1)
+_SIGNS = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 
 
 def make(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -19,6 +23,9 @@ def make(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     signed_by = _name("fake bucket's authority")
     root = _builder(signed_by, signed_by, authority_key)
     root = root.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    # Python 3.13 and later check what RFC 5280 demands of a certificate.
+    root = root.add_extension(_SIGNS, critical=True)
+    root = root.add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
     authority.write_bytes(_pem(root.sign(authority_key, hashes.SHA256())))
     leaf = _builder(_name("googleapis.com"), signed_by, key)
     names = [
@@ -27,6 +34,8 @@ def make(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
     ]
     leaf = leaf.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    leaf = leaf.add_extension(issuer, critical=False)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
