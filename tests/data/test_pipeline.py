@@ -1,8 +1,6 @@
-"""The batch at a step has the same bytes in every way of making it. A bad image changes only its own row."""
+"""The batch at a step has the same bytes in every way of making it."""
 
-import itertools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,55 +8,21 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
+from batches import KEYS, assert_same, host_rows, joined, train, with_bad
 from making import (
     BATCH,
-    broken_huffman_table,
     encode,
     evaluate,
     examples_of,
     input_config,
-    labelled,
     photo,
-    pictures,
     source_of,
-    write_dataset,
-    wrong_checksum,
 )
 
 from mixer.data import order, pipeline
 from mixer.data.pixels import augment, augmentations, crops, image_status, images
-from mixer.data.pixels.image_status import STATUSES
 from mixer.data.readers import open_source
-from mixer.data.sources import Example, Source
-from mixer.runtime.errors import UserError
-
-KEYS = {"image", "labels", "weight", "status"}
-
-
-def host_rows(hosts: int) -> list[slice]:
-    return [slice(BATCH // hosts * host, BATCH // hosts * (host + 1)) for host in range(hosts)]
-
-
-def train(
-    source: Source, config: Any, steps: range, rows: slice = slice(0, BATCH), seed: int = 5
-) -> list[pipeline.Batch]:
-    batches = pipeline.train_batches(source, config, seed=seed, batch_size=BATCH, rows=rows, steps=steps)
-    return [{key: value.copy() for key, value in batch.items()} for batch in batches]
-
-
-def assert_same(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Batch]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert set(one) == KEYS
-        for key in KEYS:
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
-            assert one[key].dtype == other[key].dtype
-
-
-def joined(parts: Sequence[Sequence[pipeline.Batch]]) -> list[pipeline.Batch]:
-    """Returns the global batches, given the shares of all hosts."""
-    return [{key: np.concatenate([part[key] for part in step]) for key in KEYS} for step in zip(*parts, strict=True)]
-
+from mixer.data.sources import Example
 
 CONFIGS = {
     "plain": {},
@@ -180,87 +144,6 @@ def test_a_new_crop_works(monkeypatch):
     assert_same([found], [expected])
 
 
-# ------------------------------------------------------------------------------------------------------ bad images
-
-JPEG_FILE, PNG_FILE = encode(photo(20, 30), "JPEG"), encode(photo(20, 30))
-BAD = {
-    "no record": (None, "bad_record"),
-    "no bytes": (b"", "empty"),
-    "zeros": (b"\0" * 100, "unknown_format"),
-    "truncated JPEG": (JPEG_FILE[:-100], "truncated"),
-    "too large": (encode(np.zeros((1001, 1000), np.uint8)), "too_large"),
-    "broken Huffman table": (broken_huffman_table(JPEG_FILE), "undecodable"),
-    "wrong checksum": (wrong_checksum(PNG_FILE), "undecodable"),
-}
-
-
-def with_bad(examples: Sequence[Example], bad: dict[int, str]) -> list[Example]:
-    return [Example(BAD[bad[n]][0], example.labels) if n in bad else example for n, example in enumerate(examples)]
-
-
-def assert_same_but(found: Sequence[pipeline.Batch], expected: Sequence[pipeline.Batch], statuses: np.ndarray) -> None:
-    """Checks that rows with status 0 (int [steps, rows]) are equal, and that all others are those of bad images."""
-    for batch, whole, status in zip(found, expected, statuses, strict=True):
-        np.testing.assert_array_equal(batch["status"], status)
-        good = status == image_status.OK
-        np.testing.assert_array_equal(batch["weight"], np.where(good, whole["weight"], 0))
-        for key in ("image", "labels"):
-            np.testing.assert_array_equal(batch[key][good], whole[key][good])
-        assert (batch["labels"][~good] == -1).all()
-
-
-def statuses_of(bad: dict[int, str], numbers: np.ndarray) -> np.ndarray:
-    codes = {n: STATUSES.index(BAD[name][1]) for n, name in bad.items()}
-    return np.array([[codes.get(int(n), image_status.OK) for n in row] for row in numbers])
-
-
-@pytest.mark.parametrize("randaugment", [0, 1])
-def test_bad_images_keep_their_slots(randaugment):
-    config = input_config(max_pixels=10**6, randaugment=randaugment)
-    examples = examples_of(40)
-    bad = dict(zip(range(3, 40, 5), BAD, strict=False))
-    numbers = order.record_numbers(np.arange(3 * BATCH), 40, 5).reshape(3, BATCH)
-    statuses = statuses_of(bad, numbers)
-    assert set(statuses.ravel()) == {STATUSES.index(status) for status in ("ok", *(s for _, s in BAD.values()))}
-    expected = train(source_of(examples), config, range(3))
-    source = source_of(with_bad(examples, bad))
-    assert_same_but(train(source, config, range(3)), expected, statuses)
-    halves = joined([train(source, config, range(1, 3), rows) for rows in host_rows(2)])
-    assert_same_but(halves, expected[1:], statuses[1:])
-
-
-@pytest.mark.parametrize("at", [{0}, {3}, {1, 2}, {0, 1, 2, 3}])
-def test_an_image_that_fails_in_the_decoder_keeps_its_slot(at, monkeypatch):
-    """Such images are in the first batch, the last, two consecutive ones, or all. Each batch gives a warning."""
-    warned = []
-    monkeypatch.setattr(pipeline._log, "warning", lambda *of: warned.append(of[1]))
-    config = input_config()
-    examples = examples_of(4 * BATCH)
-    numbers = order.record_numbers(np.arange(4 * BATCH), 4 * BATCH, 5).reshape(4, BATCH)
-    bad = {int(numbers[step, row]): name
-           for step, (row, name) in zip(sorted(at), itertools.cycle([(3, "broken Huffman table"), (23, "wrong checksum")]))}  # fmt: skip # noqa: E501
-    found = train(source_of(with_bad(examples, bad)), config, range(4))
-    assert_same_but(found, train(source_of(examples), config, range(4)), statuses_of(bad, numbers))
-    assert warned == sorted(at)
-
-
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_a_damaged_record_keeps_its_slot(file_format, tmp_path):
-    files = pictures(30)
-    write_dataset(tmp_path, file_format, {"train": labelled(files)}, shards=2)
-    config = input_config(dataset="pictures", data_dir=str(tmp_path))
-    expected = train(open_source(config, "train", tmp_path), config, range(2))
-    for shard in (tmp_path / "pictures").rglob("pictures-train*"):
-        content = bytearray(shard.read_bytes())
-        if files[13] in content:
-            content[content.index(files[13]) + 50] ^= 1
-            shard.write_bytes(content)
-    numbers = order.record_numbers(np.arange(2 * BATCH), 30, 5).reshape(2, BATCH)
-    statuses = np.where(numbers == 13, image_status.BAD_RECORD, image_status.OK)
-    assert statuses.any()
-    assert_same_but(train(open_source(config, "train", tmp_path), config, range(2)), expected, statuses)
-
-
 # ------------------------------------------------------------------------------------------------------ evaluation
 
 
@@ -301,58 +184,7 @@ def test_evaluation_of_chosen_examples_in_their_order(records, hosts):
     assert not weight[len(records) :].any()
 
 
-def test_bad_images_keep_their_slots_in_evaluation():
-    config = input_config(max_pixels=10**6)
-    examples = examples_of(60)
-    bad = dict(zip(range(1, 60, 8), BAD, strict=False))
-    numbers = np.arange(72).reshape(3, BATCH)
-    expected = evaluate(source_of(examples), config, BATCH, slice(0, BATCH))
-    found = evaluate(source_of(with_bad(examples, bad)), config, BATCH, slice(0, BATCH))
-    assert_same_but(found, expected, statuses_of(bad, numbers))
-    assert sum(batch["weight"].sum() for batch in found) == 60 - len(bad)
-
-
-# ------------------------------------------------------------------------------------------------------ errors
-
-
-def test_a_user_s_error_arrives_as_one():
-    def fetch(numbers: np.ndarray) -> list[Example]:
-        raise UserError("an example has 9 labels: set config.input.max_labels; or not")
-
-    source = Source(30, ("a", "b"), 1, False, fetch)
-    for batches in (
-        pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(3)),
-        pipeline.eval_batches(source, input_config(), batch_size=8, rows=slice(0, 8)),
-    ):
-        with pytest.raises(UserError) as caught:
-            next(iter(batches))
-        assert str(caught.value) == "an example has 9 labels: set config.input.max_labels; or not"
-
-
-def test_a_user_s_error_beside_a_bad_image_arrives_too():
-    """The example with too many labels comes when the images of the batch are decoded one by one."""
-    tried = []
-
-    def fetch(numbers: np.ndarray) -> list[Example]:
-        tried.append(numbers)
-        if len(tried) > 1:
-            raise UserError("too many labels")
-        return [Example(BAD["broken Huffman table"][0], (0,)) for _ in numbers]
-
-    source = Source(8, ("a", "b"), 1, False, fetch)
-    batches = pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(1))
-    with pytest.raises(UserError, match=r"^too many labels$"):
-        next(iter(batches))
-
-
-def test_other_errors_arrive_as_they_are():
-    def fetch(numbers: np.ndarray) -> list[Example]:
-        raise ValueError("a mistake in the program")
-
-    source = Source(30, ("a", "b"), 1, False, fetch)
-    batches = pipeline.train_batches(source, input_config(), seed=0, batch_size=8, rows=slice(0, 8), steps=range(3))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="a mistake in the program"):
-        next(iter(batches))
+# ------------------------------------------------------------------------------------------------------ the dataset
 
 
 def test_a_dataset_ends_at_once():
