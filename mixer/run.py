@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath, epy
 
 from mixer import models
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import cpu, devices, preemption
-from mixer.training import description, facts, health, history, setup, sharding, writers
+from mixer.training import description, facts, health, history, setup, sharding, whitening, writers
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 from mixer.training.step import TrainState
@@ -21,10 +22,13 @@ from mixer.transfer import init_from
 from mixer.transfer.weights import Weights
 
 with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
-    from mixer.data import readers
+    from mixer.data import pipeline, readers
 
 if TYPE_CHECKING:
     from mixer.data.sources import Source
+
+
+_WHITENED_AT_ONCE = 64  # images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +138,27 @@ def evaluate(run: Run, due: Sequence[evaluators.Scheduled], state: TrainState, s
     return metrics
 
 
+def _with_whitening_stem(run: Run, state: TrainState) -> TrainState:
+    """Returns the state with a stem that whitens patches of training images, which evaluation crops."""
+    count = min(whitening.NUM_IMAGES, run.source.num_examples)
+    records = np.linspace(0, run.source.num_examples - 1, count).astype(int)  # of all classes, if they are in order
+    rows = slice(0, _WHITENED_AT_ONCE)  # every host reads all of them
+    batches = pipeline.eval_batches(
+        run.source, run.config.input, batch_size=_WHITENED_AT_ONCE, rows=rows, records=records
+    )
+    stem = jax.device_get(state.params["stem"])
+    kernel = whitening.whitening(stem["kernel"], (batch["image"][batch["weight"] > 0] for batch in batches))
+    run.console.keep(f"the stem whitens patches, as {count:,} training images have them")
+    params = {**state.params, "stem": {**stem, "kernel": kernel}}
+    return init_from.with_params(state, params, run.built.shardings)
+
+
 def first_state(run: Run, weights: Weights | None) -> TrainState:
+    """Makes the state before the first step, and reports what its parameters are."""
     state = run.built.init()
     if weights is None:
         run.console.keep("starting from random parameters: config.init_from is not set")
-        return state
+        return _with_whitening_stem(run, state) if run.config.stem_init == "whitening" else state
     head = init_from.head_of(weights, run.source.class_names)
     resized = ""
     if weights.resized_from is not None:

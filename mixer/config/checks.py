@@ -13,6 +13,7 @@ from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
 from mixer.config.settings import SETTINGS
 from mixer.models import layers
+from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
 
 _EVALUATORS = "evaluators."
@@ -86,6 +87,10 @@ def _check_model(config: ConfigDict) -> None:
         model = models.create(num_classes=0, **config.model)
     except ValueError as error:
         raise UserError(f"config.{'model.variant' if 'expected' in str(error) else 'model'}: {error}") from None
+    if config.stem_init == "whitening" and not isinstance(model, MlpMixer):
+        raise UserError(
+            f"config.stem_init=whitening is for Mixers; config.model.variant={config.model.variant!r} is none"
+        )
     size, patch_size = config.input.image_size, getattr(model, "patch_size", 1)
     try:
         layers.check_patches(size, size, patch_size)

@@ -82,6 +82,11 @@ SETTINGS: dict[str, Setting] = {
         "interpolate to any", "train.py", choices=Registry("mixer.transfer.resolution:METHODS"),
         needs=(Needs("init_from"),),
     ),
+    "stem_init": Setting(
+        "random", "first kernel of a Mixer's stem: random, or whitening, from patches of training images "
+        "(docs/learning.md)", "training/whitening.py", choices=("random", "whitening"),
+        needs=(Needs("init_from", (None,)),),
+    ),
     # ------------------------------------------------------------------------------------------------------------ model
     "model.variant": Setting(
         "B/16", "Ti, S, B, L or H and the patch size in pixels; or a model to compare with: ViT-B/16, BiT-R50x1",
@@ -107,6 +112,10 @@ SETTINGS: dict[str, Setting] = {
     "model.pyramid": Setting(
         None, "tokens after each block, such as 64,16,16,16 (Appendix A.1); not with scan", "models/token_mixing.py",
         kind=tuple,
+    ),
+    "model.identity_init": Setting(
+        False, "whether the second kernel of each MLP is zero at first, so that every block starts as the identity; "
+        "the paper does not (docs/learning.md)", "models/mlp_mixer.py",
     ),
     "model.dropout": Setting(
         0.0, "probability of dropping a unit after each dense layer (Table 4)", "models/mlp_mixer.py", low=0,

@@ -27,6 +27,7 @@ class MlpBlock(nn.Module):
       dot_general: multiplies in place of `jax.lax.dot_general`, see `runtime/cpu.py`. It gets and returns float32 and
         rounds the factors to `dtype` itself; bias and GELU are computed in float32.
       kernel_init, bias_init: of both dense layers.
+      starts_at_zero: whether the second kernel is zero at first, and so the output.
       out_dim: width of the output; that of the input if not given.
     """
 
@@ -36,6 +37,7 @@ class MlpBlock(nn.Module):
     dot_general: DotGeneral | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    starts_at_zero: bool = False
     out_dim: int | None = None
 
     @nn.compact
@@ -43,12 +45,13 @@ class MlpBlock(nn.Module):
         """Applies the MLP. In evaluation `key` is None and nothing is dropped."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         dense = partial(
-            nn.Dense, dtype=self.dtype if self.dot_general is None else jnp.float32, kernel_init=self.kernel_init,
-            bias_init=self.bias_init, dot_general=self.dot_general,
+            nn.Dense, dtype=self.dtype if self.dot_general is None else jnp.float32, bias_init=self.bias_init,
+            dot_general=self.dot_general,
         )  # fmt: skip
-        y = dense(self.mlp_dim)(x)
+        y = dense(self.mlp_dim, kernel_init=self.kernel_init)(x)
         y = nn.Dropout(self.dropout, deterministic=key is None)(nn.gelu(y), rng=keys[0])
-        y = dense(self.out_dim or x.shape[-1])(y)
+        second_init = nn.initializers.zeros if self.starts_at_zero else self.kernel_init
+        y = dense(self.out_dim or x.shape[-1], kernel_init=second_init)(y)
         dropped: Array = nn.Dropout(self.dropout, deterministic=key is None)(y, rng=keys[1])
         return dropped.astype(self.dtype)
 

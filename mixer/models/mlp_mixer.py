@@ -78,7 +78,7 @@ class MixerBlock(nn.Module):
       stochastic_depth_rescale: divide kept branches by 1 - p, so that the expectation in training equals evaluation.
       dtype: of activations and matrix products; parameters and normalisation statistics stay float32.
       dot_general: see `layers.MlpBlock`.
-      token_mixing, token_groups: see `MlpMixer`.
+      identity_init, token_mixing, token_groups: see `MlpMixer`.
       tokens_out: tokens of the output, if they are fewer than those of the input.
     """
 
@@ -88,6 +88,7 @@ class MixerBlock(nn.Module):
     stochastic_depth_rescale: bool = True
     dtype: DTypeLike = jnp.float32
     dot_general: layers.DotGeneral | None = None
+    identity_init: bool = False
     token_mixing: str = "shared"
     token_groups: int = 1
     tokens_out: int | None = None
@@ -101,7 +102,10 @@ class MixerBlock(nn.Module):
     ) -> Float[Array, "batch tokens_out channels"]:
         """Applies the block. key is None in evaluation; drop_rate is None without stochastic depth."""
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
-        mlp = partial(layers.MlpBlock, dropout=self.dropout, dtype=self.dtype, dot_general=self.dot_general)
+        mlp = partial(
+            layers.MlpBlock, dropout=self.dropout, dtype=self.dtype, dot_general=self.dot_general,
+            starts_at_zero=self.identity_init,
+        )  # fmt: skip
 
         tokens_out = self.tokens_out or x.shape[1]
 
@@ -136,6 +140,8 @@ class MlpMixer(nn.Module):
         the parameter tree is the same. With remat or scan, loss and gradients agree with the plain model's within
         1e-5 of their norm in float32, and within 4% in bfloat16, because XLA rounds in other places.
       dot_general: see `layers.MlpBlock`.
+      identity_init: the second kernel of each MLP is zero at first, so that every block starts as the identity (as
+        residual branches do in arXiv 1706.02677 and 1901.09321). Published: lecun_normal, as the first.
       token_mixing: a key of `token_mixing.TOKEN_MIXINGS`. All but shared are of Appendix A.1, as is `pyramid`.
       token_groups: G, groups of channels with an MLP of their own (untied), or channels or views that are mixed at once
         (grouped, views); must divide hidden_dim.
@@ -156,6 +162,7 @@ class MlpMixer(nn.Module):
     remat: bool = False
     scan: bool = False
     dot_general: layers.DotGeneral | None = None
+    identity_init: bool = False
     token_mixing: str = "shared"
     token_groups: int = 1
     pyramid: tuple[int, ...] | None = None
@@ -218,7 +225,7 @@ class MlpMixer(nn.Module):
             stochastic_depth=self.stochastic_depth, remat=self.remat, scan=self.scan,
             tokens_mlp_dim=self.tokens_mlp_dim, channels_mlp_dim=self.channels_mlp_dim, dropout=self.dropout,
             stochastic_depth_rescale=self.stochastic_depth_rescale, dtype=self.dtype, dot_general=self.dot_general,
-            token_mixing=self.token_mixing, token_groups=self.token_groups,
+            identity_init=self.identity_init, token_mixing=self.token_mixing, token_groups=self.token_groups,
             own_fields=self._own_fields(images.shape[1], images.shape[2]),
         )  # fmt: skip
 

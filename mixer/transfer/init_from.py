@@ -89,6 +89,11 @@ def initial_params(
       UserError: arrays other than the head do not fit.
     """
     params = fitted(weights, state.params, model=model, keep_head=head_of(weights, class_names).kept)
+    return with_params(state, params, shardings)
+
+
+def with_params(state: TrainState, params: Any, shardings: TrainState) -> TrainState:
+    """Returns a new state with these parameters, placed on the devices; `shardings` are those of the state."""
     # Parameters and their average are separate copies: the step donates both, and no buffer can be donated twice.
     place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.params)
     ema_params = None if state.ema_params is None else place(params)

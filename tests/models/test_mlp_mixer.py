@@ -82,6 +82,23 @@ def test_equals_a_float64_mixer(patch, rows, columns, seed):
     np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("mixing", [{}, {"token_mixing": "untied", "token_groups": 2}], ids=["shared", "untied"])
+def test_blocks_that_start_as_the_identity(mixing):
+    """Only the second kernels differ from the published initialisation, and are zero."""
+    published, ours = (models.create("Ti/4", 7, **SMALL, **mixing, identity_init=on) for on in (False, True))
+    before, after = (
+        flatten_dict(model.init(jax.random.key(0), IMAGES)["params"], sep="/") for model in (published, ours)
+    )
+    for name, leaf in after.items():
+        second = name.endswith("mixing/Dense_1/kernel")
+        np.testing.assert_array_equal(leaf, jnp.zeros_like(leaf) if second else before[name], err_msg=name)
+    assert any(np.any(before[name]) for name in before if name.endswith("mixing/Dense_1/kernel"))
+    block = MixerBlock(12, 24, identity_init=True)
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32)
+    out, _ = block.init_with_output(jax.random.key(0), tokens, None, None)
+    np.testing.assert_array_equal(out, tokens)
+
+
 def test_the_outputs_of_both_mlps_of_each_block_can_be_captured():
     """As the module's docstring says. No change to the model is needed to look at its activations."""
     model = models.create("Ti/4", 7, **SMALL)
