@@ -1,4 +1,4 @@
-"""configs/cifar10.py with the token mixing of the paper's Appendix A.1, "Things that did not help".
+"""configs/cifar10_plain.py with the token mixing of the paper's Appendix A.1, "Things that did not help".
 
     python -m mixer.train --config configs/cifar10_ablation.py:untied --workdir runs/untied --config.input.data_dir=DIR
 

@@ -1,9 +1,9 @@
-"""Fine-tuning of configs/cifar10.py's small Mixer at 32 pixels, short enough for two CPU cores; not from the paper.
+"""Fine-tuning of the small Mixer of configs/cifar10_plain.py at 32 pixels, for two CPU cores.
 
     python -m mixer.sweep --config configs/finetune_small.py --tasks pets,cifar10 --workdir runs/transfer/fractals \\
         --config.init_from=runs/fractals --config.input.data_dir=DIR
 
-The recipe is that of configs/finetune.py but for the batch and the number of steps. docs/results.md has the results.
+The paper has no such run. The recipe is that of configs/finetune.py but for the batch and the number of steps. docs/results.md has the results.
 """
 
 from ml_collections import ConfigDict

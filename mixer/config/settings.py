@@ -61,6 +61,10 @@ SETTINGS: dict[str, Setting] = {
         "sigmoid_xent", "loss function; the paper does not name it, its published ImageNet-1k config uses the sigmoid",
         "training/step.py", choices=Registry("mixer.training.losses:LOSSES"),
     ),
+    "label_smoothing": Setting(
+        0.0, "share of an image's label that training gives to all classes alike; the paper names none",
+        "training/losses.py", low=0, high=0.999,
+    ),
     "ema_decay": Setting(
         0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none", "training/step.py",
         low=0, high=0.999999,

@@ -14,6 +14,19 @@ def targets(labels: Int[Array, "batch max_labels"], num_classes: int) -> Float[A
     return jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
 
 
+def smoothed(targets: Float[Array, "batch classes"], smoothing: float) -> Float[Array, "batch classes"]:
+    """Moves a share of each example's targets to all classes alike (label smoothing, arXiv 1512.00567, Section 7).
+
+    An example without a label stays without: it has no target to move.
+
+    Args:
+      targets: of one label or several.
+      smoothing: the share, from 0 to 1.
+    """
+    total = jnp.sum(targets, axis=-1, keepdims=True)
+    return (1 - smoothing) * targets + smoothing * total / targets.shape[-1]
+
+
 def sigmoid_cross_entropy(
     logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:

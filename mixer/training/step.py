@@ -125,6 +125,8 @@ def prepare(
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Returns images in [-1, 1] and targets of a training batch, both mixed if config.mixup.p is not 0."""
     images, targets = batch["image"], losses.targets(batch["labels"], num_classes)
+    if config.label_smoothing:
+        targets = losses.smoothed(targets, config.label_smoothing)
     if config.mixup.p:
         return mixup(images, targets, batch["weight"], key, config.mixup.p, config.mixup.group)
     return normalize(images), targets

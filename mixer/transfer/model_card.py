@@ -169,11 +169,12 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     optimizer, model = config.optimizer, config.model
     flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
     mixup = f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"
+    smoothed = f", labels smoothed by {config.label_smoothing:g}" if config.label_smoothing else ""
     clipped = f"clipped to norm {optimizer.clip_norm:g}" if optimizer.clip_norm else "not clipped"
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
     regularisers = [f"{name} {share:g}" for name, share in dropped.items() if share]
     return {
-        "Loss": LOSSES[config.loss].described,
+        "Loss": LOSSES[config.loss].described + smoothed,
         "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient {clipped}",
         "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after "
         f"{lineage.duration(config, 'warmup')} of warm-up",

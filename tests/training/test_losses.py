@@ -65,6 +65,19 @@ def test_an_example_without_labels():
     np.testing.assert_array_equal(losses.softmax_cross_entropy(logits, none), [0.0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(labels=LABELS, smoothing=st.floats(0, 0.9))
+def test_smoothed_targets(labels, smoothing):
+    """The sum of an example's targets stays: 1 for one label, 0 for none. Each class gets the same share."""
+    plain = targets(np.array(labels), CLASSES)
+    total = plain.sum(axis=1, keepdims=True)
+    found = np.asarray(losses.smoothed(jnp.asarray(plain, jnp.float32), smoothing), np.float64)
+    np.testing.assert_allclose(found.sum(axis=1, keepdims=True), total, rtol=1e-5)
+    np.testing.assert_allclose(
+        found - (1 - smoothing) * plain, np.repeat(smoothing * total / CLASSES, CLASSES, 1), atol=1e-6
+    )
+
+
 def test_mixed_targets():
     """Mixup makes targets between 0 and 1: both losses are linear in them while they sum to one."""
     logits = jnp.asarray([[0.3, -1.0, 2.0, 0.0, 0.7, -0.2]])

@@ -134,6 +134,7 @@ def nested(tree, arrays):
 def mixed(config, step, batch):
     """Images and targets of a batch in float64. Lambda comes from the step's key."""
     images, labels = batch["image"] / 127.5 - 1, targets(batch["labels"], CLASSES)
+    labels = labels + config.label_smoothing * (labels.sum(1, keepdims=True) / CLASSES - labels)
     if not config.mixup.p:
         return images, labels
     key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
@@ -170,10 +171,14 @@ def test_the_float64_gradient_is_the_slope_of_the_float64_loss(loss, one_device)
         assert np.sum(grad * direction) == pytest.approx(slope(loss_at, params[name], direction), rel=1e-6, abs=1e-8)
 
 
+SMOOTHING = {"sigmoid_xent": 0.0, "softmax_xent": 0.1}
+
+
 @functools.cache
 def reference(loss, mixup_p):
     """The first steps in float64: of each the loss, the gradient's norm, the parameters, their average and moments."""
-    run = make_run(devices.make_mesh(jax.devices()[:1]), **SMOOTH, loss=loss, ema_decay=0.9, **{"mixup.p": mixup_p})
+    settings = {"ema_decay": 0.9, "mixup.p": mixup_p, "label_smoothing": SMOOTHING[loss]}
+    run = make_run(devices.make_mesh(jax.devices()[:1]), **SMOOTH, loss=loss, **settings)
     tree = jax.device_get(run.state().params)
     params = average = by_name(tree)
     optimizer = Optimizer(run.config.optimizer, WARMUP_STEPS, TOTAL_STEPS, params)
@@ -215,7 +220,9 @@ STEP_SETTINGS = [  # loss, mixup.p, accumulate_steps: each value of one with eac
 )
 def test_the_first_steps_equal_float64(monkeypatch, num_devices, kind, loss, mixup_p, parts):
     monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 16)
-    settings = {"ema_decay": 0.9, "mixup.p": mixup_p, "accumulate_steps": parts}
+    settings = {
+        "ema_decay": 0.9, "mixup.p": mixup_p, "accumulate_steps": parts, "label_smoothing": SMOOTHING[loss],
+    }  # fmt: skip
     run = make_run(devices.make_mesh(jax.devices()[:num_devices]), **SMOOTH, loss=loss, sharding=kind, **settings)
     state = run.state()
     is_split = not state.params["head"]["kernel"].is_fully_replicated
