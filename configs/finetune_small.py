@@ -3,7 +3,8 @@
     python -m mixer.sweep --config configs/finetune_small.py --tasks pets,cifar10 --workdir runs/transfer/fractals \\
         --config.init_from=runs/fractals --config.input.data_dir=DIR
 
-The paper has no such run. The recipe is that of configs/finetune.py but for the batch and the number of steps. docs/results.md has the results.
+The paper has no such run. The recipe is that of configs/finetune.py but for the batch and the number of steps.
+docs/results.md has the results.
 """
 
 from ml_collections import ConfigDict
