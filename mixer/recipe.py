@@ -3,6 +3,7 @@
 from mixer.config.recipe import (
     arguments,
     base,
+    cifar10,
     duration,
     evaluator_settings,
     finetune,
@@ -18,6 +19,7 @@ from mixer.config.recipe import (
 __all__ = [
     "arguments",
     "base",
+    "cifar10",
     "duration",
     "evaluator_settings",
     "finetune",

@@ -218,6 +218,21 @@ def small_cifar10() -> ConfigDict:
     return config
 
 
+def cifar10(epochs: float) -> ConfigDict:
+    """CIFAR-10 from scratch for the least compute, with a Mixer of the usual token mixing (docs/learning.md)."""
+    config = small_cifar10()
+    model = config.model
+    model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim = 6, 64, 64, 128
+    model.identity_init = True
+    config.stem_init = "whitening"
+    config.label_smoothing = 0.1
+    config.batch_size = 128
+    duration(config, "total", epochs=epochs)
+    duration(config, "warmup", epochs=epochs / 25)
+    config.optimizer.learning_rate = 6e-3
+    return config
+
+
 def _regularise(config: ConfigDict, magnitude: float, mixup: float) -> None:
     config.input.randaugment = ConfigDict({"layers": 2, "magnitude": magnitude, "contrast": "published"})
     config.mixup.p = mixup

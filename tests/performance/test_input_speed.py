@@ -148,7 +148,14 @@ def slow_copy(monkeypatch):
     monkeypatch.setattr(devices, "to_devices", slow)
 
 
-@pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_augmentation, "augment"), (slow_copy, "copy")])
+@pytest.mark.parametrize(
+    ("slow", "stage"),
+    [
+        pytest.param(slow_fetch, "read", marks=pytest.mark.slow),
+        (slow_augmentation, "augment"),
+        pytest.param(slow_copy, "copy", marks=pytest.mark.slow),
+    ],
+)
 def test_a_slow_part_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
     # The median of three blocks: this machine may stand still for as long as one of them.

@@ -86,6 +86,7 @@ def data_dir(tmp_path_factory) -> str:
     return write_cifar10(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow  # six runs, stopped and killed between; `test_a_mistake_...` starts the script each time
 def test_permutation(data_dir, tmp_path):
     folder = tmp_path / "out"
     arguments = command("permutation", folder, data_dir=data_dir, epochs=1.28, seeds=1)  # 4 steps
