@@ -146,10 +146,10 @@ def _with_whitening_stem(run: Run, state: TrainState) -> TrainState:
     batches = pipeline.eval_batches(
         run.source, run.config.input, batch_size=_WHITENED_AT_ONCE, rows=rows, records=records
     )
-    stem = jax.device_get(state.params["stem"])
-    kernel = whitening.whitening(stem["kernel"], (batch["image"][batch["weight"] > 0] for batch in batches))
+    (kernel,) = devices.to_host(run.mesh, state.params["stem"]["kernel"])
+    kernel = whitening.whitening(kernel, (batch["image"][batch["weight"] > 0] for batch in batches))
     run.console.keep(f"the stem whitens patches, as {count:,} training images have them")
-    params = {**state.params, "stem": {**stem, "kernel": kernel}}
+    params = {**state.params, "stem": {**state.params["stem"], "kernel": kernel}}
     return init_from.with_params(state, params, run.built.shardings)
 
 

@@ -165,7 +165,8 @@ def test_fully_sharded_equals_data_parallel(data_dir, tmp_path):
 @pytest.mark.slow  # three processes: half a minute and more
 def test_two_processes_train_as_one(data_dir, tmp_path):
     """Two processes of four devices each, joined by jax.distributed, against one process of eight."""
-    changes = {"total_steps": 5, **FEWSHOT}
+    split = {"sharding": "fully_sharded", "model.hidden_dim": 64, "model.channels_mlp_dim": 256}
+    changes = {"total_steps": 5, "stem_init": "whitening", **split, **FEWSHOT}
     one = run(command(data_dir, tmp_path / "one", **changes))
     assert one.returncode == 0, one.stderr
     with socket.socket() as probe:
