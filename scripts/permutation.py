@@ -94,7 +94,7 @@ def _experiment(stop: preemption.Stop) -> None:
 
 
 def _config(model: str, way: str, seed: int) -> ConfigDict:
-    config = command_line.run_file(command_line.find_config("cifar10"))
+    config = command_line.run_file(command_line.find_config("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
     config.input.data_dir = flags.FLAGS.data_dir

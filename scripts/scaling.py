@@ -167,7 +167,7 @@ def _subsets() -> list[Subset]:
 
 def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
     upstream, steps = UPSTREAMS[flags.FLAGS.upstream], flags.FLAGS.steps
-    config = command_line.run_file(command_line.find_config("cifar10"))
+    config = command_line.run_file(command_line.find_config("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
     config.input.dataset, config.input.data_dir, config.input.crop = upstream.dataset, _data_dir(), upstream.crop

@@ -63,7 +63,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "label_smoothing": Setting(
         0.0, "share of an image's label that training gives to all classes alike; the paper names none",
-        "training/losses.py", low=0, high=0.999,
+        "training/step.py", low=0, high=0.999,
     ),
     "ema_decay": Setting(
         0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none", "training/step.py",
