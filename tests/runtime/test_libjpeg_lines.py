@@ -143,7 +143,8 @@ def test_a_standard_error_of_someone_else_stays(capsys):
 
 def test_ctrl_c_ends_the_command_and_not_the_filter():
     process = started(
-        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    os.write(2, b'mine\\n')",
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    os.write(2, b'mine\\n')",
         start_new_session=True,
     )
     process.stdout.readline()
