@@ -109,7 +109,14 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
     np.testing.assert_allclose(program.call(loaded.read([picture]))[0], logits, rtol=1e-4, atol=1e-4)
 
 
-DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
+DROPPING = {
+    "model.stochastic_depth": 0.2,
+    "model.dropout": 0.1,
+    "mixup.p": 0.5,
+    "mixup.cutmix": 0.5,
+    "mixup.group": 2,
+    "ema_decay": 0.9,
+}
 
 
 @pytest.mark.slow  # checkpoints take whatever arrays a model has: tests/training/test_checkpoint.py

@@ -70,4 +70,11 @@ def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
     return [run_metrics.deterministic(row) for row in read_metrics(workdir)]
 
 
-DROPPING = {"model.stochastic_depth": 0.2, "model.dropout": 0.1, "mixup.p": 0.5, "mixup.group": 2, "ema_decay": 0.9}
+DROPPING = {
+    "model.stochastic_depth": 0.2,
+    "model.dropout": 0.1,
+    "mixup.p": 0.5,
+    "mixup.cutmix": 0.5,
+    "mixup.group": 2,
+    "ema_decay": 0.9,
+}

@@ -15,7 +15,7 @@ UNITS: dict[str, type] = {"steps": int, "examples": int, "epochs": float}
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint")
 
 _INCEPTION = (Needs("input.crop", ("inception",)),)
-_MIXUP = (Needs("mixup.p"),)
+_MIXED = (Needs("mixup.p"), Needs("mixup.cutmix"))
 _ADAPTIVE = (Needs("optimizer.name", ("adam", "muon")),)
 _FEW_SHOT = (Needs("fewshot.dataset"),)
 _PERMUTED = "data/pixels/permutation.py"
@@ -197,11 +197,15 @@ SETTINGS: dict[str, Setting] = {
     ),
     # ------------------------------------------------------------------------------------------------------------ mixup
     "mixup.p": Setting(
-        0.0, "parameter of the distribution of lambda, Beta(p, p); 0 for no mixup", "training/step.py", low=0,
+        0.0, "parameter of the distribution of lambda, Beta(p, p); 0 for no mixup", "training/mixing.py", low=0,
+    ),
+    "mixup.cutmix": Setting(
+        0.0, "share of the steps that paste a box of another image into each (CutMix) and do not blend them; the paper "
+        "has none", "training/mixing.py", low=0, high=1,
     ),
     "mixup.group": Setting(
         8, "size of the groups of rows within which examples are mixed; must divide the rows of a device and of an "
-        "accumulation step", "training/step.py", unit="rows", low=2, needs=_MIXUP,
+        "accumulation step", "training/mixing.py", unit="rows", low=2, needs=_MIXED,
     ),
     # ------------------------------------------------------------------------------------------------------------ input
     "input.dataset": Setting(

@@ -171,7 +171,7 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         curves = [curve for run in runs for curve in _curves(run, pattern, len(runs) > 1)]
         if curves:
             said = "; ".join(f"{curve['name']} ends at {curve['y'][-1]:.4g}" for curve in curves)
-            note = "The training accuracy is that on mixed images, with mixup." if _is_mixed(runs, pattern) else ""
+            note = "The training accuracy is that on mixed images." if _is_mixed(runs, pattern) else ""
             found.append({"title": title, "x": "step", "curves": curves, "said": said, "note": note, **options})
     return found
 

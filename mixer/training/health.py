@@ -7,7 +7,7 @@ import ml_collections
 
 from mixer.data.pixels import image_status
 from mixer.runtime.errors import DivergedError, UserError
-from mixer.training import line_metrics
+from mixer.training import line_metrics, mixing
 from mixer.training.step import Metrics
 
 _FEWEST_SEEN = 1000  # images; among fewer, a single unusable image would be a large share
@@ -41,7 +41,7 @@ def checked_metrics(seen: int, metrics: Metrics, config: ml_collections.ConfigDi
     if skipped := int(values.pop("nonfinite_steps")):
         counts["nonfinite_steps"] = skipped
     del values["step"]
-    means = line_metrics.means(values.pop("line_sums"), mixed=config.mixup.p > 0)
+    means = line_metrics.means(values.pop("line_sums"), mixed=mixing.is_on(config))
     check_images(counts, "bad_images/", seen, config)
     return {name: float(value) for name, value in values.items()} | means | counts
 

@@ -71,8 +71,9 @@ def means(sums: Mapping[str, Any], mixed: bool) -> dict[str, float]:
 
     Args:
       sums: from `named`.
-      mixed: whether there is mixup. Then the model sees a mixed picture, and its guess is compared with the labels of
-        the one that has the larger share. This accuracy has another name: it cannot be compared with an evaluation's.
+      mixed: whether there is mixup or CutMix. Then the model sees a mixed picture, and its guess is compared with the
+        labels of one of the two: the one that has the larger share, or in which a box was pasted. This accuracy has
+        another name: it cannot be compared with an evaluation's.
     """
     kind = "mixed_" if mixed else ""
     names = {"correct": f"{kind}accuracy", "top5": f"{kind}top5_accuracy"}

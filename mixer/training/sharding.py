@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
+from mixer.training import mixing
 
 _SMALLEST_SHARDED = 2**14  # elements; gathering a smaller array costs more than keeping it
 
@@ -44,9 +45,9 @@ def state_sharding(shapes: Any, mesh: Mesh, kind: str) -> Any:
 def rows_together(config: ml_collections.ConfigDict) -> int:
     """Returns how many consecutive rows must stay on one device and in one accumulation step.
 
-    With mixup these are the rows of a group. Without it, each row is on its own.
+    With mixup or CutMix these are the rows of a group. Without them, each row is on its own.
     """
-    return config.mixup.group if config.mixup.p else 1
+    return config.mixup.group if mixing.is_on(config) else 1
 
 
 def check_divides(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -1,6 +1,6 @@
 """The training step: one pure function from (state, batch) to (next state, metrics).
 
-    uint8 images -> [-1, 1] -> mixup -> model -> loss -> gradients -> clip and update -> moving average
+    uint8 images -> [-1, 1] -> mixing -> model -> loss -> gradients -> clip and update -> moving average
 
 `setup.build` jits it for a mesh. Training runs the result, the benchmark times it, pre-flight compiles it for a TPU.
 """
@@ -21,7 +21,7 @@ from mixer.data.pixels import image_status
 from mixer.models import Model
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import devices
-from mixer.training import line_metrics, losses, sharding
+from mixer.training import line_metrics, losses, mixing, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -81,55 +81,16 @@ def normalize(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "bat
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def mixup(
-    images: UInt8[Array, "batch height width 3"],
-    targets: Float[Array, "batch classes"],
-    weight: Float[Array, " batch"],
-    key: Key[Array, ""],
-    p: float,
-    group: int,
-) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
-    """Mixes each example with its neighbour (arXiv 1710.09412), as the published recipe does.
-
-    One lambda ~ Beta(p, p) is drawn for the batch; if it is below 1/2, 1 - lambda is used. The neighbour is the
-    previous example within a group of `group` rows; for the first of a group it is the last. A pair never crosses
-    devices, so mixing needs no communication and does not depend on how many devices there are.
-
-    Args:
-      images: 0..255.
-      targets: of the loss.
-      weight: 0 for an unusable image. An example with an unusable neighbour is not mixed.
-      key: for lambda.
-      p: of the Beta distribution.
-      group: rows in a group; divides the batch.
-
-    Returns:
-      Mixed images in [-1, 1], and mixed targets.
-    """
-    lam = jax.random.beta(key, p, p)
-    lam = jnp.maximum(lam, 1 - lam)
-
-    def neighbour(x: Array) -> Array:
-        return jnp.roll(x.reshape(-1, group, *x.shape[1:]), 1, axis=1).reshape(x.shape)
-
-    lam = jnp.where(neighbour(weight) > 0, lam, 1.0)  # [batch]
-    lam_images, lam_targets = lam[:, None, None, None], lam[:, None]
-    return (
-        lam_images * normalize(images) + (1 - lam_images) * normalize(neighbour(images)),
-        lam_targets * targets + (1 - lam_targets) * neighbour(targets),
-    )
-
-
 def prepare(
     batch: Batch, num_classes: int, key: Key[Array, ""], config: ml_collections.ConfigDict
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
-    """Returns images in [-1, 1] and targets of a training batch, both mixed if config.mixup.p is not 0."""
-    images, targets = batch["image"], losses.targets(batch["labels"], num_classes)
+    """Returns images in [-1, 1] and targets of a training batch; smoothed, and mixed, if the config says so."""
+    images, targets = normalize(batch["image"]), losses.targets(batch["labels"], num_classes)
     if config.label_smoothing:
         targets = losses.smoothed(targets, config.label_smoothing)
-    if config.mixup.p:
-        return mixup(images, targets, batch["weight"], key, config.mixup.p, config.mixup.group)
-    return normalize(images), targets
+    if mixing.is_on(config):
+        return mixing.mixed(images, targets, batch["weight"], key, config)
+    return images, targets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from mixer.config import paper
 from mixer.data import class_names
 from mixer.data.pixels import crops, permutation
 from mixer.data.pixels.augmentations import AUGMENTATIONS
+from mixer.training import mixing
 from mixer.training.losses import LOSSES
 from mixer.transfer import card_code, lineage
 from mixer.transfer.format import Exported, Program, code_block
@@ -168,7 +169,6 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     """Describes loss, optimizer and regularisation, from the run's config."""
     optimizer, model = config.optimizer, config.model
     flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
-    mixup = f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"
     smoothed = f", labels smoothed by {config.label_smoothing:g}" if config.label_smoothing else ""
     clipped = f"clipped to norm {optimizer.clip_norm:g}" if optimizer.clip_norm else "not clipped"
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
@@ -179,7 +179,7 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
         "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after "
         f"{lineage.duration(config, 'warmup')} of warm-up",
         "Batch size": f"{config.batch_size:,}",
-        "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixup, *others]),
+        "Augmentation": ", ".join([crops.CROPS[config.input.crop].described, flips, mixing.described(config), *others]),
         **({"Permutation": permuted} if (permuted := permutation.described(config.input)) else {}),
         "Regularisation": ", ".join(regularisers) or "no dropout, no stochastic depth",
     }

@@ -33,6 +33,7 @@ SETTINGS = {
     "model.stochastic_depth": 0.2,
     "model.dropout": 0.1,
     "mixup.p": 0.5,
+    "mixup.cutmix": 0.5,
     "mixup.group": 2,
     "ema_decay": 0.9,
     "input.dataset": "fractals/4x20x16",

@@ -15,9 +15,9 @@ from small_run import BLOCKS, CLASSES, PATCH, TOTAL_STEPS, WARMUP_STEPS, make_ba
 
 from mixer.runtime import devices
 from mixer.training import sharding
-from mixer.training.step import mixup, normalize, split_batch
+from mixer.training.step import normalize, split_batch
 
-ALL_CHANCE = {"mixup.p": 0.5, "model.dropout": 0.1, "model.stochastic_depth": 0.5}
+ALL_CHANCE = {"mixup.p": 0.5, "mixup.cutmix": 0.5, "model.dropout": 0.1, "model.stochastic_depth": 0.5}
 GRADIENT_IS_KEPT = {  # plain momentum: after one step its trace is the gradient
     "optimizer.name": "momentum", "optimizer.clip_norm": 0.0, "optimizer.weight_decay": 0.0,
 }  # fmt: skip
@@ -39,50 +39,6 @@ def test_normalize_maps_bytes_to_minus_one_and_one():
     normal = np.asarray(normalize(jnp.asarray(images)))[:, 0, 0, 0]
     np.testing.assert_allclose(normal, np.linspace(-1, 1, 256), atol=2e-7)
     assert (normal[0], normal[255]) == (-1, 1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    group=st.sampled_from([2, 4, 8]),
-    p=st.sampled_from([0.2, 0.5, 0.8]),
-    seed=st.integers(0, 9),
-    unreadable=st.sets(st.integers(0, 7)),
-)
-def test_mixup_equals_numpy(group, p, seed, unreadable):
-    rng = np.random.default_rng(seed)
-    pictures, targets = rng.integers(0, 256, (8, 2, 2, 3), np.uint8), rng.uniform(size=(8, 5))
-    images = pictures / 127.5 - 1
-    weight = np.array([row not in unreadable for row in range(8)], np.float32)
-    mixed_images, mixed_targets = mixup(
-        jnp.asarray(pictures), jnp.asarray(targets, jnp.float32), jnp.asarray(weight),
-        jax.random.key(seed), p, group,
-    )  # fmt: skip
-    neighbour = np.array([row - 1 if row % group else row + group - 1 for row in range(8)])
-    alone = weight[neighbour] == 0
-    np.testing.assert_allclose(np.asarray(mixed_images)[alone], images[alone], atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(mixed_targets)[alone], np.float32(targets)[alone])
-    if alone.all():
-        return
-    # One lambda explains every row: solve for it in the first, and expect it everywhere.
-    row = np.flatnonzero(~alone)[0]
-    difference = (targets - targets[neighbour])[row]
-    lam = float(np.dot(np.asarray(mixed_targets)[row] - targets[neighbour][row], difference) / np.sum(difference**2))
-    assert 0.5 - 1e-6 <= lam <= 1 + 1e-6
-    lam = np.where(alone, 1, lam)
-    expected = lam[:, None] * targets + (1 - lam)[:, None] * targets[neighbour]
-    np.testing.assert_allclose(mixed_targets, expected, atol=1e-5)
-    lam = lam[:, None, None, None]
-    np.testing.assert_allclose(mixed_images, lam * images + (1 - lam) * images[neighbour], atol=1e-5)
-
-
-def test_lambda_is_the_larger_part_of_a_beta_draw():
-    """Beta(0.5, 0.5), folded at 1/2, has the distribution function 4/pi asin(sqrt(x)) - 1."""
-    images = jnp.zeros((2, 1, 1, 3), jnp.uint8)
-    draw = jax.vmap(lambda key: mixup(images, jnp.eye(2), jnp.ones(2), key, 0.5, 2)[1][0, 0])
-    lam = np.sort(draw(jax.random.split(jax.random.key(0), 2000)))
-    expected = 4 / np.pi * np.arcsin(np.sqrt(lam)) - 1
-    # Kolmogorov-Smirnov: the largest gap exceeds 1.95/sqrt(n) once in a thousand seeds.
-    assert np.abs(expected - np.arange(2000) / 2000).max() < 1.95 / np.sqrt(2000)
 
 
 @settings(max_examples=25, deadline=None)
@@ -378,9 +334,9 @@ def collectives(compiled):
     return set(found)
 
 
-@pytest.mark.parametrize(("mixup_p", "num_devices"), [(0.0, 1), (0.5, 8)], ids=["plain", "mixup on 8 devices"])
+@pytest.mark.parametrize(("mixup_p", "num_devices"), [(0.0, 1), (0.5, 8)], ids=["plain", "mixed on 8 devices"])
 def test_gradients_of_four_parts_are_those_of_the_whole(one_device, mixup_p, num_devices):
-    settings = {**GRADIENT_IS_KEPT, "mixup.p": mixup_p}
+    settings = {**GRADIENT_IS_KEPT, "mixup.p": mixup_p, "mixup.cutmix": mixup_p}
     batch = small_batch(64)
     run = make_run(one_device, **settings)
     whole, whole_metrics = run.step(run.state(), batch)
