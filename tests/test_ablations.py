@@ -68,6 +68,7 @@ def trained(ablation, data_dir, folder, **changes):
     return last
 
 
+@pytest.mark.slow  # tests/models/test_token_mixing.py has the models, tests/test_train.py the command
 def test_a_run_is_trained_and_evaluated(data_dir, tmp_path):
     assert trained("untied", data_dir, tmp_path / "run")["step"] == 4
 

@@ -39,7 +39,8 @@ def test_features_are_what_the_head_gets(softmax_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "channels"), [("Ti/8", 128), ("ViT-S/16", 384), pytest.param("BiT-R50x1", 2048, marks=pytest.mark.slow)]
+    ("variant", "channels"),
+    [("Ti/8", 128), ("ViT-Ti/16", 192), pytest.param("BiT-R50x1", 2048, marks=pytest.mark.slow)],
 )
 def test_created_models(variant, channels):
     model = mixer.create(variant, 7, image_size=32)

@@ -226,6 +226,7 @@ def cifar10(epochs: float) -> ConfigDict:
     model.identity_init = True
     config.stem_init = "whitening"
     config.label_smoothing = 0.1
+    config.mixup.cutmix = 0.5
     config.batch_size = 128
     duration(config, "total", epochs=epochs)
     duration(config, "warmup", epochs=epochs / 25)

@@ -44,6 +44,7 @@ def test_a_longer_session(tmp_path):
     assert_survived(outcomes)
 
 
+@pytest.mark.slow  # it compares what the sessions compare, which are slow too
 def test_a_flipped_bit_and_a_lost_line_are_found(bench, tmp_path):
     straight = bench.undisturbed().workdir
     assert compare.differences(straight, straight, 12) == []

@@ -183,7 +183,7 @@ def loss_and_gradient(kind, groups, pyramid, **options):
 
 
 @pytest.mark.parametrize(("kind", "groups", "pyramid"), [ABLATIONS[0], ABLATIONS[3], ABLATIONS[7]])
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}], ids=str)
+@pytest.mark.parametrize("options", [pytest.param({"remat": True}, marks=pytest.mark.slow), {"scan": True}], ids=str)
 def test_remat_and_scan_change_neither_value_nor_gradient_nor_draws(kind, groups, pyramid, options):
     if pyramid is not None and "scan" in options:
         with pytest.raises(

@@ -99,7 +99,13 @@ def loss_and_gradient(**options):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"remat": True, "scan": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    # test_mlp_mixer.py has each alone; layers.apply_blocks does both for both models
+    [pytest.param({"remat": True}, marks=pytest.mark.slow), pytest.param({"scan": True}, marks=pytest.mark.slow),
+     {"remat": True, "scan": True}],
+    ids=str,
+)  # fmt: skip
 def test_remat_and_scan_change_neither_value_nor_gradient_nor_draws(options):
     plain, other = loss_and_gradient(), loss_and_gradient(**options)
     assert float(other[0]) == pytest.approx(float(plain[0]), rel=1e-5)
