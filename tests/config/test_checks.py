@@ -129,8 +129,8 @@ def test_a_value_that_is_not_allowed_is_one_line(base_with, fields, line):
         ),
         (
             {"mixup__group": 4},
-            "config.mixup.group=4 would not be read: it needs mixup.p to be set, which is 0.0 here or mixup.cutmix to be "
-            "set, which is 0.0 here; leave it at 8",
+            "config.mixup.group=4 would not be read: it needs mixup.p to be set, which is 0.0 here or mixup.cutmix to "
+            "be set, which is 0.0 here; leave it at 8",
         ),
         ({"input__crop": "random", "input__scaled_decoding": True}, "config.input.scaled_decoding=True would not be r"),
         ({"input__validation_share": 0.2}, "config.input.validation_share=0.2 would not be read: it needs input.data"),
