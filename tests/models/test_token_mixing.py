@@ -1,5 +1,7 @@
 """Appendix A.1's models against hand-written formulas, an independent float64 NumPy model, and the paper's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,9 +225,10 @@ def test_a_dropped_branch_of_a_pyramid_leaves_the_means_over_squares():
 def test_bfloat16_activations_have_float32_parameters():
     for kind, groups, pyramid in (ABLATIONS[0], ABLATIONS[-1]):
         model = make(kind, groups, pyramid, dtype=jnp.bfloat16)
-        params = model.init(jax.random.key(0), IMAGES)["params"]
+        params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-        _, captured = model.apply({"params": params}, IMAGES, capture_intermediates=True, mutable=["intermediates"])
+        apply = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+        _, captured = jax.eval_shape(apply, {"params": params}, IMAGES)
         outputs = captured["intermediates"]
         del outputs["head"], outputs["__call__"]
         assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("bfloat16")}

@@ -144,7 +144,9 @@ def test_norms_as_the_config_asks(one_device):
     assert found["layers"]["grad_norm"] == pytest.approx(math.hypot(*layers), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mixup.p": 0.5, "accumulate_steps": 2}])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, marks=pytest.mark.slow), {"mixup.p": 0.5, "accumulate_steps": 2}]
+)
 def test_what_is_measured_changes_no_bit_of_the_parameters(mesh, settings):
     measured = [{"metrics.train_accuracy": False}, {"metrics.train_accuracy": True, "metrics.norms": "layers"}]
     states = [
