@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Key
 Images = Float[Array, "batch height width 3"]
 Targets = Float[Array, "batch classes"]
 
+_CUTMIX = 2  # folded into a step's key; fold_in 0 and 1 are the two keys that mixup's Beta draw splits from it
+
 
 def is_on(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> bool:
     """Returns whether a run mixes images."""
@@ -45,7 +47,7 @@ def mixed(
     blended = mixup(images, targets, weight, key, settings.p, settings.group) if settings.p else (images, targets)
     if not settings.cutmix:
         return blended
-    choice_key, cut_key = jax.random.split(jax.random.fold_in(key, 1))  # `key` itself is mixup's
+    choice_key, cut_key = jax.random.split(jax.random.fold_in(key, _CUTMIX))
     cut = cutmix(images, targets, weight, cut_key, settings.group)
     is_cut = jax.random.uniform(choice_key) < settings.cutmix
     return jnp.where(is_cut, cut[0], blended[0]), jnp.where(is_cut, cut[1], blended[1])
