@@ -234,6 +234,27 @@ def cifar10(epochs: float) -> ConfigDict:
     return config
 
 
+def leaves(pictures: int, examples: int) -> ConfigDict:
+    """Pre-training of the model of `cifar10` on pictures each of which is a category (docs/learning.md).
+
+    Args:
+      pictures: how many there are.
+      examples: how many augmented ones are seen.
+    """
+    config = cifar10(epochs=1)
+    config.mixup.cutmix = 0.0
+    config.input.dataset = f"leaves/{pictures}x48"
+    config.input.eval_split = f"train[:{min(pictures, 500)}]"  # there is no other; here without augmentation
+    config.input.crop = "inception"
+    config.input.crop_area = (0.15, 1.0)
+    config.input.color_jitter = 1.0
+    duration(config, "total", examples=examples)
+    duration(config, "warmup", examples=examples // 25)
+    duration(config, "eval", examples=examples)
+    duration(config, "checkpoint", examples=examples)
+    return config
+
+
 def _regularise(config: ConfigDict, magnitude: float, mixup: float) -> None:
     config.input.randaugment = ConfigDict({"layers": 2, "magnitude": magnitude, "contrast": "published"})
     config.mixup.p = mixup

@@ -209,8 +209,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     # ------------------------------------------------------------------------------------------------------------ input
     "input.dataset": Setting(
-        "imagenet2012", "a TFDS name; fractals/64x200x32 or digits/32, which need no download; or folder",
-        "data/readers.py",
+        "imagenet2012", "a TFDS name; fractals/64x200x32, leaves/2000x48 or digits/32, which need no download; or "
+        "folder", "data/readers.py",
     ),
     "input.data_dir": Setting(
         None, "folder of the dataset; TFDS' own default if not set", "data/records/tfds_dataset.py", kind=str,
@@ -258,6 +258,10 @@ SETTINGS: dict[str, Setting] = {
         "pil", "what Contrast blends an image with: pil, the mean of its gray pixels; published, the number of its "
         "pixels over 256, which is 196 at 224 pixels (docs/fidelity.md)", "data/pixels/randaugment.py",
         choices=Registry("mixer.data.pixels.randaugment:CONTRASTS"), needs=(Needs("input.randaugment.layers"),),
+    ),
+    "input.color_jitter": Setting(
+        0.0, "strength of random changes of hue, saturation, contrast and brightness; 1 gives any hue, and a fifth of "
+        "the images in grey; the paper has none", "data/pixels/augmentations.py", low=0, high=1,
     ),
     "input.eval_crop": Setting(
         "resize_small", "in evaluation, before the central image_size pixels are taken (Section 3): resize the shorter "

@@ -62,7 +62,7 @@ def test_the_card_of_the_papers_recipe():
         "Optimizer": "adam, weight decay 0.1, gradient clipped to norm 1",
         "Learning rate": "0.001, linear schedule after 10,000 steps of warm-up",
         "Batch size": "4,096",
-        "Augmentation": "Inception crops, flips, mixup 0.5, RandAugment of 2 layers, magnitude 15",
+        "Augmentation": "Inception crops, flips, mixup 0.5, RandAugment of 2 layers, magnitude 15, no colour jitter",
         "Regularisation": "stochastic depth 0.1",
         "Steps": "93,000 taken; planned: 300 epochs",
     }
@@ -88,7 +88,7 @@ def test_the_card_of_a_run_with_other_settings():
     assert found["Weights"] == "`runs/b16`, averaged over the steps with decay 0.999"
     assert found["Started from"] == "B/16-i21k"
     assert found["Optimizer"] == "momentum, weight decay 0.1, gradient not clipped"
-    assert found["Augmentation"] == "random crops, no flips, no mixup, no RandAugment"
+    assert found["Augmentation"] == "random crops, no flips, no mixup, no RandAugment, no colour jitter"
     assert found["Regularisation"] == "dropout 0.1"
     assert found["Steps"] == "93,000 taken; planned: 20,000 steps"
     assert "brought to 240x240 pixels and the central 224x224 taken (eval_crop=resize_square, eval_resize=240)" in text

@@ -16,10 +16,11 @@ import tensorflow_datasets as tfds
 from mixer.data.datasets import base
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals
+from mixer.data.datasets.leaves import Leaves
 from mixer.data.records import records
 from mixer.runtime.errors import UserError
 
-EMBEDDED: dict[str, type[base.Builder]] = {"digits": Digits, "fractals": Fractals}
+EMBEDDED: dict[str, type[base.Builder]] = {"digits": Digits, "fractals": Fractals, "leaves": Leaves}
 
 
 def is_embedded(name: str) -> bool:

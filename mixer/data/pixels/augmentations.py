@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float32
 
-from mixer.data.pixels import crops
+from mixer.data.pixels import color_jitter, crops
 from mixer.data.pixels.crops import Image
 from mixer.data.pixels.randaugment import randaugment
 
@@ -44,6 +44,15 @@ def apply_randaugment(image: Image, draws: Float32[np.ndarray, " n"], config: ml
     return randaugment(image, draws.reshape(-1, 4), config.randaugment.magnitude, config.randaugment.contrast)
 
 
+def apply_color_jitter(image: Image, draws: Float32[np.ndarray, "5"], config: ml_collections.ConfigDict) -> Image:
+    """Changes hue, saturation, contrast and brightness by as much as `config.color_jitter` says."""
+    return color_jitter.color_jitter(image, draws, config.color_jitter)
+
+
+def _describe_color_jitter(config: ml_collections.ConfigDict) -> str:
+    return f"colour jitter {config.color_jitter:g}" if config.color_jitter else "no colour jitter"
+
+
 def _describe_randaugment(config: ml_collections.ConfigDict) -> str:
     layers, magnitude = config.randaugment.layers, config.randaugment.magnitude
     return f"RandAugment of {layers} layers, magnitude {magnitude:g}" if layers else "no RandAugment"
@@ -53,6 +62,9 @@ AUGMENTATIONS = {
     # Flip keeps its draw when it is off, so that crops do not change with config.flip.
     "flip": Augmentation(lambda config: 1, flip, lambda config: "flips" if config.flip else "no flips"),
     "randaugment": Augmentation(lambda config: 4 * config.randaugment.layers, apply_randaugment, _describe_randaugment),
+    "color_jitter": Augmentation(
+        lambda config: color_jitter.NUM_DRAWS if config.color_jitter else 0, apply_color_jitter, _describe_color_jitter
+    ),
 }
 
 

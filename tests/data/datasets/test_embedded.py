@@ -11,6 +11,7 @@ from mixer.runtime.errors import UserError
 def test_is_embedded():
     assert datasets.is_embedded("digits")
     assert datasets.is_embedded("fractals/64x200x32")
+    assert datasets.is_embedded("leaves")
     assert not datasets.is_embedded("imagenet2012")
     assert not datasets.is_embedded("fractals_of_mine/1")
 
@@ -47,7 +48,7 @@ def test_a_prepared_dataset_may_be_in_a_read_only_folder(tmp_path, monkeypatch):
         datasets.prepare_embedded("fractals/3x4x8", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fractals/x", "digits/a/b", ""])
+@pytest.mark.parametrize("name", ["cifar10", "fractals/x", "leaves/3x40x16", "digits/a/b", ""])
 def test_wrong_names_are_named(tmp_path, name):
     with pytest.raises(UserError, match=name or "not an embedded dataset"):
         datasets.prepare_embedded(name, str(tmp_path))

@@ -39,7 +39,7 @@ def test_every_draw_belongs_to_one_augmentation_or_to_the_crop(fields):
 def test_the_draws_are_those_of_earlier_versions():
     """A change here would change the batches of every run."""
     assert augmentations.draw_slices(input_config(randaugment=2)) == {
-        "flip": slice(0, 1), "crop": slice(1, 25), "randaugment": slice(25, 33),
+        "flip": slice(0, 1), "crop": slice(1, 25), "randaugment": slice(25, 33), "color_jitter": slice(33, 33),
     }  # fmt: skip
 
 
@@ -82,8 +82,12 @@ def test_every_augmentation_is_described(name, fields):
 @pytest.mark.parametrize(
     ("fields", "described"),
     [
-        ({}, ["flips", "no RandAugment"]),
-        ({"flip": False, "randaugment": 2}, ["no flips", "RandAugment of 2 layers, magnitude 10"]),
+        ({}, ["flips", "no RandAugment", "no colour jitter"]),
+        (
+            {"flip": False, "randaugment": 2},
+            ["no flips", "RandAugment of 2 layers, magnitude 10", "no colour jitter"],
+        ),
+        ({"color_jitter": 0.5}, ["flips", "no RandAugment", "colour jitter 0.5"]),
     ],
 )
 def test_the_descriptions_follow_the_config(fields, described):
