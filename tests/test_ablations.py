@@ -10,6 +10,7 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 from test_train import run
+from tiny_run import DROPPING
 
 import mixer
 from mixer.config import checks, command_line, durations
@@ -108,16 +109,6 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
     assert f"# {SAID[ablation]}, 32 px" in (tmp_path / "m.stablehlo.md").read_text()
     program = jax_export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
     np.testing.assert_allclose(program.call(loaded.read([picture]))[0], logits, rtol=1e-4, atol=1e-4)
-
-
-DROPPING = {
-    "model.stochastic_depth": 0.2,
-    "model.dropout": 0.1,
-    "mixup.p": 0.5,
-    "mixup.cutmix": 0.5,
-    "mixup.group": 2,
-    "ema_decay": 0.9,
-}
 
 
 @pytest.mark.slow  # checkpoints take whatever arrays a model has: tests/training/test_checkpoint.py

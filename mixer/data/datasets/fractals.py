@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from mixer.data.datasets import base
+from mixer.data.datasets import drawn
 from mixer.data.datasets.iterated_functions import draw
 from mixer.runtime import cpu
 
@@ -68,7 +68,7 @@ class Shape(NamedTuple):
         return shape
 
 
-class Fractals(base.Builder):
+class Fractals(drawn.DrawnBuilder):
     """Builds the dataset. When it is built, `tfds.builder("fractals/64x200x32", data_dir=...)` reads it from its files.
 
     Features: `image` (RGB PNG) and `label`. Splits: `train`, and `validation` with the last tenth of each category's
@@ -85,27 +85,10 @@ class Fractals(base.Builder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="64x200x32", description="The quickstart's.")]
 
-    def __init__(self, *, config: str | None = None, **kwargs: Any) -> None:
-        self._shape = Shape.parse(config or self.BUILDER_CONFIGS[0].name)
-        known = {config.name: config for config in self.BUILDER_CONFIGS}
-        name = self._shape.name
-        super().__init__(config=known.get(name) or tfds.core.BuilderConfig(name=name), **kwargs)
+    SHAPE: ClassVar = Shape
+    DESCRIPTION: ClassVar = "Attractors of random iterated function systems."
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        size = self._shape.size
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Attractors of random iterated function systems.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=self._shape.categories),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[base.Example]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[drawn.Example]]:
         instances = self._shape.instances
         train = instances - max(1, round(instances * VALIDATION_SHARE))
         return {
@@ -113,13 +96,13 @@ class Fractals(base.Builder):
             "validation": self._generate_examples(range(train, instances)),
         }
 
-    def _generate_examples(self, instances: range) -> Iterator[base.Example]:
+    def _generate_examples(self, instances: range) -> Iterator[drawn.Example]:
         shape = self._shape
 
-        def drawn(category: int, part: range) -> list[base.Example]:
+        def draw_part(category: int, part: range) -> list[drawn.Example]:
             images = draw(shape.seed, category, part, shape.size)
             return [
-                (f"{category}/{instance}", {"image": base.png(image), "label": category})
+                (f"{category}/{instance}", {"image": drawn.png(image), "label": category})
                 for instance, image in zip(part, images, strict=True)
             ]
 
@@ -130,7 +113,7 @@ class Fractals(base.Builder):
         )
         threads = cpu.processors()
         with futures.ThreadPoolExecutor(threads) as pool:  # threads are enough: NumPy and OpenCV release Python's lock
-            ahead = collections.deque(pool.submit(drawn, *part) for part in itertools.islice(parts, 2 * threads))
+            ahead = collections.deque(pool.submit(draw_part, *part) for part in itertools.islice(parts, 2 * threads))
             while ahead:
                 yield from ahead.popleft().result()
-                ahead.extend(pool.submit(drawn, *part) for part in itertools.islice(parts, 1))
+                ahead.extend(pool.submit(draw_part, *part) for part in itertools.islice(parts, 1))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from mixer.data.datasets import base
+from mixer.data.datasets import drawn
 from mixer.data.datasets.dead_leaves import picture
 from mixer.runtime import cpu
 
@@ -23,13 +23,13 @@ _AT_ONCE = 1024  # pictures that are in memory
 class Shape(NamedTuple):
     """The parameters in a config's name. `2000x48-seed7` is pictures x pixels, and a seed."""
 
-    pictures: int
+    categories: int  # one picture each
     size: int  # pixels of a side
     seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.pictures}x{self.size}" + (f"-seed{self.seed}" if self.seed else "")
+        return f"{self.categories}x{self.size}" + (f"-seed{self.seed}" if self.seed else "")
 
     @classmethod
     def parse(cls, name: str) -> "Shape":
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
         return shape
 
 
-class Leaves(base.Builder):
+class Leaves(drawn.DrawnBuilder):
     """Builds the dataset. When it is built, `tfds.builder("leaves/2000x48", data_dir=...)` reads it from its files.
 
     Features: `image` (RGB PNG) and `label`, the picture's number. There is one split, `train`.
@@ -63,35 +63,18 @@ class Leaves(base.Builder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="2000x48", description="For 32 pixels.")]
 
-    def __init__(self, *, config: str | None = None, **kwargs: Any) -> None:
-        self._shape = Shape.parse(config or self.BUILDER_CONFIGS[0].name)
-        known = {config.name: config for config in self.BUILDER_CONFIGS}
-        name = self._shape.name
-        super().__init__(config=known.get(name) or tfds.core.BuilderConfig(name=name), **kwargs)
+    SHAPE: ClassVar = Shape
+    DESCRIPTION: ClassVar = "Dead leaves: shapes with random textures, which lie on each other."
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        size = self._shape.size
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Dead leaves: shapes with random textures, which lie on each other.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=self._shape.pictures),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[base.Example]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[drawn.Example]]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[base.Example]:
-        def drawn(number: int) -> base.Example:
+    def _generate_examples(self) -> Iterator[drawn.Example]:
+        def one(number: int) -> drawn.Example:
             image = picture(self._shape.seed, number, self._shape.size)
-            return str(number), {"image": base.png(image), "label": number}
+            return str(number), {"image": drawn.png(image), "label": number}
 
-        pictures = self._shape.pictures
+        pictures = self._shape.categories
         with futures.ThreadPoolExecutor(cpu.processors()) as pool:
             for first in range(0, pictures, _AT_ONCE):
-                yield from pool.map(drawn, range(first, min(first + _AT_ONCE, pictures)))
+                yield from pool.map(one, range(first, min(first + _AT_ONCE, pictures)))
