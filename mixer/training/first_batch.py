@@ -59,7 +59,12 @@ def _rows(config: ml_collections.ConfigDict) -> int:
 def _seen(
     batch: dict[str, np.ndarray], class_names: Sequence[str], step: int, config: ml_collections.ConfigDict
 ) -> tuple[np.ndarray, np.ndarray, Sequence[str], list[str]]:
-    """Returns the first images of a batch as the model sees them in a step, and their captions; see `contact_sheet`."""
+    """Returns the first images of a batch as the model sees them in a step, and their captions; see `contact_sheet`.
+
+    Labels are not smoothed: the share that smoothing gives to every class would only hide them.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.label_smoothing = 0.0
     batch = {name: column[: _rows(config)] for name, column in batch.items()}
     key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]  # the key of mixup
     pictures, targets = jax.device_get(prepare(jax.tree.map(jnp.asarray, batch), len(class_names), key, config))

@@ -1,0 +1,24 @@
+"""The picture of a batch shows what the model sees, with the labels that the images have."""
+
+import numpy as np
+import pytest
+from small_run import CLASSES, make_batch, make_run
+
+from mixer.runtime import devices
+from mixer.training import first_batch
+
+NAMES = [f"class {number}" for number in range(CLASSES)]
+
+
+def sheet(mesh, **settings):
+    run = make_run(mesh, **settings)
+    return first_batch.sheet(devices.to_devices(make_batch(8), mesh), NAMES, 3, run.config)
+
+
+def test_smoothing_does_not_hide_the_labels(one_device):
+    np.testing.assert_array_equal(sheet(one_device, label_smoothing=0.1), sheet(one_device))
+
+
+@pytest.mark.parametrize("mixing", [{"mixup.p": 0.5}, {"mixup.cutmix": 1.0}])
+def test_mixing_is_shown(one_device, mixing):
+    assert (sheet(one_device, **mixing) != sheet(one_device)).mean() > 0.05
