@@ -40,7 +40,10 @@ def test_features_are_what_the_head_gets(softmax_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("variant", "channels"),
-    [("Ti/8", 128), ("ViT-Ti/16", 192), pytest.param("BiT-R50x1", 2048, marks=pytest.mark.slow)],
+    [
+        ("Ti/8", 128),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("ViT-S/16", 384), ("BiT-R50x1", 2048))),
+    ],
 )
 def test_created_models(variant, channels):
     model = mixer.create(variant, 7, image_size=32)

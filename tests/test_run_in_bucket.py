@@ -12,6 +12,7 @@ import pytest
 from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
+from tests import forks
 from tests.bucket.faults import Fault
 
 
@@ -46,12 +47,16 @@ def test_a_run_from_and_to_a_bucket_ends_at_the_bits_of_one_on_a_disk(bucket_her
     assert verify_resume.differences(straight, place) == []
     assert deterministic(place) == deterministic(straight)
 
-    local, remote = (mixer("evaluate", f"--checkpoint={folder}") for folder in (straight, place))
+    local, remote = forks.answers(
+        "mixer.evaluate", [[f"--checkpoint={folder}"] for folder in (straight, place)], imported=["tensorflow"]
+    )
     assert remote.returncode == 0, remote.stderr
     assert remote.stdout.splitlines()[:-1] == local.stdout.splitlines()[:-1]
-    exported = mixer("export", f"--checkpoint={place}", "--to=npz", bucket_here.path("exports/a.npz"))
-    assert exported.returncode == 0, exported.stderr
-    assert mixer("export", f"--checkpoint={straight}", "--to=npz", str(tmp_path / "a.npz")).returncode == 0
+    files = {straight: tmp_path / "a.npz", place: bucket_here.path("exports/a.npz")}
+    for exported in forks.answers(
+        "mixer.export", [[f"--checkpoint={folder}", "--to=npz", file] for folder, file in files.items()]
+    ):
+        assert exported.returncode == 0, exported.stderr
     assert bucket_here.content("exports/a.npz") == (tmp_path / "a.npz").read_bytes()
     assert b"gs://" in bucket_here.content("exports/a.npz.md")
 

@@ -135,7 +135,7 @@ MISTAKES = {
 
 def test_a_mistake_is_one_line_and_status_1():
     given = ([*([] if arguments[0].startswith("--config=") else CONFIG), *arguments] for arguments in MISTAKES)
-    answers = forks.answers("mixer.sweep", given, XLA_FLAGS="")
+    answers = forks.answers("mixer.sweep", given, imported=["mixer.sweep_runs"], XLA_FLAGS="")
     for done, expected in zip(answers, MISTAKES.values(), strict=True):
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"error: {expected}")

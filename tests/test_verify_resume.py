@@ -18,7 +18,7 @@ from tests import forks
 def two_runs(data_dir, tmp_path_factory):
     folders = [tmp_path_factory.mktemp("run") for _ in range(2)]
     for seed, folder in enumerate(folders):
-        train.train(tiny(data_dir, **DROPPING, total_steps=2, seed=seed), folder)
+        train.train(tiny(data_dir, ema_decay=0.9, total_steps=2, seed=seed), folder)
     return folders
 
 

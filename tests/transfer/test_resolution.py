@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import flat, logits, make_model, make_params, nested, same
 
@@ -87,6 +87,7 @@ def resampling(before, after):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+@settings(max_examples=25)
 @given(before=st.integers(1, 5), after=st.integers(1, 8), seed=st.integers(0, 99))
 def test_interpolation_is_bilinear_and_keeps_the_sum_over_an_image(before, after, seed):
     params = make_params(make_model(num_blocks=1), before * PATCH, seed)

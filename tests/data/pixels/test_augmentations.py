@@ -10,9 +10,15 @@ from reference_pixels import draws_of, train
 
 from mixer.data.pixels import augment, augmentations, crops, images
 from mixer.data.pixels.augmentations import AUGMENTATIONS, Augmentation
+from mixer.data.pixels.color_jitter import color_jitter
 from mixer.data.pixels.randaugment import randaugment
 
-CONFIGS = {"plain": {}, "no flips": {"flip": False}, "randaugment": {"randaugment": 2}}
+CONFIGS = {
+    "plain": {},
+    "no flips": {"flip": False},
+    "randaugment": {"randaugment": 2},
+    "colour jitter": {"randaugment": 1, "color_jitter": 0.5},
+}
 
 
 def inverted(num_draws: int = 3, seen: list | None = None) -> Augmentation:
@@ -121,7 +127,16 @@ def test_half_are_flipped_whatever_the_window():
         assert abs(np.corrcoef(flipped, column)[0, 1]) < 5 / math.sqrt(20_000)
 
 
-def test_randaugment_comes_last_and_has_draws_of_its_own():
+def test_colour_jitter_comes_after_randaugment_and_has_draws_of_its_own():
+    plain, jittered = input_config(randaugment=1), input_config(randaugment=1, color_jitter=0.7)
+    draws = np.random.default_rng(1).random(augmentations.num_draws(jittered), np.float32)
+    before = augmentations.augment(photo(16, 16), draws, augmentations.draw_slices(plain), plain)
+    found = augmentations.augment(photo(16, 16), draws, augmentations.draw_slices(jittered), jittered)
+    np.testing.assert_array_equal(found, color_jitter(before, draws[-5:], 0.7))
+    assert (found != before).any()
+
+
+def test_randaugment_comes_after_the_crop_and_has_draws_of_its_own():
     plain, augmented = input_config(), input_config(randaugment=2)
     assert augmentations.num_draws(augmented) == augmentations.num_draws(plain) + 8
     file, of = encode(photo(40, 40)), (images.PNG, (40, 40), (3, 4, 30, 30))
