@@ -39,3 +39,17 @@ def test_tensorflow_finds_the_variables_while_it_is_imported(tmp_path):
     code = f"import jax, sys; sys.path.insert(0, {str(tmp_path)!r}); import mixer.data.tensorflow"
     left = "import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'), os.environ['TF_CPP_MIN_LOG_LEVEL'])"
     assert run_python(f"{code}; {left}") == ["0 3", "None 1"]
+
+
+KERAS = """
+import sys
+import mixer.data.datasets, mixer.training.curves, mixer.data.tensorflow
+import tensorflow as tf
+print([name for name in ("keras", "tf_keras", "sklearn", "matplotlib") if name in sys.modules])
+print(tf.keras.__version__.split(".")[0], "keras" in sys.modules)
+"""
+
+
+def test_keras_is_imported_only_for_who_uses_it():
+    """TensorFlow would import it, which is a third of the time."""
+    assert run_python(KERAS) == ["[]", "3 True"]
