@@ -3,7 +3,9 @@
 from mixer.runtime import environment, libjpeg_lines
 
 libjpeg_lines.begin()  # warnings of the images that TensorFlow decodes
-with environment.prepared():
+# Nothing here uses Keras, which TensorFlow imports all the same, with scikit-learn and matplotlib: a third of the time.
+# Told to take the old Keras, which is not there, it goes on without. After the import `tf.keras` is the new one again.
+with environment.prepared(TF_USE_LEGACY_KERAS="1"):
     import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 # TensorFlow's start-up messages are about nothing that a user here can change. oneDNN has nothing to speed up in an
 # input pipeline, and its rounding depends on the processor.
 _VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-# Nothing here uses Keras, which TensorFlow imports all the same, with scikit-learn and matplotlib: a third of the time.
-# Told to take the old Keras, which is not there, it goes on without. After the import `tf.keras` is the new one again.
-_WHILE_IMPORTED = {"TF_USE_LEGACY_KERAS": "1"}
 _SET_BY_JAX = {"TF_CPP_MIN_LOG_LEVEL": "1"}  # while JAX is imported, unless the user has set it
 
 
@@ -20,9 +17,9 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def prepared() -> Iterator[None]:
-    """Sets the variables for an import within the block only. So a notebook's environment stays as it was."""
-    changes = _changes(_VARIABLES | _WHILE_IMPORTED)
+def prepared(**more: str) -> Iterator[None]:
+    """Sets the variables, and more, for an import within the block. So a notebook's environment stays as it was."""
+    changes = _changes(_VARIABLES | more)
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
