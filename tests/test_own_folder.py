@@ -91,12 +91,12 @@ def test_a_held_out_folder_with_a_part_of_the_classes_is_scored_whole(home):
 def test_the_splits_of_a_folder(home):
     for split, count in (("train", 2), ("valid", 3), ("test", 4)):
         fill(home / "splits" / split, dict.fromkeys(COLOURS, count), seed=count)
-    asked = {(): 9, ("--split=test",): 12, ("--split=all",): 27}
+    asked = {(): 9, ("--split=test",): 12, ("--split=train",): 6, ("--split=all",): 27}
     found = {arguments: score(home, "--data_dir=~/splits", *arguments)[0] for arguments in asked}
     assert {arguments: one["count"] for arguments, one in found.items()} == asked
     assert found[()]["split"] == "validation"
     (home / "link").symlink_to("pics")
-    for arguments in ((), ("--data_dir=~/link",)):  # the run's own data
+    for arguments in ((), ("--data_dir=~/pics/",), ("--data_dir=~/link",)):  # the run's own data
         own, _ = score(home, *arguments)
         assert (own["split"], own["count"]) == ("validation", 3)  # what it was evaluated on
 
