@@ -66,6 +66,6 @@ def _seen(
     config = ml_collections.ConfigDict(config)
     config.label_smoothing = 0.0
     batch = {name: column[: _rows(config)] for name, column in batch.items()}
-    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]  # the key of mixup
+    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]  # the key of mixing
     pictures, targets = jax.device_get(prepare(jax.tree.map(jnp.asarray, batch), len(class_names), key, config))
     return pictures, targets, class_names, [image_status.STATUSES[status] for status in batch["status"]]
