@@ -218,11 +218,12 @@ def small_cifar10() -> ConfigDict:
     return config
 
 
-def cifar10(epochs: float) -> ConfigDict:
+def cifar10(epochs: float, num_blocks: int = 6, hidden_dim: int = 64) -> ConfigDict:
     """CIFAR-10 from scratch for the least compute, with token mixing untied in four groups (docs/learning.md)."""
     config = small_cifar10()
     model = config.model
-    model.num_blocks, model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim = 6, 64, 64, 128
+    model.num_blocks, model.hidden_dim = num_blocks, hidden_dim
+    model.tokens_mlp_dim, model.channels_mlp_dim = 64, 2 * hidden_dim
     model.token_mixing, model.token_groups = "untied", 4  # an option of the paper's Appendix A.1
     model.identity_init = True
     config.stem_init = "whitening"
