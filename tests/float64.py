@@ -199,8 +199,7 @@ def sigmoid_gradient(logits, targets):
 def softmax_loss(logits, targets):
     log_sum = np.logaddexp.reduce(logits, axis=1, keepdims=True)
     counts = targets.sum(axis=1, keepdims=True)
-    shares = np.divide(targets, counts, where=counts > 0, out=np.zeros_like(targets))
-    return -np.sum(shares * (logits - log_sum), axis=1)
+    return -np.sum(targets / np.maximum(counts, 1) * (logits - log_sum), axis=1)
 
 
 def softmax_gradient(logits, targets):

@@ -37,6 +37,11 @@ def checked(config: ConfigDict) -> ConfigDict:
     _check_read(fields, settings)
     _check_model(config)
     _check_input(fields)
+    if config.mixup.p and config.mixup.cutmix == 1:
+        raise UserError(
+            f"config.mixup.p={config.mixup.p!r} would not be read: with mixup.cutmix=1 no step blends images; "
+            "give a smaller share, or leave mixup.p at 0.0"
+        )
     if config.batch_size % config.accumulate_steps:
         raise UserError(
             f"config.batch_size={config.batch_size} is not divisible by accumulate_steps={config.accumulate_steps}"

@@ -12,6 +12,7 @@ from etils import epath
 from mixer.config import run_folder
 from mixer.data import contact_sheet, pipeline, readers
 from mixer.data.pixels import image_status
+from mixer.runtime import devices
 from mixer.training import sharding
 from mixer.training.step import Batch, prepare
 
@@ -20,8 +21,10 @@ def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
     """Writes inspect.png to the run's folder: the first batch with its labels, augmented and mixed. Returns its path.
 
     Raises:
-      UserError: the data cannot be used, or the folder not be written to.
+      UserError: the data cannot be used, the groups of mixing do not divide the batch, or the folder cannot be written
+        to.
     """
+    sharding.check_divides(config, devices.make_mesh(jax.local_devices()[:1]))
     workdir = run_folder.make(workdir)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     config = run_folder.decided(config, workdir, {"input.shuffle_block": source.shuffle_block})

@@ -30,7 +30,8 @@ def guesses(
 
     Args:
       logits: of the step.
-      labels: of the images, padded with -1. With mixup, an image's own labels have the larger share of its target.
+      labels: of the images, padded with -1. With mixup, an image's own labels have the larger share of its target; with
+        CutMix they may have a smaller one.
       weight: 0 for an image that does not count. An image without a label does not either.
 
     Returns:

@@ -27,6 +27,11 @@ def smoothed(targets: Float[Array, "batch classes"], smoothing: float) -> Float[
     return (1 - smoothing) * targets + smoothing * total / targets.shape[-1]
 
 
+def shared(targets: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+    """Divides an example's targets by their sum where that is above one: several labels share it equally."""
+    return targets / jnp.maximum(jnp.sum(targets, axis=-1, keepdims=True), 1.0)
+
+
 def sigmoid_cross_entropy(
     logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
@@ -42,11 +47,10 @@ def softmax_cross_entropy(
 ) -> Float[Array, " batch"]:
     """Computes the cross-entropy of the softmax over all classes.
 
-    Targets are divided by their sum, so several labels of an example share its probability equally. The loss of an
-    example without a label is 0.
+    Several labels of an example share its probability equally, see `shared`. The loss of an example without a label is
+    0, and its share of a mixed image adds nothing.
     """
-    total = jnp.maximum(jnp.sum(targets, axis=-1, keepdims=True), 1e-8)
-    losses: Array = optax.softmax_cross_entropy(logits, targets / total)
+    losses: Array = optax.softmax_cross_entropy(logits, shared(targets))
     return losses
 
 
@@ -55,12 +59,14 @@ class Loss(NamedTuple):
 
     Attributes:
       of_logits: from (logits [batch, classes], targets [batch, classes]) to the loss of each example [batch].
+      targets: from a row with a one for each label to that which mixing takes, so that an image counts by its share.
       described: the loss in words, for model cards.
       probabilities: from logits to the probabilities of the classes, as the loss assumes them.
       probabilities_described: this function in words, for model cards.
     """
 
     of_logits: Callable[[jax.Array, jax.Array], jax.Array]
+    targets: Callable[[jax.Array], jax.Array]
     described: str
     probabilities: Callable[[jax.Array], jax.Array]
     probabilities_described: str
@@ -71,6 +77,8 @@ class Loss(NamedTuple):
 
 
 LOSSES = {
-    "sigmoid_xent": Loss(sigmoid_cross_entropy, "sigmoid cross-entropy", jax.nn.sigmoid, "a sigmoid of each"),
-    "softmax_xent": Loss(softmax_cross_entropy, "softmax cross-entropy", jax.nn.softmax, "their softmax"),
+    "sigmoid_xent": Loss(
+        sigmoid_cross_entropy, lambda targets: targets, "sigmoid cross-entropy", jax.nn.sigmoid, "a sigmoid of each"
+    ),
+    "softmax_xent": Loss(softmax_cross_entropy, shared, "softmax cross-entropy", jax.nn.softmax, "their softmax"),
 }

@@ -24,7 +24,7 @@ def is_on(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -
 def described(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> str:
     """Returns a few words for model cards."""
     blended = f"mixup {config.mixup.p:g}" if config.mixup.p else "no mixup"
-    return blended + (f", CutMix in {config.mixup.cutmix:.0%} of the steps" if config.mixup.cutmix else "")
+    return blended + (f", CutMix in {100 * config.mixup.cutmix:g}% of the steps" if config.mixup.cutmix else "")
 
 
 def mixed(

@@ -85,7 +85,8 @@ def prepare(
     batch: Batch, num_classes: int, key: Key[Array, ""], config: ml_collections.ConfigDict
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Returns images in [-1, 1] and targets of a training batch; smoothed, and mixed, if the config says so."""
-    images, targets = normalize(batch["image"]), losses.targets(batch["labels"], num_classes)
+    images = normalize(batch["image"])
+    targets = losses.LOSSES[config.loss].targets(losses.targets(batch["labels"], num_classes))
     if config.label_smoothing:
         targets = losses.smoothed(targets, config.label_smoothing)
     if mixing.is_on(config):

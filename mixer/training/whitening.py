@@ -15,6 +15,8 @@ from mixer.runtime.errors import UserError
 
 NUM_IMAGES = 1024  # that are measured; each has many patches
 _FLOOR = 0.02  # of the mean eigenvalue; below it lies noise, as that of JPEG, which would be made as strong as the rest
+_VARIES = 1e-6  # of the largest eigenvalue; below it is rounding: grey images have a third of the directions
+_FLAT = 1e-10  # a variance; one level in one number of 100,000 makes more
 
 
 def whitening(
@@ -23,18 +25,20 @@ def whitening(
     """Returns a stem's kernel whose first channels whiten the patches of images.
 
     These are the filters with the largest eigenvalues, at most half of the channels, then the same with the other sign.
-    Channels for which no filters are left keep those of `kernel`.
+    A direction in which the patches do not vary has none. Channels for which no filter is left keep those of `kernel`.
 
     Args:
       kernel: random, of the stem.
       batches: of images, uint8 [batch, height, width, 3], whose sides are multiples of a patch's.
 
     Raises:
-      UserError: there is no image.
+      UserError: there is no image, or all patches are alike.
     """
     side, channels = kernel.shape[0], kernel.shape[-1]
     values, vectors = np.linalg.eigh(_covariance(batches, side))  # from the smallest eigenvalue on
-    number = min(channels // 2, len(values))
+    if values[-1] < _FLAT:
+        raise UserError("stem_init=whitening: all patches of the training images that were tried are alike")
+    number = min(channels // 2, int((values > _VARIES * values[-1]).sum()))
     filters = (vectors / np.sqrt(values + _FLOOR * values.mean()))[:, ::-1][:, :number]
     both = np.concatenate([filters, -filters], axis=1).reshape(side, side, 3, 2 * number).astype(np.float32)
     return np.concatenate([both, kernel[..., 2 * number :]], axis=-1)

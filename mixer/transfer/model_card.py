@@ -158,11 +158,17 @@ def _training(weights: Weights) -> dict[str, str]:
         return unknown | data | _AS_PUBLISHED.get(weights.published_as, {})
     return {
         "Data": f"{config.input.dataset}, split {config.input.train_split}",
-        "Started from": config.init_from or "random parameters",
+        "Started from": config.init_from or _beginning(config),
         **({"Lineage": lineage.lineage(config.init_from)} if config.init_from else {}),
         **_recipe(config),
         "Steps": f"{weights.step:,} taken; planned: {lineage.duration(config, 'total')}",
     }
+
+
+def _beginning(config: FrozenConfigDict) -> str:
+    """Describes the parameters before the first step of a run that starts from no others."""
+    whitens = ", but for a stem that whitens patches" if config.stem_init == "whitening" else ""
+    return f"random parameters{whitens}{'; each block begins as the identity' if config.model.identity_init else ''}"
 
 
 def _recipe(config: FrozenConfigDict) -> dict[str, str]:

@@ -132,6 +132,7 @@ def test_a_value_that_is_not_allowed_is_one_line(base_with, fields, line):
             "config.mixup.group=4 would not be read: it needs mixup.p to be set, which is 0.0 here or mixup.cutmix to "
             "be set, which is 0.0 here; leave it at 8",
         ),
+        ({"mixup__p": 0.5, "mixup__cutmix": 1.0}, "config.mixup.p=0.5 would not be read: with mixup.cutmix=1 no step"),
         ({"input__crop": "random", "input__scaled_decoding": True}, "config.input.scaled_decoding=True would not be r"),
         ({"input__validation_share": 0.2}, "config.input.validation_share=0.2 would not be read: it needs input.data"),
         ({"input__randaugment__magnitude": 5.0}, "config.input.randaugment.magnitude=5.0 would not be read: it needs"),

@@ -5,7 +5,9 @@ import pytest
 from small_run import CLASSES, make_batch, make_run
 
 from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training import first_batch
+from tests.tiny_run import data_dir, tiny  # noqa: F401, a fixture
 
 NAMES = [f"class {number}" for number in range(CLASSES)]
 
@@ -22,3 +24,9 @@ def test_smoothing_does_not_hide_the_labels(one_device):
 @pytest.mark.parametrize("mixing", [{"mixup.p": 0.5}, {"mixup.cutmix": 1.0}])
 def test_mixing_is_shown(one_device, mixing):
     assert (sheet(one_device, **mixing) != sheet(one_device)).mean() > 0.05
+
+
+def test_groups_that_do_not_divide_the_batch_are_one_line(data_dir, tmp_path):  # noqa: F811
+    config = tiny(data_dir, **{"batch_size": 12, "mixup.cutmix": 0.5, "mixup.group": 8})
+    with pytest.raises(UserError, match=r"config.batch_size=12 over 1 devices .* since mixup.group=8 rows stay togeth"):
+        first_batch.write_picture(config, tmp_path)

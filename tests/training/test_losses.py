@@ -89,11 +89,11 @@ def test_mixed_targets():
 
 
 def test_mixed_with_an_example_without_labels():
-    """The softmax brings what is left of the targets to a sum of one; the sigmoid takes them as they are."""
+    """What has no label says nothing to the softmax: the loss is the other's, by its share."""
     logits = jnp.asarray([[0.3, -1.0, 2.0, 0.0, 0.7, -0.2]])
     target = losses.targets(jnp.asarray([[2]]), CLASSES)
     logit = np.asarray(logits, np.float64)
     softmax = losses.softmax_cross_entropy(logits, 0.4 * target)
-    np.testing.assert_allclose(softmax, np.logaddexp.reduce(logit, axis=1) - logit[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(softmax, 0.4 * (np.logaddexp.reduce(logit, axis=1) - logit[:, 2]), rtol=1e-6)
     sigmoid = losses.sigmoid_cross_entropy(logits, 0.4 * target)
     np.testing.assert_allclose(sigmoid, np.sum(np.logaddexp(0, logit)) - 0.4 * logit[0, 2], rtol=1e-6)

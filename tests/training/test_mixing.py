@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.config import recipe
-from mixer.training import mixing
+from mixer.training import losses, mixing, step
 
 KEYS = 2000
 LARGEST_GAP = 1.95 / np.sqrt(KEYS)  # of Kolmogorov and Smirnov's test: exceeded once in a thousand seeds
@@ -132,12 +132,38 @@ def test_a_step_is_cut_or_else_blended(p):
     assert float((~is_blended).mean()) == pytest.approx(0.3, abs=0.04)  # a box may be empty
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("way", [{"p": 0.5}, {"cutmix": 1.0}])
+def test_images_count_by_their_share_whatever_number_of_labels_they_have(way, seed):
+    """Of three labels for the softmax, each has a third of its image's share. An image without one says nothing."""
+    rng = np.random.default_rng(seed)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
+        "labels": jnp.asarray([[0, 1, 2], [3, -1, -1], [4, -1, -1], [-1, -1, -1]]),
+        "weight": jnp.ones(4),
+    }
+    config, key = config_of(**way), jax.random.key(seed)
+    config.loss = "softmax_xent"
+    _, found = step.prepare(batch, 5, key, config)
+    config.loss = "sigmoid_xent"
+    of_one, whole = step.prepare(batch | {"labels": jnp.arange(4)[:, None]}, 5, key, config)[1][:2, :2], found[:2]
+    share = of_one[0, 1]  # of its neighbour, in each image
+    assert 0.01 < share < 0.99
+    third = (1 - share) / 3
+    np.testing.assert_allclose(whole[0], [third, third, third, share, 0], atol=1e-6)
+    np.testing.assert_allclose(whole[1], [share / 3, share / 3, share / 3, 1 - share, 0], atol=1e-6)
+    np.testing.assert_allclose(found[2:, 4], [1 - share, share], atol=1e-6)
+    losses_of = losses.LOSSES["softmax_xent"](jnp.zeros((4, 5)), found)
+    np.testing.assert_allclose(losses_of, np.log(5) * np.array([1, 1, 1 - share, share]), rtol=1e-5)
+
+
 def test_whether_a_run_mixes_and_the_words_of_model_cards():
     described = {
         (0.0, 0.0): (False, "no mixup"),
         (0.5, 0.0): (True, "mixup 0.5"),
         (0.0, 0.25): (True, "no mixup, CutMix in 25% of the steps"),
         (0.2, 0.5): (True, "mixup 0.2, CutMix in 50% of the steps"),
+        (0.0, 0.004): (True, "no mixup, CutMix in 0.4% of the steps"),
     }
     for (p, cutmix), expected in described.items():
         config = config_of(p=p, cutmix=cutmix)

@@ -71,6 +71,21 @@ def test_no_image_is_one_line():
         whitening.whitening(np.zeros((2, 2, 3, 4), np.float32), [np.zeros((0, 4, 4, 3), np.uint8)])
 
 
+def test_grey_images_have_a_third_of_the_directions(images):
+    random = np.random.default_rng(1).normal(size=(2, 2, 3, 40)).astype(np.float32)
+    kernel = whitening.whitening(random, [images[..., :1].repeat(3, axis=-1)])
+    np.testing.assert_array_equal(kernel[..., 4:8], -kernel[..., :4])
+    np.testing.assert_array_equal(kernel[..., 8:], random[..., 8:])
+    tokens = outputs(kernel.astype(np.float64), images[..., :1].repeat(3, axis=-1), 2)
+    assert tokens.std(0).min() > 0.1
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_images_without_a_detail_are_one_line(value):
+    with pytest.raises(UserError, match="all patches of the training images that were tried are alike"):
+        whitening.whitening(np.zeros((2, 2, 3, 4), np.float32), [np.full((3, 4, 4, 3), value, np.uint8)])
+
+
 def test_it_needs_a_mixer_and_a_new_stem():
     with pytest.raises(UserError, match=r"stem_init=whitening is for Mixers; .*'ViT-S/16'"):
         tiny("nowhere", **{"stem_init": "whitening", "model.variant": "ViT-S/16", "model.tokens_mlp_dim": None})

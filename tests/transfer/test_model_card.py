@@ -73,6 +73,20 @@ def test_the_card_of_the_papers_recipe():
     )
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"stem_init": "whitening"}, "random parameters, but for a stem that whitens patches"),
+        ({"model.identity_init": True}, "random parameters; each block begins as the identity"),
+    ],
+)
+def test_the_card_of_a_run_that_does_not_begin_as_the_papers(changed, told):
+    config = recipe.base()
+    recipe.duration(config, "total", steps=20_000)
+    config.update_from_flattened_dict(changed)
+    assert facts(card(make_weights(config=config), measured=MEASURED))["Started from"] == told
+
+
 def test_the_card_of_a_run_with_other_settings():
     config = recipe.base()
     config.update_from_flattened_dict(

@@ -40,8 +40,12 @@ class Shape(NamedTuple):
         """
         match = _NAME.fullmatch(name)
         if not match:
-            raise ValueError(f"leaves/{name}: name it pictures x pixels, as in leaves/2000x48 or leaves/2000x48-seed1")
+            raise ValueError(
+                f"leaves/{name}: name it pictures (2 to 999999) x pixels, as in leaves/2000x48 or leaves/2000x48-seed1"
+            )
         shape = cls(*(int(number or 0) for number in match.groups()))
+        if shape.categories < 2:
+            raise ValueError(f"leaves/{name}: needs at least 2 pictures, since each is a category")
         if not _SIZES[0] <= shape.size <= _SIZES[1]:
             raise ValueError(f"leaves/{name}: the size must be from {_SIZES[0]} to {_SIZES[1]} pixels")
         return shape

@@ -60,9 +60,11 @@ def test_dataset_reads_back(tmp_path):
     [
         ("5x4", "leaves/5x4: the size must be from 8 to 1024 pixels"),
         ("5x2000", "leaves/5x2000: the size must be from 8 to 1024 pixels"),
-        ("0x16", "leaves/0x16: name it pictures x pixels, as in leaves/2000x48 or leaves/2000x48-seed1"),
-        ("3x40x16", "leaves/3x40x16: name it pictures x pixels"),
-        ("5x16-seed0", "leaves/5x16-seed0: name it pictures x pixels"),
+        ("1x16", "leaves/1x16: needs at least 2 pictures, since each is a category"),
+        ("0x16", "leaves/0x16: name it pictures (2 to 999999) x pixels, as in leaves/2000x48 or leaves/2000x48-seed1"),
+        ("1000000x16", "leaves/1000000x16: name it pictures (2 to 999999) x pixels"),
+        ("3x40x16", "leaves/3x40x16: name it pictures (2 to 999999) x pixels"),
+        ("5x16-seed0", "leaves/5x16-seed0: name it pictures (2 to 999999) x pixels"),
     ],
 )
 def test_a_wrong_name_is_told(name, told):
