@@ -151,7 +151,7 @@ folder = tempfile.mkdtemp()
 
 config = command_line.run_file(command_line.find_config("quickstart:digits"))
 recipe.small_model(config)  # 4 blocks of 96 channels, patches of 4 pixels
-config.input.data_dir = folder
+config.input.dataset, config.input.data_dir = "digits/32", folder  # black and white
 config.input.train_split, config.input.eval_split = TRAIN, TEST
 config.mixup.p = 0.0  # no mixed pictures
 for name, steps in {"total": 400, "warmup": 40, "log": 50, "eval": 100, "checkpoint": 400}.items():

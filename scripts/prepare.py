@@ -4,7 +4,8 @@
     python scripts/prepare.py imagenet21k --archive winter21_whole.tar.gz --data_dir DIR
     python scripts/prepare.py multilabel --manifest m.jsonl --classes classes.txt --images ROOT --data_dir DIR
     python scripts/prepare.py fractals --categories 64 --instances 200 --size 32 --data_dir DIR
-    python scripts/prepare.py digits --data_dir DIR
+    python scripts/prepare.py leaves --pictures 2000 --size 48 --data_dir DIR
+    python scripts/prepare.py digits --size 32 --coloured --data_dir DIR
     python scripts/prepare.py index --dataset DIR/imagenet2012/5.1.0
 
 Folders and files may be local or gs://. Progress is written to stderr, the result to stdout. A dataset appears when it
@@ -31,7 +32,7 @@ with epy.lazy_imports():  # they import TensorFlow, for which --help does not wa
     import tensorflow_datasets as tfds
 
     from mixer.data import datasets, readers
-    from mixer.data.datasets import base, class_folders, digits, fractals, imagenet21k, multilabel, shard_plan
+    from mixer.data.datasets import base, class_folders, digits, fractals, imagenet21k, leaves, multilabel, shard_plan
     from mixer.data.records import records, tfrecord_index
 
 _CALLED = "python scripts/prepare.py"  # in the examples above
@@ -91,8 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, default=32, help="side in pixels (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
 
+    sub = command("leaves", "dead leaves, each picture a category, for pre-training without photographs")
+    sub.add_argument("--pictures", type=int, default=2000, help="how many (default: %(default)s)")
+    sub.add_argument("--size", type=int, default=48, help="side in pixels (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+
     sub = command("digits", "handwritten digits of scikit-learn, with ten training examples for each class")
     sub.add_argument("--size", type=int, default=32, help="side in pixels (default: %(default)s)")
+    sub.add_argument("--coloured", action="store_true", help="each in two random colours")
 
     sub = command("index", "the index of a prepared TFRecord dataset that has none")
     sub.add_argument("--dataset", required=True, help="the folder of a version, such as gs://b/tfds/imagenet2012/5.1.0")
@@ -245,15 +252,18 @@ def _index_fits(builder: tfds.core.DatasetBuilder, split: str) -> bool:
 def _config(args: argparse.Namespace) -> str:
     if args.command == "fractals":
         return fractals.Shape(args.categories, args.instances, args.size, args.seed).name
-    return str(args.size) if args.command == "digits" else ""
+    if args.command == "leaves":
+        return leaves.Shape(args.pictures, args.size, args.seed).name
+    if args.command == "digits":
+        return f"{args.size}{'-coloured' if args.coloured else ''}"
+    return ""
 
 
 def _builder(args: argparse.Namespace, name: str, config: str) -> base.Builder:
     common = {"data_dir": args.data_dir, "file_format": args.file_format}
-    if args.command == "fractals":
-        return fractals.Fractals(config=config, **common)
-    if args.command == "digits":
-        return digits.Digits(config=config, **common)
+    drawn = {"fractals": fractals.Fractals, "leaves": leaves.Leaves, "digits": digits.Digits}
+    if args.command in drawn:
+        return drawn[args.command](config=config, **common)
     common |= {"classes": args.classes, "name": name, "report": _report}
     if args.command == "imagenet21k":
         return imagenet21k.Imagenet21k(archive=args.archive, allow_truncated=args.allow_truncated, **common)

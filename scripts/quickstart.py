@@ -2,9 +2,9 @@
 
     python scripts/quickstart.py
 
-The digits are handwritten, ten of each class to train on and 1,497 to test on. The same model is also trained on them
-from scratch. The tour prints the accuracy of both, for three seeds. Each run is an ordinary `mixer.train` in its own
-folder. If the tour is interrupted, the same command continues it.
+The digits are handwritten and have random colours; ten of each class are to train on and 1,497 to test on. The same
+model is also trained on them from scratch. The tour prints the accuracy of both, for three seeds. Each run is an
+ordinary `mixer.train` in its own folder. If the tour is interrupted, the same command continues it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _draw(path: pathlib.Path) -> None:
     _draw_accuracy(fractals, {"validation": [PRETRAINING]})
     fractals.set(title="fractals: accuracy (%)")
     _draw_accuracy(digits, {start: [_folder(start, seed) for seed in SEEDS] for start in STARTS})
-    digits.set(title="digits, ten a class: accuracy (%), band: three seeds")
+    digits.set(title="coloured digits, ten a class: accuracy (%), band: three seeds")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -149,7 +149,7 @@ def _summarise(seconds: float) -> None:
     accuracies = {start: _accuracies(start) for start in STARTS}
     print(f"\nOpen {FOLDER}/report.html in a browser: curves, predictions, weights, and the model itself at work.")
     print(f"Quickstart done in {format_seconds(seconds)}; pre-training ran at {speed:.0f} images/s.\n")
-    print("Accuracy on 1,497 handwritten digits after training on 100 (mean and standard deviation of three seeds):")
+    print("Accuracy on 1,497 coloured digits after training on 100 (mean and standard deviation of three seeds):")
     for start, values in accuracies.items():
         each = ", ".join(f"{value:.1f}" for value in values)
         print(f"  {start:13} {statistics.mean(values):5.1f}% +- {statistics.stdev(values):.1f}  ({each})")

@@ -25,6 +25,8 @@ TINY = {
     "input.image_size": 16,
     "input.eval_resize": 16,
     "batch_size": 16,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 3e-3,
     "total_steps": 12,
     "warmup_steps": 2,
     "log_steps": 1,

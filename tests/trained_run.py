@@ -17,6 +17,7 @@ TINY = {
     "batch_size": 16,
     "total_steps": 90,
     "warmup_steps": 5,
+    "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-2,
     "eval_steps": 90,
     "checkpoint_steps": 90,

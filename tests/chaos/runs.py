@@ -41,6 +41,8 @@ SETTINGS = {
     "input.eval_resize": 16,
     "input.shuffle_block": 4,  # the default in a bucket and on a disk need not be the same
     "batch_size": 16,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 3e-3,
     "total_steps": 24,
     "warmup_steps": 2,
     "log_steps": 1,

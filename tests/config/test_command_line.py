@@ -310,7 +310,7 @@ def test_a_file_of_the_user_comes_before_one_of_the_package(command_line, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b16_i1k").write_text((pathlib.Path(CONFIG).parent / "cifar10.py").read_text())
     assert command_line("--config", "b16_i1k")[0].input.dataset != "imagenet2012"
-    assert command_line("--config", "quickstart:digits")[0].input.dataset == "digits/32"
+    assert command_line("--config", "quickstart:digits")[0].input.dataset == "digits/32-coloured"
 
 
 def test_a_name_like_one_of_the_package(command_line):

@@ -22,6 +22,8 @@ TINY = {
     "input.image_size": 16,
     "input.eval_resize": 16,
     "batch_size": 8,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 3e-3,
     "total_steps": 6,
     "warmup_steps": 1,
     "log_steps": 2,

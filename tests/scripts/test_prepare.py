@@ -95,6 +95,8 @@ def test_errors_are_one_line(prepare, archive, tmp_path, capsys):
             "--instances=1",
             f"--data_dir={tmp_path}/d",
         ],
+        "leaves/1x48: needs at least 2 pictures": ["leaves", "--pictures=1", f"--data_dir={tmp_path}/d"],
+        "digits/3-coloured: the side": ["digits", "--size=3", "--coloured", f"--data_dir={tmp_path}/d"],
         "digits/3: the side": ["digits", "--size=3", f"--data_dir={tmp_path}/d"],
     }
     for message, arguments in cases.items():
@@ -164,6 +166,19 @@ def test_the_archives_classes_and_the_shipped_list(prepare, archive, tmp_path, c
     assert prepare.main([*command, f"--classes={shipped}"]) == 0
     assert len((tmp_path / "d/imagenet21k/1.0.0/label.labels.txt").read_text().splitlines()) == 21_843
     assert "WARNING: 21,842 classes of the list have no image: n00004475" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["leaves", "--pictures=3", "--size=8", "--seed=2"], "leaves/3x8-seed2"),
+        (["digits", "--size=8", "--coloured"], "digits/8-coloured"),
+    ],
+)
+def test_what_this_project_draws(prepare, tmp_path, capsys, arguments, name):
+    assert prepare.main([*arguments, f"--data_dir={tmp_path}"]) == 0
+    assert f'config.input.dataset = "{name}"' in capsys.readouterr().out
+    assert (tmp_path / name / "1.0.0").is_dir()
 
 
 def test_what_is_there_stays(prepare, tmp_path, capsys):

@@ -33,6 +33,8 @@ SETTINGS = {
     "input.eval_resize": 16,
     "input.shuffle_block": 16,  # the default in a bucket and on a disk need not be the same
     "batch_size": 32,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 3e-3,
     "total_steps": STEPS,
     "warmup_steps": 2,
     "log_steps": 1,

@@ -59,7 +59,37 @@ def test_dataset_reads_back(tmp_path, source):
     assert all(known[example["image"][:, :, 0].tobytes()] == example["label"] for example in examples)
 
 
-@pytest.mark.parametrize("config", ["7", "x", "032", "2000", "32x32", "٣٢", "9" * 5000])
+def test_coloured_digits_have_two_colours_that_differ_in_lightness(tmp_path, source):
+    grey = digits.enlarge(source.images[5], 32)
+    pictures = np.stack([digits.coloured(grey, number) for number in range(300)]).astype(np.float64)
+    dark, light = pictures[:, grey[..., 0] == 0].mean(1), pictures[:, grey[..., 0] == 255].mean(1)
+    lightness = (light - dark) @ [0.299, 0.587, 0.114]
+    assert np.abs(lightness).min() > 59  # but for rounding
+    assert 0.4 < (lightness > 0).mean() < 0.6  # the stroke is as often the darker one
+    assert dark.std(0).min() > 60  # of 73.6 for uniform ones
+    between = dark[:, None, None] + grey / 255 * (light - dark)[:, None, None]
+    np.testing.assert_allclose(pictures, between, atol=1)
+    np.testing.assert_array_equal(digits.coloured(grey, 7), pictures[7])
+
+
+def test_the_coloured_dataset_has_the_same_digits(tmp_path):
+    def examples(config):
+        digits.Digits(config=config, data_dir=tmp_path).download_and_prepare()
+        dataset = tfds.builder(f"digits/{config}", data_dir=tmp_path).as_dataset(split="train_seed0")
+        return list(dataset.as_numpy_iterator())
+
+    saturated = 0
+    for plain, coloured in zip(examples("8"), examples("8-coloured"), strict=True):
+        assert plain["label"] == coloured["label"]
+        shape = np.corrcoef(plain["image"].mean(-1).ravel(), coloured["image"].mean(-1).ravel())[0, 1]
+        assert abs(shape) > 0.9
+        saturated += np.ptp(coloured["image"], axis=2).max() > 50
+    assert saturated > 50
+
+
+@pytest.mark.parametrize(
+    "config", ["7", "x", "032", "2000", "32x32", "٣٢", "9" * 5000, "-coloured", "7-coloured", "32-color"]
+)
 def test_wrong_sizes_are_named(tmp_path, config):
     with pytest.raises(ValueError, match="a number of pixels from 8 to 1024"):
         digits.Digits(config=config, data_dir=tmp_path)
