@@ -108,7 +108,7 @@ def _draw(path: pathlib.Path) -> None:
     _draw_accuracy(fractals, {"validation": [PRETRAINING]})
     fractals.set(title="fractals: accuracy (%)")
     _draw_accuracy(digits, {start: [_folder(start, seed) for seed in SEEDS] for start in STARTS})
-    digits.set(title="coloured digits, ten a class: accuracy (%), band: three seeds")
+    digits.set(title="coloured digits: accuracy (%), band: three seeds")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

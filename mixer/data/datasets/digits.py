@@ -129,4 +129,5 @@ def coloured(grey: UInt8[np.ndarray, "size size 3"], number: int) -> UInt8[np.nd
     rng, colours = np.random.default_rng(number), np.zeros((2, 3))
     while abs(np.dot(colours[1] - colours[0], _LIGHTNESS)) < _CONTRAST:
         colours = rng.uniform(0, 255, (2, 3))
-    return np.rint(colours[0] + grey / 255 * (colours[1] - colours[0])).astype(np.uint8)
+    mixed: np.ndarray = np.rint(colours[0] + grey / 255 * (colours[1] - colours[0])).astype(np.uint8)
+    return mixed
