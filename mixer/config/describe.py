@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+from etils import epy
 from ml_collections import ConfigDict
 
-from mixer.config.checks import flat
 from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Setting
 from mixer.config.settings import SETTINGS, UNITS
+
+with epy.lazy_imports():  # it imports jax, for which --help does not wait
+    from mixer.config import checks
 
 _GROUPS = {
     "": "The run",
@@ -61,7 +64,7 @@ def values(config: ConfigDict) -> str:
 
     Of a duration, the unit that is set is shown.
     """
-    fields = flat(config)
+    fields = checks.flat(config)
     evaluators = {f"evaluators.{name}.{key}": of for name in config.evaluators for key, of in EVALUATOR.items()}
     lines = []
     for group, settings in _grouped(SETTINGS | evaluators):
