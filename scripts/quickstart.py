@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mixer import experiment
 from mixer.config import command_line
+from mixer.runtime.errors import UserError
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
 from mixer.training.metrics import read_metrics
@@ -79,7 +80,10 @@ def _config(stage: str) -> ConfigDict:
 
 def _run(config: ConfigDict, workdir: pathlib.Path, console: Console, stop: preemption.Stop) -> None:
     config.input.data_dir = str(FOLDER / "data")
-    train(checks.checked(config), workdir, console, stop)
+    try:
+        train(checks.checked(config), workdir, console, stop)
+    except UserError as error:  # such as a run that an earlier version of this tour left
+        raise UserError(f"{error}; to begin the tour anew, delete {FOLDER}") from None
     stop.work_ends()
 
 

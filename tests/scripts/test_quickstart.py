@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from mixer.runtime import preemption
+from mixer.runtime.errors import UserError
+from mixer.training.console import Console
 from scripts import quickstart
 
 ACCURACY = {  # of three seeds at steps 50 and 100
@@ -64,3 +67,16 @@ def test_chance_is_drawn_where_it_is_near(axes):
     assert axes[1].get_ylim()[0] < 100 / 64
     assert list(axes[1].lines[1].get_ydata()) == [100 / 64, 100 / 64]
     assert not axes[1].collections
+
+
+def test_runs_of_an_earlier_tour_are_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "FOLDER", tmp_path)
+
+    def refuse(*_):
+        raise UserError("it holds a run of another config")
+
+    monkeypatch.setattr(quickstart, "train", refuse)
+    with pytest.raises(UserError) as caught:
+        quickstart._run(quickstart._config("fractals"), tmp_path / "fractals", Console(), preemption.Stop())
+    told = f"it holds a run of another config; to begin the tour anew, delete {tmp_path}"
+    assert str(caught.value) == told
