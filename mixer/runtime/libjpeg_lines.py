@@ -86,7 +86,8 @@ def begin() -> None:
     """Starts the filter, if this process is a command. Whoever imports TensorFlow calls it before."""
     if _command.stderr is None or _command.answers is not None or not sys.executable:
         return
-    with contextlib.suppress(OSError, NotImplementedError):  # the lines are then seen
+    # No process can be started, or this system's posix_spawn cannot begin a session: libjpeg's lines are then seen.
+    with contextlib.suppress(OSError, NotImplementedError):
         _start(_command.stderr)
 
 

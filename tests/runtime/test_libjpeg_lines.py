@@ -123,6 +123,22 @@ def test_on_a_terminal_parts_of_lines_pass_at_once():
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("error", ["OSError('no more processes')", "NotImplementedError('setsid')"])
+def test_where_no_filter_can_be_started_all_lines_are_seen_and_nothing_stays_open(error):
+    patched = code(f"""os.write(2, {WARNINGS!r})
+assert len(os.listdir('/dev/fd')) == before
+sys.exit(3)""").replace(
+        "    libjpeg_lines.begin()\n",
+        f"    def refuse(*_, **__): raise {error}\n"
+        "    os.posix_spawn = refuse\n"
+        "    before = len(os.listdir('/dev/fd'))\n"
+        "    libjpeg_lines.begin()\n",
+    )
+    assert "refuse" in patched
+    done = subprocess.run([sys.executable, "-c", patched], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", WARNINGS)
+
+
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "2> >(true)"])
 def test_a_standard_error_that_takes_nothing_stops_nobody(closed):
     body = "time.sleep(0.5)\nfor _ in range(3000):\n    os.write(2, b'x' * 100 + b'\\n')"
