@@ -57,18 +57,21 @@ def test_other_devices_get_the_model_as_it_is(tpu_mesh, variant):
 
 
 @pytest.mark.parametrize(
-    ("flags", "version", "expected"),
+    ("vendor", "flags", "version", "expected"),
     [
-        ("fma avx512_bf16", (0, 12, 0), "bfloat16"),
-        ("fma amx_bf16", (0, 13, 1), "bfloat16"),
-        ("fma avx512_bf16", (0, 11, 9), "float32"),  # it multiplies bfloat16 as float32
-        ("fma avx512f", (0, 12, 0), "float32"),
-        (None, (0, 12, 0), "float32"),
+        ("AuthenticAMD", "fma avx512_bf16", (0, 12, 0), "bfloat16"),
+        ("GenuineIntel", "fma avx512_bf16", (0, 12, 0), "float32"),  # half of AVX512's own rate: docs/lab/cpu.md
+        ("GenuineIntel", "fma avx512_bf16 amx_bf16", (0, 13, 1), "bfloat16"),
+        ("AuthenticAMD", "fma avx512_bf16", (0, 11, 9), "float32"),  # it multiplies bfloat16 as float32
+        ("AuthenticAMD", "fma avx512f", (0, 12, 0), "float32"),
+        (None, None, (0, 12, 0), "float32"),
     ],
 )
-def test_auto_is_bfloat16_where_a_cpu_and_jax_multiply_it_faster(flags, version, expected, monkeypatch, tmp_path):
-    if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} adx\n")
+def test_auto_is_bfloat16_where_a_cpu_and_jax_multiply_it_faster(
+    vendor, flags, version, expected, monkeypatch, tmp_path
+):
+    if vendor is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id\t: {vendor}\nflags : fpu {flags} adx\n")
     monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(cpu.jax, "__version_info__", version)
     mesh = devices.make_mesh()
