@@ -1,4 +1,4 @@
-"""CIFAR-10 from scratch for at most 0.25 PFLOP of training; not yet run to its end (docs/learning.md). Not the paper's.
+"""CIFAR-10 from scratch for at most 0.25 PFLOP of training (docs/learning.md). Not the paper's.
 
 python -m mixer.train --config configs/cifar10_long.py --config.input.data_dir=DIR
 """

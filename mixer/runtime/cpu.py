@@ -2,7 +2,7 @@
 
 Each trick applies where JAX computes on a CPU and changes nothing elsewhere:
 
-    keep_freed_memory   JAX_PLATFORMS=cpu and glibc   a step reuses the memory of the step before
+    keep_freed_memory   no other device, and glibc    a step reuses the memory of the step before
     dtype               a mesh of CPU devices         model.dtype=auto is bfloat16 only where that is faster
     suited              a mesh of CPU devices         dense layers and the stem multiply in a faster order; in bfloat16,
                                                       bias and GELU are float32, which XLA computes three times as fast
@@ -13,6 +13,8 @@ docs/lab/cpu.md has the measured gains.
 """
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import math
 import os
 import pathlib
@@ -52,16 +54,29 @@ def _quota() -> float:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory, if JAX_PLATFORMS=cpu. Call it before JAX computes.
+    """Makes glibc keep freed memory, if JAX computes on the CPU. Call it before JAX starts.
 
     XLA allocates the temporary memory of each step with malloc. By default, glibc returns large blocks to the operating
     system, which must clear and map every page again in the next step. Only glibc's main arena can grow to such sizes,
     so all threads share this one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if os.environ.get("JAX_PLATFORMS") == "cpu" and mallopt is not None:
+    if mallopt is not None and _is_only_device():
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER)):
             mallopt(option, value)
+
+
+def _is_only_device() -> bool:
+    """Returns whether JAX, which has not started yet, will find the CPU alone: it is told so, or lacks other libraries.
+
+    Where a GPU's library is installed and no GPU is there, the answer is no.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms == "cpu"
+    of_tpu = "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
+    of_others = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
+    return not (of_tpu or of_others)
 
 
 def dtype(setting: str, mesh: Mesh) -> str:

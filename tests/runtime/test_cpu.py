@@ -38,6 +38,41 @@ def test_a_step_reuses_the_memory_of_the_step_before():
     assert int(kept) < int(without) / 4  # now and then malloc still needs a new block
 
 
+PLUGIN = "jax_plugins/other/__init__.py", ""
+ENTRY_POINT = "other-1.dist-info/entry_points.txt", "[jax_plugins]\nother = other_plugin\n"
+
+
+@pytest.mark.parametrize(
+    ("installed", "variables", "expected"),
+    [
+        (None, {}, True),
+        (None, {"JAX_PLATFORMS": "cpu"}, True),
+        (None, {"JAX_PLATFORMS": "tpu,cpu"}, False),
+        (None, {"TPU_LIBRARY_PATH": "libtpu.so"}, False),
+        (("libtpu/__init__.py", ""), {}, False),
+        (("libtpu/__init__.py", ""), {"JAX_PLATFORMS": "cpu"}, True),
+        (PLUGIN, {}, False),
+        (PLUGIN, {"JAX_PLATFORMS": "cpu"}, True),
+        (ENTRY_POINT, {}, False),
+    ],
+)
+def test_memory_is_kept_where_no_other_device_can_be(installed, variables, expected, monkeypatch, tmp_path):
+    if installed:
+        file, text = installed
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+    for name in ("JAX_PLATFORMS", "TPU_LIBRARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = []
+    glibc = types.SimpleNamespace(mallopt=lambda *option: options.append(option))
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: glibc)
+    cpu.keep_freed_memory()
+    assert bool(options) == expected
+
+
 @pytest.fixture
 def tpu_mesh(monkeypatch):
     """A stand-in for a mesh of TPU devices, which the functions of `cpu` accept without their run-time type check."""
