@@ -2,8 +2,9 @@
 # An Intel processor with AVX512_BF16 multiplies bfloat16 slower than float32, unless it has AMX.
 #
 # Guess: AVX512_BF16 doubles the rate of products, as its instruction does twice the work of a float32 one.
-# On AMD's it does. On Intel's (an Emerald Rapids whose virtual machine hides AMX) a core multiplies float32 at 140 GFLOP/s
-# and bfloat16 at 105, with jax 0.12.0.1. So a program that looks for the flag alone chooses the slower type there.
+# On an AMD EPYC it does (456 and 944 GFLOP/s of two cores, by another script). On an Emerald Rapids whose virtual machine
+# hides AMX, a core multiplies float32 at 154 GFLOP/s and bfloat16 at 120, with jax 0.12.0.1. So a program that looks for
+# the flag alone chooses the slower type there.
 # Needs a processor with AVX512_BF16, and Python 3.12 or later for this jax.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -93,7 +93,7 @@ def dtype(setting: str, mesh: Mesh) -> str:
 def _multiplies_bfloat16() -> bool:
     """Returns whether a bfloat16 product takes less time than a float32 one.
 
-    AVX512_BF16 doubles the rate on AMD's processors. Intel's multiply no faster with it, or slower; theirs have AMX.
+    On an AMD, AVX512_BF16 doubles the rate. On an Intel without AMX, Intel's units for bfloat16, it lowers it.
     """
     try:
         words = set(_CPUINFO.read_text().split())

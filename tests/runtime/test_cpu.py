@@ -95,7 +95,7 @@ def test_other_devices_get_the_model_as_it_is(tpu_mesh, variant):
     ("vendor", "flags", "version", "expected"),
     [
         ("AuthenticAMD", "fma avx512_bf16", (0, 12, 0), "bfloat16"),
-        ("GenuineIntel", "fma avx512_bf16", (0, 12, 0), "float32"),  # half of AVX512's own rate: docs/lab/cpu.md
+        ("GenuineIntel", "fma avx512_bf16", (0, 12, 0), "float32"),  # slower: docs/lab/cpu.md
         ("GenuineIntel", "fma avx512_bf16 amx_bf16", (0, 13, 1), "bfloat16"),
         ("AuthenticAMD", "fma avx512_bf16", (0, 11, 9), "float32"),  # it multiplies bfloat16 as float32
         ("AuthenticAMD", "fma avx512f", (0, 12, 0), "float32"),
