@@ -28,6 +28,8 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
     from mixer.runtime import cpu
     from mixer.training import setup, sharding
+    from mixer.transfer import init_from
+    from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -72,11 +74,14 @@ def examine(
         found |= {"fits": False, "needed": fitting.needed}
         return found | {"remedies": fitting.remedies() if others else []}
     found["memory_by_kind"] |= {"temporaries (activations, gradients)": train.temporaries, "code": train.code}
+    evaluation_fits = fitting.evaluate() is not None if others else None
     found |= {
-        "fits": True,
+        "fits": evaluation_fits is not False,
         "total": train.total,
-        "evaluation_total": fitting.evaluate().total if others else None,
+        "evaluation_fits": evaluation_fits,
+        "evaluation_total": fitting.needed if others else None,
         "batches": [batch._asdict() for batch in fitting.batches(train)] if largest else [],
+        "batch_too_large": fitting.too_large,
     }
     return found | _costs(config, mesh, facts, built, train)
 
@@ -148,7 +153,7 @@ def report(found: dict[str, Any]) -> str:
         f"memory on each core, of {_gib(found['memory'])} that the compiler may use",
         *(f"  {name:38}{_gib(size):>10}" for name, size in found["memory_by_kind"].items()),
     ]
-    if not found["fits"]:
+    if "remedies" in found:
         return "\n".join([*lines, *_remedy_lines(found)])
     return "\n".join([*lines, *_memory_lines(found), "", *_cost_lines(found)])
 
@@ -169,15 +174,22 @@ def _remedy_lines(found: dict[str, Any]) -> list[str]:
 def _memory_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"  {'all, in training':38}{_gib(found['total']):>10}  fits",
-        f"  {'all, in evaluation':38}{_gib(found['evaluation_total']):>10}  fits",
+        _evaluation_line(found),
     ]
     batches = found["batches"]
     if not batches:
         return [*lines, "  largest and fastest batch: not looked for"]
-    lines.append(_batch_line("largest batch", batches[-1]))
+    of_all = "" if found["batch_too_large"] else ", the most that is tried"
+    lines.append(_batch_line("largest batch", batches[-1]) + of_all)
     if timed := [batch for batch in batches if batch["images_per_sec_per_core"]]:
         lines.append(_batch_line("fastest batch", max(timed, key=lambda batch: batch["images_per_sec_per_core"])))
     return lines
+
+
+def _evaluation_line(found: dict[str, Any]) -> str:
+    size = "" if found["evaluation_total"] is None else _gib(found["evaluation_total"])
+    fits = "does NOT fit: it holds a whole batch, whatever accumulate_steps is; try a smaller --config.batch_size"
+    return f"  {'all, in evaluation':38}{size:>10}  {'fits' if found['evaluation_fits'] else fits}"
 
 
 def _batch_line(name: str, batch: dict[str, Any]) -> str:
@@ -223,6 +235,24 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
+def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the config with the model.tokens_mlp_dim that a run has which starts from config.init_from.
+
+    Weights that are extended to a larger image size have wider token-mixing MLPs than their variant.
+
+    Raises:
+      UserError: the weights cannot be read, or not be brought to the run's image size.
+    """
+    if not config.init_from or config.model.tokens_mlp_dim is not None:
+        return config
+    try:
+        weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
+    except UserError as error:
+        instead = "their token mixing's width is needed: without these weights, give --config.model.tokens_mlp_dim=N"
+        raise UserError(f"{error} ({instead})") from None
+    return init_from.with_token_width(config, weights, workdir="")
+
+
 def define_flags() -> None:
     """Defines the command's flags."""
     with help_text.group("The run and the slice", "--config b16_i21k --topology v3:8x8"):
@@ -251,6 +281,7 @@ def main(argv: list[str]) -> None:
     dataset, split = config.input.dataset, config.input.train_split
     command_line.refuse_unread(data_facts.fixed(config), f"for {split} of {dataset}, which this command knows")
     facts = data_facts.of(config, given.num_classes, given.num_examples)
+    config = with_token_width(config)
     mesh = tpu_topology.mesh_of(given.topology)
     memory = tpu_topology.memory_of(mesh)
     found = examine(

@@ -99,11 +99,11 @@ class Sweep:
         config = command_line.run_file(f"{path}:{arguments}{',' if arguments else ''}task={name}")
         if config.input.dataset != task.dataset:
             raise UserError(f"--config {path} ignores its argument task={name}; give configs/finetune.py")
-        config.update_from_flattened_dict(self._overrides)
+        config = command_line.with_overrides(config, self._overrides)
         config.input.train_split = task.sweep_train if dev else task.train
         config.input.eval_split = task.sweep_dev if dev else task.test
         config.optimizer.learning_rate, config.seed = rate, seed
-        return checks.checked(durations.one_unit_each(config, self._overrides))
+        return checks.checked(config)
 
     def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> series.Run:
         config = self._config(name, rate, seed, dev)

@@ -7,13 +7,15 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from tensorflow_datasets.core import splits
+from flax import traverse_util
 
-from mixer import preflight
+from mixer import models, preflight
 from mixer.config import checks, recipe
-from mixer.config.tasks import TASKS
-from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
+from mixer.performance import charges, compiling, tpu_topology
 from mixer.performance.data_facts import DataFacts
 from mixer.runtime.errors import UserError
 from mixer.training import line_metrics, setup
@@ -101,143 +103,6 @@ def test_what_does_not_fit_is_compiled_with_each_remedy(mesh):
     assert re.search(r"with --config.sharding=fully_sharded +fits, 0\.\d\d GiB", text)
 
 
-def fake(slope, fixed, recomputes_from, limit):
-    """Makes a compiler for which memory is linear in the batch size, until it starts to recompute."""
-
-    def compile_train(config, mesh, num_classes, max_labels):
-        images = config.batch_size // mesh.size
-        needed = min(fixed + slope * images, limit if images >= recomputes_from else 1e30)
-        if images > 600:
-            raise compiling.DoesNotFitError(None)
-        work = 1.1 if images >= recomputes_from else 1.0
-        seconds = 1 + work * images
-        return compiling.Compiled(None, fixed, 0, int(needed) - fixed, 0, work * images, seconds, 0, {}, 0.0)
-
-    return compile_train
-
-
-def test_each_remedy_changes_the_config_as_it_is(monkeypatch, mesh):
-    """And leaves it so: no change of one remedy is there for the next."""
-    compiled = []
-
-    def compile_train(config, *arguments):
-        compiled.append((config.model.remat, config.sharding, config.accumulate_steps))
-        raise compiling.DoesNotFitError(None)
-
-    monkeypatch.setattr(tpu_topology, "compile_train", compile_train)
-    config = small(batch_size=512)
-    before = config.to_dict()
-    fitting = memory_fit.Fitting(config, mesh, 10, 1, memory=1)
-    tried = [remedy["change"] for remedy in fitting.remedies()]
-    assert compiled == [
-        (True, "data_parallel", 1),
-        (False, "fully_sharded", 1),
-        (False, "data_parallel", 2),
-        (False, "data_parallel", 4),
-        (True, "fully_sharded", 1),
-        (True, "fully_sharded", 4),
-    ]
-    assert tried[-1] == "--config.model.remat=True --config.sharding=fully_sharded --config.accumulate_steps=4"
-    assert config.to_dict() == before
-
-
-@pytest.mark.parametrize(
-    ("recomputes_from", "memory", "largest", "fastest"),
-    [
-        (10_000, 1000 + 10 * 243, (240, 3400, 0.0), 240),  # on the line, in groups of eight
-        (200, 1000 + 10 * 243, (600, 3430, 0.1), 64),  # XLA recomputes, and more than on the line fit
-        (100, 1000 + 10 * 103, (576, 2030, 0.1), 96),  # a little slower than without recomputing
-        (10_000, 1000 + 10 * 703, (536, 6360, 0.0), 536),  # the size on the line does not compile
-        (10_000, 1000 + 10 * 60, (56, 1560, 0.0), 56),  # 64 images do not fit
-        (10_000, 1000 + 10 * 65, (64, 1640, 0.0), 64),  # 64 fit, and few more
-    ],
-)
-def test_the_largest_and_the_fastest_batch(monkeypatch, mesh, recomputes_from, memory, largest, fastest):
-    monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, recomputes_from, memory))
-    fit = memory_fit.Fitting(small(), mesh, 10, 1, memory)
-    found = fit.batches(fit.train())
-    assert (found[-1].per_core, found[-1].total, pytest.approx(found[-1].extra_work)) == largest
-    assert max(found, key=lambda batch: batch.images_per_sec_per_core).per_core == fastest
-
-
-def test_no_batch_above_the_limit_is_tried(monkeypatch, mesh):
-    """All fit, so doubling ends at the last power below 8,192, and nothing is said to be too large."""
-    always, tried = fake(10, 1000, 10_000, 10_000)(small(), mesh, 10, 1), []
-    monkeypatch.setattr(tpu_topology, "compile_train", lambda config, *_: tried.append(config.batch_size) or always)
-    fit = memory_fit.Fitting(small(), mesh, 10, 1, 10_000)
-    found = fit.batches(fit.train())
-    assert found[-1].per_core == max(tried) // mesh.size
-    assert 4096 <= found[-1].per_core < 8192
-
-
-def test_the_facts_of_a_dataset():
-    assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_268_355, 1)
-    assert data_facts.of(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7) == (18_291, 7, 8)
-    assert data_facts.of(recipe.finetune("B/16", TASKS["oxford_flowers102"], 224), None, None) == (102, 2_040, 1)
-    config = recipe.base()
-    config.input.dataset = "mine"
-    assert data_facts.of(config, 3, 50) == (3, 50, 1)
-    config.input.dataset, config.input.train_split = "imagenet2012", "train[5%:]"
-    with pytest.raises(UserError, match=r"train_split='train\[5%:\]': give its --num_examples"):
-        data_facts.of(config, None, None)
-    assert data_facts.of(config, None, 9).num_examples == 9
-    config.input.dataset = "mine"
-    with pytest.raises(UserError, match="'mine' is not known here: give --num_classes and --num_examples"):
-        data_facts.of(config, 3, None)
-
-
-@pytest.mark.parametrize(
-    ("num_examples", "per_cent"), [(2_040, 99), (1_281_167, 99), (14_197_122, 98), (50, 1), (150, 1)]
-)
-def test_per_cents_are_rounded_as_tensorflow_datasets_rounds_them(monkeypatch, num_examples, per_cent):
-    """2,020 of 2,040, and ties to even."""
-    whole = splits.SplitInfo(name="train", shard_lengths=[num_examples], num_bytes=0, filename_template=None)
-    (part,) = splits.ReadInstruction.from_spec(f"train[:{per_cent}%]").to_absolute({"train": whole})
-    config = recipe.finetune("B/16", TASKS["oxford_flowers102"], 224)
-    config.input.train_split = f"train[:{per_cent}%]"
-    monkeypatch.setitem(data_facts.KNOWN, config.input.dataset, DataFacts(102, num_examples))
-    assert data_facts.of(config, None, None).num_examples == part.to
-
-
-@pytest.mark.parametrize(
-    ("dataset", "split", "fixed"),
-    [
-        ("imagenet2012", "train[:99%]", ["num_classes", "num_examples"]),
-        ("oxford_flowers102", "train+validation", ["num_classes", "num_examples"]),
-        ("imagenet2012", "train[5%:]", ["num_classes"]),  # the number of examples is not known
-        ("multilabel", "train", []),  # a collection of the user's own
-        ("mine", "train", []),
-    ],
-)
-def test_which_facts_are_certain(dataset, split, fixed):
-    config = recipe.base()
-    config.input.dataset, config.input.train_split = dataset, split
-    assert data_facts.fixed(config) == fixed
-
-
-def ablated(**options):
-    config = recipe.imagenet1k("B/16")
-    config.model.update(options)
-    return config
-
-
-@pytest.mark.parametrize(
-    ("config", "days"),
-    [
-        (recipe.imagenet1k("B/16"), 10),
-        (recipe.imagenet21k("L/16", magnitude=15, mixup=0.5), 410),
-        (recipe.jft("L/16", epochs=7, learning_rate=1e-3), 230),
-        (recipe.jft("L/16", epochs=14, learning_rate=1e-3), 450),
-        (recipe.jft("L/16", epochs=8, learning_rate=1e-3), None),
-        (recipe.imagenet1k("ViT-B/16"), None),
-        (ablated(token_mixing="untied", token_groups=4), None),
-        (ablated(pyramid=(196,) * 11 + (49,)), None),
-    ],
-)
-def test_the_papers_core_days(config, days):
-    assert data_facts.paper_core_days(config) == days
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -263,7 +128,7 @@ def found_on_a_tpu(**changes):
         "model": "Mixer-B/16", "image_size": 224, "num_classes": 1000, "parameters": 59_880_472, "dtype": "float32",
         "sharding": "data_parallel", "topology": "v3:2x2", "cores": 8, "device_kind": "TPU v3", "hosts": 1,
         "batch_size": 512, "jax": "0", "libtpu": "0", "memory": 15.48 * 2**30, "memory_by_kind": {"code": 2**20},
-        "fits": True, "total": 2**30, "evaluation_total": 2**29,
+        "fits": True, "total": 2**30, "evaluation_fits": True, "evaluation_total": 2**29, "batch_too_large": 2048,
         "batches": [batch, {**batch, "per_core": 1024, "extra_work": 0.16, "images_per_sec_per_core": 597.0}],
         "gflop_per_image": 75.6, "compiler_gflop_per_image": 76.3, "collectives": {"all-reduce": 2**27},
         "seconds_per_step": 0.0926, "cycles_per_step": 109_000_000, "clock_ghz": 1.18, "images_per_sec_per_core": 691.0,
@@ -283,6 +148,46 @@ def test_the_report_says_what_the_time_is_worth():
     assert text.endswith("note      float32 products are ...")
     assert "no TPU is that fast, so trust it less" in found_on_a_tpu(clock_ghz=2.37)
     assert "time      the compiler has no estimate\n" in found_on_a_tpu(seconds_per_step=None)
+
+
+def test_the_report_says_where_evaluation_and_the_search_end():
+    assert re.search(r"all, in evaluation +0.50 GiB  fits\n", found_on_a_tpu())
+    text = found_on_a_tpu(fits=False, evaluation_fits=False, batch_too_large=None)
+    assert re.search(r"all, in training +1.00 GiB  fits\n", text)
+    assert re.search(r"all, in evaluation +0.50 GiB  does NOT fit: it holds a whole batch,", text)
+    assert re.search(r"all, in evaluation +does NOT", found_on_a_tpu(evaluation_fits=False, evaluation_total=None))
+    assert "16.0% more work where XLA recomputes, the most that is tried\n" in text
+    assert "time      " in text
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_config_fits_only_if_its_evaluation_does(monkeypatch, mesh, refused):
+    """Whether the compiler refuses its evaluation, or plans more memory than there is."""
+
+    def compile_eval(*arguments):
+        if refused:
+            raise compiling.DoesNotFitError(None)
+        return compiling.Compiled(None, 2**40, 0, 0, 0, 1, 1, 0, {}, 0.0)
+
+    monkeypatch.setattr(tpu_topology, "compile_eval", compile_eval)
+    found = preflight.examine(small(), mesh, FACTS, memory=2**30, largest=False)
+    assert (found["fits"], found["evaluation_fits"]) == (False, False)
+    assert found["evaluation_total"] == (None if refused else 2**40)
+    assert "core_days" in found or found["seconds_per_step"] is None  # the rest is told all the same
+
+
+def test_extended_weights_widen_token_mixing_as_in_a_run(tmp_path):
+    """S/16-like weights for 32 px, at 64 px: D_S is four times as wide (Appendix C)."""
+    params = models.create("Ti/8", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    np.savez(tmp_path / "ti8.npz", **flat)
+    config = small(**{"input.image_size": 64, "init_from": str(tmp_path / "ti8.npz"), "model.tokens_mlp_dim": None})
+    assert preflight.with_token_width(config).model.tokens_mlp_dim == 4 * 64
+    given = small(**{"init_from": "nowhere.npz", "model.tokens_mlp_dim": 32})
+    assert preflight.with_token_width(given) is given
+    lost = small(**{"init_from": str(tmp_path / "no.npz"), "model.tokens_mlp_dim": None})
+    with pytest.raises(UserError, match=r"no.npz.*without these weights, give --config.model.tokens_mlp_dim=N"):
+        preflight.with_token_width(lost)
 
 
 def run(*arguments):

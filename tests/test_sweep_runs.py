@@ -5,11 +5,13 @@ import math
 import pathlib
 
 import pytest
+from absl import flags
 from etils import epath
+from ml_collections import config_flags
 from tiny_sweep import TINY, write_cifar10
 
 from mixer import series, sweep_runs
-from mixer.config import checks, paper, recipe, run_folder, tasks
+from mixer.config import checks, command_line, paper, recipe, run_folder, tasks
 from mixer.runtime import preemption
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.sweep_runs import choose
@@ -74,6 +76,35 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
         assert (config.input.train_split, config.input.eval_split) == expected
         assert (config.optimizer.name, config.total_steps, config.ema_decay) == ("momentum", 4, 0.5)
         assert config.is_locked
+
+
+def test_values_are_read_as_in_other_commands(data_dir, tmp_path, monkeypatch):
+    """Names joined by commas, None, and a path in a home folder, which a config file may have too."""
+    home = pathlib.Path(data_dir)
+    monkeypatch.setenv("HOME", str(home.parent))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import finetune\n"
+        "def get_config(arguments):\n"
+        "    config = finetune.get_config(arguments)\n"
+        f"    config.input.data_dir = '~/{home.name}'\n"
+        "    return config\n"
+    )
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    argv = [
+        "train", f"--config={file}:model=s16,size=32,task=cifar10", "--config.metrics.writers=tensorboard,wandb",
+        "--config.init_from=None", "--config.total_steps=4",
+    ]  # fmt: skip
+    config_flags.DEFINE_config_file("config", None, "", flag_values=flags.FLAGS, sys_argv=argv)
+    command_line.parse_flags(argv)
+    overrides = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    expected, _ = command_line.from_flags()
+    sweep = sweep_runs.Sweep(f"{file}:model=s16,size=32", overrides, {"cifar10": (0.01,)}, 1, tmp_path)
+    found = sweep._config("cifar10", 0.01, 0, dev=False)
+    assert found.metrics.writers == expected.metrics.writers == ("tensorboard", "wandb")
+    assert found.init_from is expected.init_from is None
+    assert found.input.data_dir == expected.input.data_dir == data_dir
+    assert found.total_steps == expected.total_steps == 4
 
 
 def test_a_single_learning_rate_is_not_chosen(data_dir, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from etils import epy
@@ -206,19 +206,27 @@ def from_flags() -> tuple[ConfigDict, str]:
         run_file(spec)
     config, overrides = flag.value, config_flags.get_override_values(flag)
     assert isinstance(config, ConfigDict)
+    return checks.checked(with_overrides(config, overrides)), pathlib.Path(spec.split(":")[0]).stem
+
+
+def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+    """Returns the config with the values of --config.NAME=VALUE, as absl parsed them, and with home folders for ~."""
     unset = ("None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
+    nothing = {name: None for name, value in overrides.items() if value in unset}
+    names = {
+        name: tuple(filter(None, ",".join(map(str, value)).split(",")))
+        for name, value in overrides.items()
+        if name in SETTINGS and SETTINGS[name].is_names
+    }
+    given = overrides | nothing | names
+    config.update_from_flattened_dict({name: given[name] for name in given.keys() - nothing.keys() - names.keys()})
     with config.ignore_type():
-        config.update_from_flattened_dict({name: None for name, value in overrides.items() if value in unset})
+        config.update_from_flattened_dict(nothing | names)
         paths = {
             name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
         }
         config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
-        names = {name: value for name, value in overrides.items() if name in SETTINGS and SETTINGS[name].is_names}
-        config.update_from_flattened_dict(
-            {name: tuple(filter(None, ",".join(map(str, value)).split(","))) for name, value in names.items()}
-        )
-    config = one_unit_each(config, overrides)
-    return checks.checked(config), pathlib.Path(spec.split(":")[0]).stem
+    return one_unit_each(config, given)
 
 
 def _with_config_found(argv: list[str]) -> list[str]:

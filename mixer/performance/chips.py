@@ -1,6 +1,7 @@
 """Peak FLOP/s of TPUs and GPUs, from their makers; the peak of a CPU is measured."""
 
 import dataclasses
+import re
 import time
 
 import jax
@@ -31,32 +32,44 @@ def _gpu(bfloat16: float, float32: float) -> Chip:
     return Chip(bfloat16 * 1e12, float32 * 1e12)
 
 
-# The key is the beginning of JAX's device_kind. A longer key comes before a shorter one, since `find` takes the first.
-# TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages give the numbers of a chip; those of v2, v3 and 7x
-# (46, 123 and 2,307 TFLOP/s) have two cores, and the table has half. GPUs: NVIDIA's data sheets, for dense products.
+# The key is JAX's device_kind; of a GPU, its first words. A longer key is before a shorter one: `find` takes the first.
+# TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages give the numbers of a chip; those of v2, v3 and
+# 7x (46, 123 and 2,307 TFLOP/s) have two cores, and the table has half. GPUs: NVIDIA's data sheets, for dense products:
+# where a sheet gives a number with sparsity, the table has half.
 CHIPS = {
     "TPU v2": _tpu(23),
     "TPU v3": _tpu(61.5),
     "TPU v4": _tpu(275),
     "TPU v5 lite": _tpu(197),
+    "TPU v5e": _tpu(197),
     "TPU v5": _tpu(459),
+    "TPU v5p": _tpu(459),
     "TPU v6 lite": _tpu(918),
+    "TPU v6e": _tpu(918),
     "TPU7x": _tpu(1153.5),
-    "NVIDIA V100": _gpu(125, 15.7),  # float16; it has no bfloat16
+    "Tesla V100S": _gpu(130, 16.4),  # of the V100 and T4: float16, since they have no bfloat16
+    "Tesla V100-PCIE": _gpu(112, 14),
     "Tesla V100": _gpu(125, 15.7),
-    "Tesla T4": _gpu(65, 8.1),  # float16
+    "NVIDIA V100": _gpu(125, 15.7),
+    "Tesla T4": _gpu(65, 8.1),
     "NVIDIA A100": _gpu(312, 156),
     "NVIDIA L4": _gpu(121, 60),
+    "NVIDIA L40": _gpu(181.05, 90.5),
+    "NVIDIA L40S": _gpu(362.05, 183),
     "NVIDIA H100 PCIe": _gpu(756, 378),
+    "NVIDIA H100 NVL": _gpu(835.5, 417.5),
     "NVIDIA H100": _gpu(989, 494),
+    "NVIDIA H200 NVL": _gpu(835.5, 417.5),
     "NVIDIA H200": _gpu(989, 494),
     "NVIDIA B200": _gpu(2250, 1100),
 }
 
 
 def find(device_kind: str) -> Chip | None:
-    """Returns the chip with this name, or None if the table does not have it."""
-    return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), None)
+    """Returns the chip with this name, or None if the table does not have it; also for a part of a GPU (MIG)."""
+    if device_kind in CHIPS or device_kind.startswith("TPU") or " MIG " in device_kind:
+        return CHIPS.get(device_kind)
+    return next((chip for name, chip in CHIPS.items() if re.match(f"{name}[ -]", device_kind)), None)
 
 
 def measured_peak(dtype: jnp.dtype, products: int = 2, attempts: int = 5) -> float:

@@ -23,8 +23,7 @@ class DataFacts(NamedTuple):
     max_labels: int = 1
 
 
-# By `config.input.dataset`. num_examples is that of the split on which the paper trains, such as flowers'
-# train+validation.
+# By `config.input.dataset`. num_examples is that of the split on which the paper trains: train, or that of _SPLITS.
 KNOWN = {
     "imagenet2012": DataFacts(1000, 1_281_167),
     "imagenet21k": DataFacts(21_843, 14_197_122),
@@ -35,13 +34,15 @@ KNOWN = {
     "oxford_flowers102": DataFacts(102, 2_040),
 }
 
+_SPLITS = {"oxford_flowers102": "train+validation"}
+
 # Datasets that users make by themselves. For these, KNOWN has the paper's sizes as defaults.
 _OWN = {"multilabel"}
 
 # From `config.input.dataset` to a key of `paper.DATA`.
 _PAPER_NAMES = {"imagenet2012": "i1k", "imagenet21k": "i21k", "multilabel": "jft"}
 
-_PLAIN_SPLIT = re.compile(r"[^\[]+|\w+\[:(\d+)%\]")  # a whole split, or its first per cents, such as train[:99%]
+_PER_CENTS = re.compile(r"train\[:(\d+)%\]")  # the first per cents of the training split
 
 
 def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples: int | None) -> DataFacts:
@@ -50,19 +51,17 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
     Args:
       config: of the run.
       num_classes: replaces the number of `KNOWN`; needed for other datasets.
-      num_examples: the same for the examples; also needed for a part of a split that does not start at its beginning.
+      num_examples: the same for the examples; also needed for other splits than the paper's and its first per cents.
 
     Raises:
       UserError: a number is needed and not given.
     """
     dataset, split = config.input.dataset, config.input.train_split
     if dataset in KNOWN:
-        facts = KNOWN[dataset]
-        plain = _PLAIN_SPLIT.fullmatch(split)
-        if plain and plain[1]:
-            facts = facts._replace(num_examples=_rounded(facts.num_examples, int(plain[1])))
-        elif not plain and not num_examples:
-            raise UserError(f"config.input.train_split={split!r}: give its --num_examples")
+        facts, known = KNOWN[dataset], _known_examples(dataset, split)
+        if known is None and not num_examples:
+            raise UserError(f"config.input.train_split={split!r} is not known here: give its --num_examples")
+        facts = facts._replace(num_examples=known or 0)
     elif num_classes and num_examples:
         facts = DataFacts(num_classes, num_examples)
     else:
@@ -77,6 +76,15 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
     )
 
 
+def _known_examples(dataset: str, split: str) -> int | None:
+    """Returns the examples in a split of a dataset of `KNOWN`; None for a split of which they are not known."""
+    whole, num_examples = _SPLITS.get(dataset, "train"), KNOWN[dataset].num_examples
+    if split == whole:
+        return num_examples
+    part = _PER_CENTS.fullmatch(split)
+    return _rounded(num_examples, int(part[1])) if part and whole == "train" else None
+
+
 def _rounded(num_examples: int, per_cent: int) -> int:
     """Returns the examples of a split's first per cents, rounded as by TensorFlow Datasets: ties to even.
 
@@ -87,9 +95,10 @@ def _rounded(num_examples: int, per_cent: int) -> int:
 
 def fixed(config: ml_collections.ConfigDict) -> list[str]:
     """Returns which of "num_classes" and "num_examples" are already certain for a config's dataset."""
-    if config.input.dataset not in KNOWN or config.input.dataset in _OWN:
+    dataset, split = config.input.dataset, config.input.train_split
+    if dataset not in KNOWN or dataset in _OWN:
         return []
-    return ["num_classes", "num_examples"] if _PLAIN_SPLIT.fullmatch(config.input.train_split) else ["num_classes"]
+    return ["num_classes", "num_examples"] if _known_examples(dataset, split) is not None else ["num_classes"]
 
 
 def paper_row(config: ml_collections.ConfigDict) -> paper.Row | None:

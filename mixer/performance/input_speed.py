@@ -193,7 +193,7 @@ def _feeds(
         return lambda steps: pipeline.batches_of(dataset, steps)
 
     def decoded(steps: range, verify: bool) -> tf.data.Dataset:
-        return _last_of_each(_decoded(kept, range(steps.start * count, steps.stop * count)), count)
+        return _last_of_each(_decoded(kept, range(steps.start * count, steps.stop * count), config.input), count)
 
     def batches(steps: range) -> Iterator[pipeline.Batch]:
         return pipeline.train_batches(source, config.input, **of_run, steps=steps)
@@ -225,17 +225,18 @@ def _last_of_each(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
     return dataset.shard(count, count - 1)
 
 
-def _decoded(kept: dict[str, tf.Tensor], numbers: range) -> tf.data.Dataset:
+def _decoded(kept: dict[str, tf.Tensor], numbers: range, config: ml_collections.ConfigDict) -> tf.data.Dataset:
     """Decodes the crop windows of kept images in a cycle: uint8 [height, width, 3].
 
     Args:
       kept: from `_kept`.
       numbers: positions in the cycle.
+      config: `config.input`.
     """
     arguments = [kept[name] for name in ("data", "encoding", "size", "window")]
 
     def decode(number: tf.Tensor) -> tf.Tensor:
-        return augment.decode(*(each[number % len(kept["data"])] for each in arguments))
+        return augment.window_pixels(*(each[number % len(kept["data"])] for each in arguments), config)
 
     return pipeline.mapped(tf.data.Dataset.range(numbers.start, numbers.stop), decode)
 
@@ -253,7 +254,7 @@ def _timed(feed: Iterator[Any], seconds: float) -> tuple[int, float]:
     for _ in range(2):  # the first round warms up: TensorFlow starts its threads and buffers fill
         start = time.perf_counter()
         batches, elapsed = 0, 0.0
-        while elapsed < seconds:
+        while not batches or elapsed < seconds:
             next(feed)
             batches, elapsed = batches + 1, time.perf_counter() - start
     return batches, elapsed

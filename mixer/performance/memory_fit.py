@@ -11,20 +11,10 @@ from mixer.performance import compiling, tpu_topology
 from mixer.runtime.errors import UserError
 from mixer.training import sharding
 
-# Changes of settings that save memory: first each by itself, then several together.
-REMEDIES: tuple[dict[str, Any], ...] = (
-    {"model.remat": True},
-    {"sharding": "fully_sharded"},
-    {"accumulate_steps": 2},
-    {"accumulate_steps": 4},
-    {"model.remat": True, "sharding": "fully_sharded"},
-    {"model.remat": True, "sharding": "fully_sharded", "accumulate_steps": 4},
-)
-
 # Minimum number of images on a core in the second of the batches that `batches` tries. In smaller batches, the memory
 # that does not depend on the batch size hides the memory that does.
 _ENOUGH = 64
-_LARGEST = 8192  # images on a core
+_LARGEST = 8192  # images on a core, of the batches that are tried
 _CLOSE = 1.2  # the largest batch that fits is known well enough if one this many times as large does not fit
 
 
@@ -49,8 +39,9 @@ class Fitting:
     """Compiles one config for one slice, with several settings, and compares the memory with that of a core.
 
     Attributes:
-      needed: bytes that the last compiled training step needs. None before the first; and where it does not compile for
-        lack of memory and XLA does not say how much it needs.
+      needed: bytes that the last compiled step needs. None before the first; and where it does not compile for lack of
+        memory and XLA does not say how much it needs.
+      too_large: images on a core of the smallest batch that `batches` found not to fit; None if all that it tried do.
     """
 
     def __init__(
@@ -75,6 +66,7 @@ class Fitting:
         self.config, self.mesh, self.memory, self.tell = config, mesh, memory, tell
         self._data = (num_classes, max_labels)
         self.needed: float | None = None
+        self.too_large: int | None = None
 
     def train(self, **changes: Any) -> compiling.Compiled | None:
         """Compiles the training step with some settings changed; returns None if it does not fit.
@@ -87,35 +79,37 @@ class Fitting:
         config = checks.checked(config)
         sharding.check_divides(config, self.mesh)
         named = ", ".join(f"{name}={value}" for name, value in changes.items()) or "as it is"
+        return self._compiled(tpu_topology.compile_train, config, f"training step, {named}")
+
+    def evaluate(self) -> compiling.Compiled | None:
+        """Compiles the evaluation step; returns None if it does not fit.
+
+        It holds a whole batch at once, and so may need more than a training step that accumulates gradients.
+        """
+        return self._compiled(tpu_topology.compile_eval, self.config, "evaluation step")
+
+    def _compiled(
+        self, compile_step: Callable[..., compiling.Compiled], config: ml_collections.ConfigDict, name: str
+    ) -> compiling.Compiled | None:
         try:
-            compiled = tpu_topology.compile_train(config, self.mesh, *self._data)
+            compiled = compile_step(config, self.mesh, *self._data)
         except compiling.DoesNotFitError as error:
             self.needed = error.needed
-            self.tell(f"compiled the training step, {named}: does not fit")
+            self.tell(f"compiled the {name}: does not fit")
             return None
         self.needed = compiled.total
-        self.tell(
-            f"compiled the training step, {named}: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s"
-        )
+        self.tell(f"compiled the {name}: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s")
         return compiled if compiled.total <= self.memory else None
 
-    def evaluate(self) -> compiling.Compiled:
-        """Compiles the evaluation step. It needs less memory than the training step, so it fits if that does."""
-        compiled = tpu_topology.compile_eval(self.config, self.mesh, *self._data)
-        self.tell(f"compiled the evaluation step: {compiled.total / 2**30:.2f} GiB, {compiled.compile_seconds:.0f} s")
-        return compiled
-
     def remedies(self) -> list[dict[str, Any]]:
-        """Compiles the training step with each of `REMEDIES`, and returns for each the change and whether it fits.
+        """Compiles the training step with settings that save memory; returns each change and whether it fits.
 
-        A remedy is left out if the config has one of its settings already, or if the batch cannot be divided with it.
-        Settings are changed together only if none of them suffices by itself.
+        A change is left out if the batch cannot be divided with it. Settings are changed together only if none of them
+        suffices by itself.
         """
         found: list[dict[str, Any]] = []
-        now = checks.flat(self.config)
-        for changes in REMEDIES:
-            has_one_already = any(now[name] == value for name, value in changes.items())
-            if has_one_already or (len(changes) > 1 and any(remedy["fits"] for remedy in found)):
+        for changes in _remedies(checks.flat(self.config)):
+            if len(changes) > 1 and any(remedy["fits"] for remedy in found):
                 continue
             try:
                 compiled = self.train(**changes)
@@ -131,7 +125,7 @@ class Fitting:
 
         The memory of two batches gives a straight line, and the line gives a third to try. As XLA saves memory where it
         is short, larger ones may fit too: batches are doubled until one does not fit, and the gap is halved until it is
-        small. That takes four to eight compilations. Nothing above 8,192 images is tried.
+        small. That takes four to eight compilations. Nothing above 8,192 images is tried; `too_large` is then None.
 
         Args:
           compiled: the training step of the config's batch.
@@ -139,32 +133,48 @@ class Fitting:
         # A batch on a core must be a multiple of this.
         unit = sharding.rows_together(self.config) * self.config.accumulate_steps
         per_core = self.config.batch_size // self.mesh.size
+        most = _LARGEST // unit * unit
         fitting = {per_core: compiled}
-        too_large = _LARGEST
+        self.too_large = None
 
         def fits(images: int) -> bool:
-            nonlocal too_large
             found = self.train(batch_size=images * self.mesh.size)
             if found is None:
-                too_large = images
+                self.too_large = images
                 return False
             fitting[images] = found
             return True
 
         second = max(2 * per_core, _ENOUGH // unit * unit)
-        if second < _LARGEST and fits(second):
+        if second <= most and fits(second):
             slope = (fitting[second].total - compiled.total) / (second - per_core)
-            on_line = int(per_core + (self.memory - compiled.total) / slope) if slope > 0 else 0
-            if second < on_line // unit * unit < _LARGEST:
-                fits(on_line // unit * unit)
-        while too_large == _LARGEST and 2 * max(fitting) < _LARGEST:
-            fits(2 * max(fitting))
-        while too_large != _LARGEST and too_large > _CLOSE * max(fitting):
-            middle = (max(fitting) + too_large) // 2 // unit * unit
-            if middle in (max(fitting), too_large):
+            on_line = int(per_core + (self.memory - compiled.total) / slope) // unit * unit if slope > 0 else 0
+            if on_line > second:
+                fits(min(on_line, most))
+        while self.too_large is None and max(fitting) < most:
+            fits(min(2 * max(fitting), most))
+        while self.too_large is not None and self.too_large > _CLOSE * max(fitting):
+            middle = (max(fitting) + self.too_large) // 2 // unit * unit
+            if middle in (max(fitting), self.too_large):
                 break
             fits(middle)
         return [_batch(images, fitting[images], compiled.flops / per_core) for images in sorted(fitting)]
+
+
+def _remedies(now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns changes of settings that save memory: first each by itself, then several together.
+
+    Args:
+      now: the present settings, by dotted name. What they have already is in no change.
+    """
+    twice, four_times = ({"accumulate_steps": times * now["accumulate_steps"]} for times in (2, 4))
+    remat, sharded = {"model.remat": True}, {"sharding": "fully_sharded"}
+    found: list[dict[str, Any]] = []
+    for settings in (remat, sharded, twice, four_times, remat | sharded, remat | sharded | four_times):
+        changes = {name: value for name, value in settings.items() if now[name] != value}
+        if changes and changes not in found:
+            found.append(changes)
+    return found
 
 
 def _batch(images: int, compiled: compiling.Compiled, flops_of_an_image: float) -> Batch:

@@ -6,7 +6,6 @@ is split over all devices, as in a run. `batch_size_search.py` finds the fastest
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -269,7 +268,7 @@ def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Arra
 
 
 def _check_host_memory(needed: int) -> None:
-    """Checks that a program fits in a CPU's free memory. Otherwise the machine would swap or kill processes.
+    """Checks that a program fits in a CPU's available memory. Otherwise the machine would swap or kill processes.
 
     Args:
       needed: bytes on each device. All devices share the memory.
@@ -277,9 +276,9 @@ def _check_host_memory(needed: int) -> None:
     Raises:
       DoesNotFitError: the program does not fit.
     """
-    if jax.devices()[0].platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    if jax.devices()[0].platform != "cpu":
         return
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed * jax.device_count() > free:
+    available = cpu.available_memory()
+    if available is not None and needed * jax.device_count() > available:
         words = f"it needs {needed / 2**30:.1f} GiB on each of {jax.device_count()} device(s), and "
-        raise compiling.DoesNotFitError(needed, f"{words}{free / 2**30:.1f} GiB are free")
+        raise compiling.DoesNotFitError(needed, f"{words}{available / 2**30:.1f} GiB are available")

@@ -1,4 +1,4 @@
-"""The number of processors, and what makes training on a CPU faster.
+"""The number of processors, their memory, and what makes training on a CPU faster.
 
 Each trick applies where JAX computes on a CPU and changes nothing elsewhere:
 
@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
+_MEMINFO = pathlib.Path("/proc/meminfo")
 _USES_BFLOAT16 = (0, 12)  # the JAX that multiplies bfloat16 in half the time of float32, where the processor can
 _CGROUP = pathlib.Path("/sys/fs/cgroup")  # where a container sees its own limits
 
@@ -51,6 +52,15 @@ def _quota() -> float:
         except (OSError, ValueError):
             continue
     return math.inf
+
+
+def available_memory() -> int | None:
+    """Returns the bytes that programs can still take, those that cache files too; None where there is no Linux."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:  # macOS
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def keep_freed_memory() -> None:

@@ -96,6 +96,23 @@ def test_decoding_alone_has_the_windows_of_training(photos, tmp_path, few_kept):
         np.testing.assert_array_equal(found, whole[top : top + height, left : left + width])
 
 
+def test_decoding_alone_has_the_scale_of_training(photos, tmp_path, few_kept):
+    config = make_config(photos, scaled_decoding=True)
+    source, feeds = feeds_of(config, tmp_path)
+    steps = range(2)
+    read = pipeline.train_examples(
+        source, config.input, seed=config.seed, batch_size=BATCH, rows=slice(0, BATCH), steps=steps, verify=True
+    )
+    last = [{name: rows[-1] for name, rows in batch.items()} for batch in pipeline.batched(read, BATCH)]
+    scaled = 0
+    for example, found in zip(last, feeds["decoding alone"](steps), strict=True):
+        arguments = (example[name] for name in ("data", "encoding", "size", "window"))
+        expected = augment.train_pixels(*arguments, config.input)
+        np.testing.assert_array_equal(found, expected)
+        scaled += found.shape[0] < example["window"][2]
+    assert scaled
+
+
 # ---------------------------------------------------------------------------------------------------------- measurement
 
 
@@ -108,6 +125,11 @@ def test_a_measurement(photos, tmp_path, few_kept):
     assert found.host_cores == 3
     assert found.images_per_block >= BATCH
     assert found.images_per_block % BATCH == 0
+
+
+def test_a_block_has_at_least_one_batch(photos, tmp_path, few_kept):
+    found = input_speed.measure(make_config(photos), tmp_path, host_cores=1, seconds=0.0, blocks=1)
+    assert found.images_per_block == BATCH
 
 
 def slow_fetch(monkeypatch):

@@ -203,3 +203,10 @@ def test_a_container_has_the_processors_of_its_quota(tmp_path, monkeypatch, file
     monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(8)))
     assert cpu.processors() == expected
+
+
+def test_the_available_memory_has_that_of_cached_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "_MEMINFO", tmp_path / "meminfo")
+    assert cpu.available_memory() is None
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  100 kB\nMemAvailable:  700 kB\nCached:  650 kB\n")
+    assert cpu.available_memory() == 700 * 1024

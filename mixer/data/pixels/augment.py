@@ -131,9 +131,19 @@ def train_pixels(
       window: int32 [4], from `crop_windows`.
       config: `config.input`.
     """
-    if crops.CROPS[config.crop].resized:
-        return _resize_for_crop(decode(data, encoding, size, window), size, config)
-    return decode(data, encoding, size, window, least=config.image_size if config.scaled_decoding else None)
+    pixels = window_pixels(data, encoding, size, window, config)
+    return _resize_for_crop(pixels, size, config) if crops.CROPS[config.crop].resized else pixels
+
+
+def window_pixels(
+    data: tf.Tensor, encoding: tf.Tensor, size: tf.Tensor, window: tf.Tensor, config: ml_collections.ConfigDict
+) -> tf.Tensor:
+    """Decodes a window of an image as training does; arguments and result are those of `train_pixels`.
+
+    With `config.scaled_decoding`, a large JPEG comes out smaller. Not if what follows resizes it by a ratio of its own.
+    """
+    scaled = config.scaled_decoding and not crops.CROPS[config.crop].resized
+    return decode(data, encoding, size, window, least=config.image_size if scaled else None)
 
 
 def train_image(
