@@ -30,11 +30,13 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import models
+    from mixer.data import readers
     from mixer.data.folders import folder
     from mixer.data.pixels import crops
     from mixer.evaluation import classification, evaluator
     from mixer.evaluation import few_shot as few_shot_evaluator
     from mixer.runtime import devices
+    from mixer.training import facts, history
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
@@ -205,7 +207,7 @@ def main(argv: list[str]) -> None:
     weights.model()  # it says in one line that these are no Mixer's weights, if they are not
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     with _flags_in_messages():
-        config, split = _overridden(*input_config(weights, task))
+        config, split = _overridden(weights, *input_config(weights, task))
     batch_size = given.batch_per_core * jax.device_count()
     described = {
         "checkpoint": weights.source,
@@ -287,7 +289,9 @@ def _same_folder(one: str | None, other: str | None) -> bool:
     return files.real(one) == files.real(other)
 
 
-def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_collections.ConfigDict, str]:
+def _overridden(
+    weights: Weights, config: ml_collections.ConfigDict, split: str
+) -> tuple[ml_collections.ConfigDict, str]:
     """Returns the input config and the split, with what the flags change."""
     given, own_data = flags.FLAGS, config.data_dir
     for name in ("data_dir", "eval_crop", "eval_resize"):
@@ -295,13 +299,16 @@ def _overridden(config: ml_collections.ConfigDict, split: str) -> tuple[ml_colle
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    return config, given.split or default_split(config, split, own_data)
+    if given.fewshot:  # learns from a part of any folder, and is tested on another
+        return config, given.split or split
+    return config, given.split or default_split(weights, config, split, own_data)
 
 
-def default_split(config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
+def default_split(weights: Weights, config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
     """Returns the split to evaluate on.
 
     Args:
+      weights: of a run or of another origin.
       config: as `config.input`.
       split: that of the run or of the task. Of a folder that is not the run's and has no folders for splits, all images
         are evaluated instead, since the model was not trained on any.
@@ -309,7 +316,21 @@ def default_split(config: ml_collections.ConfigDict, split: str, own_data: str |
     """
     if config.dataset != "folder" or _same_folder(config.data_dir, own_data):
         return split
-    return split if folder.has_splits(config, download.cache_folder()) else "all"
+    if folder.has_splits(config, download.cache_folder()) or _was_trained_on(weights, config):
+        return split
+    return "all"
+
+
+def _was_trained_on(weights: Weights, config: ml_collections.ConfigDict) -> bool:
+    """Returns whether a folder is the one that the weights' run was trained on, moved or copied to another place."""
+    starts = history.read(weights.workdir) if weights.workdir else []
+    if not starts:
+        return False
+    try:
+        source = readers.open_source(config, config.train_split, download.cache_folder())
+        return facts.of_source(facts.TRAINING_DATA, source).items() <= starts[-1].data.items()
+    except UserError:  # its images cannot be divided so; what is evaluated says what is wrong
+        return False
 
 
 def _few_shot_settings(
@@ -319,6 +340,10 @@ def _few_shot_settings(
     train_split = config.train_split if task is None else task.few_shot_train or task.train
     if train_split is None:
         raise UserError(f"--fewshot: {config.dataset} has no images to learn from; give --task=imagenet2012")
+    if split == train_split or (config.dataset == "folder" and split == "all"):
+        raise UserError(
+            f"--split={split}: it holds the images of {train_split}, from which --fewshot learns; give another"
+        )
     settings = recipe.evaluator_settings(
         "few_shot", dataset=config.dataset, data_dir=config.data_dir, split=split, train_split=train_split,
         seeds=given.seeds, eval_resize=config.eval_resize,

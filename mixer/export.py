@@ -99,6 +99,8 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
     card = out / hub.CARD_FILE
     if files.exists(card) and model_card.MARK.encode() not in files.read_bytes(card):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give another folder")
+    if not files.exists(card) and (others := hub.files_in(out)):
+        raise UserError(f"{out} holds files of yours ({', '.join(others[:3])}): give a folder that is new or empty")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with files.opened_to_write(out / "model.safetensors") as file:

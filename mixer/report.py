@@ -124,7 +124,7 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     assert weights.config is not None
     config, split = evaluate.input_config(weights, None)
     own_data, config.data_dir = config.data_dir, data_dir or config.data_dir
-    split = evaluate.default_split(config, split, own_data)
+    split = evaluate.default_split(weights, config, split, own_data)
     batch_size = 64 * jax.device_count()
     through = functools.partial(Console(to_stderr=True).counted, f"evaluating {weights.source}")
     loss = weights.config.loss

@@ -144,7 +144,8 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
             raise UserError(f"{weights.source} has no head")
         config, split = evaluate.input_config(weights, evaluate.find_task()[1])
         own_data, config.data_dir = config.data_dir, given.data_dir or config.data_dir
-        return draw_lens(weights, config, given.split or evaluate.default_split(config, split, own_data), folder)
+        split = given.split or evaluate.default_split(weights, config, split, own_data)
+        return draw_lens(weights, config, split, folder)
     except UserError as error:
         if asked:
             raise

@@ -187,6 +187,14 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         (["--checkpoint={run}", "--batch_per_core=0"], "--batch_per_core=0: expected at least 1"),
         (["--checkpoint={other}"], "other.npz is not a Mixer's parameters: "),
         (["--checkpoint={run}", "--eval_krop=x"], "--eval_krop: no such flag; the nearest is --eval_crop"),
+        (
+            ["--checkpoint={run}", "--fewshot", "--split=train"],
+            "--split=train: it holds the images of train, from which",
+        ),
+        (
+            ["--checkpoint={run}", "--config.input.data_dir=x"],
+            "--config.input.data_dir: this command takes the settings of the run; --help",
+        ),
         (["--checkpoint={run}", "--shots=5"], "--shots would not be read without --fewshot; leave it out"),
         (["--checkpoint={run}", "--resize=extend"], "--resize would not be read without --image_size; leave it out"),
     ],

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -323,3 +324,19 @@ def test_a_folder_of_someone_else_and_a_model_without_a_name_are_refused(tmp_pat
     (tmp_path / "out/README.md").write_text("# My notes\n")
     done = export(tmp_path / "out", checkpoint=tmp_path / "b.npz", to="timm")
     assert done.stderr.endswith("README.md, where the model card goes, is a file of yours: give another folder\n")
+
+
+@pytest.mark.parametrize("theirs", ["config.json", "model.safetensors", "checkpoints/3/x", "a.jpg"])
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path, theirs):
+    """That of a run is one: its config would be overwritten."""
+    weights = Weights(make_params(models.create("S/32", 5), 64), "b.npz")
+    (tmp_path / theirs).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / theirs).write_text("precious")
+    (tmp_path / ".git").mkdir()
+    name = theirs.partition("/")[0]
+    with pytest.raises(UserError, match=rf"holds files of yours \({name}\): give a folder that is new or empty$"):
+        export_module.export_folder(weights, epath.Path(tmp_path), ema=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", name]
+    assert (tmp_path / theirs).read_text() == "precious"
+    shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+    export_module.export_folder(weights, epath.Path(tmp_path), ema=False)  # .git is in no one's way

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -86,6 +87,27 @@ def test_a_held_out_folder_with_a_part_of_the_classes_is_scored_whole(home):
     both, _ = score(home, "--data_dir=~/held2", "--split=all")
     assert both["class_accuracy"]["köter"] == found["accuracy"]
     assert both["count"] == 6
+
+
+def test_the_runs_own_folder_in_another_place_is_not_scored_on_what_it_was_trained_on(home):
+    shutil.copytree(home / "pics", home / "moved", symlinks=True)
+    found, _ = score(home, "--data_dir=~/moved")
+    assert (found["split"], found["count"]) == ("validation", 3)
+    whole, _ = score(home, "--data_dir=~/moved", "--split=all")
+    assert whole["count"] == 36
+    next((home / "moved").glob("*/*.png")).unlink()  # now it is another folder
+    other, _ = score(home, "--data_dir=~/moved")
+    assert other["split"] == "all"
+
+
+def test_few_shot_accuracy_of_another_folder_is_not_measured_on_what_it_learns_from(home):
+    fill(home / "few", dict.fromkeys(COLOURS, 20), seed=5)
+    found, _ = score(home, "--data_dir=~/few", "--fewshot", "--shots=2", "--seeds=1")
+    assert (found["split"], found["train_split"]) == ("validation", "train")
+    for split in ("train", "all"):
+        done = command("evaluate", "--checkpoint=~/run", "--data_dir=~/few", "--fewshot", f"--split={split}", home=home)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"error: --split={split}: it holds the images of train, from")
 
 
 def test_the_splits_of_a_folder(home):

@@ -252,7 +252,9 @@ def _explanation(argv: list[str], error: Exception) -> str:
     given = _config_spec(argv)
     overrides = re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", line)
     if overrides and not given:
-        return _MISSING
+        if "config" in flags.FLAGS:
+            return _MISSING
+        return f"--config.{overrides[0]}: this command takes the settings of the run; --help lists its own flags"
     if isinstance(error, flags.UnrecognizedFlagError):
         modules = flags.FLAGS.flags_by_module_dict().items()
         known = [flag.name for module, defined in modules for flag in defined if not module.startswith("absl.")]

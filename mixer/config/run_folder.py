@@ -69,7 +69,10 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
     path = epath.Path(workdir) / CONFIG_FILE
     bucket_check.check(workdir)
     try:
-        return FrozenConfigDict(json.loads(files.read_bytes(path)))
+        config = FrozenConfigDict(json.loads(files.read_bytes(path)))
+        if missing := [name for name in ("model", "input") if name not in config]:
+            raise ValueError(f"it has no {missing[0]}")
+        return config
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
 

@@ -27,6 +27,7 @@ _PACKAGES = (
     "pillow",
 )  # fmt: skip
 _JAX_OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+TRAINING_DATA = "the training data"  # what messages, and a run's history, call its training split
 _SAMPLED = 16  # records of a split whose bytes are compared
 _DIGITS = 12  # of a digest
 
@@ -82,7 +83,7 @@ def of_data(training: Source, evaluated: Mapping[str, Sequence[Source]]) -> dict
     Raises:
       UserError: the data cannot be read.
     """
-    found = of_source("the training data", training)
+    found = of_source(TRAINING_DATA, training)
     for evaluator, sources in evaluated.items():
         for number, source in enumerate(sources):
             found |= of_source(f"the data of evaluator {evaluator}" + f" ({number})" * bool(number), source)

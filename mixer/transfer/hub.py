@@ -109,6 +109,14 @@ def loading(exported: Exported, folder: str) -> list[str]:
     return [*text, "", timm.FURTHER_TRAINING]
 
 
+def files_in(folder: epath.Path) -> list[str]:
+    """Returns the sorted names of what a folder holds, but not those that begin with a dot; none if it is not there."""
+    try:
+        return sorted(name for name in _names(folder) if name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _names(folder: epath.Path) -> set[str]:
     """Returns what a folder holds."""
     if bucket.is_remote(folder):
