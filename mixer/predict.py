@@ -7,6 +7,7 @@ each logit, whose probabilities need not add up to one.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import os
@@ -22,7 +23,9 @@ from etils import epy
 
 from mixer.config import command_line, help_text, recipe
 from mixer.data import class_names, sources
+from mixer.data.folders import folder_report
 from mixer.data.folders.image_files import IMAGE_SUFFIXES, files_bytes
+from mixer.data.folders.listing import readable
 from mixer.data.pixels import image_status
 from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError
@@ -135,6 +138,8 @@ def reason(path: str, status: int) -> str:
 def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     """Returns the given files and, for each given folder, the images below it, sorted and without hidden ones.
 
+    Says on standard error how many other files a folder has.
+
     Returns:
       The files; and a prediction with an error for each folder without images.
 
@@ -159,14 +164,21 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
 
 def _images_below(top: str) -> list[str]:
     names = bucket.listing(top) if bucket.is_remote(top) else _files_below(top)
-    shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
-    return sorted(os.path.join(top, name) for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
+    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+    if others := collections.Counter(os.path.splitext(name)[1].lower() for name in set(shown) - set(images)):
+        print(f"{readable(top)}: left out {folder_report.with_other_endings(others)}", file=sys.stderr)
+    return sorted(os.path.join(top, name) for name in images)
 
 
 def _files_below(top: str) -> Iterator[str]:
-    """Yields the files below a local folder, relative to it."""
-    for root, folders, names in os.walk(top):
-        folders[:] = [name for name in folders if name[0] != "."]  # walk enters only the folders that are left here
+    """Yields the files below a local folder, relative to it. Links to folders are followed, to each folder once."""
+    seen = {os.path.realpath(top)}
+    for root, folders, names in os.walk(top, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        # walk enters only the folders that are left here
+        folders[:] = [name for name in folders if name[0] != "." and real[name] not in seen]
+        seen.update(real[name] for name in folders)
         yield from (os.path.relpath(os.path.join(root, name), top) for name in names)
 
 

@@ -91,7 +91,7 @@ def left_out(found: Findings) -> list[str]:
             f"{number} in folders within class folders, which are not read: {_below(found.root, found.deeper)}"
         )
     if found.others:
-        reasons.append(f"{_counted(sum(found.others.values()), 'file')} with another ending: {_endings(found.others)}")
+        reasons.append(with_other_endings(found.others))
     if found.hidden:
         reasons.append(f"{found.hidden:,} hidden files or folders, whose names begin with a dot")
     if found.outside:
@@ -108,6 +108,11 @@ def left_out(found: Findings) -> list[str]:
             f"does not have: {named(shown)}"
         )
     return reasons
+
+
+def with_other_endings(others: Mapping[str, int]) -> str:
+    """Returns a line on files whose endings are not an image's, given how many there are with each."""
+    return f"{_counted(sum(others.values()), 'file')} with another ending: {_endings(others)}"
 
 
 def named(names: Iterable[str]) -> str:
