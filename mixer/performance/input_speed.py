@@ -236,7 +236,8 @@ def _decoded(kept: dict[str, tf.Tensor], numbers: range, config: ml_collections.
     arguments = [kept[name] for name in ("data", "encoding", "size", "window")]
 
     def decode(number: tf.Tensor) -> tf.Tensor:
-        return augment.window_pixels(*(each[number % len(kept["data"])] for each in arguments), config)
+        data, encoding, size, window = (each[number % len(kept["data"])] for each in arguments)
+        return augment.window_pixels(data, encoding, size, window, config)
 
     return pipeline.mapped(tf.data.Dataset.range(numbers.start, numbers.stop), decode)
 

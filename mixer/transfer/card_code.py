@@ -106,6 +106,8 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
             *ordering,
             "def prepared(path):",
             "    image = Image.open(path)",
+            '    if image.mode[0] in "IF":',
+            '        raise ValueError(f"{path} has more than 8 bits a pixel: scale it to 8, as mixer.predict does")',
             *turning,
             *compositing,
             '    image = image.convert("RGB")',

@@ -112,8 +112,10 @@ def fitted(weights: Weights, params: Any, *, model: str, keep_head: bool = True)
     if head and not (keep_head and jax.tree.map(jnp.shape, loaded.get("head")) == jax.tree.map(jnp.shape, head)):
         loaded = {**loaded, "head": head}
     if wrong := mismatches(loaded, params):
+        width = f"config.model.tokens_mlp_dim={weights.model().tokens_mlp_dim}"
+        before = f" (brought from {weights.resized_from}, which makes {width})" if weights.resized_from else ""
         raise UserError(
-            f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}, the model is "
-            f"{model}: {'; '.join(wrong)}"
+            f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}{before}, the "
+            f"model is {model}: {'; '.join(wrong)}"
         )
     return loaded

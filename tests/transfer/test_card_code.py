@@ -94,6 +94,20 @@ def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tm
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("values", [np.uint16([[0, 60_000]]), np.float32([[0, 1]])], ids=["16 bits", "floats"])
+def test_the_code_of_a_card_does_not_clip_what_the_run_scales(values, tmp_path):
+    """Pillow's conversion to RGB clips such values at 255, and a picture would be white, or black."""
+    path = tmp_path / "ramp.tiff"
+    Image.fromarray(np.repeat(np.repeat(values, 20, axis=0), 20, axis=1)).save(path)
+    weights, scope = weights_of(), {}
+    expected, status = plain_images.eval_image(path.read_bytes(), predict.input_config(weights))
+    assert status == image_status.OK
+    assert np.ptp(expected.astype(int)) > 200
+    exec(pasted(card(weights)).split("images = ")[0], scope)
+    with path.open("rb") as file, pytest.raises(ValueError, match="has more than 8 bits a pixel: scale it to 8"):
+        scope["prepared"](file)
+
+
 @pytest.mark.parametrize("crop", crops.EVAL_CROPS)
 @pytest.mark.parametrize("rounding", crops.RESIZE_ROUNDINGS)
 def test_the_code_of_a_card_rounds_as_the_run_does(rounding, crop, tmp_path, monkeypatch):

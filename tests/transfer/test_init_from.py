@@ -153,6 +153,16 @@ def test_every_mismatch_is_named_in_one_line():
     ]
 
 
+def test_weights_that_were_extended_name_the_width_that_fits_them():
+    """A config that sets D_S itself, as configs/finetune_small.py does, has to be told."""
+    weights = make_weights(make_params(5, seed=1)).at_image_size(16, "extend")
+    with pytest.raises(
+        UserError,
+        match=r"for images of 16 pixels \(brought from 8, which makes config.model.tokens_mlp_dim=48\), the model is",
+    ):
+        fitted(weights, make_params(5, seed=2, pixels=16))
+
+
 def shapes_of(variant, classes):
     """Returns parameters at 224 pixels that take no memory."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
