@@ -137,7 +137,9 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     Raises:
       UserError: neither says what to evaluate on.
     """
-    config = ml_collections.ConfigDict(recipe.base().input)
+    base = recipe.base()
+    base.update_from_flattened_dict(weights.settings)
+    config = ml_collections.ConfigDict(base.input)
     if weights.config is not None:
         config.update({key: value for key, value in weights.config.input.items() if key in config})
     elif task is None:
@@ -147,7 +149,8 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
         )
     if task is not None:
         if task.dataset != config.dataset:
-            config.data_dir = config.eval_resize = None
+            config.data_dir = None
+            config.eval_resize = config.eval_resize if weights.config is None else None  # a file names no data
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:
@@ -236,10 +239,9 @@ def _head_scored(
     weights: Weights, config: ml_collections.ConfigDict, split: str, task: tasks.Task | None, batch_size: int
 ) -> _Scored:
     """Scores the model's own head."""
-    loss = weights.config.loss if weights.config is not None else "softmax_xent"
     through = functools.partial(Console(to_stderr=True).counted, "evaluating")
     with _flags_in_messages():
-        found, class_names = evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+        found, class_names = evaluate(weights, config, split, loss=weights.loss, batch_size=batch_size, through=through)
     more: dict[str, Any] = {}
     if found.class_accuracy is not None:
         shares = zip(class_names, found.class_accuracy.tolist(), strict=True)

@@ -43,11 +43,6 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
-# The settings of a run's input by which a picture becomes what the model gets.
-_READ = (
-    "eval_crop", "eval_resize", "resize_rounding", "max_pixels", "transparent", "exif",
-    "permutation", "permutation_patch", "permutation_seed",
-)  # fmt: skip
 _MANY = 100  # with more images, a progress bar is shown
 
 
@@ -101,7 +96,7 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
 def _make_step(weights: Weights, mesh: jax.sharding.Mesh, top: int) -> Callable[[Any, jax.Array], Any]:
     """Makes the jitted function from (params, images) to the `top` probabilities and their class numbers."""
     model = weights.model()
-    loss = losses.LOSSES[weights.config.loss if weights.config is not None else "softmax_xent"]
+    loss = losses.LOSSES[weights.loss]
 
     def most_probable(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
@@ -114,13 +109,11 @@ def _make_step(weights: Weights, mesh: jax.sharding.Mesh, top: int) -> Callable[
 
 
 def input_config(weights: Weights) -> ml_collections.ConfigDict:
-    """Returns the `config.input` by which images are cropped: the run's own, if the weights are a run's."""
-    config = recipe.base().input
-    config.image_size = weights.image_size
-    if weights.config is not None:
-        for name in _READ:
-            config[name] = weights.config.input.get(name, config[name])  # an older run does not have them all
-    return config
+    """Returns the `config.input` by which images are prepared: that of the run, or what a file of weights carries."""
+    config = recipe.base()
+    config.update_from_flattened_dict(weights.settings)
+    config.input.image_size = weights.image_size
+    return config.input
 
 
 def reason(path: str, status: int) -> str:

@@ -26,6 +26,13 @@ _IN_NUMPY = {
 }
 
 
+# The settings of a run by which a picture becomes what the model gets, and logits probabilities. A file carries them.
+CARRIED = (
+    "loss", "input.image_size", "input.eval_crop", "input.eval_resize", "input.resize_rounding", "input.max_pixels",
+    "input.transparent", "input.exif", "input.permutation", "input.permutation_patch", "input.permutation_seed",
+)  # fmt: skip
+
+
 class Program(NamedTuple):
     """How a forward pass is written as a program of StableHLO.
 
@@ -50,6 +57,7 @@ class Exported(NamedTuple):
       class_names: a name for each output of the head; None if they are unknown.
       probabilities: the function of logits that gives the probabilities, softmax or sigmoid; empty without a head.
       program: for formats that hold a program.
+      carried: the values of `CARRIED`; None if they are unknown.
     """
 
     params: Any
@@ -60,6 +68,7 @@ class Exported(NamedTuple):
     class_names: list[str] | None = None
     probabilities: str = ""
     program: Program = Program()
+    carried: dict[str, Any] | None = None
 
 
 class Format(NamedTuple):
@@ -83,6 +92,7 @@ class Format(NamedTuple):
         Raises UserError if the file is not as it should be.
       load_class_names: from a file that `load` could read to the names of its classes; None if the file has none. None
         if files of this format never have them.
+      load_carried: the same for the values of `CARRIED`, not checked.
     """
 
     suffix: str
@@ -97,6 +107,7 @@ class Format(NamedTuple):
     requirement: str = ""
     load: Callable[[io.BufferedIOBase, str], Any] | None = None
     load_class_names: Callable[[io.BufferedIOBase], list[str] | None] | None = None
+    load_carried: Callable[[io.BufferedIOBase], Any] | None = None
 
 
 def check_holds(form: Format, exported: Exported) -> None:

@@ -137,9 +137,9 @@ def _output(weights: Weights, exported: Exported) -> str:
     if exported.model.num_classes == 0:
         return f"float32 [{_batch(exported)}, {exported.model.hidden_dim}], the pre-logits"
     logits = f"float32 [{_batch(exported)}, {exported.model.num_classes}], logits"
-    if weights.config is None:
+    if "loss" not in weights.settings:
         return logits
-    return f"{logits}; {LOSSES[weights.config.loss].probabilities_described} gives the probabilities"
+    return f"{logits}; {LOSSES[weights.loss].probabilities_described} gives the probabilities"
 
 
 def _origin(weights: Weights, ema: bool) -> str:

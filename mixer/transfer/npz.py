@@ -109,33 +109,57 @@ def _check_unpacks(members: list[zipfile.ZipInfo], packed: int) -> None:
 
 
 # The names of the classes follow the biases of the head in the same member: an array of strings after an array of
-# numbers, as in a file to which `np.save` wrote twice. A member of their own would be a parameter to big_vision, which
+# numbers, as in a file to which `np.save` wrote twice. The run's settings follow as a third array, one string of JSON;
+# where the names are unknown, the second is empty. A member of their own would be a parameter to big_vision, which
 # refuses parameters that its model does not have.
 _NAMED = "head/bias"
 
 
-def save_params(file: io.BufferedIOBase, params: Any, class_names: list[str] | None = None) -> None:
-    """Writes parameters under the names of the published checkpoints, and the names of the classes."""
+def save_params(
+    file: io.BufferedIOBase,
+    params: Any,
+    class_names: list[str] | None = None,
+    carried: dict[str, Any] | None = None,
+) -> None:
+    """Writes parameters under the names of the published checkpoints, the names of the classes, and settings."""
+    texts = [] if class_names is None and carried is None else [np.asarray(class_names or [], np.str_)]
+    texts += [] if carried is None else [np.asarray(json.dumps(carried))]
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in traverse_util.flatten_dict(params, sep="/").items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-                if name == _NAMED and class_names is not None:
-                    np.lib.format.write_array(member, np.asarray(class_names, np.str_), allow_pickle=False)
+                for text in texts if name == _NAMED else ():
+                    np.lib.format.write_array(member, text, allow_pickle=False)
 
 
 def load_class_names(file: io.BufferedIOBase) -> list[str] | None:
     """Reads the names of the classes; None if the file has none."""
+    names = _following_biases(file, 1)
+    return names.tolist() if names is not None and names.ndim == 1 and names.size else None
+
+
+def load_carried(file: io.BufferedIOBase) -> Any:
+    """Reads the settings that the file carries; None if it has none."""
+    text = _following_biases(file, 2)
+    try:
+        return None if text is None or text.ndim else json.loads(text.item())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _following_biases(file: io.BufferedIOBase, place: int) -> np.ndarray | None:
+    """Returns the array of strings that stands so many places after the biases of the head; None if there is none."""
     with zipfile.ZipFile(file) as archive:
         if f"{_NAMED}.npy" not in archive.namelist():
             return None
         with archive.open(f"{_NAMED}.npy") as member:
             try:
-                np.lib.format.read_array(member, allow_pickle=False)
-                names = np.lib.format.read_array(member, allow_pickle=False)
+                for _ in range(place):
+                    np.lib.format.read_array(member, allow_pickle=False)
+                found: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
             except Exception:  # nothing follows, or what no version of this project wrote
                 return None
-    return names.tolist() if names.dtype.kind == "U" and names.ndim == 1 else None
+    return found if found.dtype.kind == "U" else None
 
 
 # Old and new names of modules, for the older internal layout.
@@ -188,8 +212,9 @@ FORMAT = Format(
     suffix=".npz",
     described="the names and axes of the published MLP-Mixer checkpoints, `.npz`",
     input="float32 [batch, {size}, {size}, 3] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
-    save=lambda file, exported: save_params(file, exported.params, exported.class_names),
+    save=lambda file, exported: save_params(file, exported.params, exported.class_names, exported.carried),
     loading=_loading,
     load=load_params,
     load_class_names=load_class_names,
+    load_carried=load_carried,
 )

@@ -32,7 +32,7 @@ _DTYPES = {
     name: np.dtype(dtype)
     for name, dtype in (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", jnp.bfloat16))
 }
-_NAMES_KEY = "class_names"  # of the metadata
+_NAMES_KEY, _CARRIED_KEY = "class_names", "settings"  # of the metadata
 _BLOCK = re.compile(r"(?:MixerBlock_|blocks\.)(\d+)[/.](.+)")
 
 
@@ -84,26 +84,37 @@ def _array(name: str, tensor: dict[str, Any]) -> np.ndarray:
 
 def load_class_names(file: io.BufferedIOBase) -> list[str] | None:
     """Reads the names of the classes from the file's metadata; None if it has none."""
-    file.seek(0)
-    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))  # by the definition of the format
-    try:
-        names = json.loads((header.get("__metadata__") or {}).get(_NAMES_KEY, "null"))
-    except (ValueError, RecursionError):  # another program's entry
-        return None
+    names = _metadata(file, _NAMES_KEY)
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else None
 
 
-def save_params(file: io.BufferedIOBase, params: Any, class_names: list[str] | None = None) -> None:
-    """Writes parameters as the state dict of timm's model. The names of the classes become metadata: a JSON list."""
+def _metadata(file: io.BufferedIOBase, key: str) -> Any:
+    """Returns an entry of the file's metadata that is JSON; None if there is none."""
+    file.seek(0)
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))  # by the definition of the format
+    try:
+        return json.loads((header.get("__metadata__") or {}).get(key, "null"))
+    except (ValueError, RecursionError):  # another program's entry
+        return None
+
+
+def save_params(
+    file: io.BufferedIOBase,
+    params: Any,
+    class_names: list[str] | None = None,
+    carried: dict[str, Any] | None = None,
+) -> None:
+    """Writes parameters as the state dict of timm's model. Names of classes and settings become metadata: JSON."""
     tensors = {}
     for name, array in traverse_util.flatten_dict(params, sep="/").items():
         module, leaf = name.rsplit("/", 1)
         if leaf == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         tensors[f"{_their_module(module)}.{'bias' if leaf == 'bias' else 'weight'}"] = np.ascontiguousarray(array)
-    names = {} if class_names is None else {_NAMES_KEY: json.dumps(class_names)}
-    file.write(safetensors.numpy.save(tensors, metadata={"format": "pt", **names}))
+    more = {_NAMES_KEY: class_names, _CARRIED_KEY: carried}
+    known = {key: json.dumps(value) for key, value in more.items() if value is not None}
+    file.write(safetensors.numpy.save(tensors, metadata={"format": "pt", **known}))
 
 
 def constructor(model: MlpMixer, image_size: int) -> str:
@@ -250,9 +261,10 @@ FORMAT = Format(
     suffix=".safetensors",
     described="PyTorch's `timm`, `.safetensors`",
     input="float32 [batch, 3, {size}, {size}] in [-1, 1], which is uint8 / 127.5 - 1, {cut}",
-    save=lambda file, exported: save_params(file, exported.params, exported.class_names),
+    save=lambda file, exported: save_params(file, exported.params, exported.class_names, exported.carried),
     loading=_loading,
     computes=True,
     load=load_params,
     load_class_names=load_class_names,
+    load_carried=lambda file: _metadata(file, _CARRIED_KEY),
 )

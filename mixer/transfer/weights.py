@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import io
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models
-from mixer.config import recipe, run_folder
+from mixer.config import checks, recipe, run_folder
+from mixer.config.settings import SETTINGS
 from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import bucket, bucket_check, files
@@ -25,7 +26,7 @@ from mixer.training import history, losses
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import hub, published, resolution
 from mixer.transfer.download import downloaded
-from mixer.transfer.format import Exported, Format
+from mixer.transfer.format import CARRIED, Exported, Format
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.mismatch import MISSING, mismatches
 
@@ -41,6 +42,7 @@ class Weights:
       class_names: the names of the classes, from their run or their file; None if unknown.
       step: the step of their checkpoint.
       workdir: the folder of their run.
+      carried: the settings of `format.CARRIED` that a file has, by dotted name; None if it has none, or of a run.
       resized_from: the image size in pixels that they were for, if they were brought to another one.
     """
 
@@ -51,6 +53,20 @@ class Weights:
     step: int | None = None
     workdir: epath.Path | None = None
     resized_from: int | None = None
+    carried: Mapping[str, Any] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `format.CARRIED` that are known, by dotted name: those of the run, or of the file."""
+        if self.config is None:
+            return dict(self.carried or {})
+        known = checks.flat(ConfigDict(self.config))
+        return {name: known[name] for name in CARRIED if name in known}  # a run of an earlier version has not all
+
+    @property
+    def loss(self) -> str:
+        """The loss by which logits become probabilities: a key of `losses.LOSSES`."""
+        return str(self.settings.get("loss", "softmax_xent"))
 
     def model(self) -> MlpMixer:
         """Returns the model of these parameters, which follows from their names and shapes.
@@ -130,19 +146,20 @@ class Weights:
         """
         has_tanh_gelu = self.config is not None or self.published_as != ""
         model = self.model()
-        loss = losses.LOSSES[self.config.loss if self.config is not None else "softmax_xent"]
+        loss = losses.LOSSES[self.loss]
         return Exported(
             self.params, model, self.image_size, has_tanh_gelu, self._images(), self.class_names,
-            probabilities=loss.probabilities.__name__ if model.num_classes else "",
+            probabilities=loss.probabilities.__name__ if model.num_classes else "", carried=self.settings or None,
         )  # fmt: skip
 
     def _images(self) -> ConfigDict:
-        """Returns the `config.input` by which pictures are prepared: the run's, or this project's defaults."""
+        """Returns the `config.input` by which pictures are prepared: the run's, the file's, or the defaults."""
         if self.config is not None:
             return self.config.input
-        images = recipe.base().input
-        images.image_size = self.image_size
-        return images
+        config = recipe.base()
+        config.update_from_flattened_dict(self.settings)
+        config.input.image_size = self.image_size
+        return config.input
 
     def at_image_size(self, image_size: int, method: str) -> "Weights":
         """Returns these weights for images of another size.
@@ -270,11 +287,25 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
 def _load_file(file: io.BufferedIOBase, source: str, form: Format) -> Weights:
     assert form.load is not None
     weights = Weights(form.load(file, source), source)
+    carried = form.load_carried(file) if form.load_carried else None
+    weights = dataclasses.replace(weights, carried=_checked(carried))
     names = form.load_class_names(file) if form.load_class_names else None
     biases = traverse_util.flatten_dict(weights.params, sep="/").get("head/bias")
     if names is None or biases is None or biases.shape != (len(names),):  # somebody gave the model another head
         return weights
     return dataclasses.replace(weights, class_names=names)
+
+
+def _checked(carried: Any) -> dict[str, Any] | None:
+    """Returns the settings that a file carries; None if they are not all that this version knows and allows."""
+    try:
+        for name in CARRIED:
+            SETTINGS[name].check(name, carried[name])
+        settings = {name: carried[name] for name in CARRIED}
+        recipe.base().update_from_flattened_dict(settings)  # raises TypeError for another type
+    except (UserError, KeyError, TypeError):
+        return None
+    return settings
 
 
 @contextlib.contextmanager
