@@ -43,6 +43,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
+_OTHER_PICTURES = (".heic", ".heif", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")  # which no one reads here
 _MANY = 100  # with more images, a progress bar is shown
 
 
@@ -131,7 +132,7 @@ def reason(path: str, status: int) -> str:
 def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     """Returns the given files and, for each given folder, the images below it, sorted and without hidden ones.
 
-    Says on standard error how many other files a folder has.
+    Says on standard error how many pictures of other kinds a folder has.
 
     Returns:
       The files; and a prediction with an error for each folder without images.
@@ -159,7 +160,8 @@ def _images_below(top: str) -> list[str]:
     names = bucket.listing(top) if bucket.is_remote(top) else _files_below(top)
     shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-    if others := collections.Counter(os.path.splitext(name)[1].lower() for name in set(shown) - set(images)):
+    endings = (os.path.splitext(name)[1].lower() for name in set(shown) - set(images))
+    if others := collections.Counter(ending for ending in endings if ending in _OTHER_PICTURES):
         print(f"{readable(top)}: left out {folder_report.with_other_endings(others)}", file=sys.stderr)
     return sorted(os.path.join(top, name) for name in images)
 

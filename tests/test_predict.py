@@ -255,11 +255,11 @@ def test_no_images_are_an_error(tmp_path):
     assert empty == [predict.Prediction(str(tmp_path), [], "holds no images")]
 
 
-def test_what_a_folder_holds_besides_images_is_counted(tmp_path, capsys):
+def test_pictures_that_cannot_be_read_are_counted(tmp_path, capsys):
     """Links to folders are followed, and not in a circle."""
     write_image(tmp_path / "album/one.png", 20, 20, seed=0)
     write_image(tmp_path / "elsewhere/two.png", 20, 20, seed=0)
-    for name in ("a.HEIC", "deep/b.heic", "deep/c.mov", "notes"):
+    for name in ("a.HEIC", "deep/b.heic", "deep/c.dng", "notes", "deep/d.txt"):
         (tmp_path / "album" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "album" / name).write_bytes(b"x")
     (tmp_path / "album/linked").symlink_to(tmp_path / "elsewhere")
@@ -270,7 +270,7 @@ def test_what_a_folder_holds_besides_images_is_counted(tmp_path, capsys):
     assert [os.path.basename(path) for path in found] == ["two.png", "one.png"]
     assert empty == []
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{tmp_path}/album: left out 4 files with another ending: 2 .heic (HEIC cannot be read: ")
+    assert line.startswith(f"{tmp_path}/album: left out 3 files with another ending: 2 .heic (HEIC cannot be read: ")
     (tmp_path / "elsewhere/back").unlink()
     predict.image_files([str(tmp_path / "elsewhere")])
     assert capsys.readouterr().err == ""

@@ -97,7 +97,7 @@ def test_decoding_alone_has_the_windows_of_training(photos, tmp_path, few_kept):
 
 
 def test_decoding_alone_has_the_scale_of_training(photos, tmp_path, few_kept):
-    config = make_config(photos, scaled_decoding=True)
+    config = make_config(photos, scaled_decoding=True, image_size=16, crop_area=(0.5, 1.0))
     source, feeds = feeds_of(config, tmp_path)
     steps = range(2)
     read = pipeline.train_examples(
@@ -109,7 +109,7 @@ def test_decoding_alone_has_the_scale_of_training(photos, tmp_path, few_kept):
         arguments = (example[name] for name in ("data", "encoding", "size", "window"))
         expected = augment.train_pixels(*arguments, config.input)
         np.testing.assert_array_equal(found, expected)
-        scaled += found.shape[0] < example["window"][2]
+        scaled += bool(found.shape[0] < int(example["window"][2]))
     assert scaled
 
 
