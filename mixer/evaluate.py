@@ -150,7 +150,8 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     if task is not None:
         if task.dataset != config.dataset:
             config.data_dir = None
-            config.eval_resize = config.eval_resize if weights.config is None else None  # a file names no data
+            if weights.config is not None:  # that of a file is for any data
+                config.eval_resize = None
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:

@@ -28,15 +28,20 @@ def fake(slope, fixed, recomputes_from, limit):
     return compile_train
 
 
-def test_each_remedy_changes_the_config_as_it_is(monkeypatch, mesh):
-    """And leaves it so: no change of one remedy is there for the next."""
-    compiled = []
+def refusing(compiled):
+    """Makes a compiler for which nothing fits; it adds what each config has to a list."""
 
-    def compile_train(config, *arguments):
+    def compile_train(config, *_):
         compiled.append((config.model.remat, config.sharding, config.accumulate_steps))
         raise compiling.DoesNotFitError(None)
 
-    monkeypatch.setattr(tpu_topology, "compile_train", compile_train)
+    return compile_train
+
+
+def test_each_remedy_changes_the_config_as_it_is(monkeypatch, mesh):
+    """And leaves it so: no change of one remedy is there for the next."""
+    compiled = []
+    monkeypatch.setattr(tpu_topology, "compile_train", refusing(compiled))
     config = small(batch_size=512)
     before = config.to_dict()
     fitting = memory_fit.Fitting(config, mesh, 10, 1, memory=1)
@@ -137,12 +142,7 @@ def test_no_batch_above_the_limit_is_tried(monkeypatch, mesh, most, own, largest
 )
 def test_a_remedy_adds_to_what_the_config_has(monkeypatch, mesh, now, tried):
     compiled = []
-
-    def compile_train(config, *_):
-        compiled.append((config.model.remat, config.sharding, config.accumulate_steps))
-        raise compiling.DoesNotFitError(None)
-
-    monkeypatch.setattr(tpu_topology, "compile_train", compile_train)
+    monkeypatch.setattr(tpu_topology, "compile_train", refusing(compiled))
     memory_fit.Fitting(small(batch_size=512, **now), mesh, 10, 1, memory=1).remedies()
     assert compiled == tried
 
