@@ -253,10 +253,10 @@ def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_d
         return dataclasses.replace(source, fetch=fetch) if split == config.train_split else source
 
     monkeypatch.setattr(readers, "open_source", open_source)
-    settings = {"checkpoint_steps": 4, "eval_steps": 12}
+    settings = {"checkpoint_steps": 12, "eval_steps": 12}
     with pytest.raises(UserError, match="shard cannot be read"):
         train.train(tiny(data_dir, **settings), tmp_path / "run")
-    assert load_params(tmp_path / "run")[0] == 5
+    assert 3 <= load_params(tmp_path / "run")[0] <= 5  # how far reading is ahead depends on the machine
     monkeypatch.undo()
     train.train(tiny(data_dir, **settings), tmp_path / "run")
     train.train(tiny(data_dir, **settings), tmp_path / "straight")
@@ -280,7 +280,10 @@ def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_pa
     train.train(tiny(data_dir, **intervals, ema_decay=ema_decay), tmp_path)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ([9, 14] if ema_decay else [6, 14])
-    assert f"the best 1 kept, by {'val_ema' if ema_decay else 'val'}/accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"the best 1 kept, by {'val_ema' if ema_decay else 'val'}/accuracy" in out
+    best = tmp_path / "checkpoints" / str(kept[0])
+    assert out.endswith(f"the most accurate checkpoint is {best}, not the last: --checkpoint takes both\n")
 
 
 # --------------------------------------------------------------------------------------------- what users meet first

@@ -134,7 +134,9 @@ def define_checkpoint_flags(example: str) -> None:
     """Defines the flags of every command that takes a trained model."""
     with help_text.group("The model", example):
         flags.DEFINE_string(
-            "checkpoint", None, "A run's folder or checkpoints/STEP in it, .npz, .safetensors, or B/16-i1k."
+            "checkpoint",
+            None,
+            "A run's folder, for its newest checkpoint; one of its checkpoints/STEP; .npz, .safetensors, or B/16-i1k.",
         )
         flags.DEFINE_bool("ema", False, "A run's averaged parameters.")
 

@@ -227,6 +227,11 @@ class Checkpoints:
             except Exception as error:
                 self._failed(error)
 
+    def most_accurate(self) -> epath.Path | None:
+        """Returns the folder of the most accurate checkpoint, the newest of equals; None if there is none."""
+        best = self._manager.best_step() if self._manager else None
+        return None if best is None else self.folder / str(best)
+
     def settle(self) -> None:
         """Waits until the run's last checkpoint is on the disk. From here on `on_error` is "stop".
 

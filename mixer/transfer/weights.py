@@ -227,9 +227,9 @@ def load(source: str, ema: bool = False) -> Weights:
     """Reads the weights of a model.
 
     Args:
-      source: a run's folder, or one of its checkpoints/STEP; a file in one of the `formats` that can be read, such as
-        `.npz`, at a local path, gs:// or https://; a folder of the Hugging Face Hub with such a file; or the name of a
-        published checkpoint, such as B/16-i21k.
+      source: a run's folder, for its newest checkpoint; one of its checkpoints/STEP; a file in one of the `formats`
+        that can be read, such as `.npz`, at a local path, gs:// or https://; a folder of the Hugging Face Hub with
+        such a file; or the name of a published checkpoint, such as B/16-i21k.
       ema: read the averaged parameters of a run.
 
     Raises:

@@ -161,6 +161,18 @@ def test_a_restarted_run_remembers_its_best_checkpoints(tmp_path):
     assert steps_in(tmp_path) == [6, 7]
 
 
+@pytest.mark.parametrize(
+    ("steps", "best"),
+    [({1: 0.5, 2: 0.9, 3: 0.1}, "2"), ({1: 0.5, 2: 0.5, 3: None}, "2"), ({1: 0.5, 2: 0.6}, "2"), ({}, None)],
+)
+def test_the_most_accurate_checkpoint_is_named(tmp_path, steps, best):
+    save_steps(tmp_path, steps, (1, 0, 2))
+    checkpoints = Checkpoints(tmp_path, 1, 0, 2)
+    found = checkpoints.most_accurate()
+    checkpoints.close()
+    assert found == (tmp_path / "checkpoints" / best if best else None)
+
+
 def test_an_accuracy_that_cannot_be_read_does_not_stop_the_run(tmp_path, mesh, warnings):
     save_steps(tmp_path, {1: 0.9, 2: 0.1}, (2, 0, 1))
     (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
