@@ -53,7 +53,7 @@ class Run:
         """Yields all splits."""
         yield self.source
         for one in self.evaluators:
-            yield from getattr(one.evaluate, "sources", ())
+            yield from one.evaluate.sources
 
     def offset(self, first_step: int) -> int:
         """Returns the position of the first image of step 0, counted back from a step with this batch size."""
@@ -92,7 +92,7 @@ def prepare(
         reading=functools.partial(console.counted, "few-shot evaluation: reading labels"),
     )  # fmt: skip
     scheduled = evaluators.build(timed, context, begun.num_examples, console.keep)
-    data = facts.of_data(source, {one.name: getattr(one.evaluate, "sources", ()) for one in scheduled})
+    data = facts.of_data(source, {one.name: one.evaluate.sources for one in scheduled})
     data_changes = history.data_changes(before, names, data, source.class_names)
     history.check_data(data_changes, workdir, allow_data_change)
     start = history.Start(
@@ -165,7 +165,7 @@ def first_state(run: Run, weights: Weights | None) -> TrainState:
         resized = f", whose weights are brought from {weights.resized_from} to {run.config.input.image_size} pixels"
     run.console.keep(f"starting from {run.config.init_from}{resized}; {head.said}")
     model = f"{models.name_of(run.built.model)} for images of {run.config.input.image_size} pixels"
-    return init_from.initial_params(state, weights, run.source.class_names, run.built.shardings, model=model)
+    return init_from.with_weights(state, weights, run.source.class_names, run.built.shardings, model=model)
 
 
 def describe(run: Run, step: int) -> None:

@@ -9,7 +9,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from mixer import series
-from mixer.config import command_line, durations, tasks
+from mixer.config import command_line, config_file, durations, tasks
 from mixer.runtime.errors import UserError
 from mixer.transfer.sweep_results import Outcome
 
@@ -96,7 +96,7 @@ class Sweep:
         """Returns the config of a run: on the dev split if `dev`, to choose the learning rate; else of a final run."""
         task = tasks.TASKS[name]
         path, _, arguments = self._spec.partition(":")
-        config = command_line.run_file(f"{path}:{arguments}{',' if arguments else ''}task={name}")
+        config = config_file.run(f"{path}:{arguments}{',' if arguments else ''}task={name}")
         if config.input.dataset != task.dataset:
             raise UserError(f"--config {path} ignores its argument task={name}; give configs/finetune.py")
         config = command_line.with_overrides(config, self._overrides)

@@ -44,7 +44,7 @@ from IPython.display import Image
 
 import mixer
 from mixer.analysis import drawings, lens, units
-from mixer.config import checks, command_line, recipe
+from mixer.config import checks, config_file, recipe
 from mixer.runtime.errors import quiet_libraries
 from mixer.train import train
 
@@ -149,7 +149,7 @@ np.testing.assert_allclose(by_hand, ours, rtol=0, atol=1e-5)
 TRAIN, TEST = "test[:1200]", "test[1200:]"
 folder = tempfile.mkdtemp()
 
-config = command_line.run_file(command_line.find_config("quickstart:digits"))
+config = config_file.run(config_file.find("quickstart:digits"))
 recipe.small_model(config)  # 4 blocks of 96 channels, patches of 4 pixels
 config.input.dataset, config.input.data_dir = "digits/32", folder  # black and white
 config.input.train_split, config.input.eval_split = TRAIN, TEST

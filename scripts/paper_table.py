@@ -24,7 +24,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import preflight
-    from mixer.config import checks, command_line
+    from mixer.config import checks, config_file
     from mixer.performance import data_facts, paper_runs, tpu_topology
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def estimate(rows: Sequence[paper.Row], topology: str) -> dict[Key, Estimate]:
     for row in rows:
         name = config_name(row)
         if name not in by_config:
-            config = checks.checked(command_line.run_file(command_line.find_config(name)))
+            config = checks.checked(config_file.run(config_file.find(name)))
             print(f"pre-flight of {name} for {topology} ...", file=sys.stderr, flush=True)
             facts = data_facts.of(config, None, None)
             by_config[name] = preflight.examine(config, mesh, facts, memory, largest=False), config.total_epochs

@@ -24,7 +24,7 @@ from etils import epy
 from ml_collections import ConfigDict
 
 from mixer import experiment
-from mixer.config import command_line, help_text
+from mixer.config import command_line, config_file, help_text
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
@@ -94,7 +94,7 @@ def _experiment(stop: preemption.Stop) -> None:
 
 
 def _config(model: str, way: str, seed: int) -> ConfigDict:
-    config = command_line.run_file(command_line.find_config("cifar10_plain"))
+    config = config_file.run(config_file.find("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
     config.input.data_dir = flags.FLAGS.data_dir

@@ -24,7 +24,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import preflight
-    from mixer.config import checks, command_line
+    from mixer.config import checks, config_file
     from mixer.performance import data_facts, tpu_topology
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def compiled(config_name: str, topology: str) -> dict[str, Any]:
     Raises:
       UserError: libtpu is missing.
     """
-    config = checks.checked(command_line.run_file(command_line.find_config(config_name)))
+    config = checks.checked(config_file.run(config_file.find(config_name)))
     mesh = tpu_topology.mesh_of(topology)
     memory = tpu_topology.memory_of(mesh)
     facts = data_facts.of(config, None, None)

@@ -18,7 +18,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from mixer import experiment
-from mixer.config import command_line
+from mixer.config import command_line, config_file
 from mixer.runtime.errors import UserError
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
@@ -75,7 +75,7 @@ def _tour(stop: preemption.Stop) -> None:
 
 
 def _config(stage: str) -> ConfigDict:
-    return command_line.run_file(command_line.find_config(f"quickstart:{stage}"))
+    return config_file.run(config_file.find(f"quickstart:{stage}"))
 
 
 def _run(config: ConfigDict, workdir: pathlib.Path, console: Console, stop: preemption.Stop) -> None:

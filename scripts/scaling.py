@@ -28,7 +28,7 @@ from etils import epy
 from ml_collections import ConfigDict
 
 from mixer import experiment
-from mixer.config import command_line, help_text
+from mixer.config import command_line, config_file, help_text
 from mixer.training.metrics import read_metrics
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
@@ -167,7 +167,7 @@ def _subsets() -> list[Subset]:
 
 def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
     upstream, steps = UPSTREAMS[flags.FLAGS.upstream], flags.FLAGS.steps
-    config = command_line.run_file(command_line.find_config("cifar10_plain"))
+    config = config_file.run(config_file.find("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
     config.input.dataset, config.input.data_dir, config.input.crop = upstream.dataset, _data_dir(), upstream.crop

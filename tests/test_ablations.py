@@ -13,7 +13,7 @@ from test_train import run
 from tiny_run import DROPPING
 
 import mixer
-from mixer.config import checks, command_line, durations
+from mixer.config import checks, config_file, durations
 from mixer.data import datasets
 from mixer.runtime import preemption
 from mixer.train import train
@@ -115,7 +115,7 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
 def test_a_stopped_run_continues_to_the_same_bits(data_dir, tmp_path):
     """Of a model that is untied and a pyramid."""
     settings = {**SHORT, "input.data_dir": str(data_dir), **DROPPING, "model.num_blocks": 2, "model.pyramid": (64, 16)}
-    config = command_line.run_file("configs/cifar10_ablation.py:untied")
+    config = config_file.run("configs/cifar10_ablation.py:untied")
     config.update_from_flattened_dict(settings)
     config = checks.checked(durations.one_unit_each(config, settings))
     train(config, tmp_path / "straight")

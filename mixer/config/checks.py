@@ -90,8 +90,10 @@ def _check_evaluator_names(config: ConfigDict) -> None:
 def _check_model(config: ConfigDict) -> None:
     try:
         model = models.create(num_classes=0, **config.model)
+    except models.UnknownVariantError as error:
+        raise UserError(f"config.model.variant: {error}") from None
     except ValueError as error:
-        raise UserError(f"config.{'model.variant' if 'expected' in str(error) else 'model'}: {error}") from None
+        raise UserError(f"config.model: {error}") from None
     if config.stem_init == "whitening" and not isinstance(model, MlpMixer):
         raise UserError(
             f"config.stem_init=whitening is for Mixers; config.model.variant={config.model.variant!r} is none"
@@ -106,7 +108,7 @@ def _check_model(config: ConfigDict) -> None:
             f"{layers.nearest_multiple(size, patch_size)}"
         ) from None
     try:
-        model.forward_macs(size)  # which no pyramid has that cannot start from this size
+        model.forward_macs(size)  # raises if a pyramid cannot start from this size
     except ValueError as error:
         raise UserError(f"config.model.{error}") from None
 

@@ -2,12 +2,10 @@
 
 import errno
 import functools
-import inspect
 import operator
 import os
 import pathlib
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,12 +15,11 @@ from absl import app, flags
 from etils import epy
 from ml_collections import ConfigDict, config_flags
 
-import mixer
-from mixer.config import help_text
+from mixer.config import config_file, help_text
 from mixer.config.durations import one_unit_each
 from mixer.config.settings import SETTINGS
 from mixer.runtime import bucket, ending, environment, files, interrupt, libjpeg_lines, owners, streams
-from mixer.runtime.errors import ArgumentError, UserError, first_line, quiet_libraries
+from mixer.runtime.errors import UserError, first_line, quiet_libraries
 
 with epy.lazy_imports():  # they import jax, for which --help does not wait
     from mixer.config import checks
@@ -152,26 +149,6 @@ def checkpoint() -> str:
     return str(flags.FLAGS.checkpoint)
 
 
-def find_config(spec: str) -> str:
-    """Returns a config file with the arguments after its colon, given the same or the name of a file of this package.
-
-    The name may have its ending and folder, as in configs/b16_i21k.py, so that a command line for a clone works
-    everywhere. A file of the user comes first.
-    """
-    path, colon, arguments = spec.partition(":")
-    given = pathlib.Path(path)
-    if not given.is_file() and given.parent in (pathlib.Path(), pathlib.Path("configs")):
-        shipped = _shipped_configs() / f"{given.name.removesuffix('.py')}.py"
-        return f"{shipped}{colon}{arguments}" if shipped.is_file() else spec
-    return spec
-
-
-def _shipped_configs() -> pathlib.Path:
-    """Returns the folder of the config files that come with this package: within it, or beside it in a clone."""
-    package = pathlib.Path(mixer.__file__).parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses a command line with --config FILE[:ARGUMENTS] and --config.NAME=VALUE; returns the other arguments.
 
@@ -205,7 +182,7 @@ def from_flags() -> tuple[ConfigDict, str]:
         raise UserError(_MISSING)
     spec = config_flags.get_config_filename(flag)
     if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
-        run_file(spec)
+        config_file.run(spec)
     config, overrides = flag.value, config_flags.get_override_values(flag)
     assert isinstance(config, ConfigDict)
     return checks.checked(with_overrides(config, overrides)), pathlib.Path(spec.split(":")[0]).stem
@@ -236,9 +213,9 @@ def _with_config_found(argv: list[str]) -> list[str]:
     found = list(argv)
     for place, argument in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.+)", argument):
-            found[place] = match[1] + find_config(match[2])
+            found[place] = match[1] + config_file.find(match[2])
         elif argument in ("-config", "--config") and place + 1 < len(argv):
-            found[place + 1] = find_config(argv[place + 1])
+            found[place + 1] = config_file.find(argv[place + 1])
     return found
 
 
@@ -264,7 +241,7 @@ def _explanation(argv: list[str], error: Exception) -> str:
     if not given:
         return first_line(error)
     try:
-        config = run_file(given)
+        config = config_file.run(given)
     except UserError as problem:
         return str(problem)
     known = list(checks.flat(config))
@@ -278,44 +255,3 @@ def _explanation(argv: list[str], error: Exception) -> str:
         kind = functools.reduce(operator.getitem, groups, config).get_type(name)
         return f"config.{wrong[1]}={wrong[2]!r}: expected {_EXPECTED.get(kind, kind.__name__)}"
     return first_line(error)
-
-
-def run_file(spec: str) -> ConfigDict:
-    """Runs a config file with the argument after its colon. Unlike config_flags, it reports an error in one line."""
-    path, *argument = spec.split(":", 1)
-    if not pathlib.Path(path).is_file():
-        if pathlib.Path(spec).is_file():
-            raise UserError(f"--config {spec}: what follows the first colon are arguments; give a path without a colon")
-        known = [file.stem for file in _shipped_configs().glob("*.py")]
-        hint = checks.nearest(path, known, "") if "/" not in path else ""
-        raise UserError(f"--config {spec}: no such file{hint}")
-    try:
-        scope = runpy.run_path(path)
-        if "get_config" not in scope:
-            raise UserError(f"--config {spec}: the file has no function get_config")
-        _check_arguments(spec, scope["get_config"], argument)
-        config = scope["get_config"](*argument)
-    except UserError:
-        raise
-    except ArgumentError as error:
-        raise UserError(f"--config {spec}: {error}") from None
-    except SyntaxError as error:
-        raise UserError(f"--config {spec}: line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise UserError(f"--config {spec}: {where}{type(error).__name__}: {first_line(error)}") from None
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
-    return config
-
-
-def _check_arguments(spec: str, get_config: Callable[..., object], argument: list[str]) -> None:
-    """Raises UserError if a config file wants an argument after a colon and has none, or has one and wants none."""
-    expected = inspect.signature(get_config)
-    try:
-        expected.bind(*argument)
-    except TypeError:
-        if argument:
-            raise UserError(f"--config {spec}: this config takes no arguments; leave out :{argument[0]}") from None
-        raise UserError(f"--config {spec}: an argument is missing: {spec}:{next(iter(expected.parameters))}") from None

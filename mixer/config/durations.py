@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from mixer.config.settings import DURATIONS, UNITS
 from mixer.runtime.errors import UserError
@@ -13,8 +12,6 @@ from mixer.runtime.errors import UserError
 def set_duration(config: ConfigDict, name: str, **unit: float) -> None:
     """Sets a duration in one unit and unsets the others, as in set_duration(config, "total", epochs=300)."""
     for u, kind in UNITS.items():
-        if f"{name}_{u}" not in config:
-            config[f"{name}_{u}"] = placeholder(kind)
         config[f"{name}_{u}"] = kind(unit[u]) if u in unit else None
 
 

@@ -14,7 +14,7 @@ class Row:
       epochs: of pre-training.
       imagenet: accuracy after fine-tuning, per cent.
       real: the same with the ReaL labels.
-      avg5: accuracy, per cent, on average over the five tasks of `mixer.tasks.AVG5`.
+      avg5: accuracy, per cent, on average over the five tasks of `mixer.config.tasks.AVG5`.
       images_per_sec_per_core: inference on TPU-v3, at the best batch size.
       thousand_core_days: of pre-training, in thousands of TPU-v3 core-days; extrapolated by the paper for i1k and i21k.
       table: a key of `EVAL_CROPS`.

@@ -104,11 +104,11 @@ def pretrain(variant: str, *, dataset: str, epochs: float, learning_rate: float,
     return config
 
 
-def imagenet1k(variant: str, *, magnitude: float = 15.0, mixup: float = 0.5) -> ConfigDict:
+def imagenet1k(variant: str) -> ConfigDict:
     """Pre-training on ImageNet-1k, 300 epochs (Table 4), with the evaluators of the published config."""
     config = pretrain(variant, dataset="imagenet2012", epochs=300, learning_rate=1e-3, weight_decay=0.1)
     config.input.train_split = "train[:99%]"
-    _regularise(config, magnitude, mixup)
+    _regularise(config, magnitude=15.0, mixup=0.5)
     config.model.head_bias_init = -6.9  # -ln 1000, as published
     # minival is the last per cent of train, on which the paper's settings were tuned.
     # Each names its dataset, and is left out where the config is used for other data.

@@ -178,8 +178,8 @@ SETTINGS: dict[str, Setting] = {
         "training/optimizer.py", low=0, needs=(Needs("optimizer.decay", ("linear", "cosine")),),
     ),
     "optimizer.beta1": Setting(
-        0.9, "decay of the gradient's average (Section 3); the momentum of momentum", "training/optimizer.py", low=0,
-        high=0.999999,
+        0.9, "decay of the gradient's average in adam (Section 3); the momentum of momentum; with muon, for what Adam "
+        "updates there: its own momentum is 0.95", "training/optimizer.py", low=0, high=0.999999,
     ),
     "optimizer.beta2": Setting(
         0.999, "decay of the squared gradient's average", "training/optimizer.py", low=0, high=0.999999999,

@@ -25,8 +25,6 @@ with epy.lazy_imports():
 
     from mixer.data.pixels import augment  # imports TensorFlow
 
-NARROW = 8  # longer side over shorter side, from which on TensorFlow has to look at an image
-
 Pixels = UInt8[np.ndarray, "_ _ 3"]  # of any height and width
 
 
@@ -90,7 +88,7 @@ def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[P
       uint8 [image_size, image_size, 3], black if the image cannot be used; and its status.
     """
     image = images.inspect(data, config.max_pixels, config.transparent, config.exif)
-    if max(image.height, image.width) > NARROW * min(image.height, image.width):
+    if image.is_narrow:
         image = augment.cut_for_evaluation(image, np.empty(0, np.float32), config)
     pixels = _decoded(image) if image.status == image_status.OK else None
     if pixels is None:

@@ -30,22 +30,18 @@ def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> Ev
     def eval_step(params: Any, batch: Batch) -> tuple[Sums, jax.Array | None]:
         logits: Any = model.apply({"params": params}, normalize(batch["image"]))
         weight, labels = batch["weight"], batch["labels"]
-        example_loss = losses.LOSSES[loss](logits, losses.targets(labels, model.num_classes))
-        top5 = {name: n for name, n in line_metrics.guesses(logits, labels, weight).items() if name == "top5"}
-        correct = weight * jnp.any(jnp.argmax(logits, axis=-1)[:, None] == labels, axis=1)
+        example_loss = losses.LOSSES[loss](logits, losses.ones(labels, model.num_classes))
         statuses = jnp.arange(len(image_status.STATUSES))
         sums = {
             "count": jnp.sum(weight),
             "loss": jnp.sum(example_loss * weight),
-            "labelled": jnp.sum(weight * jnp.any(labels >= 0, axis=1)),
-            "correct": jnp.sum(correct),
-            **top5,
+            **line_metrics.guesses(logits, labels, weight),
             "statuses": jnp.sum(batch["status"][:, None] == statuses[None], axis=0),
         }
         if labels.shape[1] == 1:
             zeros, label = jnp.zeros(model.num_classes), labels[:, 0]  # label -1 would be the last class
             sums["class_count"] = zeros.at[label].add(jnp.where(label >= 0, weight, 0.0))
-            sums["class_correct"] = zeros.at[label].add(correct)
+            sums["class_correct"] = zeros.at[label].add(weight * (line_metrics.ranks(logits, labels) == 0))
         return sums, logits if keep_logits else None
 
     return jax.jit(eval_step, out_shardings=devices.replicated(mesh), compiler_options=cpu.options(model, mesh))

@@ -29,14 +29,15 @@ It may end an evaluation by raising: this is how a run that is asked to stop aba
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Computes metrics of any parameters of one model.
-
-    It may also have `sources`, a sequence of the splits that it reads. Several processes then compare their data.
-    """
+    """Computes metrics of any parameters of one model."""
 
     @property
     def num_examples(self) -> int:
         """Images on which the metrics are measured."""
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The splits that it reads; several processes compare their data."""
 
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns metrics by name. `params` may lie anywhere on the mesh."""

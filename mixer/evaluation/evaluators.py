@@ -83,12 +83,22 @@ def build(
             if settings.optional and isinstance(error, MissingDataError | OtherClassesError):
                 tell(f"evaluator {name} left out: {error}")
                 continue
-            if name not in config.evaluators:
-                raise
-            raise UserError(f"config.evaluators.{name}: {error}") from None
+            message = _in_own_names(str(error), name, settings)
+            if name in config.evaluators:
+                message = f"config.evaluators.{name}: {message}"
+            raise type(error)(message) from None
         every = durations.evaluator_interval(config, settings, num_examples)
         found.append(Scheduled(name, settings.kind, every, evaluate))
     return found
+
+
+def _in_own_names(message: str, name: str, settings: ml_collections.ConfigDict) -> str:
+    """Replaces the names of config.input's settings in a message by the evaluator's own, where it has them."""
+    group = {"val": "config.input", "fewshot": "config.fewshot"}.get(name, f"config.evaluators.{name}")
+    for setting in ("dataset", "data_dir"):
+        if settings[setting] is not None:
+            message = message.replace(f"config.input.{setting}", f"{group}.{setting}")
+    return message
 
 
 def due(evaluators: Sequence[Scheduled], step: int, total_steps: int, at_start: bool) -> list[Scheduled]:

@@ -56,7 +56,7 @@ class FewShot:
             }
         except UserError as error:
             kind = MissingDataError if isinstance(error, MissingDataError) else UserError
-            raise kind(f"few-shot evaluation: {_in_its_own_names(str(error))}") from None
+            raise kind(f"few-shot evaluation: {error}") from None
         self._needed = np.unique(np.concatenate(list(self._chosen.values())))  # the records of all choices
         headless = context.model.clone(num_classes=0)
 
@@ -154,10 +154,3 @@ def _labels(source: Source, through: Through = iter) -> np.ndarray:
             if example.image is not None and len(example.labels):
                 labels[number] = example.labels[0]
     return labels
-
-
-def _in_its_own_names(message: str) -> str:
-    """Replaces the names of config.input's settings in a message by the names of this evaluator's own settings."""
-    for name in ("dataset", "data_dir"):
-        message = message.replace(f"config.input.{name}", f"config.fewshot.{name}")
-    return message

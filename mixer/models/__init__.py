@@ -22,6 +22,10 @@ FAMILIES: dict[Any, Any] = {MlpMixer: mlp_mixer, VisionTransformer: vit, BiT: bi
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(MlpMixer)}
 
 
+class UnknownVariantError(ValueError):
+    """No family has a variant of this name."""
+
+
 def create(variant: str, num_classes: int, **options: Any) -> Any:
     """Makes the model that a variant names, such as "B/16" (Mixer), "ViT-B/16" or "BiT-R50x1".
 
@@ -31,7 +35,8 @@ def create(variant: str, num_classes: int, **options: Any) -> Any:
       **options: attributes of the model. A width or depth replaces the variant's; None leaves it.
 
     Raises:
-      ValueError: there is no such variant, or the model does not have an option.
+      UnknownVariantError: there is no such variant.
+      ValueError: the model does not have an option.
     """
     family, arguments = _parse(variant)
     given = {key: value for key, value in options.items() if value is not None}
@@ -48,7 +53,7 @@ def _parse(variant: str) -> tuple[Any, dict[str, Any]]:
         if (arguments := module.parse(variant)) is not None:
             return family, arguments
     names = "; ".join(module.NAMES for module in FAMILIES.values())
-    raise ValueError(f"model variant {variant!r}: expected one of {names}")
+    raise UnknownVariantError(f"model variant {variant!r}: expected one of {names}")
 
 
 def variant(name: str) -> str:

@@ -193,12 +193,13 @@ class MlpMixer(nn.Module):
         return tokens, *token_mixing.tokens_after(tokens, self.num_blocks, self.pyramid)
 
     def with_effect(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a tree of all parameters without those that no output depends on.
+        """Returns the parameters without those that cannot change the output.
 
-        The last bias of shared token mixing adds one number to all channels of a token. All that reads the tokens is a
-        LayerNorm over channels, which takes their mean away, so the true gradient of this bias is zero. Adam divides
-        the rounding errors in its place by their own size, and lets them grow to what looks like learning. Dropout,
-        which follows the bias, drops channels one by one; with it, the bias has an effect.
+        These are the second biases of shared token mixing, one in each block. Each adds one number to all channels of a
+        token. All that reads the tokens is a LayerNorm over channels, which takes their mean away, so the true gradient
+        of such a bias is zero. Adam divides the rounding errors in its place by their own size, and lets them grow to
+        what looks like learning. Dropout, which follows the bias, drops channels one by one; with it, the bias has an
+        effect.
         """
         if self.token_mixing != "shared" or self.dropout:
             return dict(params)

@@ -176,7 +176,7 @@ class Checkpoints:
 
         def read(step: int) -> dict[str, Any]:
             metadata = manager.item_metadata(step)
-            wanted = checkpoint_arrays.without_newer(shapes, metadata)
+            wanted = checkpoint_arrays.as_stored(shapes, metadata)
             checkpoint_arrays.check_shapes(metadata, checkpoint_arrays.fields(wanted), self.folder)
             restored: dict[str, Any] = manager.restore(
                 step, args=ocp.args.StandardRestore(checkpoint_arrays.target(wanted, shardings))

@@ -15,8 +15,8 @@ def fields(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
 
 
-def without_newer(shapes: TrainState, metadata: Any) -> TrainState:
-    """Returns the shapes without `line_sums`, if a checkpoint has none: those of 2026-11 and before."""
+def as_stored(shapes: TrainState, metadata: Any) -> TrainState:
+    """Returns the shapes of what a checkpoint holds: one of 2026-11 or before has no `line_sums`."""
     names = {array.name for array in jax.tree.leaves(metadata.tree)}
     return shapes if "line_sums" in names else shapes.replace(line_sums=None)
 

@@ -14,7 +14,7 @@ from mixer.data import contact_sheet, pipeline, readers
 from mixer.data.pixels import image_status
 from mixer.runtime import devices
 from mixer.training import sharding
-from mixer.training.step import Batch, prepare
+from mixer.training.step import Batch, keys_of_step, prepare
 
 
 def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
@@ -69,6 +69,6 @@ def _seen(
     config = ml_collections.ConfigDict(config)
     config.label_smoothing = 0.0
     batch = {name: column[: _rows(config)] for name, column in batch.items()}
-    key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]  # the key of mixing
-    pictures, targets = jax.device_get(prepare(jax.tree.map(jnp.asarray, batch), len(class_names), key, config))
+    mixing_key, _ = keys_of_step(config.seed, step)
+    pictures, targets = jax.device_get(prepare(jax.tree.map(jnp.asarray, batch), len(class_names), mixing_key, config))
     return pictures, targets, class_names, [image_status.STATUSES[status] for status in batch["status"]]

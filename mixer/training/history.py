@@ -41,7 +41,7 @@ class Start:
       machine: devices, processes, and processors where they compute.
       batch_size: images in a step, from this start on.
       begun: what an epoch and a step of the run's durations are; see `Begun`.
-      steps: the run's durations in steps, by name.
+      steps: the run's durations in steps, as `durations.Steps` has them.
       data: facts of each split (see `facts.of_source`).
       config_changes: differences to the config before, such as "seed: 0 before, 1 now".
       data_changes: differences of the data, in the same form.
@@ -55,7 +55,7 @@ class Start:
     machine: dict[str, str]
     batch_size: int
     begun: dict[str, int]
-    steps: dict[str, int]
+    steps: dict[str, float]
     data: dict[str, str]
     config_changes: Sequence[str] = ()
     data_changes: Sequence[str] = ()
@@ -143,17 +143,23 @@ def begun(workdir: epath.PathLike, starts: Sequence[Start], otherwise: Begun) ->
     return otherwise
 
 
+def not_undone(starts: Sequence[Start]) -> list[Start]:
+    """Returns the starts that count: a start undoes what earlier ones did after its step."""
+    kept: list[Start] = []
+    for start in starts:
+        kept = [one for one in kept if one.step < start.step] + [start]
+    return kept
+
+
 def images_seen(starts: Sequence[Start], step: int, batch_size: int) -> int:
     """Returns how many images a run has taken in before a step, also if its batch size changed on the way.
 
     Args:
-      starts: of the run; a start undoes what earlier ones did after its step.
+      starts: of the run.
       step: up to which to count.
       batch_size: of the steps before the first start.
     """
-    parts = [(0, batch_size)]
-    for start in starts:
-        parts = [part for part in parts if part[0] < start.step] + [(start.step, start.batch_size)]
+    parts = [(0, batch_size), *((start.step, start.batch_size) for start in not_undone(starts))]
     ends = [*(first for first, _ in parts[1:]), step]
     return sum(max(min(end, step) - first, 0) * size for (first, size), end in zip(parts, ends, strict=True))
 
@@ -177,10 +183,16 @@ def data_changes(
         before |= start.data
     differing = [name for name in data if before.get(name, data[name]) != data[name]]
     numbers = [name for name in differing if not name.startswith("the digest")]
-    counted = {name.partition(" of ")[2].partition(" of ")[2] for name in numbers}
-    digests = [name for name in differing if name not in numbers and not name.endswith(tuple(counted or ("\0",)))]
+    # Where a split has another number of images or classes, its digests differ too, and say nothing more.
+    resized = tuple(_split_of(name) for name in numbers)
+    digests = [name for name in differing if name not in numbers and not name.endswith(resized)]
     classes = _class_changes(names_before or names, names)
     return classes + [f"{name}: {before[name]} before, {data[name]} now" for name in numbers + digests]
+
+
+def _split_of(number: str) -> str:
+    """Returns the split in the name of such a fact, as in "the number of examples of the training data"."""
+    return number.split(" of ", 2)[2]
 
 
 def _class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:

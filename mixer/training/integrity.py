@@ -131,7 +131,8 @@ def fault(folder: epath.Path, needs_mark: bool = True) -> str:
 def _files(folder: epath.Path) -> dict[str, bucket.Object]:
     """Returns all files below a folder. On a disk, only small files have a checksum.
 
-    The checksum is an MD5. Parts of Orbax's files end with their own CRC32C, so that of the whole is always the same.
+    The checksum is an MD5. A CRC32C would not do: Orbax's files are made of parts that end with their own CRC32C, so
+    that the CRC32C of a whole file is the same for any content.
     """
     if bucket.is_remote(folder):
         return bucket.listing(folder)

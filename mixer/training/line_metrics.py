@@ -20,16 +20,31 @@ _TOP = 5
 Guesses = dict[str, Array]
 
 
+def ranks(logits: Float[Array, "batch classes"], labels: Int[Array, "batch max_labels"]) -> Int[Array, " batch"]:
+    """Returns how many classes come before the best of an image's own labels: 0 if the first guess is right.
+
+    Of equal logits the smaller class comes first, as in argmax. A logit that is NaN has all classes before it, and so
+    has an image without a label. A sort of all logits would cost far more.
+
+    Args:
+      logits: of the images.
+      labels: of the images, padded with -1.
+    """
+    num_classes = logits.shape[1]
+    classes = jnp.arange(num_classes)[None]
+    own = jnp.any(classes[None] == labels[:, :, None], axis=1)  # [batch, classes]
+    best = jnp.max(jnp.where(own, logits, -jnp.inf), axis=1, keepdims=True)
+    first = jnp.min(jnp.where(own & (logits == best), classes, num_classes), axis=1, keepdims=True)
+    return num_classes - jnp.sum((logits < best) | ((logits == best) & (classes >= first)), axis=1)
+
+
 def guesses(
     logits: Float[Array, "batch classes"], labels: Int[Array, "batch max_labels"], weight: Float[Array, " batch"]
 ) -> Guesses:
-    """Counts the images whose first guess, and one of whose first five, is among their own labels.
-
-    A guess is ranked by the number of classes before it; of equal logits, the smaller class comes first, as in argmax.
-    A sort of all logits would cost far more. A logit that is NaN has all classes before it.
+    """Counts the images whose first guess, and one of whose first five, is among their own labels; see `ranks`.
 
     Args:
-      logits: of the step.
+      logits: of the images.
       labels: of the images, padded with -1. With mixup, an image's own labels have the larger share of its target; with
         CutMix they may have a smaller one.
       weight: 0 for an image that does not count. An image without a label does not either.
@@ -38,15 +53,10 @@ def guesses(
       labelled, correct and top5: numbers of images, float32 []. No top5 for five classes or fewer, of which all are
       among the first five, nor for several labels.
     """
-    num_classes = logits.shape[1]
-    classes = jnp.arange(num_classes)[None]
-    own = jnp.any(classes[None] == labels[:, :, None], axis=1)  # [batch, classes]
-    best = jnp.max(jnp.where(own, logits, -jnp.inf), axis=1, keepdims=True)
-    first = jnp.min(jnp.where(own & (logits == best), classes, num_classes), axis=1, keepdims=True)
-    rank = num_classes - jnp.sum((logits < best) | ((logits == best) & (classes >= first)), axis=1)
+    rank = ranks(logits, labels)
     counts = weight * jnp.any(labels >= 0, axis=1)
     found = {"labelled": jnp.sum(counts), "correct": jnp.sum(counts * (rank < 1))}
-    if num_classes > _TOP and labels.shape[1] == 1:
+    if logits.shape[1] > _TOP and labels.shape[1] == 1:
         found["top5"] = jnp.sum(counts * (rank < _TOP))
     return found
 
@@ -91,7 +101,7 @@ def norms(
     before: Mapping[str, Any],
     grads: Mapping[str, Any],
     which: str,
-    with_effect: Callable[[Any], Any] = lambda tree: tree,
+    with_effect: Callable[[Any], Any],
 ) -> dict[str, Array]:
     """Returns norms after a step, as config.metrics.norms asks.
 

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def targets(labels: Int[Array, "batch max_labels"], num_classes: int) -> Float[Array, "batch classes"]:
+def ones(labels: Int[Array, "batch max_labels"], num_classes: int) -> Float[Array, "batch classes"]:
     """Returns rows with a one for each class of an example and zeros elsewhere. Padding (-1) adds nothing."""
     return jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
 
@@ -59,14 +59,14 @@ class Loss(NamedTuple):
 
     Attributes:
       of_logits: from (logits [batch, classes], targets [batch, classes]) to the loss of each example [batch].
-      targets: from a row with a one for each label to that which mixing takes, so that an image counts by its share.
+      for_mixing: from a row with a one for each label to that which mixing takes, so that an image counts by its share.
       described: the loss in words, for model cards.
       probabilities: from logits to the probabilities of the classes, as the loss assumes them.
       probabilities_described: this function in words, for model cards.
     """
 
     of_logits: Callable[[jax.Array, jax.Array], jax.Array]
-    targets: Callable[[jax.Array], jax.Array]
+    for_mixing: Callable[[jax.Array], jax.Array]
     described: str
     probabilities: Callable[[jax.Array], jax.Array]
     probabilities_described: str

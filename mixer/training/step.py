@@ -81,12 +81,18 @@ def normalize(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "bat
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+def keys_of_step(seed: int, step: Any) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Returns the keys of a step: that of mixing, and that of dropout."""
+    mixing_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return mixing_key, dropout_key
+
+
 def prepare(
     batch: Batch, num_classes: int, key: Key[Array, ""], config: ml_collections.ConfigDict
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Returns images in [-1, 1] and targets of a training batch; smoothed, and mixed, if the config says so."""
     images = normalize(batch["image"])
-    targets = losses.LOSSES[config.loss].targets(losses.targets(batch["labels"], num_classes))
+    targets = losses.LOSSES[config.loss].for_mixing(losses.ones(batch["labels"], num_classes))
     if config.label_smoothing:
         targets = losses.smoothed(targets, config.label_smoothing)
     if mixing.is_on(config):
@@ -99,8 +105,9 @@ class TrainStep:
     """The step of one run: `step(state, batch)` returns the next state and metrics.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer, and is counted. After more
-    than config.max_nonfinite_steps of them the run has diverged: the state, its step number included, no longer changes
-    whatever batches follow. So the loop need not check every step, and what it saves is finite.
+    than config.max_nonfinite_steps of them the run has diverged: whatever batches follow, nothing in the state changes
+    any more, its step number included, but the count of such steps. So the loop need not check every step, and what it
+    saves is finite.
 
     Attributes:
       model: the model.
@@ -118,8 +125,7 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
-        (loss, guesses), grads = self._gradients(state.params, batch, key)
+        (loss, guesses), grads = self._gradients(state.params, batch, *keys_of_step(self.config.seed, state.step))
         grad_norm = optax.tree.norm(grads)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -147,38 +153,39 @@ class TrainStep:
         }
         return next_state, metrics
 
-    def _gradients(self, params: Any, batch: Batch, key: Array) -> tuple[tuple[Array, line_metrics.Guesses], Any]:
+    def _gradients(
+        self, params: Any, batch: Batch, mixing_key: Array, dropout_key: Array
+    ) -> tuple[tuple[Array, line_metrics.Guesses], Any]:
         """Returns the mean loss over the usable images with the counts of guesses, and the gradient of the loss.
 
         With config.accumulate_steps = a > 1 the batch is processed in `a` parts whose gradients are added, which gives
         the gradient of the whole batch in less memory.
         """
-        mixup_key, dropout_key = jax.random.split(key)
         dropout_key = DROPOUT_KEYS[self.config.dropout_keys](dropout_key)
         total_weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
         grad_fn = jax.value_and_grad(self._part_loss, has_aux=True)
         if self.config.accumulate_steps == 1:
-            return grad_fn(params, batch, mixup_key, dropout_key, total_weight)
+            return grad_fn(params, batch, mixing_key, dropout_key, total_weight)
 
         def add_part(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
             number, part = numbered
             part_key = jax.random.fold_in(dropout_key, number)
-            return jax.tree.map(jnp.add, total, grad_fn(params, part, mixup_key, part_key, total_weight)), None
+            return jax.tree.map(jnp.add, total, grad_fn(params, part, mixing_key, part_key, total_weight)), None
 
         parts = split_batch(batch, self.config.accumulate_steps, sharding.rows_together(self.config))
         part = jax.tree.map(lambda x: x[0], parts)
-        counted = jax.eval_shape(self._part_loss, params, part, mixup_key, dropout_key, total_weight)
+        counted = jax.eval_shape(self._part_loss, params, part, mixing_key, dropout_key, total_weight)
         zeros = (jax.tree.map(jnp.zeros_like, counted), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add_part, zeros, (jnp.arange(self.config.accumulate_steps), parts))[0]
 
     def _part_loss(
-        self, params: Any, part: Batch, mixup_key: Array, dropout_key: Array, total_weight: Array
+        self, params: Any, part: Batch, mixing_key: Array, dropout_key: Array, total_weight: Array
     ) -> tuple[Array, line_metrics.Guesses]:
         """Returns a part's sum of losses, divided by the weight of the whole batch, and the counts of its guesses."""
         # Gather the head's parameters before they are used. Where the head's kernel is split along its channels, XLA
         # would otherwise send the gradient of the logits to every device, which is larger.
         head = jax.lax.with_sharding_constraint(params["head"], devices.replicated(self.mesh))
-        images, targets = prepare(part, self.model.num_classes, mixup_key, self.config)
+        images, targets = prepare(part, self.model.num_classes, mixing_key, self.config)
         logits: Any = self.model.apply(
             {"params": {**params, "head": head}}, images, train=True, rngs={"dropout": dropout_key}
         )

@@ -56,10 +56,11 @@ def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mappin
 
 
 def continued(run: Any, step: int, written: Mapping[int, Mapping[str, float]], begins: bool) -> "WeightsAndBiases":
-    """Returns a writer into an open run of W&B, which has got the lines up to a step that it lacks.
+    """Returns a writer into an open run of W&B, after it has sent the lines up to `step` that W&B lacks.
 
-    It lacks all if it begins, as in a run that names this writer later. Of a run that it continues, the server says
-    where it stands; a process that was killed may not have uploaded its last lines. Offline it is taken to have all.
+    A run that is new there gets all of them, as when `wandb` is named later. Of another run the server says how far it
+    has come: a killed process may not have uploaded its last lines. Offline nobody can say, and W&B is taken to have
+    them all.
     """
     next_row = int(run.starting_step) if begins or run.resumed else max(written, default=-1) + 1
     has = {number: line for number, line in written.items() if number < next_row}

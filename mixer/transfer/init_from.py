@@ -73,7 +73,7 @@ def head_of(weights: Weights, class_names: Sequence[str]) -> Head:
     return Head(False, f"a new head: the classes differ (class {number} is {there!r} there, {here!r} here)")
 
 
-def initial_params(
+def with_weights(
     state: TrainState, weights: Weights, class_names: Sequence[str], shardings: TrainState, *, model: str
 ) -> TrainState:
     """Returns a new state with these weights as its parameters. The head stays new unless `head_of` keeps theirs.

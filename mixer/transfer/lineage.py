@@ -62,9 +62,7 @@ def changes(workdir: epath.Path | None, step: int) -> list[str]:
       workdir: the run's folder; None for weights that are not of a run here.
       step: of the checkpoint.
     """
-    kept: list[history.Start] = []
-    for start in history.read(workdir) if workdir else ():
-        kept = [one for one in kept if one.step < start.step] + [start]  # what came after this step was undone
+    kept = history.not_undone(history.read(workdir)) if workdir else []
     return [
         f"from step {start.step:,}: {'; '.join([*start.config_changes, *start.data_changes])}"
         for start in kept

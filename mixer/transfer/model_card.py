@@ -219,9 +219,8 @@ def _headline(measured: dict[str, float]) -> str:
         return f"**{measured['accuracy']:.2%}**"
 
     def beside(name: str, said: str) -> str:
-        return (
-            f" ({said} {measured[name]:.2%})" if name in measured else ""
-        )  # a run of an earlier version has no baseline
+        """Returns the baseline in brackets; nothing for a run of an earlier version, which has none."""
+        return f" ({said} {measured[name]:.2%})" if name in measured else ""
 
     return (
         f"**{measured['mean_average_precision']:.2%}** mean average precision over the classes"

@@ -1,6 +1,7 @@
 """The settings in words: the page is current, names files that exist, and a run's values are complete."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_the_file_that_reads_a_setting_names_it(name):
     start, _, unit = word.rpartition("_")
     if unit in UNITS and start in (*DURATIONS, "every"):
         word = "every_{unit}" if start == "every" else "{name}_{unit}"  # durations.py puts these names together
-    assert word in text, f"{setting.read_by} does not read {name}"
+    assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text), f"{setting.read_by} does not read {name}"
 
 
 def test_a_runs_values_are_grouped_commented_and_complete():

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mixer import models
-from mixer.config import checks, command_line, durations, recipe, settings, tasks
+from mixer.config import checks, config_file, durations, recipe, settings, tasks
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 
@@ -91,7 +91,7 @@ def test_the_published_weight_decay_and_end_of_the_learning_rate():
 def finetune(arguments=""):
     """The config of configs/finetune.py under these arguments, as the command line makes it."""
     spec = f"{CONFIGS['finetune']}:{arguments}" if arguments else str(CONFIGS["finetune"])
-    return checks.checked(command_line.run_file(spec))
+    return checks.checked(config_file.run(spec))
 
 
 @pytest.mark.parametrize("task", ["imagenet", "cifar10", "cifar100", "pets", "flowers"])
@@ -140,7 +140,7 @@ def test_every_model_of_the_paper_can_be_fine_tuned(model):
     ],
 )
 def test_the_ablations_differ_from_cifar10_in_the_model_alone(ablation, changed):
-    ours = checks.flat(checks.checked(command_line.run_file(f"{CONFIGS['cifar10_ablation']}:{ablation}")))
+    ours = checks.flat(checks.checked(config_file.run(f"{CONFIGS['cifar10_ablation']}:{ablation}")))
     plain = checks.flat(load("cifar10_plain"))
     assert {name: value for name, value in ours.items() if value != plain[name]} == changed
 
@@ -159,13 +159,11 @@ def test_cifar10_costs_what_it_may(name, at_most):
 
 def test_an_unknown_ablation_is_refused():
     with pytest.raises(UserError, match="'tied': expected untied or grouped or views or pyramid"):
-        command_line.run_file(f"{CONFIGS['cifar10_ablation']}:tied")
+        config_file.run(f"{CONFIGS['cifar10_ablation']}:tied")
 
 
 def folder(arguments=""):
-    return checks.checked(
-        command_line.run_file(f"{CONFIGS['folder']}:{arguments}" if arguments else str(CONFIGS["folder"]))
-    )
+    return checks.checked(config_file.run(f"{CONFIGS['folder']}:{arguments}" if arguments else str(CONFIGS["folder"])))
 
 
 def test_a_folder_of_photographs_and_one_of_small_pictures():
@@ -203,7 +201,7 @@ def test_fine_tuning_on_a_folder():
         "validation",
     )
     assert (config.batch_size, config.optimizer.name, config.optimizer.learning_rate) == (64, "momentum", 0.01)
-    small = checks.checked(command_line.run_file(f"{CONFIGS['finetune_small']}:task=folder"))
+    small = checks.checked(config_file.run(f"{CONFIGS['finetune_small']}:task=folder"))
     assert (small.total_epochs, small.input.image_size, small.optimizer.learning_rate) == (30, 32, 0.01)
 
 
@@ -244,7 +242,7 @@ def test_a_wrong_argument_is_one_line(arguments, line):
 def test_a_wrong_argument_of_any_config_is_told_without_a_place_in_the_code(spec, line):
     name, argument = spec.split(":")
     with pytest.raises(UserError) as caught:
-        command_line.run_file(f"{CONFIGS[name]}:{argument}")
+        config_file.run(f"{CONFIGS[name]}:{argument}")
     assert str(caught.value).startswith(f"--config {CONFIGS[name]}:{argument}: {line}")
     assert "\n" not in str(caught.value)
 

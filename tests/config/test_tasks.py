@@ -3,7 +3,7 @@
 import pytest
 import tensorflow_datasets as tfds
 
-from mixer.config import command_line, recipe, tasks
+from mixer.config import config_file, recipe, tasks
 from mixer.runtime.errors import UserError
 
 # Steps and the share of the training data that the learning rate is chosen by.
@@ -83,7 +83,7 @@ def test_imagenets_other_tests_are_test_data_alone(name, dataset, test):
         recipe.finetune("B/16", task, 224)
     assert str(caught.value) == line
     with pytest.raises(UserError) as from_file:
-        command_line.run_file(f"configs/finetune.py:task={name}")
+        config_file.run(f"configs/finetune.py:task={name}")
     assert str(from_file.value).endswith(f": {line}")
     assert "\n" not in str(from_file.value)
 

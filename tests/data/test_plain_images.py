@@ -8,7 +8,7 @@ from PIL import Image
 
 from mixer.config import recipe
 from mixer.data import pipeline, plain_images
-from mixer.data.pixels import augment, crops, image_status
+from mixer.data.pixels import crops, image_status
 from mixer.data.sources import Example, Source
 
 simplejpeg = pytest.importorskip("simplejpeg")
@@ -127,10 +127,6 @@ def test_photographs(shared_data, crop):
     files = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:40]
     assert len(files) == 40
     check_same(source_of([file.read_bytes() for file in files]), config_of(crop, 224))
-
-
-def test_narrow_images_are_those_that_the_pipeline_cuts():
-    assert plain_images.NARROW == augment._NARROW
 
 
 def test_rows_records_and_padding():

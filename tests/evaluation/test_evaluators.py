@@ -81,7 +81,7 @@ def test_val_and_few_shot_come_from_their_own_settings(data_dir):
 
 def test_each_is_due_at_its_own_steps_and_all_at_the_last():
     class Silent:
-        num_examples = 0
+        num_examples, sources = 0, ()
 
         def __call__(self, params, through=iter):
             return {}
@@ -187,7 +187,7 @@ def test_a_new_kind_needs_an_entry_in_the_registry_alone(data_dir, tmp_path, mon
     class Norm:
         """The sum of the squared head parameters, by hand."""
 
-        num_examples = 0
+        num_examples, sources = 0, ()
 
         def __init__(self, settings, context):
             self.seen = (settings.split, context.model.num_classes)

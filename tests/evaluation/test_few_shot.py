@@ -221,11 +221,11 @@ def test_a_damaged_record_is_never_chosen(monkeypatch):
 @pytest.mark.parametrize(
     ("dataset", "settings", "line"),
     [
-        ("nope", {}, "config.fewshot.dataset='nope': "),
+        ("nope", {}, "config.input.dataset='nope': "),
         ("digits/8", {"train_split": "train"}, "split 'train' of digits/8 in "),
         ("digits/8", {**DIGITS, "split": "train"}, "split 'train' of digits/8 in "),
         ("digits/8", {**DIGITS, "shots": (5, 21)}, r"21 shots are too many: class 0 \(0\) has only 20 examples"),
-        ("folder", {"data_dir": "/no/folder"}, "config.fewshot.data_dir='/no/folder' is not a folder"),
+        ("folder", {"data_dir": "/no/folder"}, "config.input.data_dir='/no/folder' is not a folder"),
     ],
 )
 def test_a_mistake_is_one_line_at_the_start(data_dir, dataset, settings, line):

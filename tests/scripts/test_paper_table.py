@@ -6,7 +6,7 @@ import json
 import pytest
 from etils import epath
 
-from mixer.config import checks, command_line, durations, paper, recipe, run_folder, tasks
+from mixer.config import checks, config_file, durations, paper, recipe, run_folder, tasks
 from mixer.performance import data_facts
 from mixer.transfer import sweep_results
 from scripts import paper_table
@@ -125,7 +125,7 @@ def test_every_number_of_the_paper(capsys, table, typed, heads):
     "row", paper.ROWS, ids=lambda row: f"{row.model}-{row.pretraining}-{row.epochs}-{row.image_size}"
 )
 def test_the_config_of_a_row_is_the_papers_run(row):
-    config = command_line.run_file(command_line.find_config(paper_table.config_name(row)))
+    config = config_file.run(config_file.find(paper_table.config_name(row)))
     if row.epochs != config.total_epochs:
         assert (row.variant, row.epochs) == ("L/16", 7)
         config.total_epochs = row.epochs

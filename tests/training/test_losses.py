@@ -25,7 +25,7 @@ LOGITS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(labels=LABELS, logits=LOGITS)
 def test_equals_float64_numpy(name, labels, logits):
-    ones = losses.targets(jnp.asarray(labels, jnp.int32), CLASSES)
+    ones = losses.ones(jnp.asarray(labels, jnp.int32), CLASSES)
     np.testing.assert_array_equal(ones, targets(labels, CLASSES))
     ours = losses.LOSSES[name](jnp.asarray(logits, jnp.float32), ones)
     expected = LOSSES[name](np.asarray(logits, np.float64), targets(labels, CLASSES))
@@ -35,7 +35,7 @@ def test_equals_float64_numpy(name, labels, logits):
 
 def test_known_values():
     logits = jnp.asarray([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    two = losses.targets(jnp.asarray([[1, 4, -1]]), CLASSES)
+    two = losses.ones(jnp.asarray([[1, 4, -1]]), CLASSES)
     np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, two), [6 * np.log(2)], rtol=1e-6)
     np.testing.assert_allclose(losses.softmax_cross_entropy(logits, two), [np.log(6)], rtol=1e-6)
 
@@ -44,7 +44,7 @@ def test_known_values():
 @pytest.mark.parametrize("size", [0.0, 100.0, 1e30])
 def test_gradients_of_extreme_logits_are_finite(name, size):
     logits = jnp.asarray([[size, -size, 0.0, size, -size, 1.0]])
-    ones = losses.targets(jnp.asarray([[1, -1]]), CLASSES)
+    ones = losses.ones(jnp.asarray([[1, -1]]), CLASSES)
     gradient = jax.grad(lambda x: jnp.sum(losses.LOSSES[name](x, ones)))(logits)
     assert np.all(np.isfinite(gradient))
     assert np.any(np.asarray(gradient) != 0)
@@ -52,13 +52,13 @@ def test_gradients_of_extreme_logits_are_finite(name, size):
 
 @pytest.mark.parametrize("labels", [[[2, 2, 2]], [[2, -1, -1]], [[-1, 2, -1]]])
 def test_repeated_labels_and_padding_count_once(labels):
-    one = losses.targets(jnp.asarray([[2]]), CLASSES)
-    np.testing.assert_array_equal(losses.targets(jnp.asarray(labels), CLASSES), one)
+    one = losses.ones(jnp.asarray([[2]]), CLASSES)
+    np.testing.assert_array_equal(losses.ones(jnp.asarray(labels), CLASSES), one)
 
 
 def test_an_example_without_labels():
     """It is an example of no class for the sigmoid; for the softmax it says nothing."""
-    none = losses.targets(jnp.asarray([[-1, -1]]), CLASSES)
+    none = losses.ones(jnp.asarray([[-1, -1]]), CLASSES)
     logits = jnp.asarray([[3.0, -2.0, 0.5, 0.0, 1.0, -1.0]])
     expected = np.sum(np.logaddexp(0, np.asarray(logits, np.float64)))
     np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, none), [expected], rtol=1e-6)
@@ -81,7 +81,7 @@ def test_smoothed_targets(labels, smoothing):
 def test_mixed_targets():
     """Mixup makes targets between 0 and 1: both losses are linear in them while they sum to one."""
     logits = jnp.asarray([[0.3, -1.0, 2.0, 0.0, 0.7, -0.2]])
-    first, second = (losses.targets(jnp.asarray([[label]]), CLASSES) for label in (0, 3))
+    first, second = (losses.ones(jnp.asarray([[label]]), CLASSES) for label in (0, 3))
     for name, loss in losses.LOSSES.items():
         mixed = loss(logits, 0.7 * first + 0.3 * second)
         expected = 0.7 * loss(logits, first) + 0.3 * loss(logits, second)
@@ -91,7 +91,7 @@ def test_mixed_targets():
 def test_mixed_with_an_example_without_labels():
     """What has no label says nothing to the softmax: the loss is the other's, by its share."""
     logits = jnp.asarray([[0.3, -1.0, 2.0, 0.0, 0.7, -0.2]])
-    target = losses.targets(jnp.asarray([[2]]), CLASSES)
+    target = losses.ones(jnp.asarray([[2]]), CLASSES)
     logit = np.asarray(logits, np.float64)
     softmax = losses.softmax_cross_entropy(logits, 0.4 * target)
     np.testing.assert_allclose(softmax, 0.4 * (np.logaddexp.reduce(logit, axis=1) - logit[:, 2]), rtol=1e-6)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from mixer.config import command_line
+from mixer.config import config_file
 from mixer.config.checks import checked
 from mixer.performance import tpu_topology
 
@@ -55,7 +55,7 @@ def test_b16_i21k_compiles_for_v3_data_parallel():
 
 def test_the_bfloat16_step_multiplies_no_float32_and_moves_no_activations():
     """This holds in the compiled program of two blocks, except at the stem: its input, its output and its gradient."""
-    config = command_line.run_file(str(ROOT / "configs/b16_i21k.py"))
+    config = config_file.run(str(ROOT / "configs/b16_i21k.py"))
     config.batch_size, config.model.num_blocks = 512, 2
     text = tpu_topology.compile_train(checked(config), tpu_topology.mesh_of("v3:2x2"), 21_843, 1).run.as_text()
     defined = dict(re.findall(r"%?([\w.\-]+) = (\w+\[[\d,]*\])", text))

@@ -40,8 +40,8 @@ def fitted(weights, params):
     return init_from.fitted(weights, params, model=make_weights(params).described())
 
 
-def initial_params(*arguments):
-    return init_from.initial_params(*arguments, model="Mixer-1x16/4 for images of 8 pixels")
+def with_weights(*arguments):
+    return init_from.with_weights(*arguments, model="Mixer-1x16/4 for images of 8 pixels")
 
 
 def same(one, other):
@@ -83,7 +83,7 @@ def test_that_the_weights_have_no_head_is_said():
 def test_a_run_starts_from_weights_and_keeps_the_head_of_the_same_classes(theirs, ours, keeps_head, ema):
     before = make_params(5, seed=1)
     fresh, shardings = on_devices(make_params(len(ours), seed=2), ema)
-    state = initial_params(fresh, make_weights(before, theirs), ours, shardings)
+    state = with_weights(fresh, make_weights(before, theirs), ours, shardings)
     expected = before if keeps_head else {**before, "head": fresh.params["head"]}
     assert same(state.params, expected)
     assert (state.ema_params is None) if not ema else same(state.ema_params, expected)
@@ -95,14 +95,14 @@ def test_a_run_starts_from_weights_and_keeps_the_head_of_the_same_classes(theirs
 
 def test_weights_without_a_head_get_a_new_one():
     before, (fresh, shardings) = make_params(0, seed=1), on_devices(make_params(5, seed=2))
-    state = initial_params(fresh, make_weights(before), NAMES, shardings)
+    state = with_weights(fresh, make_weights(before), NAMES, shardings)
     assert same(state.params, {**before, "head": fresh.params["head"]})
 
 
 def test_the_state_can_be_donated():
     """The step donates the state, so parameters and their average must not share a buffer."""
     fresh, shardings = on_devices(make_params(3, seed=2), ema=True)
-    state = initial_params(fresh, make_weights(make_params(5, seed=1)), NAMES[:3], shardings)
+    state = with_weights(fresh, make_weights(make_params(5, seed=1)), NAMES[:3], shardings)
     jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state))
 
 

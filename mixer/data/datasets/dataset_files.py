@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
-
+from mixer.data.records import tfrecord_index
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files
 
@@ -61,5 +60,4 @@ def record(image: bytes, label: int) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    crc: int = google_crc32c.value(data)
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+    return tfrecord_index.masked_checksum(data).to_bytes(4, "little")

@@ -185,16 +185,8 @@ class Imagenet21k(base.ImportBuilder):
                 if member.kind == "directory":
                     continue
                 file_name = posixpath.basename(member.name)
-                fault = _fault(member)
-                if not fault and member.size > archives.MAX_IMAGE_BYTES:
-                    fault = f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB"
-                named_by = _NAMED_BY.match(file_name)
-                if not fault and named_by and named_by[1] != wordnet_id:
-                    fault = "named by another class than its tar"
-                # TFDS needs different keys, and checks them after the last image, hours later.
-                if not fault and file_name in seen:
-                    fault = "repeated"
-                image = member.data.read(member.size) if not fault else b""
+                fault = _image_fault(member, file_name, wordnet_id, seen)
+                image = b"" if fault else member.data.read(member.size)
                 if not fault and not archives.is_image(image):
                     fault = "not an image"
                 if fault:
@@ -226,6 +218,19 @@ def _classes_of(archive: str, report: Callable[[str], None]) -> list[str]:
     if not found:
         raise ValueError(f"{archive} is no tar of class tars: none is named by a WordNet id, such as n01440764.tar")
     return sorted(found)
+
+
+def _image_fault(member: archives.Member, file_name: str, wordnet_id: str, seen: set[str]) -> str:
+    """Returns why a member of a class tar, not read yet, cannot be one of its images, or "" if it can."""
+    if fault := _fault(member):
+        return fault
+    if member.size > archives.MAX_IMAGE_BYTES:
+        return f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB"
+    named_by = _NAMED_BY.match(file_name)
+    if named_by and named_by[1] != wordnet_id:
+        return "named by another class than its tar"
+    # TFDS needs different keys, and checks them after the last image, hours later.
+    return "repeated" if file_name in seen else ""
 
 
 def _fault(member: archives.Member) -> str:

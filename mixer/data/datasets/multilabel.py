@@ -156,9 +156,12 @@ class Multilabel(base.ImportBuilder):
                     yield number, line
 
     def _check_in_one_split(self, line: Line) -> None:
+        """Refuses a line for training whose image another line gives to validation."""
+        if line.split != "train":
+            return
         number = manifests.hash_of(line.image)
-        found = np.searchsorted(self._validated, number) if line.split == "train" else len(self._validated)
-        if found < len(self._validated) and self._validated[found] == number:
+        place = np.searchsorted(self._validated, number)
+        if place < len(self._validated) and self._validated[place] == number:
             raise BadLineError("in both splits", f"{line.image!r} is for train here and for validation in another line")
 
     def _read_images(self, names: list[str]) -> list[bytes | BadLineError]:

@@ -16,7 +16,6 @@ from mixer.data.pixels import augmentations, crops, image_status, images
 from mixer.data.tensorflow import tf
 
 _JPEG_RATIOS = (1, 2, 4, 8)  # the scales 1/ratio at which a JPEG can be decoded
-_NARROW = 8  # longer side over shorter side, up to which an image is always resized as a whole
 
 
 def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.ConfigDict) -> crops.Windows:
@@ -41,7 +40,7 @@ def cut_for_training(
       draws: as many as `augmentations.num_draws(config)`.
       config: `config.input`.
     """
-    if not (_is_narrow(image) and crops.CROPS[config.crop].resized):
+    if not (image.is_narrow and crops.CROPS[config.crop].resized):
         return image
     crop_draws = draws[augmentations.draw_slices(config)["crop"]]
     return _cut_if_large(image, config, lambda size: crops.random_corner(size, crop_draws, config))
@@ -51,14 +50,9 @@ def cut_for_evaluation(
     image: images.Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
 ) -> images.Image:
     """Cuts a narrow image (see `_cut_if_large`). An evaluation needs no draws."""
-    if not _is_narrow(image):
+    if not image.is_narrow:
         return image
     return _cut_if_large(image, config, lambda size: crops.central_corner(size, config))
-
-
-def _is_narrow(image: images.Image) -> bool:
-    """Returns whether an image needs a closer look. Reading the config for every image would be slow."""
-    return max(image.height, image.width) > _NARROW * min(image.height, image.width)
 
 
 def _cut_if_large(
@@ -70,7 +64,7 @@ def _cut_if_large(
     crop is resized here. The crop then has the pixels that it would have had, within a rounding error of one level.
 
     Args:
-      image: whose longer side is more than `_NARROW` times the shorter.
+      image: a narrow one, see `Image.is_narrow`.
       config: `config.input`.
       corner_of: returns where the crop begins in a resized image, given its height and width. It rises with both, by
         at most as much as they do.

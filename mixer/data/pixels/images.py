@@ -21,6 +21,9 @@ from mixer.data.pixels.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRU
 RAW, JPEG, PNG = range(3)  # how `Image.data` is encoded; RAW is uint8 [height, width, 3]
 
 
+_NARROW = 8  # longer side over shorter side, up to which an image is always resized as a whole
+
+
 class Image(NamedTuple):
     """An image for TensorFlow to decode: bytes, encoding (RAW, JPEG or PNG), size in pixels, and status."""
 
@@ -29,6 +32,11 @@ class Image(NamedTuple):
     height: int
     width: int
     status: int
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the image might fill the memory if it were resized as a whole; see `augment.py`."""
+        return max(self.height, self.width) > _NARROW * min(self.height, self.width)
 
 
 def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop", exif: str = "rotate") -> Image:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import google_crc32c
 import jax
 import numpy as np
 from etils import epath
@@ -34,6 +35,12 @@ HEADER, FOOTER = 12, 4  # bytes before and after a record's data
 _REQUESTS, _REQUEST_BYTES = 16, 8 << 20
 _PROGRESS_SECONDS = 10.0  # between two lines about the progress
 _LOOK_SECONDS = 5.0  # between two looks for an index that another process makes
+
+
+def masked_checksum(data: bytes) -> int:
+    """Returns the checksum that a record has of its length or its data: a CRC32C, rotated and shifted."""
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def file_name(split: str) -> str:

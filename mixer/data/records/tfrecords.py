@@ -4,7 +4,6 @@ import itertools
 import os
 from collections.abc import Sequence
 
-import google_crc32c
 import numpy as np
 
 from mixer.data.records import tfrecord_index
@@ -63,8 +62,6 @@ def _records(blob: bytes, bounds: np.ndarray) -> Records:
 
 
 def _verified(payload: bytes) -> bytes | None:
-    """Returns a record's data without its checksum, or None if the checksum does not match (TFRecord masks it)."""
+    """Returns a record's data without its checksum, or None if the checksum does not match."""
     data, stored = payload[: -tfrecord_index.FOOTER], int.from_bytes(payload[-tfrecord_index.FOOTER :], "little")
-    crc = google_crc32c.value(data)
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return data if masked == stored else None
+    return data if tfrecord_index.masked_checksum(data) == stored else None
