@@ -349,7 +349,7 @@ def _few_shot_settings(
         )
     settings = recipe.evaluator_settings(
         "few_shot", dataset=config.dataset, data_dir=config.data_dir, split=split, train_split=train_split,
-        seeds=given.seeds, eval_resize=config.eval_resize,
+        label_key=config.label_key, seeds=given.seeds, eval_resize=config.eval_resize,
         eval_crop=given.eval_crop or SETTINGS["fewshot.eval_crop"].default,
     )  # fmt: skip
     if given.shots:

@@ -22,7 +22,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     import jax
 
     from mixer import models, series
-    from mixer.config import durations
+    from mixer.config import durations, run_folder
     from mixer.data import readers
     from mixer.runtime import compilation_cache, preemption
 
@@ -55,6 +55,7 @@ def output() -> epath.Path:
 
 def run(main: Callable[[preemption.Stop], None], folder: epath.Path) -> None:
     """Runs an experiment, whose runs lie in `folder`. Asked to stop, it saves the run under way, with the status 75."""
+    run_folder.make(folder, "--output")
     compilation_cache.keep_compiled(folder / "compiled")  # runs that differ by data or seed are one program
     streams.outlast()
     atexit.register(preemption.ignore)

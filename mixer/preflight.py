@@ -2,8 +2,8 @@
 
     python -m mixer.preflight --config configs/b16_i21k.py --topology v3:8x8
 
-The training and evaluation steps are those of a run. libtpu compiles them ahead of time, without a TPU; install it by
-`pip install 'mixer-jax[preflight]'` in an environment of its own. Times are estimates of the compiler, and optimistic.
+The training and evaluation steps are those of a run. libtpu compiles them ahead of time, without a TPU; in a clone,
+`make install-preflight` installs it into .venv-preflight. Times are estimates of the compiler, and optimistic.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _memory_lines(found: dict[str, Any]) -> list[str]:
 
 def _evaluation_line(found: dict[str, Any]) -> str:
     size = "" if found["evaluation_total"] is None else _gib(found["evaluation_total"])
-    fits = "does NOT fit: it holds a whole batch, whatever accumulate_steps is; try a smaller --config.batch_size"
+    fits = "does NOT fit: it holds batch_size / accumulate_steps images at a time; try fewer"
     return f"  {'all, in evaluation':38}{size:>10}  {'fits' if found['evaluation_fits'] else fits}"
 
 

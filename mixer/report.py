@@ -64,7 +64,7 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
       command: that makes the page, for its last line.
 
     Raises:
-      UserError: a folder is not that of a run.
+      UserError: a folder is not that of a run; `ema` or `data_dir` was given and cannot be used.
     """
     found = runs.read(workdirs)
     shown = [_of_weights(run, ema, data_dir, evaluates) for run in found]
@@ -86,11 +86,17 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
 def _of_weights(
     run: runs.Run, ema: bool, data_dir: str | None, evaluates: bool
 ) -> tuple[write.Evaluated, _Model | None]:
-    """Draws the weights of a run and evaluates them. What is not possible is left out, with the reason."""
+    """Draws the weights of a run and evaluates them. What is not possible is left out, with the reason.
+
+    Raises:
+      UserError: it is not possible because of `ema` or `data_dir`, which somebody asked for.
+    """
     try:
         weights = transfer_weights.load(str(run.workdir), ema)
         model = weights.model()
     except UserError as error:
+        if ema:
+            raise
         return write.Evaluated(missing=str(error)), None
     blocks, figures = [], []
     for block, (of_block, structure) in enumerate(
@@ -102,12 +108,14 @@ def _of_weights(
             figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
     title = "Filters of the stem"
     figures.append(_figure(title, drawings.stem_figure(title, weights.params["stem"]["kernel"])))
-    of_run = write.Evaluated(figures=figures, blocks=blocks)
+    of_run = write.Evaluated(figures=figures, blocks=blocks, step=weights.step)
     if not evaluates:
         return of_run._replace(missing="--noevaluate was given"), None
     try:
         return _evaluated(of_run, weights, data_dir)
     except UserError as error:
+        if data_dir:
+            raise
         return of_run._replace(missing=str(error)), None
 
 
@@ -135,7 +143,8 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     of_run = of_run._replace(
         predictions=_predictions(drawn, losses.LOSSES[loss], readable(class_names)),
         classes=_classes(found, readable(class_names)),
-        said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32.",
+        said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
+        f"with the weights of step {weights.step:,}.",
         lens=visualize.accuracies(lens, weights, context),
     )
     return of_run, _Model(weights, config, drawn)

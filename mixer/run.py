@@ -14,6 +14,7 @@ from mixer import models
 from mixer.config import checks, durations, run_folder
 from mixer.evaluation import evaluator, evaluators
 from mixer.runtime import cpu, devices, preemption
+from mixer.runtime.errors import UserError
 from mixer.training import description, facts, health, history, setup, sharding, whitening, writers
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
@@ -75,10 +76,13 @@ def prepare(
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
     config = run_folder.decided(config, workdir, of_new)
-    config_changes = run_folder.check_same(config, workdir, allow_config_change)
-    before, names = history.read(workdir), history.class_names(workdir)
+    before, names = history.read(workdir), history.class_names(workdir) if continues else None
+    config_changes: list[str] = []
     if continues:
+        config_changes = run_folder.check_same(config, workdir, allow_config_change)
         history.check_classes(names, source.class_names, workdir)
+    elif before:
+        console.keep(f"{workdir} has no checkpoint: the run begins anew")
     new = history.Begun(source.num_examples, config.batch_size)
     begun = history.begun(workdir, before, new) if continues else new
     timed = checks.unlocked_copy(config)
@@ -88,12 +92,12 @@ def prepare(
         config, mesh, num_classes=len(source.class_names), warmup_steps=steps.warmup, total_steps=steps.total
     )
     context = evaluator.Context(
-        built.model, source.class_names, config.loss, config.input, mesh, config.batch_size, workdir / "cache",
-        reading=functools.partial(console.counted, "few-shot evaluation: reading labels"),
+        built.model, source.class_names, config.loss, config.input, mesh, evaluator.batch_size(config),
+        workdir / "cache", reading=functools.partial(console.counted, "few-shot evaluation: reading labels"),
     )  # fmt: skip
     scheduled = evaluators.build(timed, context, begun.num_examples, console.keep)
     data = facts.of_data(source, {one.name: one.evaluate.sources for one in scheduled})
-    data_changes = history.data_changes(before, names, data, source.class_names)
+    data_changes = history.data_changes(before, names, data, source.class_names) if continues else []
     history.check_data(data_changes, workdir, allow_data_change)
     start = history.Start(
         step=0, **history.now(), software=facts.of_software() | facts.of_version(), machine=facts.of_machine(mesh),
@@ -115,6 +119,20 @@ def owed(run: Run, step: int) -> list[evaluators.Scheduled]:
     due = evaluators.due(run.evaluators, step, run.steps.total, run.config.eval_at_start)
     last = next((line for line in reversed(read_metrics(run.workdir)) if line["step"] == step), {})
     return [one for one in due if not any(name.startswith(f"{one.name}/") for name in last)]
+
+
+def check_stop(run: Run, step: int) -> None:
+    """Checks that a run which stands at `step` comes past the step after which it is asked to stop.
+
+    Raises:
+      UserError: its last step is before that.
+      PreemptedError: it stands there already.
+    """
+    after, total = run.stop.after, run.steps.total
+    if after is not None and after > total:
+        raise UserError(f"--stop_after={after}: the run has only {total} steps; give fewer, or leave it out")
+    if after is not None and after <= step < total:
+        raise preemption.PreemptedError(f"--stop_after={after}: the run stands at step {step} of {total}")
 
 
 def evaluate(run: Run, due: Sequence[evaluators.Scheduled], state: TrainState, step: int) -> dict[str, float]:

@@ -24,12 +24,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from etils import epath, epy
+from etils import epy
 from ml_collections import ConfigDict, config_flags
 
 import mixer
 from mixer.config import command_line, help_text, paper, tasks
-from mixer.runtime import bucket_check, streams
+from mixer.runtime import streams
 from mixer.runtime.errors import UserError
 from mixer.transfer import sweep_results
 from mixer.transfer.published import PUBLISHED
@@ -39,6 +39,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     import jax
 
     from mixer import sweep_runs
+    from mixer.config import run_folder
     from mixer.runtime import compilation_cache, preemption
 
 # What the sweep itself sets, and what to do instead.
@@ -116,8 +117,7 @@ def main(argv: list[str]) -> None:
     names = _task_names(given.tasks)
     chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
     row = _paper_row(config, given.pretraining)
-    bucket_check.check(given.workdir, for_run=True)
-    workdir = epath.Path(given.workdir)
+    workdir = run_folder.make(given.workdir)
     # Several runs are the same program, which is compiled once and then read from here.
     compilation_cache.keep_compiled(workdir / "compiled")
     rates = {name: chosen or tasks.TASKS[name].learning_rates for name in names}

@@ -112,14 +112,19 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
             console.keep(f"the run in {workdir} is done: it stands at step {step} of {run.steps.total}")
             checkpoints.close()
             return
+        runs.check_stop(run, step)
         # All this is written only now: if the weights had not fitted, another attempt could use the same folder.
         if jax.process_index() == 0:
             for warning in history.warnings(run.before[-1], run.start) if run.before and step else ():
                 _log.warning("%s", warning)
             history.add(workdir, dataclasses.replace(run.start, step=step))
-        run_folder.save(config, run.source.class_names, workdir)
+        run_folder.save(config, run.source.class_names, workdir, anew=step == 0)
         log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers)
-    except (UserError, OSError):  # close the checkpoints' threads, which complain if the interpreter ends before them
+    except (
+        UserError,
+        OSError,
+        preemption.PreemptedError,
+    ):  # close the checkpoints' threads, which complain if the interpreter ends before them
         checkpoints.close()
         raise
     _loop(run, state, checkpoints, log, owed)
@@ -144,7 +149,9 @@ def _loop(
     try:
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         if owed:
-            log.write(first_step, runs.evaluate(run, owed, state, first_step))
+            made_up_for = runs.evaluate(run, owed, state, first_step)
+            log.write(first_step, made_up_for)
+            checkpoints.evaluated(first_step, made_up_for)
         for step in range(first_step + 1, steps.total + 1):
             try:
                 batch = next(feed)
@@ -167,7 +174,8 @@ def _loop(
             previous = metrics
             trace.at(step)
 
-            last, leaving = step == steps.total, stop.asked() or step == stop.after
+            last = step == steps.total
+            leaving = not last and (stop.asked() or step == stop.after)
             due = evaluators.due(run.evaluators, step, steps.total, config.eval_at_start)
             logs, saves = (last or durations.ends_at(step, every) for every in (steps.log, steps.checkpoint))
             if not (logs or due or saves or leaving):

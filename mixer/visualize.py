@@ -18,7 +18,7 @@ from etils import epath, epy
 from mixer import evaluate
 from mixer.config import command_line, help_text, recipe, tasks
 from mixer.runtime import files, json_text
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import UserError, first_line
 from mixer.training.console import Console
 
 with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does not wait
@@ -109,7 +109,10 @@ def main(argv: list[str]) -> None:
     weights = transfer_weights.load(checkpoint, given.ema)
     blocks = _blocks(given.blocks, weights.model().num_blocks)
     folder = epath.Path(given.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={folder} is no folder and cannot become one ({first_line(error)})") from None
     numbers = {"checkpoint": weights.source, "step": weights.step, "model": weights.described()}
     numbers |= draw_weights(weights, blocks, folder)
     numbers |= _lens(weights, folder)

@@ -30,7 +30,10 @@ def main() -> None:
     """Prints a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=pathlib.Path, metavar="DIR", help="a folder of JPEG photographs")
-    paths = sorted(path for path in parser.parse_args().images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    folder = parser.parse_args().images
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        parser.error(f"{folder} has no JPEG photographs")
     photos = [np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in paths]
 
     contrasts = (randaugment.published_mean, randaugment.pil_mean)

@@ -80,11 +80,12 @@ def _experiment(stop: preemption.Stop) -> None:
         for model, of in accuracies.items()
         for way in WAYS
     ]  # fmt: skip
+    of_seeds = f"mean and standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     head = ("model", "pixels permuted", "accuracy (%)", "of each seed", "drop", "drop in the paper")
     text = "\n\n".join(
         [
             experiment.table(head, rows),
-            f"CIFAR-10, {flags.FLAGS.epochs:g} epochs, mean and standard deviation of {len(seeds)} seeds on the test "
+            f"CIFAR-10, {flags.FLAGS.epochs:g} epochs, {of_seeds} on the test "
             f"split. The drop is relative to the same model on images as they are. {experiment.costs_in_words(costs)} "
             "The paper: Mixer-B/16 and ResNet50x1, 5-shot ImageNet after JFT-300M.",
         ]

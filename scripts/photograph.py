@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("page", type=pathlib.Path, metavar="PAGE", help="the page, an HTML file")
     parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="where the pictures go")
     args = parser.parse_args()
+    if not args.page.is_file():
+        parser.error(f"{args.page} is no file")
     try:
         from playwright import sync_api  # for which --help does not wait
     except ImportError:
@@ -38,6 +40,8 @@ def main() -> None:
             for scheme in ("light", "dark"):
                 page = started.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
                 page.goto(args.page.resolve().as_uri())
+                if not page.query_selector("#answer"):
+                    sys.exit(f"error: {args.page} has no model at work; see there why")
                 page.wait_for_selector("#answer li")
                 page.evaluate("document.getElementById('model').scrollIntoView()")
                 taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

@@ -125,9 +125,12 @@ def _experiment(stop: preemption.Stop) -> None:
     best: dict[str, dict[int, list[Best]]] = {
         model: {subset.share: [] for subset in subsets} for model in experiment.MODELS
     }
+    untrained: dict[str, list[float]] = {model: [] for model in experiment.MODELS}
     for (model, subset, _), run, is_finite in zip(names, runs, finite, strict=True):
         if is_finite:
             best[model][subset.share].append(_best(run.folder))
+        if subset == subsets[0]:  # those of a seed begin alike
+            untrained[model] += [line[METRIC] for line in read_metrics(run.folder) if line["step"] == 0]
     classes = len(_source().class_names)
     costs = {model: experiment.cost(_config(model, subsets[0], 0), classes) for model in experiment.MODELS}
     found = {
@@ -135,8 +138,9 @@ def _experiment(stop: preemption.Stop) -> None:
         "subsets": [subset._asdict() for subset in subsets],
         "best": {model: {share: [one._asdict() for one in of] for share, of in shares.items()}
                  for model, shares in best.items()},
+        "untrained": untrained,
     }  # fmt: skip
-    experiment.write(_text(best, subsets, costs), found, _figure(best, subsets), "scaling.png")
+    experiment.write(_text(best, untrained, subsets, costs), found, _figure(best, untrained, subsets), "scaling.png")
 
 
 def _data_dir() -> str:
@@ -170,6 +174,7 @@ def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
     config = config_file.run(config_file.find("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
+    config.eval_at_start = True  # what the features of random parameters are worth
     config.input.dataset, config.input.data_dir, config.input.crop = upstream.dataset, _data_dir(), upstream.crop
     config.input.train_split = f"{upstream.train.partition('[')[0]}[:{subset.images}]"
     config.input.eval_split = upstream.validation
@@ -185,23 +190,28 @@ def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
 
 def _best(folder: Any) -> Best:
     """Returns the evaluation with the best upstream accuracy, the last of equals, whose checkpoint is kept."""
-    lines = [line for line in read_metrics(folder) if "val/accuracy" in line]
+    lines = [line for line in read_metrics(folder) if "val/accuracy" in line and line["step"]]
     line = max(lines, key=lambda line: (line["val/accuracy"], line["step"]))
     return Best(int(line["step"]), line["val/accuracy"], line[METRIC])
 
 
-def _text(best: dict[str, dict[int, list[Best]]], subsets: Sequence[Subset], costs: dict[str, dict[str, Any]]) -> str:
+def _text(
+    best: dict[str, dict[int, list[Best]]], untrained: dict[str, list[float]], subsets: Sequence[Subset],
+    costs: dict[str, dict[str, Any]],
+) -> str:  # fmt: skip
     """Returns the table, and how its numbers were made."""
-    rows = [
-        [
-            model, f"{subset.share}%", f"{subset.images:,}", f"{flags.FLAGS.steps * 64 / subset.images:.1f}",
-            experiment.spread([one.few_shot for one in best[model][subset.share]]),
-            experiment.spread([one.validation for one in best[model][subset.share]]),
-            ", ".join(f"{one.step:,}" for one in best[model][subset.share]),
-        ]
-        for model in best
-        for subset in subsets
-    ]  # fmt: skip
+    rows = []
+    for model in best:
+        rows.append([model, "none", "0", "0", experiment.spread(untrained[model]), "", ""])
+        rows += [
+            [
+                model, f"{subset.share}%", f"{subset.images:,}", f"{flags.FLAGS.steps * 64 / subset.images:.1f}",
+                experiment.spread([one.few_shot for one in best[model][subset.share]]),
+                experiment.spread([one.validation for one in best[model][subset.share]]),
+                ", ".join(f"{one.step:,}" for one in best[model][subset.share]),
+            ]
+            for subset in subsets
+        ]  # fmt: skip
     head = ("model", "data", "images", "epochs", f"{SHOTS}-shot digits (%)", "upstream validation (%)", "best at step")
     upstream, smallest = UPSTREAMS[flags.FLAGS.upstream], subsets[0]
     seeds = flags.FLAGS.seeds
@@ -213,8 +223,10 @@ def _text(best: dict[str, dict[int, list[Best]]], subsets: Sequence[Subset], cos
     return f"{experiment.table(head, rows)}\n\n{about}"
 
 
-def _figure(best: dict[str, dict[int, list[Best]]], subsets: Sequence[Subset]) -> Any:
-    """Draws few-shot and upstream accuracy against the number of images."""
+def _figure(
+    best: dict[str, dict[int, list[Best]]], untrained: dict[str, list[float]], subsets: Sequence[Subset]
+) -> Any:
+    """Draws few-shot and upstream accuracy against the number of images; dotted, that of random parameters."""
     from matplotlib.figure import Figure  # only now: it takes a second
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -229,6 +241,8 @@ def _figure(best: dict[str, dict[int, list[Best]]], subsets: Sequence[Subset]) -
             images, means = [subset.images for subset in drawn], [statistics.mean(of) for of in shares]
             (line,) = axes.plot(images, means, marker="o", label=model)
             axes.fill_between(images, list(map(min, shares)), list(map(max, shares)), alpha=0.2, color=line.get_color())
+            if name == "few_shot" and untrained[model]:
+                axes.axhline(100 * statistics.mean(untrained[model]), linestyle=":", color=line.get_color())
         axes.set(xscale="log", xlabel="images to pre-train on", title=title)
         axes.set_xticks([subset.images for subset in subsets], [f"{of.images:,}\n{of.share}%" for of in subsets])
         axes.minorticks_off()

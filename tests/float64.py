@@ -281,6 +281,11 @@ class Optimizer:
             for part in parts:
                 first.setdefault(part, np.zeros_like(grad[0]))
             return np.stack([self._direction(part, one) for part, one in zip(parts, grad, strict=True)])
+        if config.name == "muon" and grad.ndim == 3 and "Attention" in name:  # a matrix whose one side is all heads
+            rows = grad.shape[0] * grad.shape[1] if "'out'" in name else grad.shape[0]
+            matrix, whole = grad.reshape(rows, -1), f"{name} as a matrix"
+            first.setdefault(whole, np.zeros_like(matrix))
+            return self._direction(whole, matrix).reshape(grad.shape)
         if config.name == "muon" and grad.ndim == 2 and "bias" not in name:
             first[name] = 0.95 * first[name] + 0.05 * grad
             size = 0.2 * np.sqrt(max(grad.shape))  # a matrix with orthonormal rows has RMS 1/sqrt(columns)

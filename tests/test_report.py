@@ -220,6 +220,10 @@ def test_charts_follow_the_pointer_and_the_arrow_keys(page):
     for _ in range(30):
         page.keyboard.press("ArrowLeft")
     assert legend.inner_text() == "10"
+    names, values = (chart.locator(f".u-legend .u-{what}").all_inner_texts() for what in ("label", "value"))
+    assert len(names) == 5
+    for name, value in zip(names[1:], values[1:], strict=True):
+        assert bool(value) == name.endswith("train"), "nothing was evaluated at this step"
     page.keyboard.press("ArrowRight")
     assert legend.inner_text() == "20"
 
@@ -263,6 +267,8 @@ MISTAKES = [
     ([], "error: --workdir is missing"),
     (["--workdir=/nowhere"], "/nowhere"),
     (["--workdir=RUN", "--output=/proc/report.html"], "error: --output=/proc/report.html cannot be written"),
+    (["--workdir=RUN", "--output=RUN"], "cannot be written ([Errno 21] Is a directory"),
+    (["--workdir=RUN", "--ema"], "holds no ema_params at step 200: it was trained with config.ema_decay=0"),
     (["--workdir=RUN", "--noevaluate", "--data_dir=x"], "--data_dir would not be read with --noevaluate"),
 ]
 

@@ -127,6 +127,7 @@ MISTAKES = {
     ("--seeds=0",): "flag --seeds=0: ",
     ("--config.batch_size=few",): "config.batch_size='few': expected a whole number",
     ("cifar10",): "unexpected argument 'cifar10'",
+    ("--workdir=/dev/null",): "--workdir /dev/null cannot be written to (",
     ("--tasks=folder",): "--tasks: folder has no dev split to choose by; train with configs/finetune.py:task=folder",
     ("--config=configs/finetune.py:task=pets",): "--config configs/finetune.py:task=pets: task is set by the sweep i",
     ("--config=configs/b16_i1k.py",): "--config configs/b16_i1k.py:task=imagenet2012: this config takes no arguments",

@@ -18,6 +18,7 @@ from mixer.config import run_folder
 from mixer.data import pipeline, readers
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
+from mixer.training import history
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 
@@ -235,6 +236,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data
     with pytest.raises(UserError, match="not finite at step"):
         train.train(config, tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
+
+
+def test_a_run_that_saved_nothing_begins_anew_with_what_it_is_given(data_dir, tmp_path, capsys):
+    """So who mends a setting after an early failure need not give another folder."""
+    config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 12})
+    with pytest.raises(UserError, match=r"lower optimizer.learning_rate, in another --workdir and, if this run has"):
+        train.train(config, tmp_path / "run")
+    (tmp_path / "run" / "classes.txt").write_text("another\n")
+    for workdir in (tmp_path / "run", tmp_path / "straight"):
+        train.train(tiny(data_dir), workdir)
+    assert f"{tmp_path / 'run'} has no checkpoint: the run begins anew\n" in capsys.readouterr().out
+    assert deterministic(tmp_path / "run") == deterministic(tmp_path / "straight")
+    assert [start.config_changes for start in history.read(tmp_path / "run")] == [[], []]
+    assert (tmp_path / "run" / "classes.txt").read_text() == (tmp_path / "straight" / "classes.txt").read_text()
+
+
+def test_a_run_that_stands_where_it_is_to_stop_goes_no_further(data_dir, tmp_path):
+    config = tiny(data_dir, eval_steps=12)
+    with pytest.raises(UserError, match=r"^--stop_after=13: the run has only 12 steps; give fewer"):
+        train.train(config, tmp_path, stop=preemption.Stop(after=13))
+    stands = "^--stop_after={}: the run stands at step 4 of 12"
+    for after, said in ((4, "saved at step 4 of 12"), (4, stands.format(4)), (2, stands.format(2))):
+        with pytest.raises(preemption.PreemptedError, match=said):
+            train.train(config, tmp_path, stop=preemption.Stop(after=after))
+    assert len(history.read(tmp_path)) == 1
+    assert train.train(config, tmp_path, stop=preemption.Stop(after=12))["val/count"] == 8
 
 
 def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_dir, tmp_path, monkeypatch):

@@ -71,6 +71,7 @@ MISTAKES = [
     (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
     (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
     (["--task=cats"], "error: --task 'cats': expected one of"),
+    (["--output=/dev/null"], "error: --output=/dev/null is no folder and cannot become one (["),
 ]
 
 

@@ -26,18 +26,17 @@ CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outp
 _HARMLESS = (
     *(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in UNITS),
     "eval_at_start", "evaluators.", "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share",
-    "metrics.writers",
-    "sharding", "max_nonfinite_steps", "model.head_bias_init",  # of a new head only
+    "metrics.", "sharding", "max_nonfinite_steps", "model.head_bias_init",  # of a new head only
 )  # fmt: skip
 
 
-def make(workdir: epath.PathLike) -> epath.Path:
-    """Makes a run's folder.
+def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
+    """Makes a run's folder, or one for runs; `flag` gives it.
 
     Raises:
       UserError: it cannot be written to.
     """
-    files.refuse_patterns(workdir, f"--workdir {workdir}", "orbax", "[]*?\\")
+    files.refuse_patterns(workdir, f"{flag} {workdir}", "orbax", "[]*?\\")
     bucket_check.check(workdir, for_run=True)
     path = epath.Path(workdir)
     try:
@@ -48,15 +47,22 @@ def make(workdir: epath.PathLike) -> epath.Path:
             files.write_text(probe, "")
             files.delete(probe)
     except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written to ({error}); give a folder of your own") from None
+        raise UserError(f"{flag} {workdir} cannot be written to ({error}); give a folder of your own") from None
     return path
 
 
-def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike) -> None:
-    """Writes the config and, when the run begins, the names of the classes, by which its checkpoints are read."""
+def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike, anew: bool = True) -> None:
+    """Writes the config and, when the run begins, the names of the classes, by which its checkpoints are read.
+
+    Args:
+      config: of the run.
+      class_names: of its data.
+      workdir: the run's folder.
+      anew: whether the run begins, and does not continue.
+    """
     if jax.process_index() == 0:
         files.write_text(epath.Path(workdir) / CONFIG_FILE, config.to_json(indent=2, sort_keys=True))
-        if not files.exists(epath.Path(workdir) / CLASSES_FILE):
+        if anew or not files.exists(epath.Path(workdir) / CLASSES_FILE):
             files.write_text(epath.Path(workdir) / CLASSES_FILE, "\n".join(class_names) + "\n")
 
 

@@ -322,6 +322,9 @@ SETTINGS: dict[str, Setting] = {
     "fewshot.data_dir": Setting(
         None, "folder of the dataset; input.data_dir if not set", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT,
     ),
+    "fewshot.label_key": Setting(
+        None, "input.label_key of this dataset", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT,
+    ),
     "fewshot.train_split": Setting(
         "train", "split from which images are chosen; read once as a whole, for its labels", "evaluation/few_shot.py",
         needs=_FEW_SHOT,
@@ -350,8 +353,8 @@ SETTINGS: dict[str, Setting] = {
     # ------------------------------------------------------------------------------------------------------ checkpoints
     "checkpoint.keep_last": Setting(2, "number of newest checkpoints that are kept", "training/checkpoint.py", low=1),
     "checkpoint.keep_every": Setting(
-        0, "checkpoints at multiples of this step are kept too; 0 for none", "training/checkpoint.py", unit="steps",
-        low=0,
+        0, "the first checkpoint at or after each multiple of so many steps is kept too; 0 for none",
+        "training/checkpoint.py", unit="steps", low=0,
     ),
     "checkpoint.keep_best": Setting(
         1, "number of most accurate checkpoints that are kept; if not 0, each evaluation is followed by a save",

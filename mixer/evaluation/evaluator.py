@@ -71,6 +71,11 @@ class Context(NamedTuple):
     reading: Through = iter
 
 
+def batch_size(config: ml_collections.ConfigDict) -> int:
+    """Returns how many images a run evaluates at a time: as many as its training step holds at a time."""
+    return int(config.batch_size // config.accumulate_steps)
+
+
 @dataclasses.dataclass(frozen=True)
 class Batches:
     """The batches of a split, which can be counted before they are made."""

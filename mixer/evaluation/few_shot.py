@@ -140,7 +140,7 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
     found = unlocked_copy(config)
     found.dataset = settings.dataset or config.dataset
     found.data_dir = settings.data_dir or config.data_dir
-    found.label_key, found.max_labels = settings.label_key, 1
+    found.label_key, found.max_labels = settings.label_key if settings.dataset else config.label_key, 1
     found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
     found.eval_resize = settings.eval_resize
     return found

@@ -66,8 +66,8 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
     exported = weights.exported()
     return {
         "name": weights.described(),
-        "note": f"Its weights are rounded to float16, which changes the logits of the {len(logits)} pictures below by "
-        f"up to {difference:.1g}.",
+        "note": f"Its weights, of step {weights.step:,}, are rounded to float16, which changes the logits of the "
+        f"{len(logits)} pictures below by up to {difference:.1g}.",
         "size": weights.image_size,
         "patch": model.patch_size,
         "blocks": model.num_blocks,

@@ -74,9 +74,12 @@ def read(workdirs: Sequence[str]) -> list[Run]:
 
 
 def _short(workdirs: Sequence[str]) -> list[str]:
-    """Returns the names of folders without the folder that all of them lie in."""
+    """Returns the names of folders without the folder that all of them lie in, if there is one."""
     paths = [workdir.rstrip("/") for workdir in workdirs]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    try:
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # absolute ones and relative ones
+        return paths
     return [path[len(common) :].lstrip("/") for path in paths]
 
 
@@ -117,6 +120,8 @@ def _share(run: Run, name: str) -> str:
         spread = run.last(re.escape(f"{name}_std"))
         return f"{found[name]:.2%}" + "".join(f" ± {value:.2%}" for value in spread.values())
     (images,) = count.values()
+    if not math.isfinite(found[name]):
+        return str(found[name])
     return f"{found[name]:.2%} ({round(found[name] * images):,} of {images:,.0f})"
 
 

@@ -25,6 +25,7 @@ class Evaluated(NamedTuple):
       said: what was evaluated, and on how many images.
       figures: drawings of the weights, each with title and source.
       blocks: the numbers of `units.structure` for each block.
+      step: of the weights; None if there are none.
       lens: accuracy after the stem, the first block, ...; empty if it was not measured.
     """
 
@@ -34,6 +35,7 @@ class Evaluated(NamedTuple):
     said: str = ""
     figures: Sequence[dict[str, str]] = ()
     blocks: Sequence[dict[str, Any]] = ()
+    step: int | None = None
     lens: Sequence[float] = ()
 
 

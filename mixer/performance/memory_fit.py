@@ -82,10 +82,7 @@ class Fitting:
         return self._compiled(tpu_topology.compile_train, config, f"training step, {named}")
 
     def evaluate(self) -> compiling.Compiled | None:
-        """Compiles the evaluation step; returns None if it does not fit.
-
-        It holds a whole batch at once, and so may need more than a training step that accumulates gradients.
-        """
+        """Compiles the evaluation step; returns None if it does not fit."""
         return self._compiled(tpu_topology.compile_eval, self.config, "evaluation step")
 
     def _compiled(

@@ -11,7 +11,8 @@ import ml_collections
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from mixer.evaluation import accuracy
+from mixer.config import checks
+from mixer.evaluation import accuracy, evaluator
 from mixer.performance import chips, compiling
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError, first_line
@@ -53,7 +54,7 @@ def mesh_of(spec: str) -> Mesh:
     except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:
-            reason = "libtpu is missing: pip install 'mixer-jax[preflight]', in an environment of its own"
+            reason = "libtpu is missing: run make install-preflight in a clone, and use .venv-preflight/bin/python"
         raise UserError(f"--topology={spec}: {reason}") from None
     return devices.make_mesh(list(described.devices))
 
@@ -111,7 +112,9 @@ def compile_eval(
     """Compiles the evaluation step of a checked config. Arguments and errors are those of `compile_train`."""
     built = setup.build(config, mesh, num_classes=num_classes)
     step = accuracy.make_eval_step(built.model, config.loss, mesh, keep_logits=max_labels > 1)
-    return compiling.compile_step(step, built.state.params, setup.batch_shapes(config, mesh, max_labels))
+    evaluated = checks.unlocked_copy(config)
+    evaluated.batch_size = evaluator.batch_size(config)
+    return compiling.compile_step(step, built.state.params, setup.batch_shapes(evaluated, mesh, max_labels))
 
 
 def bytes_on_a_core(tree: Any) -> int:

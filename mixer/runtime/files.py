@@ -1,6 +1,7 @@
 """Files, local or in a bucket, that are written whole or not at all, and names of folders."""
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
@@ -34,6 +35,8 @@ def written_whole(path: epath.PathLike) -> Iterator[pathlib.Path]:
       OSError: the file cannot be written.
     """
     final = pathlib.Path(path)
+    if final.is_dir():  # else the error would come only after the work
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
     partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -40,7 +41,7 @@ class Checkpoints:
         Args:
           workdir: the run's folder.
           keep_last: how many of the newest checkpoints to keep.
-          keep_every: keep the checkpoints whose step is a multiple of this; 0 for none.
+          keep_every: keep the first checkpoint at or after each multiple of so many steps; 0 for none.
           keep_best: how many of the most accurate checkpoints to keep; 0 for none.
           on_error: what to do when a checkpoint cannot be written: "stop" or "continue". Either way the older
             checkpoints remain, because Orbax deletes a checkpoint only after a newer one is committed.
@@ -51,7 +52,7 @@ class Checkpoints:
         """
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
+            kept.append(_FirstOfEvery(keep_every))
         if keep_best:
             kept.append(_MostAccurate(keep_best, best_metric))
         self.folder, self._best_metric = integrity.folder_of(workdir), best_metric
@@ -132,6 +133,25 @@ class Checkpoints:
             self._manager.save(self._saving, args=ocp.args.StandardSave(saved), metrics=best, force=True)
         except Exception as error:  # Orbax passes on every error of the file system
             self._failed(error)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Gives a checkpoint the accuracy that was measured only later, as after a stop during an evaluation.
+
+        Args:
+          step: of the checkpoint; nothing happens if there is none.
+          metrics: of this step.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        accuracy = metrics.get(self._best_metric, math.nan)
+        if self._manager is None or step not in self._manager.all_steps() or not math.isfinite(accuracy):
+            return
+        if jax.process_index() == 0:
+            with bucket.as_os_errors(self.folder):
+                files.write_text(_accuracy_file(self.folder, step), json.dumps({self._best_metric: accuracy}))
+        integrity.on_all_hosts(True)  # the others wait for the first
+        self._manager.reload()
 
     def _failed(self, error: Exception) -> None:
         """Removes the part of a checkpoint that was written. Then raises UserError, or warns.
@@ -264,13 +284,29 @@ class _MostAccurate(policies.PreservationPolicy):
         return [info.step in best for info in checkpoints]
 
 
+@dataclasses.dataclass(frozen=True)
+class _FirstOfEvery(policies.PreservationPolicy):
+    """Keeps the first checkpoint at or after each multiple of n steps. Orbax's EveryNSteps keeps multiples alone."""
+
+    n: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> Sequence[bool]:
+        multiples = [0, *(info.step // self.n for info in checkpoints)]  # each the last one that was reached
+        return [reached > before for before, reached in itertools.pairwise(multiples)]
+
+
+def _accuracy_file(folder: epath.Path, step: int) -> epath.Path:
+    """Returns where Orbax keeps the metrics of a checkpoint."""
+    return folder / str(step) / "metrics" / "metrics"
+
+
 def _delete_damaged_metrics(folder: epath.Path) -> None:
     """Deletes the metrics of a checkpoint if they are not JSON.
 
     Orbax reads the metrics of all checkpoints when it opens the folder, and fails if it cannot parse one.
     """
     for step in integrity.steps_of(folder):
-        path = folder / str(step) / "metrics" / "metrics"
+        path = _accuracy_file(folder, step)
         try:
             json.loads(files.read_bytes(path))
         except FileNotFoundError:  # a checkpoint without an accuracy

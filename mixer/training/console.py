@@ -42,20 +42,22 @@ class Console:
 
         A narrow terminal shows fewer of them and less of the prefix, but always the step and the time left.
         """
-        speed = scalars["images_per_sec_per_core"]
         parts = {
             "step": f"step {step}/{total_steps}",
             "loss": f"loss {scalars['loss']:.4f}",
             "learning rate": f"lr {scalars['learning_rate']:.2e}",
             "gradient norm": f"grad norm {scalars['grad_norm']:.3f}",
-            "speed": f"{f'{speed:.0f}' if speed >= 100 else f'{speed:.3g}'} images/s/core",
-            "wait": f"devices wait {scalars['device_wait_share']:.1%}",
-            "left": f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left",
         }
+        if (speed := scalars.get("images_per_sec_per_core")) is not None:  # not at the step from which it is measured
+            parts |= {
+                "speed": f"{f'{speed:.0f}' if speed >= 100 else f'{speed:.3g}'} images/s/core",
+                "wait": f"devices wait {scalars['device_wait_share']:.1%}",
+                "left": f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left",
+            }
         if not self._is_terminal:
             self._print(f"{self._prefix}{'  '.join(parts.values())}\n")
             return
-        for name in _SPARED:
+        for name in filter(parts.__contains__, _SPARED):
             if len(self._prefix + "  ".join(parts.values())) > self._width():
                 del parts[name]
         self._replace("  ".join(parts.values()))

@@ -33,8 +33,8 @@ def checked_metrics(seen: int, metrics: Metrics, config: ml_collections.ConfigDi
     if values.pop("diverged"):
         raise DivergedError(
             f"loss or gradient is not finite at step {values['step'] + 1}, with config.max_nonfinite_steps="
-            f"{config.max_nonfinite_steps}: the run stops, its checkpoints are sound; start from them with "
-            "config.init_from in another --workdir and a lower optimizer.learning_rate"
+            f"{config.max_nonfinite_steps}: the run stops; start again with a lower optimizer.learning_rate, in "
+            "another --workdir and, if this run has checkpoints, with config.init_from: they are sound"
         )
     bad = zip(image_status.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
     counts = {f"bad_images/{status}": count for status, count in bad if count}

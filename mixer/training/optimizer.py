@@ -31,7 +31,8 @@ def momentum(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 def muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Muon (Jordan 2024) with momentum 0.95 for matrices. Its updates have Adam's size (0.2 RMS, arXiv 2502.16982).
 
-    The matrices of untied token mixing lie in one array, and each is orthogonalised by itself.
+    The matrices of untied token mixing lie in one array, and each is orthogonalised by itself. Those of a ViT's
+    attention are split into heads, and each is orthogonalised as a whole.
 
     All other parameters, the four-dimensional stem included, get Adam with Nesterov momentum: optax's Muon gives both
     its parts the same form of momentum.
@@ -43,14 +44,24 @@ def muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     return optax.chain(both, optax.scale(-1.0))  # optax's Muon turns the sign; in our chain the learning rate does
 
 
+# The axes of flax's attention kernels that its matrices have as rows and as columns.
+_ATTENTION = {
+    **dict.fromkeys(("query", "key", "value"), ((0,), (1, 2))),  # [width, heads, size]
+    "out": ((0, 1), (2,)),  # [heads, size, width]
+}
+
+
 def _matrices(params: Any) -> Any:
     """Returns the axes of each leaf that is a matrix, or a stack of matrices; None for the others."""
 
     def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        is_matrix = leaf.ndim == 2
-        if any(part.key == "token_mixing" for part in path):  # untied, its biases have two axes and its kernels three
-            is_matrix = path[-1].key == "kernel"
-        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
+        names = [part.key for part in path]
+        if names[-1] != "kernel":
+            return None
+        if leaf.ndim == 2 or "token_mixing" in names:  # untied, a stack: [groups, in, out]
+            return optax.contrib.MuonDimensionNumbers(-2, -1)
+        of_attention = _ATTENTION.get(names[-2]) if leaf.ndim == 3 else None
+        return optax.contrib.MuonDimensionNumbers(*of_attention) if of_attention else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

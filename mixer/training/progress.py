@@ -24,6 +24,7 @@ class Progress:
         self._total_steps, self._batch_size = total_steps, batch_size
         self._watcher = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._free: concurrent.futures.Future[float] | None = None  # when the devices finished the newest step
+        self._first, self._paused_so_far = step, 0.0
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -35,7 +36,8 @@ class Progress:
         """Excludes the time inside the block, for example an evaluation."""
         start = time.monotonic()
         yield
-        self._paused += time.monotonic() - start
+        self._paused += (seconds := time.monotonic() - start)
+        self._paused_so_far += seconds
         # The block waited for its own results, which the devices compute after the newest step: they are free now.
         self._free = self._watcher.submit(_when_done, None)
 
@@ -49,14 +51,18 @@ class Progress:
         """Returns the measurement since the last call, and starts a new one at `step`.
 
         Returns:
-          images_per_sec_per_core, device_wait_share (0 to 1) and seconds_left (until the last step).
+          images_per_sec_per_core, device_wait_share (0 to 1) and seconds_left: until the last step, if pauses go on as
+          so far. Nothing where no step was taken since the last call.
         """
-        seconds = max(time.monotonic() - self._since - self._paused, 1e-9)
         steps = step - self._step
+        if steps == 0:
+            return {}
+        seconds = max(time.monotonic() - self._since - self._paused, 1e-9)
+        with_pauses = seconds / steps + self._paused_so_far / (step - self._first)  # of a step
         measured = {
             "images_per_sec_per_core": steps * self._batch_size / seconds / jax.device_count(),
             "device_wait_share": self._waited / seconds,
-            "seconds_left": (self._total_steps - step) * seconds / max(steps, 1),
+            "seconds_left": (self._total_steps - step) * with_pauses,
         }
         self.restart(step)
         return measured

@@ -42,12 +42,19 @@ def test_what_changes_nothing_that_is_computed_may_change(base_with, tmp_path):
     other = base_with(
         log_steps=None, log_epochs=1.0, eval_epochs=1.0, checkpoint_steps=7, checkpoint__keep_last=9,
         profile_steps=3, input__data_dir="/data", input__max_bad_share=0.5, fewshot__dataset="cifar10",
-        fewshot__shots=(2,),
+        fewshot__shots=(2,), metrics__norms="updates", metrics__train_accuracy=False,
     )  # fmt: skip
     run_folder.check_same(checks.checked(other), tmp_path)
     run_folder.save(checks.checked(other), ["cat"], tmp_path)
     loaded = run_folder.load_config(tmp_path)
     assert (loaded.input.data_dir, loaded.checkpoint_steps, loaded.checkpoint.keep_last) == ("/data", 7, 9)
+
+
+def test_the_classes_are_those_with_which_the_run_began(tmp_path):
+    config = checks.checked(recipe.base())
+    for names, anew, written in ((["a"], True, ["a"]), (["b"], False, ["a"]), (["c"], True, ["c"])):
+        run_folder.save(config, names, tmp_path, anew=anew)
+        assert run_folder.load_class_names(tmp_path) == written
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1, 2]", "3"])

@@ -1,5 +1,7 @@
 """The list of evaluators: which a config has, when each is due, and what a run makes of them."""
 
+import json
+
 import pytest
 
 from configs import quickstart
@@ -62,6 +64,11 @@ class Lines(Console):
 
     def show(self, *of):
         pass
+
+
+def accuracies(workdir):
+    """Those by which checkpoints are kept, by step."""
+    return {int(path.parts[-3]): json.loads(path.read_text()) for path in workdir.glob("checkpoints/*/metrics/metrics")}
 
 
 def steps_with(workdir, prefix):
@@ -147,6 +154,7 @@ def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(data_dir, tmp_path, 
         train(config, stopped, Lines())
     assert calls == [["often"], ["val"]]
     train(config, stopped, Lines())
+    assert accuracies(stopped) == accuracies(straight)
     assert calls[2:] == [["val"], ["few", "often"], ["val", "few", "often"]]  # by name, as ConfigDict has them
 
     def untimed(row):
@@ -173,6 +181,11 @@ def test_an_evaluator_added_to_a_finished_run_is_run_at_its_last_step(data_dir, 
         ),
         ({"split": "tset"}, "config.evaluators.other: split 'tset' of fractals/4x20x16"),
         ({"dataset": "imagenet_v2/matched-frequency"}, "config.evaluators.other: dataset imagenet_v2/matched-frequ"),
+        ({"dataset": "nope"}, "config.evaluators.other: config.evaluators.other.dataset='nope': "),
+        (
+            {"kind": "few_shot", "dataset": "nope"},
+            "config.evaluators.other: few-shot evaluation: config.evaluators.oth",
+        ),
     ],
 )
 def test_data_that_cannot_be_used_is_one_line_at_the_start(data_dir, tmp_path, settings, line):

@@ -13,7 +13,7 @@ from random_models import WIDTHS, make_model, make_params
 from mixer.config import recipe
 from mixer.data import datasets, sources
 from mixer.data.pixels import augment, image_status, images
-from mixer.evaluation import few_shot, few_shot_regression
+from mixer.evaluation import evaluators, few_shot, few_shot_regression
 from mixer.evaluation.evaluator import Context
 from mixer.evaluation.few_shot import FewShot
 from mixer.runtime import devices
@@ -213,6 +213,17 @@ def test_a_damaged_record_is_never_chosen(monkeypatch):
     np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
     monkeypatch.setattr(few_shot, "_CHUNK", 4)
     np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
+
+
+def test_the_label_is_that_of_the_dataset_whose_images_are_used():
+    """A run's own dataset has the run's label_key; another one its own."""
+    config = recipe.base()
+    config.input.label_key, config.input.dataset = "species", "oxford_iiit_pet"
+    for dataset, given, read in ((None, None, "species"), ("cars196", None, None), ("cars196", "make", "make")):
+        settings = recipe.evaluator_settings("few_shot", dataset=dataset, label_key=given)
+        assert few_shot.input_of(settings, config.input).label_key == read
+    config.fewshot.dataset, config.fewshot.label_key = "oxford_iiit_pet", "species"
+    assert few_shot.input_of(evaluators.settings_of(config)["fewshot"], config.input).label_key == "species"
 
 
 # ---------------------------------------------------------------------------------------------------- what users meet

@@ -1,6 +1,7 @@
 """What the page says of runs, from their folders."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ def test_the_names_of_runs_are_as_short_as_they_differ(tmp_path):
     assert [run.name for run in runs.read(folders[:2])] == ["a", "b"]
     assert [run.name for run in runs.read(folders[:1])] == ["a"]
     assert [run.name for run in runs.read([f"{folders[0]}/"])] == ["a"]
+    relative = os.path.relpath(folders[1])
+    assert [run.name for run in runs.read([str(folders[0]), relative])] == [str(folders[0]), relative]
 
 
 def test_settings_that_differ_are_shown_and_no_others(tmp_path):

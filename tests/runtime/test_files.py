@@ -51,6 +51,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path, exists):
     assert not exists or path.read_bytes() == b"old"
 
 
+def test_a_folder_is_refused_before_the_work(tmp_path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)), written_whole(tmp_path):
+        pytest.fail("the work has begun")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_text_of_which_half_is_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     write_text(path, "old")

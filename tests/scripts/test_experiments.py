@@ -135,9 +135,10 @@ def test_scaling(tmp_path):
             run_of = folder / f"{model.lower()}_{subset['share']}_0"
             assert run_folder.load_config(run_of).input.train_split == f"train[:{subset['images']}]"
             lines = [line for line in read_metrics(run_of) if "val/accuracy" in line]
-            assert [line["step"] for line in lines] == [2, 4]
+            assert [line["step"] for line in lines] == [0, 2, 4]
             (best,) = found["best"][model][str(subset["share"])]
-            first, second = lines
+            untrained, first, second = lines
+            assert found["untrained"][model] == [untrained["fewshot/digits_32_5shot"]]
             expected = first if first["val/accuracy"] > second["val/accuracy"] else second
             assert best == {"step": expected["step"], "validation": expected["val/accuracy"],
                             "few_shot": expected["fewshot/digits_32_5shot"]}  # fmt: skip
@@ -155,6 +156,7 @@ def test_a_mistake_is_one_line_and_trains_nothing(data_dir, tmp_path):
         ("--epochs=0",): "error: --epochs=0.0: expected a finite number above 0",
         ("--seeds=0",): "error: flag --seeds=0: ",
         (f"--data_dir={data_dir}", f"--output={other}"): f"error: {other}/bit_pixels_0 holds a run of another config (",
+        ("--output=/dev/null",): "error: --output /dev/null cannot be written to (",
     }
     output = f"--output={tmp_path / 'out'}"
     given = [["scripts/permutation.py", output, *arguments] for arguments in mistakes]

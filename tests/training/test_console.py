@@ -24,6 +24,15 @@ def test_console_in_a_file_writes_line_after_line(capsys):
     assert capsys.readouterr().out == f"pre-training: {LINE}\npre-training: done\n"
 
 
+@pytest.mark.parametrize("columns", ["200", "40"])
+def test_a_step_from_which_the_speed_is_measured_has_none(columns, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", columns)
+    Console().show(1, 10, {name: SCALARS[name] for name in ("loss", "learning_rate", "grad_norm")})
+    rest = "  lr 1.00e-03  grad norm 0.500" if columns == "200" else "  lr 1.00e-03"
+    assert capsys.readouterr().out == f"\r\033[Kstep 1/10  loss 1.2346{rest}"
+
+
 def test_console_on_a_terminal_replaces_its_line(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")

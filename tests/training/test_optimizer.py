@@ -76,7 +76,11 @@ def test_a_warm_up_longer_than_the_run_is_cut_off():
 
 
 def params_of_a_mixer(**options):
-    model = models.create("Ti/4", 5, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8, **options)
+    return params_of("Ti/4", tokens_mlp_dim=4, **options)
+
+
+def params_of(variant, **options):
+    model = models.create(variant, 5, num_blocks=1, hidden_dim=8, channels_mlp_dim=8, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
@@ -139,6 +143,12 @@ def test_steps_equal_float64_numpy(name, clip_norm, settings):
 def test_steps_of_untied_token_mixing_equal_float64_numpy(name):
     """Its kernels are stacks of matrices, and its biases are no matrices, though they have two axes."""
     check_steps(optimizer_config(name=name), params_of_a_mixer(token_mixing="untied", token_groups=2))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_of_attention_equal_float64_numpy(name):
+    """Its kernels have an axis for the heads, and so have its biases."""
+    check_steps(optimizer_config(name=name), params_of("ViT-Ti/4", num_heads=2))
 
 
 def check_steps(config, params):

@@ -33,6 +33,8 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
       UserError: there is no such split or folder, or something in the folder cannot be meant as it is.
       OSError: the bucket cannot be listed.
     """
+    if config.dataset != "folder":
+        raise UserError(f"config.input.dataset={config.dataset!r}: write folder, and where it is as input.data_dir")
     layout = _layout(config, cache_dir)
     root = layout.found.root
     if remote := bucket.is_remote(root):

@@ -30,6 +30,7 @@ function drawChart(place, chart) {
         width: width(),
         height: CHART_HEIGHT,
         scales: { x: { time: false }, y: { distr: chart.log ? 3 : 1 } },
+        cursor: { dataIdx: (_plot, _curve, step) => step }, // no value of another step, where a curve has none here
         axes: [
           { ...axis, label: chart.x, labelSize: 16, size: 36 },
           { ...axis, size: 56, values: (_, ticks) => ticks.map(shown) },

@@ -329,6 +329,9 @@ def test_a_pipe_or_a_device_is_no_image_and_is_not_waited_for(tmp_path):
 def test_folders_that_cannot_be_used(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "nothing", dataset="folder")
     assert "config.input.data_dir is not set" in complaint(tmp_path, dataset="folder", data_dir=None)
+    assert "config.input.dataset='folder/pets': write folder, and where it is as" in complaint(
+        tmp_path, dataset="folder/pets"
+    )
     assert "holds 0 class folders" in complaint(tmp_path, dataset="folder")
     fill(tmp_path, {"cat": 3, "dog": 0})
     assert "holds 1 class folders" in complaint(tmp_path, dataset="folder")
