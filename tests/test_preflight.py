@@ -154,10 +154,20 @@ def test_the_report_says_where_evaluation_and_the_search_end():
     assert re.search(r"all, in evaluation +0.50 GiB  fits\n", found_on_a_tpu())
     text = found_on_a_tpu(fits=False, evaluation_fits=False, batch_too_large=None)
     assert re.search(r"all, in training +1.00 GiB  fits\n", text)
-    assert re.search(r"all, in evaluation +0.50 GiB  does NOT fit: it holds a whole batch,", text)
+    assert re.search(
+        r"all, in evaluation +0.50 GiB  does NOT fit: it holds batch_size / accumulate_steps images at a time", text
+    )
     assert re.search(r"all, in evaluation +does NOT", found_on_a_tpu(evaluation_fits=False, evaluation_total=None))
     assert "16.0% more work where XLA recomputes, the most that is tried\n" in text
     assert "time      " in text
+
+
+def test_evaluation_is_compiled_for_as_many_images_as_a_run_evaluates_at_a_time(monkeypatch, mesh):
+    monkeypatch.setattr(compiling, "compile_step", lambda step, params, batch: batch["image"].shape)
+    config = small(accumulate_steps=4)
+    assert tpu_topology.compile_eval(config, mesh, 10, 1) == (16, 32, 32, 3)
+    assert tpu_topology.compile_eval(small(), mesh, 10, 1) == (64, 32, 32, 3)
+    assert config.batch_size == 64
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -226,5 +236,5 @@ def test_what_is_wrong_is_said_in_one_line(arguments, said):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_it_says_where_to_get_it():
-    with pytest.raises(UserError, match=r"v3:2x2: libtpu is missing: pip install 'mixer-jax\[preflight\]'"):
+    with pytest.raises(UserError, match="v3:2x2: libtpu is missing: run make install-preflight"):
         tpu_topology.mesh_of("v3:2x2")

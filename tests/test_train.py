@@ -193,13 +193,22 @@ def test_two_processes_train_as_one(data_dir, tmp_path):
 
 
 @pytest.mark.slow  # tests/training/test_step.py does the same with the step
-def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path):
+def test_accumulating_gradients_equals_the_whole_batch(data_dir, tmp_path, monkeypatch):
+    """Evaluation too takes no more images at a time than a part has."""
+    evaluated, eval_batches = [], pipeline.eval_batches
+
+    def noted(*arguments, **named):
+        evaluated.append(named["batch_size"])
+        return eval_batches(*arguments, **named)
+
+    monkeypatch.setattr(pipeline, "eval_batches", noted)
     losses = {}
     for parts in (1, 2):
         config = tiny(data_dir, accumulate_steps=parts, batch_size=32, total_steps=5)
         train.train(config, tmp_path / str(parts))
-        losses[parts] = [row["train/loss"] for row in read_metrics(tmp_path / str(parts))]
+        losses[parts] = [row[name] for row in read_metrics(tmp_path / str(parts)) for name in row if "loss" in name]
     np.testing.assert_allclose(losses[1], losses[2], rtol=1e-5)
+    assert evaluated == [32, 16]
 
 
 def spoiled(original, steps):
