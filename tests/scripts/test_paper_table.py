@@ -280,8 +280,8 @@ def test_without_libtpu_a_line_says_so(capsys):
     tables, told = printed(capsys, "--topology", "v3:8x8")
     assert "training, preflight" not in tables["3"][0]
     assert [line for line in told if "pre-flight" in line] == [
-        "no estimates of pre-flight: --topology=v3:8x8: libtpu is missing: run make install-preflight in a clone, and use "
-        ".venv-preflight/bin/python"
+        "no estimates of pre-flight: --topology=v3:8x8: libtpu is missing: run make install-preflight in a clone, and "
+        "use .venv-preflight/bin/python"
     ]
 
 
