@@ -7,8 +7,8 @@
     views     4 learned views of the channels are mixed at once
     pyramid   8x8 tokens become 4x4 in the second of the four blocks
 
-What the paper reports is for other data (JFT-300M): nothing gained by untied, 1 to 2% by grouped, 3 to 4% by views for
-S/32 alone; pyramids are faster there, but not as good on ImageNet.
+What the paper reports is for other data (JFT-300M): no noticeable gain by untied, less than 1 to 2% by grouped, 3 to 4%
+by views for S/32 alone; pyramids are faster there with little loss, but not as good on ImageNet.
 """
 
 from ml_collections import ConfigDict

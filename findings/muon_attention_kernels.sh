@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# optax's Muon leaves the kernels of flax's attention and convolutions to Adam, and does not decay them.
+# optax's Muon leaves the kernels of flax's attention and convolutions to Adam, without decay, and takes attention's biases.
 #
 # Guess: Muon takes every kernel (flattened to a matrix), Adam the rest; weight_decay reaches all of them.
 # optax 0.2.8 gives Muon the leaves with two axes and no other. flax's attention has kernels [width, heads, size], its
 # convolutions [height, width, in, out]. `weight_decay` is for Muon's leaves; Adam's need `adam_weight_decay`. So of a
-# vision transformer only the MLPs and the head are trained by Muon and decayed. Give muon_weight_dimension_numbers.
+# vision transformer only the MLPs and the head are trained by Muon and decayed; and the biases of query, key and value,
+# [heads, size], are orthogonalised and decayed like matrices. Give muon_weight_dimension_numbers.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -28,23 +29,29 @@ class Model(nn.Module):
 
 
 params = Model().init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))["params"]
+params = jax.tree.map(lambda leaf: leaf + 1.0, params)  # biases begin as zeros, which cannot shrink
 optimizer = optax.contrib.muon(0.1, weight_decay=0.5)
 state = optimizer.init(params)
 no_gradient = jax.tree.map(jnp.zeros_like, params)
 decay, _ = optimizer.update(no_gradient, state, params)
 shrunk = {}
-for path, kernel in jax.tree.leaves_with_path(params):
-    if path[-1].key == "kernel":
+for path, leaf in jax.tree.leaves_with_path(params):
+    if path[-1].key == "kernel" or path[0].key == "attention":
         update = dict(jax.tree.leaves_with_path(decay))[path]
-        name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         shrunk[name] = bool((update != 0).any())
-        print(f"{name} {kernel.shape}: shrinks with weight_decay: {shrunk[name]}")
-assert [name for name in shrunk if shrunk[name]] == ["head"]
+        print(f"{name} {leaf.shape}: shrinks with weight_decay: {shrunk[name]}")
+biases = [f"attention/{name}/bias" for name in ("key", "query", "value")]
+assert [name for name in shrunk if shrunk[name]] == [*biases, "head/kernel"]
 PYTHON
-# Output seen on 2026-11-28, Python 3.11.7 on x86-64 Linux:
-#   attention/key (64, 4, 16): shrinks with weight_decay: False
-#   attention/out (4, 16, 64): shrinks with weight_decay: False
-#   attention/query (64, 4, 16): shrinks with weight_decay: False
-#   attention/value (64, 4, 16): shrinks with weight_decay: False
-#   head (64, 10): shrinks with weight_decay: True
-#   patches (8, 8, 3, 64): shrinks with weight_decay: False
+# Output seen on 2026-11-29, Python 3.11.7 on x86-64 Linux:
+#   attention/key/bias (4, 16): shrinks with weight_decay: True
+#   attention/key/kernel (64, 4, 16): shrinks with weight_decay: False
+#   attention/out/bias (64,): shrinks with weight_decay: False
+#   attention/out/kernel (4, 16, 64): shrinks with weight_decay: False
+#   attention/query/bias (4, 16): shrinks with weight_decay: True
+#   attention/query/kernel (64, 4, 16): shrinks with weight_decay: False
+#   attention/value/bias (4, 16): shrinks with weight_decay: True
+#   attention/value/kernel (64, 4, 16): shrinks with weight_decay: False
+#   head/kernel (64, 10): shrinks with weight_decay: True
+#   patches/kernel (8, 8, 3, 64): shrinks with weight_decay: False

@@ -161,7 +161,7 @@ for name, steps in {"total": 400, "warmup": 40, "log": 50, "eval": 100, "checkpo
 # ## Forget the random start
 #
 # Weights begin as random numbers. Weight decay shrinks them, and what is left was learnt.
-# The paper decays by 0.1 over 90,000 steps and more. For 400 steps, it has to be stronger.
+# The paper decays by 0.03 to 0.1, over 90,000 steps and more. For 400 steps, it has to be stronger.
 
 # %%
 config.optimizer.weight_decay = 10.0
