@@ -1,7 +1,6 @@
 """The Python interface, which `import mixer` offers: `mixer.load`, `mixer.create` and the model that they return."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from mixer.data import plain_images
 from mixer.data.folders import image_files
 from mixer.data.pixels import image_status
 from mixer.runtime import files
-from mixer.training.step import normalize
+from mixer.training.step import exact_outputs
 from mixer.transfer import weights as transfer_weights
 
 
@@ -99,11 +98,7 @@ def _reason(path: str, status: int) -> str:
     return predict.reason(path, status)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(module: Any, params: Any, images: Any) -> Any:
-    # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
-    with jax.default_matmul_precision("float32"):
-        return module.apply({"params": params}, normalize(images))
+_apply = jax.jit(exact_outputs, static_argnums=0)
 
 
 def load(source: str | os.PathLike[str], *, ema: bool = False) -> Model:
@@ -118,9 +113,7 @@ def load(source: str | os.PathLike[str], *, ema: bool = False) -> Model:
       UserError: `source` is none of these, or cannot be read.
     """
     weights = transfer_weights.load(os.fspath(source), ema)
-    return Model(
-        weights.model(), weights.params, weights.image_size, weights.class_names, predict.input_config(weights)
-    )
+    return Model(weights.model(), weights.params, weights.image_size, weights.class_names, weights.images())
 
 
 def create(variant: str, num_classes: int, *, image_size: int = 224, seed: int = 0) -> Model:

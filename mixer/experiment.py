@@ -84,10 +84,9 @@ def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
     Raises:
       UserError: its data cannot be opened, or the folder holds a run of another config.
     """
-    data = config.input
-    source, _ = (
-        readers.open_source(data, split, folder.parent / "cache") for split in (data.train_split, data.eval_split)
-    )
+    data, cache = config.input, folder.parent / "cache"
+    source = readers.open_source(data, data.train_split, cache)
+    readers.open_source(data, data.eval_split, cache)  # what is missing is told now
     found = series.Run(title, folder, config, durations.steps(config, "total", source.num_examples))
     found.result()
     return found

@@ -103,7 +103,7 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
         raise UserError(f"{out} holds files of yours ({', '.join(others[:3])}): give a folder that is new or empty")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with files.opened_to_write(out / "model.safetensors") as file:
+        with files.opened_to_write(out / hub.WEIGHTS_FILE) as file:
             formats.FORMATS["timm"].save(file, exported)
             size = file.tell()
         files.write_text(out / hub.CONFIG_FILE, config)

@@ -15,13 +15,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ml_collections
 import numpy as np
 import tqdm
 from absl import flags
 from etils import epy
 
-from mixer.config import command_line, help_text, recipe
+from mixer.config import command_line, help_text
 from mixer.data import class_names, sources
 from mixer.data.folders import folder_report
 from mixer.data.folders.image_files import IMAGE_SUFFIXES, files_bytes
@@ -72,7 +71,7 @@ def predict(weights: Weights, paths: Sequence[str], *, top: int, batch_size: int
     """
     model, mesh = weights.model(), devices.make_mesh()
     batch_size = -(-min(batch_size, len(paths)) // mesh.size) * mesh.size
-    config = input_config(weights)
+    config = weights.images()
     context = evaluator.Context(model, None, "", config, mesh, batch_size, download.cache_folder(), light=True)
     params = jax.device_put(weights.params, devices.replicated(mesh))
     step = _make_step(weights, mesh, top)
@@ -100,21 +99,11 @@ def _make_step(weights: Weights, mesh: jax.sharding.Mesh, top: int) -> Callable[
     loss = losses.LOSSES[weights.loss]
 
     def most_probable(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
-        with jax.default_matmul_precision("float32"):
-            logits: Any = model.apply({"params": params}, training_step.normalize(images))
+        logits: Any = training_step.exact_outputs(model, params, images)
         probabilities, classes = jax.lax.top_k(loss.probabilities(logits), top)
         return probabilities, classes
 
     return jax.jit(most_probable, out_shardings=devices.replicated(mesh))
-
-
-def input_config(weights: Weights) -> ml_collections.ConfigDict:
-    """Returns the `config.input` by which images are prepared: that of the run, or what a file of weights carries."""
-    config = recipe.base()
-    config.update_from_flattened_dict(weights.settings)
-    config.input.image_size = weights.image_size
-    return config.input
 
 
 def reason(path: str, status: int) -> str:

@@ -50,9 +50,9 @@ class Run:
         if not files.exists(self.folder / run_folder.CONFIG_FILE):
             return None
         config = init_from.with_token_width(self.config, None, self.folder)
-        run_folder.check_same(
-            run_folder.decided(config, self.folder, {"input.shuffle_block": 1, "model.dtype": "float32"}), self.folder
-        )
+        # The folder has the run's own values; these stand in for those that an earlier version did not write.
+        undecided = {"input.shuffle_block": 1, "model.dtype": "float32"}
+        run_folder.check_same(run_folder.decided(config, self.folder, undecided), self.folder)
         if files.exists(self.folder / DIVERGED_FILE):
             return {}
         lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]

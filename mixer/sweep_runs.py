@@ -57,9 +57,9 @@ class Sweep:
         for name in rates:
             for dev in (True, False):
                 data = self._config(name, self._rates[name][0], 0, dev).input
-                for split in (data.eval_split, data.train_split):
-                    source = readers.open_source(data, split, self._workdir / "cache")
-                self._num_examples[name, dev] = source.num_examples
+                cache = self._workdir / "cache"
+                readers.open_source(data, data.eval_split, cache)  # what is missing is told now
+                self._num_examples[name, dev] = readers.open_source(data, data.train_split, cache).num_examples
             finals = [run for rate in self._rates[name] for run in self._final_runs(name, rate)]
             for run in (*self._grid_runs(name).values(), *finals):
                 run.result()

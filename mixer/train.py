@@ -120,12 +120,8 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
             history.add(workdir, dataclasses.replace(run.start, step=step))
         run_folder.save(config, run.source.class_names, workdir, anew=step == 0)
         log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers)
-    except (
-        UserError,
-        OSError,
-        preemption.PreemptedError,
-    ):  # close the checkpoints' threads, which complain if the interpreter ends before them
-        checkpoints.close()
+    except (UserError, OSError, preemption.PreemptedError):
+        checkpoints.close()  # its threads complain if the interpreter ends before them
         raise
     _loop(run, state, checkpoints, log, owed)
 

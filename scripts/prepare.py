@@ -143,17 +143,26 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
     sub.add_argument("--name", default="multilabel", help="name of the dataset (default: %(default)s)")
 
 
-def _prepare(args: argparse.Namespace) -> str:
-    """Prepares the dataset, unless it is there, and returns a summary of it."""
-    name = args.name if "name" in args else args.command
+def _check_name(name: str, command: str) -> None:
+    """Checks that the dataset of a command can have this name.
+
+    Raises:
+      ValueError: it cannot.
+    """
     if name in readers.READERS:
         raise ValueError(f"--name {name}: in a config, this is another reader; choose another")
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: use small letters, digits and _, beginning with a letter")
-    if name not in (args.command, *datasets.EMBEDDED) and name in tfds.list_builders(with_community_datasets=False):
+    if name not in (command, *datasets.EMBEDDED) and name in tfds.list_builders(with_community_datasets=False):
         raise ValueError(f"--name {name}: TFDS already has a dataset with this name; choose another")
-    if args.command != name and name in datasets.EMBEDDED:
+    if command != name and name in datasets.EMBEDDED:
         raise ValueError(f"--name {name}: that is the name of an embedded dataset; choose another")
+
+
+def _prepare(args: argparse.Namespace) -> str:
+    """Prepares the dataset, unless it is there, and returns a summary of it."""
+    name = args.name if "name" in args else args.command
+    _check_name(name, args.command)
     if args.command == "folder":
         return _prepare_folder(args)
     if args.file_format == "array_record" and bucket.is_remote(args.data_dir):

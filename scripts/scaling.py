@@ -40,6 +40,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
 SHARES = (3, 10, 30, 100)  # per cent
 SHOTS = 5
 EVALUATIONS = 10  # in a run
+BATCH_SIZE = 64  # images
 METRIC = f"fewshot/digits_32_{SHOTS}shot"
 _CHUNK = 1024  # records that are read together for their labels
 
@@ -101,7 +102,7 @@ def define_flags() -> None:
         flags.DEFINE_enum("upstream", "fractals", list(UPSTREAMS), "What the models are pre-trained on.")
         flags.DEFINE_string("data_dir", None, "Where the datasets are; OUTPUT/data if not given.")
     with help_text.group("The runs", "--steps 2000 --seeds 1"):
-        flags.DEFINE_integer("steps", 2_000, "Length of each run, of 64 images a step.", lower_bound=1)
+        flags.DEFINE_integer("steps", 2_000, f"Length of each run, of {BATCH_SIZE} images a step.", lower_bound=1)
         experiment.define_flags("runs/scaling", seeds=1)
 
 
@@ -174,6 +175,7 @@ def _config(model: str, subset: Subset, seed: int) -> ConfigDict:
     config = config_file.run(config_file.find("cifar10_plain"))
     experiment.set_model(config, model)
     config.seed = seed
+    config.batch_size = BATCH_SIZE
     config.eval_at_start = True  # what the features of random parameters are worth
     config.input.dataset, config.input.data_dir, config.input.crop = upstream.dataset, _data_dir(), upstream.crop
     config.input.train_split = f"{upstream.train.partition('[')[0]}[:{subset.images}]"
@@ -201,11 +203,12 @@ def _text(
 ) -> str:  # fmt: skip
     """Returns the table, and how its numbers were made."""
     rows = []
+    images_seen = flags.FLAGS.steps * BATCH_SIZE
     for model in best:
         rows.append([model, "none", "0", "0", experiment.spread(untrained[model]), "", ""])
         rows += [
             [
-                model, f"{subset.share}%", f"{subset.images:,}", f"{flags.FLAGS.steps * 64 / subset.images:.1f}",
+                model, f"{subset.share}%", f"{subset.images:,}", f"{images_seen / subset.images:.1f}",
                 experiment.spread([one.few_shot for one in best[model][subset.share]]),
                 experiment.spread([one.validation for one in best[model][subset.share]]),
                 ", ".join(f"{one.step:,}" for one in best[model][subset.share]),
@@ -216,9 +219,10 @@ def _text(
     upstream, smallest = UPSTREAMS[flags.FLAGS.upstream], subsets[0]
     seeds = flags.FLAGS.seeds
     about = (
-        f"Upstream {upstream.dataset}, {flags.FLAGS.steps:,} steps of 64 images, {seeds} seed{'s' * (seeds > 1)}. The "
-        f"subsets are nested; the smallest has {smallest.least} to {smallest.most} images of a class. Each run counts "
-        f"at its best step on {upstream.dataset} {upstream.validation}. {experiment.costs_in_words(costs)}"
+        f"Upstream {upstream.dataset}, {flags.FLAGS.steps:,} steps of {BATCH_SIZE} images, {seeds} "
+        f"seed{'s' * (seeds > 1)}. The subsets are nested; the smallest has {smallest.least} to {smallest.most} images "
+        f"of a class. Each run counts at its best step on {upstream.dataset} {upstream.validation}. "
+        f"{experiment.costs_in_words(costs)}"
     )
     return f"{experiment.table(head, rows)}\n\n{about}"
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Begun in the background by a script, or by nohup, the tests would hand down to the commands that they interrupt that
-# these signals be ignored.
+# If the tests are started in the background or by nohup, these signals are ignored, and the commands that the tests
+# interrupt would ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

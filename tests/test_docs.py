@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -23,9 +24,11 @@ CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 FENCE = re.compile(r"^\s*```.*?^\s*```", re.DOTALL | re.MULTILINE)
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/]")
 COMMAND = re.compile(r"python -m ((?:mixer|scripts|tests)[\w.]*)")
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+CONSOLE = "|".join(name.removeprefix("mixer-") for name in SCRIPTS)
 CALL = re.compile(
     r"(?:python -m (?P<module>(?:mixer|scripts|tests)[\w.]*)|python (?P<script>scripts/\w+)\.py"
-    r"|(?<![\w/-])mixer-(?P<console>train|evaluate|predict|export|sweep|verify-resume|benchmark|preflight)\b)(?P<rest>.*)"
+    rf"|(?<![\w/-])mixer-(?P<console>{CONSOLE})\b)(?P<rest>.*)"
 )
 FLAG = re.compile(r"(?<![\w-])--?([a-zA-Z][\w.-]*)")
 MAKE = re.compile(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z][a-z-]*)", re.MULTILINE)

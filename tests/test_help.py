@@ -24,7 +24,7 @@ COMMANDS = [
     "report",
 ]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
-PREPARED = ["folder", "imagenet21k", "multilabel", "fractals", "digits", "index"]
+PREPARED = re.findall(r"(?m)^    python scripts/prepare\.py (\w+)", (ROOT / "scripts/prepare.py").read_text())
 CALLED = [
     *([f"scripts/{name}.py"] for name in SCRIPTS),
     *(["scripts/prepare.py", name] for name in PREPARED),

@@ -331,11 +331,11 @@ def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, 
 
 def test_images_are_cropped_as_in_the_runs_evaluation(tmp_path, params):
     settings = {"input.eval_crop": "resize_square", "input.eval_resize": 18, "input.max_pixels": 5000}
-    config = predict.input_config(transfer_weights.load(str(write_run(tmp_path / "run", params, None, **settings))))
+    config = transfer_weights.load(str(write_run(tmp_path / "run", params, None, **settings))).images()
     assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
         16, "resize_square", 18, 5000,
     )  # fmt: skip
-    config = predict.input_config(Weights(params, "weights.npz"))
+    config = Weights(params, "weights.npz").images()
     assert (config.image_size, config.eval_crop, config.eval_resize) == (16, "resize_small", None)
 
 

@@ -51,6 +51,13 @@ def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
     return path
 
 
+def of_checkpoint(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """Returns a run's folder and the step, given its RUN/checkpoints/STEP; any other path as it is, and None."""
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike, anew: bool = True) -> None:
     """Writes the config and, when the run begins, the names of the classes, by which its checkpoints are read.
 

@@ -95,7 +95,7 @@ def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[P
         status = image_status.UNDECODABLE if image.status == image_status.OK else image.status
         return np.zeros((config.image_size, config.image_size, 3), np.uint8), status
     pixels = _resized_for_crop(pixels, config)
-    top, left = ((length - config.image_size) // 2 for length in pixels.shape[:2])
+    top, left = crops.central_corner(np.array(pixels.shape[:2]), config)
     centre = pixels[top : top + config.image_size, left : left + config.image_size]
     return permutation.permuted(centre, permutation.order_of(config)), image_status.OK
 
@@ -116,15 +116,10 @@ def _decoded(image: images.Image) -> Pixels | None:
 
 def _resized_for_crop(pixels: Pixels, config: ml_collections.ConfigDict) -> Pixels:
     """Resizes an image by the config's entry in `crops.EVAL_CROPS`."""
-    crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
-    size = np.array([target, target])
-    if crop.keeps_aspect:
-        scale = target / np.float64(min(pixels.shape[:2]))
-        size = np.maximum(np.round(np.array(pixels.shape[:2], np.float64) * scale).astype(np.int32), target)
-    height, width = size.tolist()
+    height, width = crops.eval_size(np.array(pixels.shape[:2]), config).tolist()
     if pixels.shape[:2] == (height, width):
         return pixels
-    resized = _RESIZES[crop.method](pixels, height, width)
+    resized = _RESIZES[crops.EVAL_CROPS[config.eval_crop].method](pixels, height, width)
     found: Pixels = np.clip(crops.RESIZE_ROUNDINGS[config.resize_rounding](resized), 0, 255).astype(np.uint8)
     return found
 

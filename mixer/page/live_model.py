@@ -67,7 +67,7 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
     return {
         "name": weights.described(),
         "note": f"Its weights, of step {weights.step:,}, are rounded to float16, which changes the logits of the "
-        f"{len(logits)} pictures below by up to {difference:.1g}.",
+        f"{len(logits)} pictures below by about {difference:.1g} at most.",
         "size": weights.image_size,
         "patch": model.patch_size,
         "blocks": model.num_blocks,

@@ -28,7 +28,7 @@ _REMEDIES = {
     "software": "install the same software for all",
     "data": "give all the same data",
 }
-WITHIN = 300  # seconds; JAX's own limit for joining
+WITHIN = distributed.JOIN_WITHIN
 _SILENT = 60  # seconds after which a process that waits says so
 _FILE = ".shared"  # in the run's folder, as long as the processes compare
 _LOOKS = 10  # seconds in which a file of another host must come into sight; over a network this may take a while
@@ -45,12 +45,12 @@ class Report(NamedTuple):
 
     Attributes:
       facts: of the process.
-      folder: the run's folder, if the process does not see there what process 0 wrote; else "".
+      unseen_folder: the run's folder, if the process does not see there what process 0 wrote; else "".
       error: why the process cannot start; "" if it can.
     """
 
     facts: Facts
-    folder: str = ""
+    unseen_folder: str = ""
     error: str = ""
 
 
@@ -60,10 +60,10 @@ def difference(reports: Sequence[Report]) -> str:
         if report.error:
             return f"process {number} cannot start: {report.error}"
     for number, report in enumerate(reports):
-        if report.folder:
+        if report.unseen_folder:
             return (
-                f"the folder {report.folder} of process {number} is not that of process 0: give all processes a folder "
-                "that they share, or gs://"
+                f"the folder {report.unseen_folder} of process {number} is not that of process 0: give all processes a "
+                "folder that they share, or gs://"
             )
     first = reports[0].facts
     for kind in first:
@@ -156,7 +156,7 @@ class Meeting:
                 if not text:
                     break
         outcome = difference(reports)
-        self._set("outcome", outcome or "-")
+        self._set("outcome", outcome or "-")  # an empty one would read as no answer
         return outcome
 
     def _report(self, facts: Facts, folder: epath.PathLike | None, within: float) -> str:

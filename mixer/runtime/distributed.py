@@ -10,7 +10,7 @@ from jax._src.distributed import global_state  # JAX has no public way to its ke
 from mixer.runtime.errors import UserError, first_line
 
 _LOST_AFTER = 60  # seconds without a heartbeat, after which JAX ends the other processes
-_JOIN_WITHIN = 300  # seconds, JAX's own default
+JOIN_WITHIN = 300  # seconds, JAX's own default
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -32,14 +32,14 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise UserError(f"--coordinator={coordinator}: expected an address and a port, such as host0:8476")
     name = "this process" if process_id is None else f"process {process_id}"
     print(
-        f"{name} joins the others{f' at {coordinator}' if coordinator else ''}, within {_JOIN_WITHIN} s; if one of "
+        f"{name} joins the others{f' at {coordinator}' if coordinator else ''}, within {JOIN_WITHIN} s; if one of "
         "them is lost, JAX ends all: start all again, and they continue",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
-            heartbeat_timeout_seconds=_LOST_AFTER, initialization_timeout=_JOIN_WITHIN,
+            heartbeat_timeout_seconds=_LOST_AFTER, initialization_timeout=JOIN_WITHIN,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}

@@ -89,17 +89,20 @@ class _Lock:
         while True:
             data, generation = self._store.read(FILE)
             owner = _parsed(data)
-            lives = data is not None and _lives(owner)
-            silent = first == generation and time.monotonic() > until
-            if not lives and (data is None or lives is False or silent):
-                if self._write(generation):
-                    break
-                continue  # another start was faster: look who it is
-            if lives or (first and first != generation):
+            lives = False if data is None else _lives(owner)  # None: that cannot be seen from here
+            if lives is None and first and first != generation:
+                lives = True  # the owner gave a sign of life while this process looked
+            elif lives is None and first and time.monotonic() > until:
+                lives = False
+            if lives:
                 raise UserError(
                     f"{self._folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give "
                     "another --workdir"
                 )
+            if lives is False:
+                if self._write(generation):
+                    break
+                continue  # another start was faster: look who it is
             if not first:
                 first, until = generation, time.monotonic() + _SILENCE
                 say(

@@ -90,8 +90,8 @@ class Format(NamedTuple):
       requirement: a library, with its version, which `save` imports and a plain installation lacks.
       load: from (file, name for messages) to nested float32 parameters; None if this project cannot read the format.
         Raises UserError if the file is not as it should be.
-      load_class_names: from a file that `load` could read to the names of its classes; None if the file has none. None
-        if files of this format never have them.
+      load_class_names: from a file that `load` could read to the names of its classes, or to None if it has none. This
+        attribute is None if files of this format never have them.
       load_carried: the same for the values of `CARRIED`, not checked.
     """
 

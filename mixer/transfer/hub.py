@@ -13,8 +13,7 @@ from mixer.runtime.errors import UserError, first_line
 from mixer.transfer import timm
 from mixer.transfer.format import Exported, code_block
 
-_FILE = "model.safetensors"
-CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
 
 # Before the card of a model. The Hub's pages and its search read it.
 FRONT_MATTER = """---
@@ -45,12 +44,12 @@ def weights_file(folder: epath.Path, source: str) -> str | None:
         raise UserError(f"{source} cannot be read ({first_line(error)})") from None
     if "checkpoints" in names:
         return None
-    if _FILE in names:
-        return str(folder / _FILE)
+    if WEIGHTS_FILE in names:
+        return str(folder / WEIGHTS_FILE)
     if pickles := sorted(name for name in names if name.endswith(_PICKLES)):
         raise UserError(
-            f"{source} holds no {_FILE}; {', '.join(pickles)} may hold pickles, which are never loaded: get the model "
-            "in the safetensors format"
+            f"{source} holds no {WEIGHTS_FILE}; {', '.join(pickles)} may hold pickles, which are never loaded: get the "
+            "model in the safetensors format"
         )
     return None
 

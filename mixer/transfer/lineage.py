@@ -40,9 +40,7 @@ def lineage(init_from: str | None) -> str:
 
 def config_of(source: str) -> Any:
     """Returns the config of the run that is meant, by its folder or one of its checkpoints; None if there is none."""
-    path = epath.Path(source)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        path = path.parent.parent
+    path, _ = run_folder.of_checkpoint(epath.Path(source))
     with contextlib.suppress(UserError, OSError, ValueError):
         return run_folder.load_config(path)
     return None

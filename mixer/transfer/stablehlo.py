@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from mixer.runtime.errors import UserError
-from mixer.training.step import normalize
+from mixer.training.step import exact_outputs
 from mixer.transfer.format import Exported, Format, Program, check_size, code_block, in_numpy
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax.export knows
@@ -66,8 +66,7 @@ def _lowered(exported: Exported, platforms: tuple[str, ...]) -> export.Exported:
     check_size(exported.params, FORMAT.suffix)
 
     def forward(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch outputs"]:
-        with jax.default_matmul_precision("float32"):
-            return exported.model.apply({"params": exported.params}, normalize(images))  # type: ignore[return-value]
+        return exact_outputs(exported.model, exported.params, images)  # type: ignore[no-any-return]
 
     batch = exported.program.batch_size or export.symbolic_shape("b")[0]
     images = jax.ShapeDtypeStruct((batch, exported.image_size, exported.image_size, 3), jnp.uint8)

@@ -148,14 +148,12 @@ class Weights:
         model = self.model()
         loss = losses.LOSSES[self.loss]
         return Exported(
-            self.params, model, self.image_size, has_tanh_gelu, self._images(), self.class_names,
+            self.params, model, self.image_size, has_tanh_gelu, self.images(), self.class_names,
             probabilities=loss.probabilities.__name__ if model.num_classes else "", carried=self.settings or None,
         )  # fmt: skip
 
-    def _images(self) -> ConfigDict:
-        """Returns the `config.input` by which pictures are prepared: the run's, the file's, or the defaults."""
-        if self.config is not None:
-            return self.config.input
+    def images(self) -> ConfigDict:
+        """Returns the `config.input` by which pictures are prepared: as the run or the file says, else the defaults."""
         config = recipe.base()
         config.update_from_flattened_dict(self.settings)
         config.input.image_size = self.image_size
@@ -270,9 +268,7 @@ def _folder(source: str) -> epath.Path | None:
 
 
 def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
-    step = None
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        step, path = int(path.name), path.parent.parent
+    path, step = run_folder.of_checkpoint(path)
     step, params = load_params(path, ema, step)
     return Weights(
         params=jax.tree.map(np.asarray, params),
@@ -286,14 +282,13 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
 
 def _load_file(file: io.BufferedIOBase, source: str, form: Format) -> Weights:
     assert form.load is not None
-    weights = Weights(form.load(file, source), source)
+    params = form.load(file, source)
     carried = form.load_carried(file) if form.load_carried else None
-    weights = dataclasses.replace(weights, carried=_checked(carried))
     names = form.load_class_names(file) if form.load_class_names else None
-    biases = traverse_util.flatten_dict(weights.params, sep="/").get("head/bias")
-    if names is None or biases is None or biases.shape != (len(names),):  # somebody gave the model another head
-        return weights
-    return dataclasses.replace(weights, class_names=names)
+    biases = traverse_util.flatten_dict(params, sep="/").get("head/bias")
+    if names is not None and (biases is None or biases.shape != (len(names),)):
+        names = None  # somebody gave the model another head
+    return Weights(params, source, class_names=names, carried=_checked(carried))
 
 
 def _checked(carried: Any) -> dict[str, Any] | None:

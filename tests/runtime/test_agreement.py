@@ -48,7 +48,7 @@ def test_a_difference_is_one_line_that_names_processes_and_values(others, said):
 
 
 def test_what_cannot_start_and_what_is_not_seen_come_before_differences():
-    unseen = Report(facts(seed="1"), folder="/here/run")
+    unseen = Report(facts(seed="1"), unseen_folder="/here/run")
     expected = "the folder /here/run of process 1 is not that of process 0: give all processes a folder that they share"
     assert difference([Report(facts()), unseen]).startswith(expected)
     failed = Report({}, error="no such data")

@@ -88,7 +88,7 @@ def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tm
     assert ("on white" in text) == (transparent == "white")
     scope = {}
     exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
-    expected, status = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
+    expected, status = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), weights.images())
     assert status == image_status.OK
     assert np.ptp(expected.astype(int)) > 100
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
@@ -100,7 +100,7 @@ def test_the_code_of_a_card_does_not_clip_what_the_run_scales(values, tmp_path):
     path = tmp_path / "ramp.tiff"
     Image.fromarray(np.repeat(np.repeat(values, 20, axis=0), 20, axis=1)).save(path)
     weights, scope = weights_of(), {}
-    expected, status = plain_images.eval_image(path.read_bytes(), predict.input_config(weights))
+    expected, status = plain_images.eval_image(path.read_bytes(), weights.images())
     assert status == image_status.OK
     assert np.ptp(expected.astype(int)) > 200
     exec(pasted(card(weights)).split("images = ")[0], scope)
@@ -118,7 +118,7 @@ def test_the_code_of_a_card_rounds_as_the_run_does(rounding, crop, tmp_path, mon
     assert f"{rounding.removesuffix('e')}ed to uint8" in text
     scope = {}
     exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
-    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
+    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), weights.images())
     difference = scope["images"][0].astype(int) - expected
     assert np.abs(difference).max() <= 1
     assert np.mean(difference != 0) < 0.05
@@ -135,8 +135,8 @@ def test_the_code_of_a_card_permutes_pixels_as_the_run_does(kind, tmp_path, monk
     assert "shuffled" not in card(weights_of())
     scope = {}
     exec(pasted(text).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
-    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights))
-    plain, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), predict.input_config(weights_of()))
+    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), weights.images())
+    plain, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), weights_of().images())
     assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
     assert np.abs(scope["images"][0].astype(int) - plain).max() > 50
     with pytest.raises(UserError, match="timm cannot permute pixels, as the model was trained"):

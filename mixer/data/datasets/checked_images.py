@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import io
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from mixer.data.datasets import archives
 from mixer.data.folders import image_files
 from mixer.data.pixels import augment, images
 from mixer.data.pixels.image_status import OK, TOO_LARGE, UNDECODABLE
-from mixer.runtime import bucket
+from mixer.runtime import bucket, cpu
 
 _GROUP_BYTES = 32 << 20  # of files that are read at a time; two such groups are in memory
 _GROUP_FILES = 512
@@ -44,7 +43,7 @@ def read(files: Iterable[File], max_pixels: int) -> Generator[Checked, None, Non
     """
     with (
         concurrent.futures.ThreadPoolExecutor(1, "reader") as reader,
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decoder") as decoders,
+        concurrent.futures.ThreadPoolExecutor(cpu.processors(), "decoder") as decoders,
     ):
         groups = _groups(files)
         group = next(groups, None)
@@ -90,20 +89,15 @@ def _groups(files: Iterable[File]) -> Iterator[list[File]]:
 
 
 def _contents(files: Sequence[File]) -> list[bytes | None]:
-    """Reads files, those in a bucket all at a time. Too large and empty ones are not read."""
-    ranges = [bucket.Range(file.path, 0, file.size) for file in files if _is_asked_for(file)]
-    from_bucket = iter(bucket.read(ranges) if ranges else [])
-    return [next(from_bucket) if _is_asked_for(file) else _local_bytes(file) for file in files]
-
-
-def _is_asked_for(file: File) -> bool:
-    return bucket.is_remote(file.path) and 0 < file.size <= archives.MAX_IMAGE_BYTES
-
-
-def _local_bytes(file: File) -> bytes | None:
-    if bucket.is_remote(file.path) or file.size > archives.MAX_IMAGE_BYTES:
-        return b""
-    return image_files.file_bytes(file.path)
+    """Reads files, those in a bucket all at a time. Nothing is read of one that is too large, or empty in a bucket."""
+    small = [file for file in files if file.size <= archives.MAX_IMAGE_BYTES]
+    in_bucket = [file for file in small if file.size and bucket.is_remote(file.path)]
+    contents = bucket.read([bucket.Range(file.path, 0, file.size) for file in in_bucket]) if in_bucket else []
+    read: dict[str, bytes | None] = {
+        file.path: image_files.file_bytes(file.path) for file in small if not bucket.is_remote(file.path)
+    }
+    read |= zip((file.path for file in in_bucket), contents, strict=True)
+    return [read.get(file.path, b"") for file in files]
 
 
 def _png(image: images.Image) -> bytes:

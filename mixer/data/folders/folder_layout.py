@@ -159,13 +159,6 @@ def _findings(
         others.update(contents.others)
     inner = {f"{folders.path}/{name}": found for folders in splits.values() for name, found in folders.inner.items()}
     deeper = {path: list(lister.images_below(path)) if found.folders else [] for path, found in inner.items()}
-    outside = {folders.path: folders.contents.num_images for folders in splits.values()}
-    outside |= {f"{root}/{name}".rstrip("/"): found.num_images for name, found in opened.beside.items()}
-    known = set(classes)
-    lacking = {
-        split: {readable(name): found.num_images for name, found in folders.classes.items() if name not in known}
-        for split, folders in splits.items()
-    }
     validated = {part.label for part in parts.get("validation", ())}
     return Findings(
         root=root,
@@ -177,9 +170,9 @@ def _findings(
         deeper=dict(itertools.chain.from_iterable(deeper.values())),
         others=others,
         hidden=sum(contents.hidden for contents in used),
-        outside={path: number for path, number in outside.items() if number},
+        outside=_outside(opened, root),
         empty=[path for path, found in inner.items() if not found.images and not deeper[path]],
-        lacking={split: found for split, found in lacking.items() if found},
+        lacking=_lacking(splits, classes),
         without_validation=[name for label, name in enumerate(names) if validated and label not in validated],
         split_names=[name for name in names if "" in splits and name.casefold() in SPLIT_OF],
         everywhere=f"in {' and '.join(_name(folders, root) for folders in splits.values())}",
@@ -188,6 +181,23 @@ def _findings(
         else [in_both_splits.find(pair, parts[pair[0]], parts[pair[1]]) for pair in itertools.combinations(parts, 2)],
         kept=lister.reused,
     )
+
+
+def _outside(opened: Opened, root: str) -> dict[str, int]:
+    """Returns how many images lie beside the class folders or beside the folders of splits, by folder."""
+    found = {folders.path: folders.contents.num_images for folders in opened.splits.values()}
+    found |= {f"{root}/{name}".rstrip("/"): beside.num_images for name, beside in opened.beside.items()}
+    return {path: number for path, number in found.items() if number}
+
+
+def _lacking(splits: Mapping[str, Folders], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns how many images each split has of folders that are no class, by folder."""
+    known = set(classes)
+    found = {
+        split: {readable(name): one.num_images for name, one in folders.classes.items() if name not in known}
+        for split, folders in splits.items()
+    }
+    return {split: of_split for split, of_split in found.items() if of_split}
 
 
 def _check_written_apart(root: str, names: Sequence[str]) -> None:

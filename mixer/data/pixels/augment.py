@@ -73,34 +73,33 @@ def _cut_if_large(
       The image, if its resized pixels in float32 take no more bytes than max_pixels do in uint8. Otherwise an image
       whose shorter side is the target already, or one that cannot be used.
     """
-    crop, target = crops.EVAL_CROPS[config.eval_crop], crops.eval_resize(config)
-    if not crop.keeps_aspect:
-        return image
-    size = np.array([image.height, image.width])
-    resized = np.maximum(np.rint(size * (target / size.min())), target).astype(int)
-    if 4 * resized.prod() <= config.max_pixels:
+    crop = crops.EVAL_CROPS[config.eval_crop]
+    resized = crops.eval_size(np.array([image.height, image.width]), config)
+    if not crop.keeps_aspect or 4 * resized.prod() <= config.max_pixels:
         return image
     if crop.method != "area":
         return images.unusable(image_status.TOO_LARGE)
-    kept = np.minimum(resized, target)
-    start = corner_of(resized) - corner_of(kept)
-    first = start * size // resized
-    stop = -(-(start + kept) * size // resized)
-    try:
-        places = (tf.constant(of, tf.int32) for of in (image.encoding, size, [0, 0, *size]))
-        pixels = decode(tf.constant(image.data), *places).numpy()
-    except tf.errors.InvalidArgumentError:
+    # The whole is decoded, because TensorFlow's pixels at the edge of a part of a JPEG are others.
+    pixels = decode_alone(image.data, image.encoding, (image.height, image.width))
+    if pixels is None:
         return images.unusable(image_status.UNDECODABLE)
-    numbers = zip(start, kept, first, stop, size / resized, strict=True)  # of each axis
-    rows, columns = (
-        _area_weights(begin + np.arange(count), np.arange(low, high), scale)
-        for begin, count, low, high, scale in numbers
-    )
-    # The whole was decoded, because TensorFlow's pixels at the edge of a part of a JPEG are others.
-    part = pixels[first[0] : stop[0], first[1] : stop[1]]
-    values = np.einsum("yh,hwc,xw->yxc", rows, part, columns, optimize=True)
+    kept = np.minimum(resized, crops.eval_resize(config))
+    values = _area_resized(pixels, resized, corner_of(resized) - corner_of(kept), kept)
     found = crops.RESIZE_ROUNDINGS[config.resize_rounding](values).astype(np.uint8)
     return images.Image(found.tobytes(), images.RAW, int(kept[0]), int(kept[1]), image_status.OK)
+
+
+def _area_resized(pixels: np.ndarray, resized: np.ndarray, start: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Resizes an image by areas to the height and width `resized`; returns the `kept` pixels that begin at `start`."""
+    size = np.array(pixels.shape[:2])
+    first, stop = start * size // resized, -(-(start + kept) * size // resized)
+    rows, columns = (
+        _area_weights(begin + np.arange(count), np.arange(low, high), scale)
+        for begin, count, low, high, scale in zip(start, kept, first, stop, size / resized, strict=True)
+    )
+    part = pixels[first[0] : stop[0], first[1] : stop[1]]
+    values: np.ndarray = np.einsum("yh,hwc,xw->yxc", rows, part, columns, optimize=True)
+    return values
 
 
 def _area_weights(

@@ -167,3 +167,12 @@ def eval_resize(config: ml_collections.ConfigDict) -> int:
       config: `config.input`.
     """
     return int(config.eval_resize or round(config.image_size * 8 / 7))
+
+
+def eval_size(size: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+    """Returns the height and width to which evaluation resizes an image of this height and width."""
+    target = eval_resize(config)
+    if not EVAL_CROPS[config.eval_crop].keeps_aspect:
+        return np.array([target, target])
+    resized: np.ndarray = np.maximum(np.rint(size * (target / size.min())), target).astype(int)
+    return resized

@@ -211,6 +211,11 @@ def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
 # Its arguments are an image, a level, a random sign (1 or -1) and a random place ([y, x] in [0, 1)).
 Operation = Callable[[np.ndarray, float, float, np.ndarray], np.ndarray]
 
+
+def _contrast_by(mean: Callable[[Image], float]) -> Operation:
+    return lambda image, level, sign, place: contrast(image, level, mean(image))
+
+
 OPERATIONS: dict[str, Operation] = {  # in the published order
     "AutoContrast": lambda image, level, sign, place: autocontrast(image),
     "Equalize": lambda image, level, sign, place: equalize(image),
@@ -219,7 +224,7 @@ OPERATIONS: dict[str, Operation] = {  # in the published order
     "Posterize": lambda image, level, sign, place: posterize(image, int(level * 4)),
     "Solarize": lambda image, level, sign, place: solarize(image, int(level * 256)),
     "Color": lambda image, level, sign, place: color(image, level),
-    "Contrast": lambda image, level, sign, place: contrast(image, level, pil_mean(image)),
+    "Contrast": _contrast_by(pil_mean),  # `_IN_ORDER` has one for each of `CONTRASTS`
     "Brightness": lambda image, level, sign, place: brightness(image, level),
     "Sharpness": lambda image, level, sign, place: sharpness(image, level),
     "ShearX": lambda image, level, sign, place: warp(image, (1.0, sign * level * 0.3, 0.0), (0.0, 1.0, 0.0)),
@@ -229,11 +234,6 @@ OPERATIONS: dict[str, Operation] = {  # in the published order
     "Cutout": lambda image, level, sign, place: cutout(image, int(level * CUTOUT), place),
     "SolarizeAdd": lambda image, level, sign, place: solarize_add(image, int(level * 110)),
 }
-
-
-def _contrast_by(mean: Callable[[Image], float]) -> Operation:
-    return lambda image, level, sign, place: contrast(image, level, mean(image))
-
 
 _IN_ORDER = {kind: tuple((OPERATIONS | {"Contrast": _contrast_by(mean)}).values()) for kind, mean in CONTRASTS.items()}
 

@@ -65,7 +65,7 @@ def load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Seq
         processes could not read the index.
       OSError: a bucket cannot be read.
     """
-    offsets = _loaded(places, paths, counts)
+    offsets = _loaded(places, counts)
     if offsets is None and bucket.is_remote(paths[0]):
         offsets = _made_by_process_0(places, paths, counts)
     elif offsets is None:
@@ -75,7 +75,7 @@ def load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Seq
     return offsets
 
 
-def _loaded(places: Sequence[epath.Path], paths: Sequence[str], counts: Sequence[int]) -> np.ndarray | None:
+def _loaded(places: Sequence[epath.Path], counts: Sequence[int]) -> np.ndarray | None:
     """Returns the index from the first place that has one; None if no place has."""
     for place in places:
         try:
@@ -104,7 +104,7 @@ def _made_by_process_0(places: Sequence[epath.Path], paths: Sequence[str], count
     while jax.process_index() != 0:
         _log.warning("Waiting for process 0, which makes the index %s.", places[0])
         time.sleep(_LOOK_SECONDS)
-        if (offsets := _loaded(places, paths, counts)) is not None:
+        if (offsets := _loaded(places, counts)) is not None:
             return offsets
     folder = places[0].parent
     if not any(map(_can_write, places)) and jax.process_count() > 1:  # found out before everything is read

@@ -16,7 +16,7 @@ function modelView(packed, samples) {
   /** Runs the model on the picture as it is now, and shows everything anew. */
   function run() {
     const started = performance.now();
-    view.result = view.logitsAndStages(view.shownPicture());
+    view.result = forward(shownModel(), view.shownPicture());
     const milliseconds = performance.now() - started;
     if (!view.patchesMoved && !view.weightsMoved) view.unmovedLogits = view.result.guesses.at(-1);
     at("speed").textContent = `${milliseconds.toFixed(0)} ms for this picture`;
@@ -26,8 +26,8 @@ function modelView(packed, samples) {
     showMoves();
   }
 
-  view.logitsAndStages = (picture) =>
-    forward(view.weightsMoved ? withWeightsMoved(model, view.order) : model, picture);
+  /** The model, with its weights moved if they are. */
+  const shownModel = () => (view.weightsMoved ? withWeightsMoved(model, view.order) : model);
 
   view.shownPicture = () =>
     view.patchesMoved ? withPatchesMoved(view.picture, packed.size, packed.patch, view.order) : view.picture;
@@ -161,7 +161,7 @@ function modelView(packed, samples) {
   // ---------------------------------------------------------------------------------------------------------- units
 
   function unitWeights({ block, unit }) {
-    const { first } = (view.weightsMoved ? withWeightsMoved(model, view.order) : model).blocks[block].tokens;
+    const { first } = shownModel().blocks[block].tokens;
     return first.rows.subarray(unit * grid * grid, (unit + 1) * grid * grid);
   }
 
@@ -226,7 +226,7 @@ function modelView(packed, samples) {
       ? "The patches are where they belong."
       : view.weightsMoved
         ? `The weights are shuffled like the patches: the answer is ${text(now)} again. ` +
-          `Of the logits, none differs by more than ${difference.toExponential(0)}, which is rounding.`
+          `The logits differ by about ${difference.toExponential(0)} at most, which is rounding.`
         : `The patches are shuffled: the answer is ${text(now)}; it was ${text(before)}. ` +
           `The logits differ by up to ${difference.toPrecision(2)}.`;
   }
@@ -249,7 +249,7 @@ function modelView(packed, samples) {
       await new Promise((resolve) => setTimeout(resolve));
     }
     at("checked").textContent =
-      `On ${samples.pictures.length} pictures, no logit differs from JAX's by more than ${largest.toExponential(1)}.`;
+      `On ${samples.pictures.length} pictures, the logits differ from JAX's by about ${largest.toExponential(1)} at most.`;
     at("check").disabled = false;
   };
 

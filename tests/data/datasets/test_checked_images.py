@@ -42,9 +42,12 @@ def test_a_file_that_cannot_be_read_or_is_far_too_large(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(archives.MAX_IMAGE_BYTES + 1)
-    monkeypatch.setattr(
-        image_files, "file_bytes", lambda path, old=image_files.file_bytes: "huge" not in path and old(path)
-    )
+
+    def file_bytes(path, old=image_files.file_bytes):
+        assert "huge" not in path, "it is read for nothing"
+        return old(path)
+
+    monkeypatch.setattr(image_files, "file_bytes", file_bytes)
     files = [
         checked_images.File(str(tmp_path / "pipe.jpg"), 0, 0, ""),
         checked_images.File(str(tmp_path / "huge.jpg"), 0, archives.MAX_IMAGE_BYTES + 1, ""),
