@@ -173,6 +173,19 @@ def test_an_evaluator_added_to_a_finished_run_is_run_at_its_last_step(data_dir, 
 
 
 @pytest.mark.parametrize(
+    ("name", "own", "said"),
+    [
+        ("val", {"dataset": "d", "data_dir": "f"}, "config.input.dataset in config.input.data_dir"),
+        ("fewshot", {"dataset": "d"}, "config.fewshot.dataset in config.input.data_dir"),
+        ("v2", {"data_dir": "f"}, "config.input.dataset in config.evaluators.v2.data_dir"),
+    ],
+)
+def test_a_message_names_the_settings_that_an_evaluator_has_of_its_own(name, own, said):
+    settings = recipe.evaluator_settings("classification", **own)
+    assert evaluators._in_own_names("config.input.dataset in config.input.data_dir", name, settings) == said
+
+
+@pytest.mark.parametrize(
     ("settings", "line"),
     [
         (
