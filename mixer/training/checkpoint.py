@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 from etils import epath
 
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError, ignore_closed_loops, root_logger_kept
 from mixer.training import checkpoint_arrays, integrity, line_metrics
 from mixer.training.step import TrainState
@@ -149,7 +149,7 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             with bucket.as_os_errors(self.folder):
-                files.write_text(_accuracy_file(self.folder, step), json.dumps({self._best_metric: accuracy}))
+                files.write_text(_accuracy_file(self.folder, step), json_text.dumps({self._best_metric: accuracy}))
         integrity.on_all_hosts(True)  # the others wait for the first
         self._manager.reload()
 
