@@ -208,7 +208,7 @@ def _loop(
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one
             if last and (best := checkpoints.most_accurate()) and best.name != str(step):
-                run.console.keep(f"the most accurate checkpoint is {best}, not the last: --checkpoint takes both")
+                run.console.keep(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path")
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
     finally:
