@@ -28,7 +28,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer import models
     from mixer.models import layers
     from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
-    from mixer.runtime import cpu
+    from mixer.runtime import machine
 
 if TYPE_CHECKING:
     from mixer.performance.model_speed import Measurement
@@ -44,7 +44,7 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "platform": first.platform,
         "cores": jax.device_count(),
-        "host_processors": cpu.processors(),
+        "host_processors": machine.processors(),
         "jax": jax.__version__,
     }
 
@@ -230,7 +230,7 @@ def _input() -> None:
         raise UserError(f"--accelerator_rate={rate:g}: expected a finite number above 0, in images/s")
     config, name = command_line.from_flags()
     found = input_speed.measure(
-        config, epath.Path("runs") / name / "cache", cpu.processors(),
+        config, epath.Path("runs") / name / "cache", machine.processors(),
         seconds=given.block_seconds, blocks=given.blocks,
     )  # fmt: skip
     needed = None if rate is None else found.cores_needed(rate)

@@ -24,7 +24,7 @@ from typing import Any
 
 from etils import epy
 
-from mixer.runtime import cpu
+from mixer.runtime import cpu, machine
 
 cpu.keep_freed_memory()  # before torch starts threads; both libraries gain from it
 
@@ -153,11 +153,11 @@ def main() -> None:
     given = parser.parse_args()
     if missing := [name for name in ("timm", "torch") if importlib.util.find_spec(name) is None]:
         sys.exit(f"against_timm: {' and '.join(missing)} cannot be imported; `make bench` installs timm and torch")
-    torch.set_num_threads(cpu.processors())
+    torch.set_num_threads(machine.processors())
     peaks = {dtype: model_speed.peak(dtype) for dtype in given.dtypes}
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "timm")}
     sources = "; ".join(source for _, source in peaks.values())
-    print(f"{cpu.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {sources}\n")
+    print(f"{machine.processors()} processors; {', '.join(map(' '.join, versions.items()))}; {sources}\n")
     line = "{:<6}{:<11}{:<10}{:>6}{:>22}{:>22}{:>20}{:>10}{:>6}".format
     head = ("here, images/s", "timm, images/s", "ratio", "products", "MFU")
     print(line("model", "mode", "dtype", "batch", *head))

@@ -25,7 +25,7 @@ from mixer.data import order, reading
 from mixer.data.pixels import augment, augmentations, permutation
 from mixer.data.sources import Source
 from mixer.data.tensorflow import tf
-from mixer.runtime import cpu
+from mixer.runtime import machine
 from mixer.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 64  # rows that are read together
-_CORES = cpu.processors()
+_CORES = machine.processors()
 _READERS = min(8, _CORES)  # chunks that are read at a time; few, because only one thread at a time can run Python
 # The same where reading waits for the network. At least 64 requests then wait, which is what runtime/bucket.py sends at
 # a time. Memory: 16 x 64 encoded images, and as much again while they are taken out of the answers: 150 MB of photos.

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from mixer.data.pixels import crops, image_status, images, permutation
 from mixer.data.sources import Source
-from mixer.runtime import cpu
+from mixer.runtime import machine
 
 with epy.lazy_imports():
     import simplejpeg  # where it is missing, TensorFlow decodes
@@ -46,7 +46,7 @@ def eval_batches(
       records: the record numbers of the examples, in their order, int64 [n]; all examples if not given.
     """
     records = np.arange(source.num_examples) if records is None else records
-    with concurrent.futures.ThreadPoolExecutor(cpu.processors()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.processors()) as pool:
         for start in range(0, len(records), batch_size):
             numbers = records[start : start + batch_size][rows]
             yield _batch(source, config, numbers, len(range(batch_size)[rows]), pool)

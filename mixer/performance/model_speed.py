@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from mixer import models
 from mixer.config import checks, recipe
 from mixer.performance import chips, compiling, timing
-from mixer.runtime import cpu, devices
+from mixer.runtime import cpu, devices, machine
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 from mixer.training.step import normalize
@@ -278,7 +278,7 @@ def _check_host_memory(needed: int) -> None:
     """
     if jax.devices()[0].platform != "cpu":
         return
-    available = cpu.available_memory()
+    available = machine.available_memory()
     if available is not None and needed * jax.device_count() > available:
         words = f"it needs {needed / 2**30:.1f} GiB on each of {jax.device_count()} device(s), and "
         raise compiling.DoesNotFitError(needed, f"{words}{available / 2**30:.1f} GiB are available")

@@ -1,4 +1,4 @@
-"""The number of processors, their memory, and what makes training on a CPU faster.
+"""What makes training on a CPU faster.
 
 Each trick applies where JAX computes on a CPU and changes nothing elsewhere:
 
@@ -15,7 +15,6 @@ docs/lab/cpu.md has the measured gains.
 import ctypes
 import importlib.metadata
 import importlib.util
-import math
 import os
 import pathlib
 from typing import Any
@@ -26,41 +25,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
-_MEMINFO = pathlib.Path("/proc/meminfo")
 _USES_BFLOAT16 = (0, 12)  # the JAX that multiplies bfloat16 in half the time of float32, where the processor can
-_CGROUP = pathlib.Path("/sys/fs/cgroup")  # where a container sees its own limits
 
 # glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = -1  # a trim threshold
-
-
-def processors() -> int:
-    """Returns how many processors this process may use: those that it may run on, or a container's share of time."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(min(allowed, _quota()))
-
-
-def _quota() -> float:
-    """Returns the processors' time that a container may use, in processors; infinity if there is no limit."""
-    for path in (_CGROUP / "cpu.max", _CGROUP / "cpu" / "cpu.cfs_quota_us"):  # of versions 2 and 1
-        try:
-            limit, *period = path.read_text().split()
-            period = period or [(path.parent / "cpu.cfs_period_us").read_text()]
-            if float(limit) > 0:  # version 1 says -1 for no limit, version 2 says "max"
-                return float(limit) / float(period[0])
-        except (OSError, ValueError):
-            continue
-    return math.inf
-
-
-def available_memory() -> int | None:
-    """Returns the bytes that programs can still take, those that cache files too; None where there is no Linux."""
-    try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:  # macOS
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def keep_freed_memory() -> None:

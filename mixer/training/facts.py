@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import mixer
 from mixer.config.checks import flat
 from mixer.data.sources import Source
-from mixer.runtime import cpu
+from mixer.runtime import machine
 
 # What decides the program or the pixels. On most machines, TensorFlow's package is tensorflow-cpu.
 _PACKAGES = (
@@ -70,7 +70,7 @@ def of_machine(mesh: jax.sharding.Mesh) -> dict[str, str]:
     """Returns what computes: devices, processes and, where they are the devices, processors."""
     kind = mesh.devices.flat[0].device_kind
     found = {"devices": f"{mesh.size} x {kind}", "processes": str(jax.process_count())}
-    return found | ({"processors": str(cpu.processors())} if mesh.devices.flat[0].platform == "cpu" else {})
+    return found | ({"processors": str(machine.processors())} if mesh.devices.flat[0].platform == "cpu" else {})
 
 
 def of_data(training: Source, evaluated: Mapping[str, Sequence[Source]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from mixer import models
 from mixer.config import checks, recipe
 from mixer.performance import batch_size_search, compiling, model_speed, timing
-from mixer.runtime import cpu
+from mixer.runtime import machine
 from mixer.runtime.errors import UserError
 from mixer.training import setup
 
@@ -148,6 +148,6 @@ def test_only_a_lack_of_memory_raises_does_not_fit(monkeypatch):
 
 
 def test_a_program_larger_than_the_hosts_memory_is_not_run(monkeypatch):
-    monkeypatch.setattr(cpu, "available_memory", lambda: 100)
+    monkeypatch.setattr(machine, "available_memory", lambda: 100)
     with pytest.raises(compiling.DoesNotFitError, match=r"it needs .* and 0\.0 GiB are available"):
         model_speed.measure("Ti/8", "train", 4, settings=SETTINGS, peak_flops=None)

@@ -12,7 +12,7 @@ from mixer.data.datasets import archives
 from mixer.data.folders import image_files
 from mixer.data.pixels import augment, images
 from mixer.data.pixels.image_status import OK, TOO_LARGE, UNDECODABLE
-from mixer.runtime import bucket, cpu
+from mixer.runtime import bucket, machine
 
 _GROUP_BYTES = 32 << 20  # of files that are read at a time; two such groups are in memory
 _GROUP_FILES = 512
@@ -43,7 +43,7 @@ def read(files: Iterable[File], max_pixels: int) -> Generator[Checked, None, Non
     """
     with (
         concurrent.futures.ThreadPoolExecutor(1, "reader") as reader,
-        concurrent.futures.ThreadPoolExecutor(cpu.processors(), "decoder") as decoders,
+        concurrent.futures.ThreadPoolExecutor(machine.processors(), "decoder") as decoders,
     ):
         groups = _groups(files)
         group = next(groups, None)

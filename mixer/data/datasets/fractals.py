@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 
 from mixer.data.datasets import drawn
 from mixer.data.datasets.iterated_functions import draw
-from mixer.runtime import cpu
+from mixer.runtime import machine
 
 VALIDATION_SHARE = 0.1  # of the instances of each category, at least one
 _NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
@@ -111,7 +111,7 @@ class Fractals(drawn.DrawnBuilder):
             for category in range(shape.categories)
             for first in range(0, len(instances), _CHUNK)
         )
-        threads = cpu.processors()
+        threads = machine.processors()
         with futures.ThreadPoolExecutor(threads) as pool:  # threads are enough: NumPy and OpenCV release Python's lock
             ahead = collections.deque(pool.submit(draw_part, *part) for part in itertools.islice(parts, 2 * threads))
             while ahead:

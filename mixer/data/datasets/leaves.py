@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from mixer.data.datasets import drawn
 from mixer.data.datasets.dead_leaves import picture
-from mixer.runtime import cpu
+from mixer.runtime import machine
 
 _NAME = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})(?:-seed([1-9]\d{0,8}))?")
 _SIZES = (8, 1024)
@@ -79,6 +79,6 @@ class Leaves(drawn.DrawnBuilder):
             return str(number), {"image": drawn.png(image), "label": number}
 
         pictures = self._shape.categories
-        with futures.ThreadPoolExecutor(cpu.processors()) as pool:
+        with futures.ThreadPoolExecutor(machine.processors()) as pool:
             for first in range(0, pictures, _AT_ONCE):
                 yield from pool.map(one, range(first, min(first + _AT_ONCE, pictures)))
