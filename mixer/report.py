@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 from etils import epath, epy
 
-from mixer import evaluate, visualize
 from mixer.config import command_line, help_text, recipe
 from mixer.data.class_names import readable
 from mixer.runtime import files
@@ -31,6 +30,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
 
     from mixer.analysis import drawings, samples, units
     from mixer.analysis import lens as of_blocks
+    from mixer.evaluation import scoring
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import losses
     from mixer.transfer import weights as transfer_weights
@@ -130,14 +130,15 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
       UserError: the data is not there, or cannot be used.
     """
     assert weights.config is not None
-    config, split = evaluate.input_config(weights, None)
+    config, split = scoring.input_config(weights, None)
     own_data, config.data_dir = config.data_dir, data_dir or config.data_dir
-    split = evaluate.default_split(weights, config, split, own_data)
+    split = scoring.default_split(weights, config, split, own_data)
     batch_size = 64 * jax.device_count()
-    through = functools.partial(Console(to_stderr=True).counted, f"evaluating {weights.source}")
+    counted = Console(to_stderr=True).counted
+    through = functools.partial(counted, f"evaluating {weights.source}")
     loss = weights.config.loss
-    found, class_names = evaluate.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
-    context = evaluate.make_context(weights, config, loss, batch_size)
+    found, class_names = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+    context = scoring.make_context(weights, config, loss, batch_size)
     lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
     drawn = samples.draw(lens.source, config, context, weights.params, _PICTURES)
     of_run = of_run._replace(
@@ -145,7 +146,7 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
         classes=_classes(found, readable(class_names)),
         said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
         f"with the weights of step {weights.step:,}.",
-        lens=visualize.accuracies(lens, weights, context),
+        lens=lens.accuracies(weights.params, functools.partial(counted, "evaluating the head after each block")),
     )
     return of_run, _Model(weights, config, drawn)
 

@@ -15,7 +15,6 @@ import ml_collections
 from absl import flags
 from etils import epath, epy
 
-from mixer import evaluate
 from mixer.config import command_line, help_text, recipe, tasks
 from mixer.runtime import files, json_text
 from mixer.runtime.errors import UserError, first_line
@@ -26,11 +25,10 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
 
     from mixer.analysis import drawings, units
     from mixer.analysis import lens as of_blocks
-    from mixer.runtime import devices
+    from mixer.evaluation import scoring
     from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
-    from mixer.evaluation.evaluator import Context
     from mixer.transfer.weights import Weights
 
 NUMBERS_FILE = "numbers.json"
@@ -67,22 +65,15 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
     Raises:
       UserError: the data is not there, has no labels, or its classes are not the model's.
     """
-    context = evaluate.make_context(weights, config, "", batch_size=64 * jax.device_count())
+    context = scoring.make_context(weights, config, "", batch_size=64 * jax.device_count())
     lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
-    shares = accuracies(lens, weights, context)
+    through = functools.partial(Console(to_stderr=True).counted, "evaluating the head after each block")
+    shares = lens.accuracies(weights.params, through)
     if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
     drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, 1 / weights.model().num_classes))
     return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
-
-
-def accuracies(lens: of_blocks.Lens, weights: Weights, context: Context) -> list[float]:
-    """Returns the accuracy of the head after the stem and after each block, on all devices in float32."""
-    through = functools.partial(Console(to_stderr=True).counted, "evaluating the head after each block")
-    # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
-    with jax.default_matmul_precision("float32"):
-        return lens.accuracies(jax.device_put(weights.params, devices.replicated(context.mesh)), through)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -145,9 +136,9 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     try:
         if weights.model().num_classes == 0:
             raise UserError(f"{weights.source} has no head")
-        config, split = evaluate.input_config(weights, evaluate.find_task()[1])
+        config, split = scoring.input_config(weights, command_line.task()[1])
         own_data, config.data_dir = config.data_dir, given.data_dir or config.data_dir
-        split = given.split or evaluate.default_split(weights, config, split, own_data)
+        split = given.split or scoring.default_split(weights, config, split, own_data)
         return draw_lens(weights, config, split, folder)
     except UserError as error:
         if asked:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from absl import flags
 
-from mixer import evaluate, models
+from mixer import evaluate
 from mixer.config import recipe, run_folder, tasks
 from mixer.data import datasets, pipeline, readers
+from mixer.evaluation import scoring
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 from mixer.transfer import npz
@@ -73,26 +73,26 @@ def test_a_file_of_the_same_weights_scores_the_same(run, data_dir, tmp_path):
     task = dataclasses.replace(tasks.IMAGENET, dataset=DATASET, test="validation")
     scores = []
     for weights in (of_run, of_file):
-        config, split = evaluate.input_config(weights, task)
+        config, split = scoring.input_config(weights, task)
         assert (split, config.image_size) == ("validation", 16)
         config.data_dir, config.eval_resize = str(data_dir), 16
-        found, _ = evaluate.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
+        found, _ = scoring.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
         scores.append(found.metrics)
     assert scores[0] == scores[1]
 
 
 def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_path):
     weights = transfer_weights.load(str(run))
-    config, split = evaluate.input_config(weights, None)
+    config, split = scoring.input_config(weights, None)
     renamed = dataclasses.replace(weights, class_names=["0", "1", "dog", "3"])
     with pytest.raises(
         UserError, match=r"classes of .* are not those of the data: class 2 is 'dog' there and '2' here"
     ):
-        evaluate.evaluate(renamed, config, split, loss="softmax_xent", batch_size=8)
+        scoring.evaluate(renamed, config, split, loss="softmax_xent", batch_size=8)
     head = {"kernel": np.zeros((16, 7), np.float32), "bias": np.zeros(7, np.float32)}
     other = dataclasses.replace(weights, params={**weights.params, "head": head}, class_names=None)
     with pytest.raises(UserError, match="tells 7 classes apart, the data has 4: fine-tune it first"):
-        evaluate.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
+        scoring.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
 
 
 def test_a_permutation_is_of_one_image_size(run):
@@ -100,9 +100,9 @@ def test_a_permutation_is_of_one_image_size(run):
     permuted = ml_collections.ConfigDict(weights.config.to_dict())
     permuted.input.permutation = "pixels"
     weights = dataclasses.replace(weights, config=ml_collections.FrozenConfigDict(permuted))
-    assert evaluate.input_config(weights, None)[0].permutation == "pixels"
+    assert scoring.input_config(weights, None)[0].permutation == "pixels"
     with pytest.raises(UserError, match=r"trained on permuted images of 16 pixels .* says nothing of the order at 32"):
-        evaluate.input_config(weights.at_image_size(32, "extend"), None)
+        scoring.input_config(weights.at_image_size(32, "extend"), None)
 
 
 def test_few_shot_accuracy_of_a_run(run):
@@ -124,43 +124,6 @@ def test_few_shot_accuracy_of_a_run(run):
     }
     assert 1 / 4 <= found[f"{name}_5shot"] <= 1
     assert f"{name.replace('_', ' ')} 5shot" in done.stderr
-
-
-@pytest.mark.parametrize("task_name", ["imagenet_real", "imagenet_v2"])
-def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
-    """A few random images under TFDS' names, versions and features; of a thousand classes."""
-    rng = np.random.default_rng(0)
-    model = models.create("Ti/8", 1000, num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    pictures = rng.integers(0, 256, (6, 16, 16, 3), np.uint8)
-    guess = model.apply({"params": params}, jnp.asarray(pictures / 127.5 - 1, jnp.float32)).argmax(axis=1).tolist()
-
-    label = tfds.features.ClassLabel(num_classes=1000)
-    features = {"image": tfds.features.Image(encoding_format="png")}
-    if task_name == "imagenet_real":
-        name, config, version, split = "imagenet2012_real", None, "1.0.0", "validation"
-        features |= {"original_label": label, "real_label": tfds.features.Sequence(label)}
-        labels = [[guess[0]], [], [3, guess[2]], [4], [], [5, 6]]  # two of the four with labels are right
-        rows = [{"original_label": 8, "real_label": found} for found in labels]
-        labelled, accuracy = 4, 2 / 4
-    else:
-        name, config, version, split = "imagenet_v2", "matched-frequency", "3.0.0", "test"
-        features |= {"label": label}
-        rows = [{"label": found} for found in (guess[0], 3, 4, guess[3], 5, guess[5])]
-        labelled, accuracy = None, 3 / 6
-    examples = [{"image": picture, **row} for picture, row in zip(pictures, rows, strict=True)]
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name=name, config=config, version=version, features=tfds.features.FeaturesDict(features), data_dir=tmp_path,
-        split_datasets={split: list(enumerate(examples))}, disable_shuffling=True,
-    )  # fmt: skip
-
-    weights = transfer_weights.Weights(params, "random.npz")
-    config_input, split = evaluate.input_config(weights, tasks.find(task_name)[1])
-    config_input.data_dir, config_input.eval_resize = str(tmp_path), 16
-    found, _ = evaluate.evaluate(weights, config_input, split, loss="softmax_xent", batch_size=8)
-    assert (found.metrics["count"], found.metrics.get("labelled")) == (6, labelled)
-    assert found.metrics["accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,20 @@ class Lens:
         self._step = jax.jit(functools.partial(_counts, context.model), out_shardings=devices.replicated(context.mesh))
 
     def accuracies(self, params: Any, through: evaluator.Through = iter) -> list[float]:
-        """Returns the accuracy after the stem, after the first block, the second, ...
+        """Returns the accuracy after the stem, after the first block, the second, ..., on all devices in float32.
 
         An image without a label does not count. If no image has one, there are no accuracies.
 
         Args:
-          params: of the context's model.
+          params: of the context's model; they may lie anywhere.
           through: passes the batches on, and may show how many are done.
         """
+        params = jax.device_put(params, devices.replicated(self._context.mesh))
         correct: Any = 0.0
         labelled = 0.0
         for batch in evaluator.split_batches(self.source, self._config, self._context, through):
-            of_batch = jax.device_get(self._step(params, batch))
+            with jax.default_matmul_precision("float32"):  # TPUs and GPUs round the factors of products by default
+                of_batch = jax.device_get(self._step(params, batch))
             correct, labelled = correct + of_batch[0], labelled + float(of_batch[1])
         return [float(share) for share in correct / labelled] if labelled else []
 

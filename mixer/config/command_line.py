@@ -15,7 +15,7 @@ from absl import app, flags
 from etils import epy
 from ml_collections import ConfigDict, config_flags
 
-from mixer.config import config_file, help_text
+from mixer.config import config_file, help_text, tasks
 from mixer.config.durations import one_unit_each
 from mixer.config.settings import SETTINGS
 from mixer.runtime import bucket, ending, environment, files, interrupt, libjpeg_lines, owners, streams
@@ -147,6 +147,18 @@ def checkpoint() -> str:
     if not flags.FLAGS.checkpoint:
         raise UserError("--checkpoint is missing: give a run's folder, a file, or the name of a published checkpoint")
     return str(flags.FLAGS.checkpoint)
+
+
+def task() -> tuple[str | None, tasks.Task | None]:
+    """Returns the full name of --task, and the task; none if the flag was not given.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    try:
+        return tasks.find(flags.FLAGS.task) if flags.FLAGS.task else (None, None)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 def parse_flags(argv: list[str]) -> list[str]:

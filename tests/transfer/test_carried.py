@@ -8,8 +8,8 @@ import pytest
 from ml_collections import FrozenConfigDict
 from random_models import make_model, make_params
 
-from mixer import evaluate
 from mixer.config import recipe, tasks
+from mixer.evaluation import scoring
 from mixer.transfer import model_card, npz, timm
 from mixer.transfer.format import CARRIED
 from mixer.transfer.formats import FORMATS
@@ -52,7 +52,7 @@ def test_a_file_carries_the_settings_of_its_run(tmp_path, ending, names, setting
         if name != "loss":
             key = name.removeprefix("input.")
             assert found.images()[key] == weights.images()[key]
-            of_file, _ = evaluate.input_config(found, tasks.TASKS["cifar10"])
+            of_file, _ = scoring.input_config(found, tasks.TASKS["cifar10"])
             assert of_file[key] == weights.config.input[key]
     again = written(tmp_path / f"b{ending}", found)
     assert again.settings == weights.settings
