@@ -12,61 +12,36 @@ from typing import Any
 import jax
 import ml_collections
 import optax
-import optax.contrib
+from jax.sharding import Mesh
 
-Optimizer = Callable[[ml_collections.ConfigDict], optax.GradientTransformation]
+from mixer.training.muon import are_matrices, scale_by_muon
+
+Optimizer = Callable[[ml_collections.ConfigDict, Mesh], optax.GradientTransformation]
 Decay = Callable[[float, float, int], optax.Schedule]
 
 
-def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def adam(config: ml_collections.ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
     """Adam (Kingma & Ba, arXiv 1412.6980)."""
     return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
 
 
-def momentum(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def momentum(config: ml_collections.ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
     """Gradient descent with momentum `beta1`."""
     return optax.trace(decay=config.beta1)
 
 
-def muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) with momentum 0.95 for matrices. Its updates have Adam's size (0.2 RMS, arXiv 2502.16982).
-
-    The matrices of untied token mixing lie in one array, and each is orthogonalised by itself. Those of a ViT's
-    attention are split into heads, and each is orthogonalised as a whole.
-
-    All other parameters, the four-dimensional stem included, get Adam with Nesterov momentum: optax's Muon gives both
-    its parts the same form of momentum.
-    """
-    both = optax.contrib.muon(
-        1.0, consistent_rms=0.2, adam_b1=config.beta1, adam_b2=config.beta2, eps=config.epsilon,
-        muon_weight_dimension_numbers=_matrices,
-    )  # fmt: skip
-    return optax.chain(both, optax.scale(-1.0))  # optax's Muon turns the sign; in our chain the learning rate does
+def muon(config: ml_collections.ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
+    """Muon for matrices (`muon.py`); Adam, also with Nesterov momentum, for all else, the stem included."""
+    for_others = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, nesterov=True)
+    both = optax.partition(
+        {"muon": optax.chain(scale_by_muon(config.epsilon, mesh)), "adam": optax.chain(for_others)},
+        lambda params: jax.tree.map(lambda is_one: "muon" if is_one else "adam", are_matrices(params)),
+    )
+    return optax.chain(both)  # the state is nested as by optax's own Muon, with which runs have begun
 
 
-# The axes of flax's attention kernels that its matrices have as rows and as columns.
-_ATTENTION = {
-    **dict.fromkeys(("query", "key", "value"), ((0,), (1, 2))),  # [width, heads, size]
-    "out": ((0, 1), (2,)),  # [heads, size, width]
-}
-
-
-def _matrices(params: Any) -> Any:
-    """Returns the axes of each leaf that is a matrix, or a stack of matrices; None for the others."""
-
-    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        names = [part.key for part in path]
-        if names[-1] != "kernel":
-            return None
-        if leaf.ndim == 2 or "token_mixing" in names:  # untied, a stack: [groups, in, out]
-            return optax.contrib.MuonDimensionNumbers(-2, -1)
-        of_attention = _ATTENTION.get(names[-2]) if leaf.ndim == 3 else None
-        return optax.contrib.MuonDimensionNumbers(*of_attention) if of_attention else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-# Each makes the transformation of clipped gradients, before weight decay and learning rate, from `config.optimizer`.
+# Each makes the transformation of clipped gradients, before weight decay and learning rate, from `config.optimizer` and
+# the mesh on which the step runs.
 OPTIMIZERS: dict[str, Optimizer] = {"adam": adam, "momentum": momentum, "muon": muon}
 
 # What follows warm-up: a schedule over `steps` steps, from the peak to end_factor times the peak.
@@ -99,16 +74,19 @@ def make_schedule(config: ml_collections.ConfigDict, warmup_steps: int, total_st
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, mesh: Mesh
+) -> optax.GradientTransformation:
     """Makes the optimizer: clip by global norm, scale, decay weights, multiply by the learning rate.
 
     Args:
       config: `config.optimizer`.
       schedule: of the learning rate.
+      mesh: the devices of the step.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, kernels) if config.weight_decay else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[config.name](config), decay, optax.scale_by_learning_rate(schedule))
+    return optax.chain(clip, OPTIMIZERS[config.name](config, mesh), decay, optax.scale_by_learning_rate(schedule))
 
 
 def kernels(params: Any) -> Any:

@@ -63,7 +63,7 @@ def build(
     }  # fmt: skip
     model = cpu.suited(models.create(num_classes=num_classes, **options), mesh)
     schedule = optimizers.make_schedule(config.optimizer, warmup_steps, total_steps)
-    tx = optimizers.make_optimizer(config.optimizer, schedule)
+    tx = optimizers.make_optimizer(config.optimizer, schedule, mesh)
 
     def init() -> TrainState:
         return init_state(model, tx, config)

@@ -111,7 +111,7 @@ def test_a_fully_sharded_state_without_average_comes_back_on_one_device(tmp_path
 def test_the_state_of_every_optimizer_comes_back(tmp_path, mesh, name):
     config = recipe.base().optimizer
     config.name = name
-    tx = make_optimizer(config, make_schedule(config, 2, 10))
+    tx = make_optimizer(config, make_schedule(config, 2, 10), mesh)
     state = make_state(5)
     grads = jax.tree.map(lambda leaf: 1e-3 * jnp.cos(leaf), state.params)
     state = state.replace(opt_state=tx.update(grads, tx.init(state.params), state.params)[1])

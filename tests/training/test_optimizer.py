@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mixer import models
 from mixer.config import recipe
+from mixer.runtime import devices
 from mixer.training.optimizer import DECAYS, OPTIMIZERS, kernels, make_optimizer, make_schedule
 
 PEAK = 1e-3
@@ -88,7 +89,7 @@ def params_of(variant, **options):
 
 def run_steps(config, rate, params, gradients):
     """The parameters after each step."""
-    tx = make_optimizer(config, rate)
+    tx = make_optimizer(config, rate, devices.make_mesh())
     update = jax.jit(tx.update)
     opt_state, history = tx.init(params), []
     for grads in gradients:
