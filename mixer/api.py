@@ -17,7 +17,7 @@ from mixer.data.folders import image_files
 from mixer.data.pixels import image_status
 from mixer.runtime import files
 from mixer.training.step import exact_outputs
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def load(source: str | os.PathLike[str], *, ema: bool = False) -> Model:
     Raises:
       UserError: `source` is none of these, or cannot be read.
     """
-    weights = transfer_weights.load(os.fspath(source), ema)
+    weights = loading.load(os.fspath(source), ema)
     return Model(weights.model(), weights.params, weights.image_size, weights.class_names, weights.images())
 
 

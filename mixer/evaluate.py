@@ -31,7 +31,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer import models
     from mixer.data.pixels import crops
     from mixer.evaluation import scoring
-    from mixer.transfer import weights as transfer_weights
+    from mixer.transfer import loading
 
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     if given.batch_per_core < 1:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
     task_name, task = command_line.task()
-    weights = transfer_weights.load(checkpoint, given.ema)
+    weights = loading.load(checkpoint, given.ema)
     weights.model()  # it says in one line that these are no Mixer's weights, if they are not
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     with _flags_in_messages():

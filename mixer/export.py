@@ -25,8 +25,7 @@ from mixer.transfer import published
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.transfer import format as transfer_format
-    from mixer.transfer import formats, hub, model_card, stablehlo
-    from mixer.transfer import weights as transfer_weights
+    from mixer.transfer import formats, hub, loading, model_card, stablehlo
 
 if TYPE_CHECKING:
     from mixer.transfer.format import Program
@@ -178,12 +177,12 @@ def main(argv: list[str]) -> None:
     out = _out(argv[1:], given.to)
     program = _program(given.to, given.batch_size, given.platforms)
     transfer_format.check_installed(formats.FORMATS[given.to], given.to)
-    weights = transfer_weights.load(checkpoint, given.ema)
+    weights = loading.load(checkpoint, given.ema)
     command = ["python", "-m", "mixer.export", "--checkpoint", checkpoint, "--to", given.to]
     options = {"batch_size": given.batch_size, "platforms": given.platforms and ",".join(given.platforms)}
     command += [*(["--ema"] if given.ema else []), *(f"--{name}={value}" for name, value in options.items() if value)]
     command += [argv[1]]
-    if given.to == "timm" and not out.suffix:
+    if given.to == "timm" and _is_folder(out):
         size, card = export_folder(weights, out, ema=given.ema)
     else:
         size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command), program=program)
@@ -221,8 +220,8 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
         raise UserError(f"expected one file to write, such as model{suffix}, not {' and '.join(arguments) or 'none'}")
     bucket_check.check(arguments[0])
     out = epath.Path(arguments[0]) if bucket.is_remote(arguments[0]) else epath.Path(arguments[0]).expanduser()
-    if to == "timm" and not out.suffix and not out.is_file():
-        return out  # a folder
+    if to == "timm" and _is_folder(out):
+        return out
     if out.suffix != suffix:
         raise UserError(f"{arguments[0]}: the name of a file for --to {to} ends in {suffix}")
     if not (bucket.is_remote(out) or out.parent.is_dir()):
@@ -230,6 +229,12 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
     if files.is_folder(out):
         raise UserError(f"{arguments[0]} is a folder; give the name of a file to write")
     return out
+
+
+def _is_folder(out: epath.Path) -> bool:
+    """Returns whether a place for timm is a folder: it is one, or no file is called so. timm's names have dots."""
+    of_files = {form.suffix for form in formats.FORMATS.values()} | {".bin", ".pth", ".pt"}
+    return out.is_dir() or not (out.is_file() or out.suffix in of_files)
 
 
 def run() -> None:

@@ -37,7 +37,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.runtime import devices
     from mixer.training import losses
     from mixer.training import step as training_step
-    from mixer.transfer import weights as transfer_weights
+    from mixer.transfer import loading
 
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
         if value < 1:
             raise UserError(f"--{name}={value}: expected at least 1")
     paths, empty = image_files(argv[1:])
-    weights = transfer_weights.load(checkpoint, given.ema)
+    weights = loading.load(checkpoint, given.ema)
     num_classes = weights.model().num_classes
     if num_classes == 0:
         raise UserError(

@@ -29,7 +29,6 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.runtime import cpu
     from mixer.training import setup, sharding
     from mixer.transfer import init_from
-    from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -246,7 +245,7 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     if not config.init_from or config.model.tokens_mlp_dim is not None:
         return config
     try:
-        weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
+        weights = init_from.loaded(config)
     except UserError as error:
         instead = "their token mixing's width is needed: without these weights, give --config.model.tokens_mlp_dim=N"
         raise UserError(f"{error} ({instead})") from None

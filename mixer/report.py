@@ -33,7 +33,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer.evaluation import scoring
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import losses
-    from mixer.transfer import weights as transfer_weights
+    from mixer.transfer import loading
 
 if TYPE_CHECKING:
     import ml_collections
@@ -92,7 +92,7 @@ def _of_weights(
       UserError: it is not possible because of `ema` or `data_dir`, which somebody asked for.
     """
     try:
-        weights = transfer_weights.load(str(run.workdir), ema)
+        weights = loading.load(str(run.workdir), ema)
         model = weights.model()
     except UserError as error:
         if ema:

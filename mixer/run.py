@@ -64,7 +64,8 @@ class Run:
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
-    check_lock: Callable[[], None], *, continues: bool, allow_config_change: bool, allow_data_change: bool,
+    check_lock: Callable[[], None], weights: Weights | None, *, continues: bool, allow_config_change: bool,
+    allow_data_change: bool,
 ) -> Run:  # fmt: skip
     """Opens the data, builds the step and the evaluators, and compares all with the earlier starts of the run."""
     mesh = devices.make_mesh()
@@ -104,6 +105,7 @@ def prepare(
         batch_size=config.batch_size, begun=begun._asdict(), steps=dataclasses.asdict(steps), data=data,
         config_changes=config_changes, data_changes=data_changes,
         class_names=source.class_names if names not in (None, list(source.class_names)) else None,
+        weights=init_from.noted(weights) if weights else None,
     )  # fmt: skip
     return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
 
@@ -112,6 +114,13 @@ def best_metric(run: Run) -> str:
     """Returns the metric by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
     metric = "mean_average_precision" if run.source.multi_label else "accuracy"
     return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
+
+
+def say_best(run: Run, best: epath.Path | None, step: int) -> None:
+    """Reports the most accurate checkpoint of a run that has ended, if it is not the last; its metric ranks it."""
+    if best is not None and best.name != str(step):
+        ema = ", with --ema" if run.config.ema_decay else ""
+        run.console.keep(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path{ema}")
 
 
 def owed(run: Run, step: int) -> list[evaluators.Scheduled]:
@@ -146,7 +155,8 @@ def evaluate(run: Run, due: Sequence[evaluators.Scheduled], state: TrainState, s
         due, state, lambda batches: run.stop.unless_asked(run.console.counted(f"step {step}  evaluating", batches))
     )
     for one in due:
-        health.check_images(metrics, f"{one.name}/bad_images/", one.evaluate.num_examples, run.config)
+        images = one.evaluate.num_examples
+        health.check_images(metrics, f"{one.name}/bad_images/", images, images, run.config)
         if metrics.get(f"{one.name}/labelled") == 0:
             run.console.keep(f"no accuracy of {one.name}: its images have no labels")
     shown = (
@@ -181,7 +191,11 @@ def first_state(run: Run, weights: Weights | None) -> TrainState:
     resized = ""
     if weights.resized_from is not None:
         resized = f", whose weights are brought from {weights.resized_from} to {run.config.input.image_size} pixels"
-    run.console.keep(f"starting from {run.config.init_from}{resized}; {head.said}")
+    average = ""
+    if weights.config is not None and weights.config.ema_decay:
+        average = " (their average)" if run.config.init_ema else " (not their average: config.init_ema is not set)"
+    pixels = init_from.other_pixels(weights, run.config)
+    run.console.keep(f"starting from {run.config.init_from}{average}{resized}; {head.said}{pixels}")
     model = f"{models.name_of(run.built.model)} for images of {run.config.input.image_size} pixels"
     return init_from.with_weights(state, weights, run.source.class_names, run.built.shardings, model=model)
 

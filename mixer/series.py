@@ -20,6 +20,7 @@ from mixer.training.metrics import read_metrics
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     from mixer.config import run_folder
     from mixer.runtime import preemption
+    from mixer.training import facts, history
     from mixer.transfer import init_from
 
 DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
@@ -71,6 +72,7 @@ class Series:
         """
         self._runs, self._stop = number, stop or preemption.Stop()
         self._number, self._seconds, self._steps = 0, 0.0, 0  # number of the current run; time and steps spent so far
+        self._began: dict[str, Run] = {}  # a run for each digest of weights from which runs began
 
     def finished(self, run: Run) -> dict[str, float]:
         """Returns the result of the next run, after training it if it is not done; {} if it diverged.
@@ -82,6 +84,7 @@ class Series:
         self._number += 1
         prefix = f"[{self._number}/{self._runs}] {run.title}  "
         result = run.result()
+        self._check_weights(run, done=result is not None)
         if result is not None:
             said = f"done before, accuracy {result['val/accuracy']:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
@@ -102,3 +105,24 @@ class Series:
         self._seconds += time.monotonic() - before
         self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
         return result
+
+    def _check_weights(self, run: Run, *, done: bool) -> None:
+        """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
+
+        Raises:
+          UserError: it did not.
+        """
+        if run.config.init_from is None:
+            return
+        digest = history.first_weights(history.read(run.folder)).get("digest")
+        if digest is None:
+            if done or not self._began:  # of an earlier version; or the first run, which shows what the file holds
+                return
+            digest = facts.digest_of_weights(init_from.loaded(run.config).params)
+        self._began.setdefault(str(digest), run)
+        if len(self._began) > 1:
+            first, other = self._began.values()
+            raise UserError(
+                f"config.init_from={run.config.init_from} holds other weights for {other.folder} than {first.folder} "
+                "began from: give those weights again, or another --workdir"
+            )

@@ -36,7 +36,6 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     from mixer.runtime import agreement, compilation_cache, devices, distributed, lock, preemption
     from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, history, layer_norms, profile
     from mixer.transfer import init_from
-    from mixer.transfer import weights as transfer_weights
 
 if TYPE_CHECKING:
     from mixer.training.checkpoint import Checkpoints
@@ -83,10 +82,11 @@ def train(
             meeting.compare({"command": command, "software": facts.of_software()}, workdir)
             continues = checkpoint_reader.has_checkpoints(workdir)
             if config.init_from and not continues:
-                weights = transfer_weights.load(config.init_from).at_image_size(config.input.image_size, config.resize)
+                weights = init_from.loaded(config)
             config = init_from.with_token_width(config, weights, workdir)
-            run = runs.prepare(config, workdir, console, stop, check_lock, continues=continues, **allowed)
-            found = run.start.data | (facts.of_weights(weights.params) if weights else {})
+            run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
+            begun_from = run.start.weights or {}
+            found = run.start.data | {"the digest of the weights of init_from": str(begun_from.get("digest"))}
             here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
             meeting.compare({"data": found | here}, within=_OPENED_WITHIN)
         _run(run, weights)
@@ -179,7 +179,7 @@ def _loop(
             # First the checks, so that nothing is written of a run that must not go on.
             run.check_lock()
             seen = offset + step * config.batch_size
-            values = health.checked_metrics(seen, metrics, config)
+            values = health.checked_metrics(seen, run.source.num_examples, metrics, config)
             checkpoints.check()
             line: dict[str, float] = {}
             if logs:
@@ -207,8 +207,8 @@ def _loop(
                 checkpoints.save(state, line)
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one
-            if last and (best := checkpoints.most_accurate()) and best.name != str(step):
-                run.console.keep(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path")
+            if last:
+                runs.say_best(run, checkpoints.most_accurate(), step)
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
     finally:

@@ -26,7 +26,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer.analysis import drawings, units
     from mixer.analysis import lens as of_blocks
     from mixer.evaluation import scoring
-    from mixer.transfer import weights as transfer_weights
+    from mixer.transfer import loading
 
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     checkpoint = command_line.checkpoint()
     if not given.output:
         raise UserError("--output is missing: name a folder for the figures, such as --output figures")
-    weights = transfer_weights.load(checkpoint, given.ema)
+    weights = loading.load(checkpoint, given.ema)
     blocks = _blocks(given.blocks, weights.model().num_blocks)
     folder = epath.Path(given.output)
     try:

@@ -97,6 +97,10 @@ def test_every_file_is_used_or_counted(folder, tmp_path):
         "images that could not be used: in training 3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
         "3 too_large; in the last evaluation 1 empty, 1 unknown_format, 1 truncated, 1 undecodable, 1 too_large"
     )
+    named = [line for line in done.stderr.splitlines() if " cannot be used: " in line]
+    assert len(named) == 2 * len(BAD)  # in three epochs
+    assert any(f"{folder}/train/" in line and line.endswith("cannot be used: truncated") for line in named)
+    assert named[-1].endswith("; no more are named")
     pattern = r"(?m)^libjpeg warned of (\d+) decoded images: .*extraneous bytes before marker \((\d+)\)"
     warned = re.search(pattern, done.stderr)
     assert int(warned[1]) >= int(warned[2]) >= 4  # in three steps and an evaluation
@@ -107,7 +111,7 @@ def test_too_many_unusable_images_stop_the_run_in_training_and_in_evaluation(fol
     strict = {
         **SETTINGS,
         "input.max_bad_share": 0.004,
-    }  # the share counts at least a thousand images, so four are allowed
+    }  # of at least a thousand images, so four are allowed
     with pytest.raises(UserError, match=r"^31.25% of 16 images cannot be used \(1 empty, .*more than .*=0.40%: mend"):
         train.train(tiny(str(folder), **strict), tmp_path / "run")
     shutil.copytree(folder, tmp_path / "data")

@@ -21,8 +21,7 @@ from mixer.data import datasets, pipeline, readers
 from mixer.evaluation import scoring
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
-from mixer.transfer import npz
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer import loading, npz
 from tests.trained_run import DATASET, make_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,10 +65,10 @@ def test_a_run_scores_what_its_training_measured(run, ema):
 
 
 def test_a_file_of_the_same_weights_scores_the_same(run, data_dir, tmp_path):
-    of_run = transfer_weights.load(str(run))
+    of_run = loading.load(str(run))
     with (tmp_path / "weights.npz").open("wb") as file:
         npz.save_params(file, of_run.params)
-    of_file = transfer_weights.load(str(tmp_path / "weights.npz"))
+    of_file = loading.load(str(tmp_path / "weights.npz"))
     task = dataclasses.replace(tasks.IMAGENET, dataset=DATASET, test="validation")
     scores = []
     for weights in (of_run, of_file):
@@ -82,7 +81,7 @@ def test_a_file_of_the_same_weights_scores_the_same(run, data_dir, tmp_path):
 
 
 def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_path):
-    weights = transfer_weights.load(str(run))
+    weights = loading.load(str(run))
     config, split = scoring.input_config(weights, None)
     renamed = dataclasses.replace(weights, class_names=["0", "1", "dog", "3"])
     with pytest.raises(
@@ -96,7 +95,7 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
 
 
 def test_a_permutation_is_of_one_image_size(run):
-    weights = transfer_weights.load(str(run))
+    weights = loading.load(str(run))
     permuted = ml_collections.ConfigDict(weights.config.to_dict())
     permuted.input.permutation = "pixels"
     weights = dataclasses.replace(weights, config=ml_collections.FrozenConfigDict(permuted))
@@ -188,7 +187,7 @@ def parts_of(images, size):
 @pytest.mark.slow  # tests/transfer/test_resolution.py tests the formula
 def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, data_dir, tmp_path):
     """Its head kept, the first logits are the head's of the mean over the four parts' pre-logits."""
-    weights = transfer_weights.load(str(run))
+    weights = loading.load(str(run))
     small, head = weights.model().clone(num_classes=0), weights.params["head"]
     config = recipe.base().input
     config.update({"dataset": DATASET, "data_dir": str(data_dir), "image_size": 32, "eval_resize": 32})
@@ -210,7 +209,7 @@ def test_a_run_at_twice_the_size_starts_where_appendix_c_says_and_improves(run, 
     tuned = make_run(tmp_path / "tuned", data_dir, **larger)
     assert read_metrics(tuned)[-1]["val/loss"] < 0.9 * start["val/loss"]
     # What was block-diagonal may fill: the blocks are a start, not a constraint.
-    kernel = transfer_weights.load(str(tuned)).params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
+    kernel = loading.load(str(tuned)).params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
     assert kernel.shape == (64, 32)
     assert np.count_nonzero(kernel) > 0.9 * kernel.size
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), weights.params))

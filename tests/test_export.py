@@ -22,7 +22,8 @@ from mixer import models
 from mixer.runtime.errors import UserError
 from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
@@ -311,6 +312,8 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     assert str(tmp_path) not in card + (out / "config.json").read_text()
     assert same(load(str(out)).params, params)  # and this project reads the folder
     exported(out, checkpoint=folder, to="timm")  # it may be written again
+    exported(tmp_path / "mixer_s32_64.my_pets", checkpoint=folder, to="timm")  # as timm names its own
+    assert same(load(str(tmp_path / "mixer_s32_64.my_pets")).params, params)
 
 
 def test_a_folder_of_someone_else_and_a_model_without_a_name_are_refused(tmp_path):

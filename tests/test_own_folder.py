@@ -95,9 +95,14 @@ def test_the_runs_own_folder_in_another_place_is_not_scored_on_what_it_was_train
     assert (found["split"], found["count"]) == ("validation", 3)
     whole, _ = score(home, "--data_dir=~/moved", "--split=all")
     assert whole["count"] == 36
-    next((home / "moved").glob("*/*.png")).unlink()  # now it is another folder
-    other, _ = score(home, "--data_dir=~/moved")
-    assert other["split"] == "all"
+    next((home / "moved").glob("*/*.png")).unlink()  # most of its images are still the run's
+    less, _ = score(home, "--data_dir=~/moved")
+    assert (less["split"], less["count"]) == ("validation", 3)
+    for path in (home / "moved").glob("*/*.png"):  # other images under the same names
+        path.write_bytes(path.read_bytes() + b"\0")
+    other, said = score(home, "--data_dir=~/moved")
+    assert (other["split"], other["count"]) == ("all", 35)
+    assert f"all images of {home}/moved are evaluated; if the model was trained on this folder, --split=valid" in said
 
 
 def test_few_shot_accuracy_of_another_folder_is_not_measured_on_what_it_learns_from(home):

@@ -20,7 +20,7 @@ from tiny_run import environment
 from mixer import export, predict
 from mixer.data.pixels import image_status
 from mixer.runtime.errors import UserError
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer import loading
 from mixer.transfer.weights import Weights
 from tests.bucket.faults import Fault
 
@@ -214,7 +214,7 @@ def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
 @pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
 def test_an_export_names_the_classes(tmp_path, softmax_run, to, suffix):
     file = epath.Path(tmp_path) / f"m{suffix}"
-    export.export(transfer_weights.load(str(softmax_run)), to, file, ema=False, command="")
+    export.export(loading.load(str(softmax_run)), to, file, ema=False, command="")
     picture = write_image(tmp_path / "a.png", 18, 19, seed=0)
     done = run("--checkpoint", file, picture, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -283,7 +283,7 @@ def test_impossible_paths_are_skipped_and_other_images_classified(softmax_run, t
     (tmp_path / ".git").mkdir()
     found, empty = predict.image_files(given)
     assert found == [given[0], given[1], picture]
-    (answers,) = predict.predict(transfer_weights.load(str(softmax_run)), found, top=1, batch_size=8)
+    (answers,) = predict.predict(loading.load(str(softmax_run)), found, top=1, batch_size=8)
     assert [answer.error for answer in (*answers, *empty)] == ["unreadable", "missing", "", "holds no images"]
 
 
@@ -294,7 +294,7 @@ def test_images_in_a_bucket_are_found_and_classified(softmax_run, tmp_path, buck
     place = bucket_here.path("photos")
     found, empty = predict.image_files([place, bucket_here.path("none.png")])
     assert (found, empty) == ([f"{place}/a.png", f"{place}/b/c.png", bucket_here.path("none.png")], [])
-    weights = transfer_weights.load(str(softmax_run))
+    weights = loading.load(str(softmax_run))
     (answers,) = predict.predict(weights, [*found, str(tmp_path / "one.png")], top=1, batch_size=8)
     assert [answer.error for answer in answers] == ["", "", "missing", ""]
     assert answers[0].top == answers[1].top == answers[3].top
@@ -308,7 +308,7 @@ def test_a_bucket_that_refuses_makes_an_image_unreadable(bucket_here):
 
 
 def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, params, tmp_path, capsys):
-    weights = transfer_weights.load(str(softmax_run))
+    weights = loading.load(str(softmax_run))
     file = tmp_path / "names.txt"
     file.write_text("n02123045\ntwo\nthree\nfour\nfive\n")
     assert predict.names_for(weights, None) == SHOWN
@@ -331,7 +331,7 @@ def test_names_come_from_the_file_the_run_or_the_number_of_classes(softmax_run, 
 
 def test_images_are_cropped_as_in_the_runs_evaluation(tmp_path, params):
     settings = {"input.eval_crop": "resize_square", "input.eval_resize": 18, "input.max_pixels": 5000}
-    config = transfer_weights.load(str(write_run(tmp_path / "run", params, None, **settings))).images()
+    config = loading.load(str(write_run(tmp_path / "run", params, None, **settings))).images()
     assert (config.image_size, config.eval_crop, config.eval_resize, config.max_pixels) == (
         16, "resize_square", 18, 5000,
     )  # fmt: skip
@@ -340,7 +340,7 @@ def test_images_are_cropped_as_in_the_runs_evaluation(tmp_path, params):
 
 
 def test_photographs_are_classified_batch_by_batch(softmax_run, shared_data):
-    weights = transfer_weights.load(str(softmax_run))
+    weights = loading.load(str(softmax_run))
     weights = Weights(weights.params, "weights.npz")  # without a config, so that max_pixels is the default
     paths, _ = predict.image_files([str(shared_data / "imagenet_samples")])
     assert len(paths) == 200

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mixer.data import datasets, readers
 from mixer.training.metrics import read_metrics
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer import loading
 from tests import float64, forks
 from tests.trained_run import make_run
 
@@ -109,7 +109,7 @@ def test_the_page_computes_what_numpy_computes(page, file, runs):
     pictures = held(file)["samples"]["pictures"]
     assert len(pictures) == PICTURES
     pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in pictures]
-    weights = transfer_weights.load(str(runs[0]))
+    weights = loading.load(str(runs[0]))
     exact, _ = float64.mixer(rounded_to_float16(weights.params), np.stack(pixels) / 127.5 - 1, 4, 2)
     found = [page.evaluate(f"view.logitsOf({number})") for number in range(PICTURES)]
     np.testing.assert_allclose(found, exact, atol=2e-5)
@@ -118,7 +118,7 @@ def test_the_page_computes_what_numpy_computes(page, file, runs):
 
 
 def test_the_pictures_are_those_of_the_evaluation(file, data_dir, runs):
-    config = transfer_weights.load(str(runs[0])).config.input
+    config = loading.load(str(runs[0])).config.input
     source = readers.open_source(config, "validation", data_dir)
     known = {np.asarray(Image.open(io.BytesIO(example.image))).tobytes(): example.labels
              for example in source.fetch(np.arange(source.num_examples))}  # fmt: skip

@@ -8,14 +8,16 @@ import pytest
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
+from random_models import make_params
 from tiny_sweep import TINY, write_cifar10
 
-from mixer import series, sweep_runs
+from mixer import models, series, sweep_runs
 from mixer.config import checks, command_line, paper, recipe, run_folder, tasks
 from mixer.runtime import preemption
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.sweep_runs import choose
-from mixer.transfer import sweep_results
+from mixer.training import history
+from mixer.transfer import init_from, npz, sweep_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -160,6 +162,33 @@ def test_a_longer_grid_whose_winner_is_another_runs_only_what_is_new(data_dir, t
     ran.clear()
     ((_, found),) = make_sweep(data_dir, tmp_path).outcomes()
     assert (found.chosen, found.seeds, ran) == (0.03, [0.03], [])
+
+
+def test_runs_from_other_weights_under_the_same_name_are_not_mixed(data_dir, tmp_path, monkeypatch):
+    weights = tmp_path / "start.npz"
+
+    def start_from(seed):
+        model = models.create("S/16", 0, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
+        with weights.open("wb") as file:
+            npz.save_params(file, make_params(model, 32, seed=seed))
+
+    def fake_train(config, workdir, console, stop):
+        noted = init_from.noted(init_from.loaded(config))
+        result = keep(config, workdir, config.optimizer.learning_rate)
+        history.add(workdir, history.Start(0, "", "", {}, {}, 8, {}, {}, {}, weights=noted))
+        return result
+
+    monkeypatch.setattr(series, "train", fake_train)
+    start_from(seed=0)
+    options = {"init_from": str(weights), "model.tokens_mlp_dim": 4}
+    ((_, found),) = make_sweep(data_dir, tmp_path / "sweep", **options).outcomes()
+    assert found.seeds == [0.03]
+    ((_, found),) = make_sweep(data_dir, tmp_path / "sweep", seeds=2, **options).outcomes()
+    assert found.seeds == [0.03, 0.03]
+    start_from(seed=1)
+    ((_, found),) = make_sweep(data_dir, tmp_path / "sweep", seeds=2, **options).outcomes()  # nothing is left to train
+    with pytest.raises(UserError, match=r"holds other weights for .*lr_0.03_seed_2 than .*lr_0.01 began from: give"):
+        list(make_sweep(data_dir, tmp_path / "sweep", seeds=3, **options).outcomes())
 
 
 def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch):

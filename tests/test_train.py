@@ -319,7 +319,8 @@ def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_pa
     out = capsys.readouterr().out
     assert f"the best 1 kept, by {'val_ema' if ema_decay else 'val'}/accuracy" in out
     best = tmp_path / "checkpoints" / str(kept[0])
-    assert out.endswith(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path\n")
+    ema = ", with --ema" if ema_decay else ""
+    assert out.endswith(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path{ema}\n")
 
 
 # --------------------------------------------------------------------------------------------- what users meet first

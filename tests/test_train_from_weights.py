@@ -11,6 +11,7 @@ from tiny_run import WIDTHS, data_dir, tiny  # noqa: F401
 
 from mixer import export, models, train
 from mixer.data import readers
+from mixer.training import facts, history
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer.weights import Weights
 
@@ -21,6 +22,27 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     config = tiny(data_dir, init_from=str(tmp_path / "first"), **{"optimizer.learning_rate": 0.0, "total_steps": 1})
     train.train(config, tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_run_starts_from_the_parameters_or_their_average_and_notes_which(data_dir, tmp_path, capsys, average):
+    train.train(tiny(data_dir, ema_decay=0.5), tmp_path / "first")
+    settings = {"init_from": str(tmp_path / "first"), "init_ema": average, "optimizer.learning_rate": 0.0}
+    capsys.readouterr()
+    train.train(tiny(data_dir, total_steps=1, **settings), tmp_path / "second")
+    said = "(their average)" if average else "(not their average: config.init_ema is not set)"
+    assert f"starting from {tmp_path}/first {said}; the head is kept" in capsys.readouterr().out
+    step, expected = load_params(tmp_path / "first", ema=average)
+    jax.tree.map(np.testing.assert_array_equal, expected, load_params(tmp_path / "second")[1])
+    noted = {"source": str(tmp_path / "first"), "step": step, "digest": facts.digest_of_weights(expected)}
+    (start,) = history.read(tmp_path / "second")
+    assert start.weights == history.first_weights([start]) == noted
+
+
+def test_weights_that_saw_other_pixels_are_told(data_dir, tmp_path, capsys):
+    train.train(tiny(data_dir, total_steps=1, **{"input.permutation": "pixels"}), tmp_path / "first")
+    train.train(tiny(data_dir, total_steps=1, init_from=str(tmp_path / "first")), tmp_path / "second")
+    assert "; their input.permutation was pixels, here it is none\n" in capsys.readouterr().out
 
 
 def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path, capsys):
@@ -45,7 +67,7 @@ def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, 
     classes = readers.open_source(tiny(data_dir).input, "train", tmp_path / "cache").class_names
     exports = {"same": list(classes), "others": ["ant", *classes[1:]], "unnamed": None}
     said = {
-        "same": "the head is kept: the same 4 classes",
+        "same": "the head is kept: 4 classes there and here, which are only numbered",
         "others": f"a new head: the classes differ (class 0 is 'ant' there, {classes[0]!r} here)",
         "unnamed": "the head is kept: the weights do not name their 4 classes, which are as many as here",
     }

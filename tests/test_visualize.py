@@ -14,8 +14,7 @@ from mixer import visualize
 from mixer.data import datasets
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
-from mixer.transfer import npz
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer import loading, npz
 from tests import forks
 from tests.trained_run import DATASET, make_run
 
@@ -58,7 +57,7 @@ def test_a_run_is_drawn_block_by_block(run, tmp_path):
 
 def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
     with (tmp_path / "m.npz").open("wb") as file:
-        npz.save_params(file, transfer_weights.load(str(run)).params)
+        npz.save_params(file, loading.load(str(run)).params)
     done = command(f"--checkpoint={tmp_path / 'm.npz'}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "no accuracy after each block" in done.stderr

@@ -81,6 +81,9 @@ SETTINGS: dict[str, Setting] = {
         None, "weights to start from: a run's folder, .npz, .safetensors or a name such as B/16-i21k. The head is new "
         "if the classes are others", "train.py", kind=str,
     ),
+    "init_ema": Setting(
+        False, "start from the averaged parameters of a run", "train.py", needs=(Needs("init_from"),),
+    ),
     "resize": Setting(
         "extend", "how token mixing reaches another image size: extend goes to a multiple of the old one (Appendix C), "
         "interpolate to any", "train.py", choices=Registry("mixer.transfer.resolution:METHODS"),
@@ -310,7 +313,7 @@ SETTINGS: dict[str, Setting] = {
         needs=(Needs("input.permutation", ("patches", "pixels")),),
     ),
     "input.max_bad_share": Setting(
-        0.01, "share of unusable images above which the run stops; counted over at least 1,000 images",
+        0.01, "share of unusable images above which the run stops; each counts once, in at least 1,000 images",
         "training/health.py", low=0, high=1,
     ),
     # ------------------------------------------------------------------------------- evaluators besides the first split

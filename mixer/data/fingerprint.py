@@ -36,9 +36,26 @@ def of_files(root: str, paths: Sequence[str], names: bytes | None = None) -> dic
         names = b"\n".join(os.fsencode(path[len(root) :]) for path in paths)
     found = {"file names": digest([names])}
     if not bucket.is_remote(root):
-        spread = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _SIZED)).astype(np.int64))
-        found["file sizes"] = digest(b"%d" % _size(paths[number]) for number in spread.tolist())
+        found["file sizes"] = digest(b"%d" % _size(path) for path in _spread(paths))
     return found
+
+
+def share_in(root: str, paths: Sequence[str], other: str) -> float:
+    """Returns the share of files that another folder has too, under the same names and with the same sizes.
+
+    Args:
+      root: the folder in which the files lie.
+      paths: of the files. Of many, 10,000 are looked for.
+      other: the other folder; both are local.
+    """
+    sizes = [(_size(path), _size(other.rstrip("/") + path[len(root) :])) for path in _spread(paths)]
+    return sum(ours == theirs != -1 for ours, theirs in sizes) / max(len(sizes), 1)
+
+
+def _spread(paths: Sequence[str]) -> list[str]:
+    """Returns the paths, or 10,000 that are spread evenly over them."""
+    numbers = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _SIZED)).astype(np.int64))
+    return [paths[number] for number in numbers.tolist()]
 
 
 def _size(path: str) -> int:

@@ -16,6 +16,7 @@ import PIL.Image
 from etils import epy
 from jaxtyping import UInt8
 
+from mixer.data import unusable
 from mixer.data.pixels import crops, image_status, images, permutation
 from mixer.data.sources import Source
 from mixer.runtime import machine
@@ -69,9 +70,11 @@ def _batch(
     }
     examples = source.fetch(numbers)
     made = pool.map(eval_image, (example.image for example in examples), itertools.repeat(config))
-    for slot, (example, (pixels, status)) in enumerate(zip(examples, made, strict=True)):
+    for slot, (number, example, (pixels, status)) in enumerate(zip(numbers, examples, made, strict=True)):
         batch["image"][slot], batch["status"][slot] = pixels, status
-        if status == image_status.OK:
+        if status != image_status.OK:
+            unusable.tell(source, int(number), status)
+        else:
             batch["labels"][slot, : len(example.labels)] = example.labels
             batch["weight"][slot] = 1
     return batch

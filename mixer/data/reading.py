@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from mixer.data import order
+from mixer.data import order, unusable
 from mixer.data.pixels import augment, augmentations, image_status, images
 from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
@@ -76,7 +76,9 @@ def _examined(
             image = images.unusable(image_status.UNDECODABLE)
         image = cut(image, draws[slot], config)
         found[slot] = image
-        if image.status == image_status.OK:
+        if image.status != image_status.OK:
+            unusable.tell(source, int(numbers[slot]), image.status)
+        else:
             labels[slot, : len(example.labels)] = example.labels
     data, encoding, height, width, status = zip(*found, strict=True)
     size = np.stack([height, width], axis=1).astype(np.int32)

@@ -29,6 +29,7 @@ class Source:
       fingerprint: digests of what the split consists of, by what they are of. The same data have the same wherever they
         lie; what a place does not tell is left out (see `fingerprint.py`).
       name: the dataset and the split, for messages.
+      place: says where an example lies, for messages, from its record number; None if that is of no use to anybody.
       report: lines that say what was found and what was left out; none if nothing had to be looked for.
     """
 
@@ -41,4 +42,5 @@ class Source:
     shuffle_block: int = 1
     fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
+    place: Callable[[int], str] | None = None
     report: Sequence[str] = ()

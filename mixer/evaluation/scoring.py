@@ -121,8 +121,6 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     if task is not None:
         if task.dataset != config.dataset:
             config.data_dir = None
-            if weights.config is not None:  # that of a file is for any data
-                config.eval_resize = None
         config.dataset, config.label_key, config.max_labels = task.dataset, task.label_key, task.max_labels
         config.eval_split = task.test
     if weights.image_size != config.image_size:
@@ -143,18 +141,29 @@ def default_split(weights: Weights, config: ml_collections.ConfigDict, split: st
       weights: of a run or of another origin.
       config: as `config.input`.
       split: that of the run or of the task. Of a folder that is not the run's and has no folders for splits, all images
-        are evaluated instead, since the model was not trained on any.
+        are evaluated instead, and a line on standard error says so: the model was not trained on them, it seems.
       own_data: the run's data_dir.
     """
     if config.dataset != "folder" or _same_folder(config.data_dir, own_data):
         return split
-    if folder.has_splits(config, download.cache_folder()) or _was_trained_on(weights, config):
+    if folder.has_splits(config, download.cache_folder()) or _was_trained_on(weights, config, own_data):
         return split
+    if jax.process_index() == 0:
+        print(
+            f"all images of {config.data_dir} are evaluated; if the model was trained on this folder, --split="
+            "validation has those that it has not seen",
+            file=sys.stderr,
+        )
     return "all"
 
 
-def _was_trained_on(weights: Weights, config: ml_collections.ConfigDict) -> bool:
-    """Returns whether a folder is the one that the weights' run was trained on, moved or copied to another place."""
+def _was_trained_on(weights: Weights, config: ml_collections.ConfigDict, own_data: str | None) -> bool:
+    """Returns whether a folder is the one that the weights' run was trained on, moved or copied to another place.
+
+    Where that folder is still there, most images in common are enough: somebody added or removed some.
+    """
+    if own_data and weights.workdir and folder.share_in(config, own_data, download.cache_folder()) > 1 / 2:
+        return True
     starts = history.read(weights.workdir) if weights.workdir else []
     if not starts:
         return False

@@ -19,7 +19,7 @@ def has_checkpoints(workdir: epath.PathLike) -> bool:
     Raises:
       UserError: the folder cannot be read.
     """
-    return bool(_steps(workdir))
+    return bool(steps_of(workdir))
 
 
 def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = None) -> tuple[int, Any]:
@@ -57,7 +57,7 @@ def load_state(workdir: epath.PathLike) -> tuple[int, dict[str, Any]]:
 def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) -> tuple[int, dict[str, Any]]:
     """Reads some fields of a state, or all: those of one step, or of the newest whole checkpoint."""
     folder = integrity.folder_of(workdir)
-    if stored := _steps(workdir):
+    if stored := steps_of(workdir):
         options = ocp.CheckpointManagerOptions(create=False, read_only=True)
         with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
             steps = stored[::-1] if step is None else [step]
@@ -89,7 +89,7 @@ def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | N
     return restored
 
 
-def _steps(workdir: epath.PathLike) -> list[int]:
+def steps_of(workdir: epath.PathLike) -> list[int]:
     """Returns the steps of a run's checkpoints, ascending. Raises UserError if the folder cannot be read."""
     try:
         return integrity.steps_of(integrity.folder_of(workdir))

@@ -128,10 +128,10 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
-def of_weights(params: Any) -> dict[str, str]:
+def digest_of_weights(params: Any) -> str:
     """Returns a digest of parameters on the host."""
     sums = [
         f"{jax.tree_util.keystr(path)} {zlib.crc32(np.ascontiguousarray(leaf).tobytes())}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
-    return {"the digest of the weights of init_from": _digest("\n".join(sums).encode())}
+    return _digest("\n".join(sums).encode())

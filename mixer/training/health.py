@@ -10,14 +10,17 @@ from mixer.runtime.errors import DivergedError, UserError
 from mixer.training import line_metrics, mixing
 from mixer.training.step import Metrics
 
-_FEWEST_SEEN = 1000  # images; among fewer, a single unusable image would be a large share
+_FEWEST = 1000  # images; among fewer, a single unusable image would be a large share
 
 
-def checked_metrics(seen: int, metrics: Metrics, config: ml_collections.ConfigDict) -> dict[str, float]:
+def checked_metrics(
+    seen: int, num_examples: int, metrics: Metrics, config: ml_collections.ConfigDict
+) -> dict[str, float]:
     """Reads the metrics of a step from the devices, and checks that the run may go on.
 
     Args:
       seen: images that the run has taken in.
+      num_examples: of an epoch.
       metrics: of its last step.
       config: of the run.
 
@@ -42,24 +45,28 @@ def checked_metrics(seen: int, metrics: Metrics, config: ml_collections.ConfigDi
         counts["nonfinite_steps"] = skipped
     del values["step"]
     means = line_metrics.means(values.pop("line_sums"), mixed=mixing.is_on(config))
-    check_images(counts, "bad_images/", seen, config)
+    check_images(counts, "bad_images/", seen, num_examples, config)
     return {name: float(value) for name, value in values.items()} | means | counts
 
 
-def check_images(metrics: Mapping[str, float], prefix: str, seen: int, config: ml_collections.ConfigDict) -> None:
-    """Checks the share of images that cannot be used.
+def check_images(
+    metrics: Mapping[str, float], prefix: str, seen: int, num_examples: int, config: ml_collections.ConfigDict
+) -> None:
+    """Checks the share of images that cannot be used. Each counts once, however often it was seen.
 
     Args:
       metrics: the counts of unusable images have names that begin with `prefix`.
       prefix: followed by the kind of damage.
-      seen: number of images.
+      seen: number of images, each as often as it was seen.
+      num_examples: of an epoch.
       config: of the run.
 
     Raises:
       UserError: it is larger than config.input.max_bad_share.
     """
     bad = {name.removeprefix(prefix): count for name, count in metrics.items() if name.startswith(prefix)}
-    if sum(bad.values()) > config.input.max_bad_share * max(seen, _FEWEST_SEEN):
+    epochs = max(seen / num_examples, 1.0)
+    if sum(bad.values()) / epochs > config.input.max_bad_share * max(min(seen, num_examples), _FEWEST):
         kinds = ", ".join(f"{count} {status}" for status, count in bad.items())
         raise UserError(
             f"{sum(bad.values()) / seen:.2%} of {seen:,} images cannot be used ({kinds}), more than "

@@ -46,6 +46,8 @@ class Start:
       config_changes: differences to the config before, such as "seed: 0 before, 1 now".
       data_changes: differences of the data, in the same form.
       class_names: the names of the classes, if others than before were allowed.
+      weights: the `source`, `step` and `digest` of the weights from which the run started; None if it continued, or
+        started from random ones.
     """
 
     step: int
@@ -60,6 +62,7 @@ class Start:
     config_changes: Sequence[str] = ()
     data_changes: Sequence[str] = ()
     class_names: Sequence[str] | None = None
+    weights: dict[str, str | int | None] | None = None
 
 
 class Begun(NamedTuple):
@@ -126,6 +129,15 @@ def class_names(workdir: epath.PathLike, step: int | None = None) -> list[str] |
         if start.class_names is not None and (step is None or start.step < step):
             names = list(start.class_names)
     return names
+
+
+def first_weights(starts: Sequence[Start]) -> dict[str, str | int | None]:
+    """Returns the `Start.weights` from which a run began; none if they are unknown or random.
+
+    Args:
+      starts: of the run. One at step 0 begins it anew.
+    """
+    return next((start.weights for start in reversed(starts) if start.step == 0 and start.weights), {})
 
 
 def begun(workdir: epath.PathLike, starts: Sequence[Start], otherwise: Begun) -> Begun:

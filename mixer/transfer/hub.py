@@ -3,15 +3,19 @@
 timm loads such a folder by `timm.create_model("local-dir:FOLDER", pretrained=True)`, and from the Hub by `hf-hub:`.
 """
 
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
+import numpy as np
 from etils import epath
 
-from mixer.runtime import bucket
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer import timm
 from mixer.transfer.format import Exported, code_block
+from mixer.transfer.weights import Weights
 
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
 
@@ -52,6 +56,44 @@ def weights_file(folder: epath.Path, source: str) -> str | None:
             "model in the safetensors format"
         )
     return None
+
+
+def completed(weights: Weights, folder: epath.Path) -> Weights:
+    """Returns a folder's weights with what its `config.json` says: the names of the classes, and the normalisation.
+
+    timm's models are given (x - mean) / std of pixels x in 0..1, ours 2x - 1. The stem takes in the difference.
+
+    Raises:
+      UserError: the normalisation is none.
+    """
+    told = _config(folder)
+    names, cfg = told.get("label_names"), told.get("pretrained_cfg")
+    if weights.class_names is None and _are_names(names, weights.model().num_classes):
+        weights = dataclasses.replace(weights, class_names=names)
+    if weights.carried is not None or not isinstance(cfg, dict):  # what this project wrote takes 2x - 1
+        return weights
+    mean, std = (np.array(cfg.get(name, [0.5] * 3), np.float64) for name in ("mean", "std"))
+    if mean.shape != (3,) or std.shape != (3,) or not np.isfinite(mean).all() or not (std > 0).all():
+        raise UserError(f"{folder / CONFIG_FILE}: pretrained_cfg has no mean and std of three channels")
+    stem, kernel = weights.params["stem"], np.float64(weights.params["stem"]["kernel"])
+    taken_in = {
+        "kernel": np.float32(kernel / (2 * std[:, None])),
+        "bias": np.float32(stem["bias"] + (kernel * ((0.5 - mean) / std)[:, None]).sum(axis=(0, 1, 2))),
+    }
+    return dataclasses.replace(weights, params={**weights.params, "stem": taken_in})
+
+
+def _are_names(found: Any, number: int) -> bool:
+    return isinstance(found, list) and len(found) == number and all(isinstance(name, str) for name in found)
+
+
+def _config(folder: epath.Path) -> dict[str, Any]:
+    """Returns what `config.json` says; nothing if it is not there or is no object."""
+    try:
+        told = json.loads(files.read_bytes(folder / CONFIG_FILE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def timm_config(exported: Exported) -> str:

@@ -10,7 +10,9 @@ from etils import epath
 
 from mixer.config import checks, run_folder
 from mixer.runtime.errors import UserError
+from mixer.training import facts
 from mixer.training.step import TrainState
+from mixer.transfer.loading import load
 from mixer.transfer.mismatch import mismatches
 from mixer.transfer.weights import Weights
 
@@ -34,6 +36,21 @@ def with_token_width(
     before = weights.model() if weights else run_folder.load_config(workdir).model
     config.model.tokens_mlp_dim = before.tokens_mlp_dim
     return config.lock()
+
+
+def loaded(config: ml_collections.ConfigDict) -> Weights:
+    """Returns the weights that a config names, at its image size.
+
+    Raises:
+      UserError: they cannot be read, or cannot be brought to this size.
+    """
+    weights = load(config.init_from, config.init_ema)
+    return weights.at_image_size(config.input.image_size, config.resize)
+
+
+def noted(weights: Weights) -> dict[str, str | int | None]:
+    """Returns what a run's history says of the weights from which it starts."""
+    return {"source": weights.source, "step": weights.step, "digest": facts.digest_of_weights(weights.params)}
 
 
 class Head(NamedTuple):
@@ -65,12 +82,25 @@ def head_of(weights: Weights, class_names: Sequence[str]) -> Head:
         return Head(
             True, f"the head is kept: the weights do not name their {count:,} classes, which are as many as here"
         )
+    if theirs == ours and all(name.isdigit() for name in ours):  # TFDS calls classes without names so
+        return Head(True, f"the head is kept: {count:,} classes there and here, which are only numbered")
     if theirs == ours:
         return Head(True, f"the head is kept: the same {count:,} classes")
     if sorted(theirs) == sorted(ours):
         return Head(False, "a new head: the classes are in another order")
     number, there, here = next((n, a, b) for n, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     return Head(False, f"a new head: the classes differ (class {number} is {there!r} there, {here!r} here)")
+
+
+# Settings on which the meaning of a pixel depends. Fine-tuning may have any crop, size or loss.
+_PIXELS = ("input.transparent", "input.exif", "input.permutation", "input.permutation_patch", "input.permutation_seed")
+
+
+def other_pixels(weights: Weights, config: ml_collections.ConfigDict) -> str:
+    """Returns how a run's images differ from those that the weights have seen, in words that follow others; or ""."""
+    here = checks.flat(ml_collections.ConfigDict(config))
+    there = {name: value for name, value in weights.settings.items() if name in _PIXELS and value != here[name]}
+    return "".join(f"; their {name} was {value}, here it is {here[name]}" for name, value in there.items())
 
 
 def with_weights(

@@ -16,11 +16,12 @@ PUBLISHED_DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k", "sam": "ImageNet
 _MOST = 10  # runs that are followed, in case of a circle
 
 
-def lineage(init_from: str | None) -> str:
+def lineage(init_from: str | None, workdir: epath.Path | None = None) -> str:
     """Returns the runs that weights come from, the nearest first, with what each was trained on.
 
     Args:
       init_from: as in a run's config.
+      workdir: of this run, whose history says at which step the weights were.
     """
     told: list[str] = []
     while init_from is not None and len(told) < _MOST:
@@ -30,10 +31,13 @@ def lineage(init_from: str | None) -> str:
         config = config_of(init_from)
         if config is None:
             return "; ".join([*told, f"`{init_from}`, of which nothing is known: it is no run's folder here"])
+        step = history.first_weights(history.read(workdir)).get("step") if workdir else None
+        taken = "a number of steps that is not known" if step is None else f"{step:,} steps"
         told.append(
-            f"`{init_from}`, trained on {config.input.dataset}, split {config.input.train_split}, for "
-            f"{duration(config, 'total')}"
+            f"`{init_from}`, trained on {config.input.dataset}, split {config.input.train_split}, for {taken} "
+            f"(planned: {duration(config, 'total')})"
         )
+        workdir, _ = run_folder.of_checkpoint(epath.Path(init_from))
         init_from = config.init_from
     return "; ".join([*told, "random parameters"])
 

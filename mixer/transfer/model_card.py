@@ -159,7 +159,7 @@ def _training(weights: Weights) -> dict[str, str]:
     return {
         "Data": f"{config.input.dataset}, split {config.input.train_split}",
         "Started from": config.init_from or _beginning(config),
-        **({"Lineage": lineage.lineage(config.init_from)} if config.init_from else {}),
+        **({"Lineage": lineage.lineage(config.init_from, weights.workdir)} if config.init_from else {}),
         **_recipe(config),
         "Steps": f"{weights.step:,} taken; planned: {lineage.duration(config, 'total')}",
     }

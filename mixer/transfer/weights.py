@@ -1,33 +1,24 @@
-"""The weights of a trained model: read from a run's folder or from a file, and checked by their names and shapes."""
+"""The weights of a trained model, checked by their names and shapes. `loading.py` reads them."""
 
-import contextlib
 import dataclasses
 import functools
-import io
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models
-from mixer.config import checks, recipe, run_folder
-from mixer.config.settings import SETTINGS
+from mixer.config import checks, recipe
 from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
-from mixer.runtime import bucket, bucket_check, files
-from mixer.runtime.errors import UserError, first_line
-from mixer.training import history, losses
-from mixer.training.checkpoint_reader import load_params
-from mixer.transfer import hub, published, resolution
-from mixer.transfer.download import downloaded
-from mixer.transfer.format import CARRIED, Exported, Format
-from mixer.transfer.formats import FORMATS
+from mixer.runtime.errors import UserError
+from mixer.training import losses
+from mixer.transfer import published, resolution
+from mixer.transfer.format import CARRIED, Exported
 from mixer.transfer.mismatch import MISSING, mismatches
 
 
@@ -219,101 +210,3 @@ _LENGTHS = {
 def _shapes(model: MlpMixer, image_size: int) -> Any:
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-
-
-def load(source: str, ema: bool = False) -> Weights:
-    """Reads the weights of a model.
-
-    Args:
-      source: a run's folder, for its newest checkpoint; one of its checkpoints/STEP; a file in one of the `formats`
-        that can be read, such as `.npz`, at a local path, gs:// or https://; a folder of the Hugging Face Hub with
-        such a file; or the name of a published checkpoint, such as B/16-i21k.
-      ema: read the averaged parameters of a run.
-
-    Raises:
-      UserError: `source` is none of these, or cannot be read.
-    """
-    if folder := _folder(source):
-        within = hub.weights_file(folder, source)
-        return load(within, ema) if within else _load_run(folder, source, ema)
-    if ema:
-        raise UserError(f"{source} is not the folder of a run: it has no averaged parameters")
-    location = published.PUBLISHED.get(source, source)
-    if not (bucket.is_remote(location) or epath.Path(location).expanduser().exists()):
-        raise UserError(f"{source!r}: no such file or folder; {published.suggestion(source)}")
-    readable = {form.suffix: form for form in FORMATS.values() if form.load is not None}
-    suffix = pathlib.PurePath(location).suffix
-    if suffix not in readable:
-        raise UserError(
-            f"{source}: expected a run's folder or a file that ends in {' or '.join(readable)}, not "
-            f"{suffix or 'this'!r} (files that hold pickles, such as .pth and .bin, are never loaded)"
-        )
-    with _opened(location) as file:
-        return _load_file(file, source, readable[suffix])
-
-
-_WEB = ("https://", "http://")
-
-
-def _folder(source: str) -> epath.Path | None:
-    """Returns the path if it is a folder, else None."""
-    if source.startswith(_WEB):
-        return None
-    bucket_check.check(source)
-    path = epath.Path(source) if bucket.is_remote(source) else epath.Path(source).expanduser()
-    try:
-        return path if files.is_folder(path) else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read ({first_line(error)})") from None
-
-
-def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
-    path, step = run_folder.of_checkpoint(path)
-    step, params = load_params(path, ema, step)
-    return Weights(
-        params=jax.tree.map(np.asarray, params),
-        source=source,
-        config=run_folder.load_config(path),
-        class_names=history.class_names(path, step),
-        step=step,
-        workdir=path,
-    )
-
-
-def _load_file(file: io.BufferedIOBase, source: str, form: Format) -> Weights:
-    assert form.load is not None
-    params = form.load(file, source)
-    carried = form.load_carried(file) if form.load_carried else None
-    names = form.load_class_names(file) if form.load_class_names else None
-    biases = traverse_util.flatten_dict(params, sep="/").get("head/bias")
-    if names is not None and (biases is None or biases.shape != (len(names),)):
-        names = None  # somebody gave the model another head
-    return Weights(params, source, class_names=names, carried=_checked(carried))
-
-
-def _checked(carried: Any) -> dict[str, Any] | None:
-    """Returns the settings that a file carries; None if they are not all that this version knows and allows."""
-    try:
-        for name in CARRIED:
-            SETTINGS[name].check(name, carried[name])
-        settings = {name: carried[name] for name in CARRIED}
-        recipe.base().update_from_flattened_dict(settings)  # raises TypeError for another type
-    except (UserError, KeyError, TypeError):
-        return None
-    return settings
-
-
-@contextlib.contextmanager
-def _opened(location: str) -> Iterator[io.BufferedIOBase]:
-    """Opens a file for reading. A file from the web is downloaded first."""
-    try:
-        if location.startswith(_WEB):
-            file: io.BufferedIOBase = downloaded(location).open("rb")
-        elif bucket.is_remote(location):
-            file = io.BytesIO(files.read_bytes(location))
-        else:
-            file = pathlib.Path(location).expanduser().open("rb")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{location} cannot be read ({first_line(error)})") from None
-    with file:
-        yield file

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from mixer import models
 from mixer.config import tasks
 from mixer.evaluation import scoring
-from mixer.transfer import weights as transfer_weights
+from mixer.transfer.weights import Weights
 
 
 @pytest.mark.parametrize("task_name", ["imagenet_real", "imagenet_v2"])
@@ -41,7 +41,7 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
         split_datasets={split: list(enumerate(examples))}, disable_shuffling=True,
     )  # fmt: skip
 
-    weights = transfer_weights.Weights(params, "random.npz")
+    weights = Weights(params, "random.npz")
     config_input, split = scoring.input_config(weights, tasks.find(task_name)[1])
     config_input.data_dir, config_input.eval_resize = str(tmp_path), 16
     found, _ = scoring.evaluate(weights, config_input, split, loss="softmax_xent", batch_size=8)

@@ -61,7 +61,7 @@ def steps(run, batches, state=None):
     state, lines = run.state() if state is None else state, []
     for number, batch in enumerate(batches):
         state, metrics = run.step(state, jax.device_put(batch, devices.batch_sharding(run.mesh)))
-        lines.append((metrics, health.checked_metrics(number + 1, metrics, run.config)))
+        lines.append((metrics, health.checked_metrics(number + 1, 8, metrics, run.config)))
     return state, lines
 
 

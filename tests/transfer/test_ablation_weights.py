@@ -14,7 +14,8 @@ from mixer.runtime.errors import UserError
 from mixer.transfer import init_from
 from mixer.transfer.format import check_holds
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 PIXELS, PATCH = 16, 4

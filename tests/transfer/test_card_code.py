@@ -17,6 +17,7 @@ from mixer.config import recipe, run_folder
 from mixer.data import plain_images
 from mixer.data.pixels import crops, image_status, images
 from mixer.runtime.errors import UserError
+from mixer.training import history
 from mixer.transfer import hub, lineage, model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
@@ -174,10 +175,13 @@ def run_at(folder, **settings):
 def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
     first = run_at(tmp_path / "fractals", **{"input.dataset": "fractals/64x200x32"})
     second = run_at(tmp_path / "cifar", **{"input.dataset": "cifar10", "init_from": f"{first}/checkpoints/90"})
+    noted = {"source": f"{first}/checkpoints/90", "step": 90, "digest": "0"}
+    history.add(second, history.Start(0, "", "", {}, {}, 8, {}, {}, {}, weights=noted))
     text = card(weights_of(init_from=second))
     said = (
-        f"`{second}`, trained on cifar10, split train, for 8 epochs; `{first}/checkpoints/90`, trained on "
-        "fractals/64x200x32, split train, for 8 epochs; random parameters"
+        f"`{second}`, trained on cifar10, split train, for a number of steps that is not known (planned: 8 epochs); "
+        f"`{first}/checkpoints/90`, trained on fractals/64x200x32, split train, for 90 steps (planned: 8 epochs); "
+        "random parameters"
     )
     assert f"- **Started from:** {second}\n- **Lineage:** {said}\n" in text
 

@@ -13,7 +13,8 @@ from mixer.evaluation import scoring
 from mixer.transfer import model_card, npz, timm
 from mixer.transfer.format import CARRIED
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 
 NAMES = [f"kind {number}" for number in range(5)]
 OTHERS = {

@@ -11,7 +11,7 @@ from random_models import make_model, make_params, same
 
 from mixer.runtime.errors import UserError
 from mixer.transfer import download, npz, published
-from mixer.transfer.weights import load
+from mixer.transfer.loading import load
 
 PARAMS = make_params(make_model(), seed=1)
 

@@ -13,7 +13,8 @@ from mixer.data import class_names
 from mixer.runtime.errors import UserError
 from mixer.transfer.format import check_installed
 from mixer.transfer.formats import FORMATS
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 from tests import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

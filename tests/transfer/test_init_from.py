@@ -52,6 +52,7 @@ def same(one, other):
     ("theirs", "ours", "said"),
     [
         (NAMES, NAMES, "the head is kept: the same 5 classes"),
+        (list("01234"), list("01234"), "the head is kept: 5 classes there and here, which are only numbered"),
         (None, NAMES, "the head is kept: the weights do not name their 5 classes, which are as many as here"),
         (NAMES, NAMES[:3], "a new head: 5 classes there, 3 here"),
         (None, NAMES[:3], "a new head: 5 classes there, 3 here"),

@@ -23,7 +23,8 @@ from mixer.config import recipe
 from mixer.export import export_folder
 from mixer.transfer import model_card, resolution
 from mixer.transfer import timm as our_timm
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 
 torch = pytest.importorskip("torch")
 # torchvision registers shapes of operators that only its CUDA builds have; without them this import fails.

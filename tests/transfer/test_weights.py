@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from mixer import models
 from mixer.config import recipe
 from mixer.runtime.errors import UserError
 from mixer.transfer import npz, timm
-from mixer.transfer.weights import Weights, load
+from mixer.transfer.loading import load
+from mixer.transfer.weights import Weights
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 PARAMS, AVERAGES, EARLIER = (make_params(make_model(), seed=seed) for seed in (1, 2, 3))
@@ -85,8 +87,43 @@ def test_a_folder_of_the_hub_is_its_safetensors_file(tmp_path):
         found = load(source)
         assert same(found.params, PARAMS)
         assert (found.config, found.source) == (None, str(tmp_path / "model.safetensors"))
-    with pytest.raises(UserError, match=r"model.safetensors is not the folder of a run: it has no averaged parameters"):
+    with pytest.raises(UserError, match=r"is not the folder of a run: it has no averaged parameters"):
         load(str(tmp_path), ema=True)
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1], "a text"])
+def test_a_folder_of_the_hub_names_classes_and_says_how_pictures_are_normalised(tmp_path, names):
+    """The model gives for 2x - 1 what timm's gives for (x - mean) / std."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 1.0)
+    (tmp_path / "model.safetensors").write_bytes(timm_bytes(PARAMS))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"label_names": names, "pretrained_cfg": {"mean": mean, "std": std}})
+    )
+    found = load(str(tmp_path))
+    assert found.class_names == (NAMES if names == NAMES else None)
+    x = np.random.default_rng(0).random((2, found.image_size, found.image_size, 3))
+    model = found.model()
+    expected = model.apply({"params": PARAMS}, jnp.float32((x - np.array(mean)) / std))
+    np.testing.assert_allclose(
+        model.apply({"params": found.params}, jnp.float32(2 * x - 1)), expected, rtol=2e-5, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("cfg", [{"mean": [0.5]}, {"std": [1.0, 1.0, 0.0]}, {"mean": [0.5, 0.5, float("nan")]}])
+def test_a_normalisation_that_is_none_is_refused(tmp_path, cfg):
+    (tmp_path / "model.safetensors").write_bytes(timm_bytes(PARAMS))
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    with pytest.raises(UserError, match=r"config.json: pretrained_cfg has no mean and std of three channels"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    params = jax.tree.map(np.copy, PARAMS)
+    params["head"]["bias"][1] = value
+    (tmp_path / "m.npz").write_bytes(npz_bytes(params))
+    with pytest.raises(UserError, match=r"m.npz: 1 of the \d values of head/bias are not finite \(NaN or infinite\)"):
+        load(str(tmp_path / "m.npz"))
 
 
 def test_a_folder_of_the_hub_may_be_in_a_bucket(bucket_here, tmp_path):
@@ -161,6 +198,8 @@ def test_a_step_without_a_checkpoint_is_refused(run):
     (run / "checkpoints" / "5").mkdir()
     with pytest.raises(UserError, match="small holds no checkpoint of step 5 with params that can be read"):
         load(f"{run}/checkpoints/5")
+    with pytest.raises(UserError, match=r"the run has no checkpoint of step 6; those of steps 3, 5, 7 are kept"):
+        load(f"{run}/checkpoints/6")
 
 
 @pytest.mark.parametrize("name", ["model.pth", "pytorch_model.bin", "model.npy", "model.npz.zip", "model"])
@@ -183,6 +222,12 @@ def test_the_nearest_name_of_a_published_checkpoint_is_offered(source):
 def test_the_error_for_a_missing_file_lists_the_published_names(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; published checkpoints are B/16-i1k, L/16-i1k, "):
         load(f"{tmp_path}/nowhere.npz")
+
+
+def test_a_missing_file_or_run_in_a_bucket_is_said(bucket_here):
+    for name in ("nowhere.npz", "run", "run/checkpoints/3"):
+        with pytest.raises(UserError, match="no such file or folder; published checkpoints are B/16-i1k, L/16-i1k, "):
+            load(bucket_here.path(name))
 
 
 def test_an_unknown_file_system_is_one_line():

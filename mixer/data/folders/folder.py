@@ -48,13 +48,28 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     return Source(
         len(found), layout.found.class_names, max_labels=1, multi_label=False, fetch=fetch, remote=remote,
         fingerprint=fingerprint.of_files(root, found, found.names_below(root)),
-        report=folder_report.lines(layout.found, split),
+        place=found.__getitem__, report=folder_report.lines(layout.found, split),
     )  # fmt: skip
 
 
 def has_splits(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> bool:
     """Tells whether a folder holds folders for splits, and not the class folders themselves. See `open_split`."""
     return not _layout(config, cache_dir).undivided
+
+
+def share_in(config: ml_collections.ConfigDict, other: str, cache_dir: epath.PathLike) -> float:
+    """Returns the share of a folder's images that another folder has too: below it, of the same name and size.
+
+    Args:
+      config: `config.input`, with the folder.
+      other: the other folder. In a bucket it counts as having none.
+      cache_dir: see `open_split`.
+    """
+    if bucket.is_remote(other) or bucket.is_remote(config.data_dir):
+        return 0.0
+    layout = _layout(config, cache_dir)
+    root = layout.found.root
+    return fingerprint.share_in(root, _Files(layout.of_split("all")), other)
 
 
 def _layout(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> Layout:
