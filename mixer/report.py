@@ -11,7 +11,7 @@ import functools
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from etils import epath, epy
 
 from mixer.config import command_line, help_text, recipe
 from mixer.data.class_names import readable
-from mixer.runtime import files
+from mixer.runtime import bucket_check, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.console import Console
 
@@ -211,16 +211,26 @@ def main(argv: list[str]) -> None:
     if not given.evaluate:
         command_line.refuse_unread(("data_dir",), "with --noevaluate")
     command = shlex.join(["python", "-m", "mixer.report", *sys.argv[1:]])
+    bucket_check.check(given.output)
     with contextlib.ExitStack() as stack:
-        try:  # before the work
+        with _output_told(given.output):  # before the work
             file = stack.enter_context(files.opened_to_write(epath.Path(given.output)))
-        except OSError as error:
-            raise UserError(f"--output={given.output} cannot be written ({first_line(error)})") from None
         page = make(
             workdirs, ema=given.ema, data_dir=given.data_dir, evaluates=given.evaluate, command=command
         ).encode()
-        file.write(page)
+        with _output_told(given.output):  # in a bucket, all of it is written now
+            file.write(page)
+            stack.close()
     print(f"{given.output}: {len(page) / 1e6:.1f} MB")
+
+
+@contextlib.contextmanager
+def _output_told(output: str) -> Iterator[None]:
+    """Turns an OSError into one that names --output."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written ({first_line(error)})") from None
 
 
 def run() -> None:

@@ -78,7 +78,8 @@ def train(
             workdir = run_folder.make(workdir)
             check_lock = stack.enter_context(lock.held(workdir, console.keep))
             allowed = {"allow_config_change": allow_config_change, "allow_data_change": allow_data_change}
-            command = facts.of_command(config, stop_after=stop.after, **allowed)
+            _, _, num_processes = distributed.store()
+            command = facts.of_command(config, stop_after=stop.after, num_processes=num_processes, **allowed)
             meeting.compare({"command": command, "software": facts.of_software()}, workdir)
             continues = checkpoint_reader.has_checkpoints(workdir)
             if config.init_from and not continues:
@@ -88,7 +89,8 @@ def train(
             begun_from = run.start.weights or {}
             found = run.start.data | {"the digest of the weights of init_from": str(begun_from.get("digest"))}
             here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
-            meeting.compare({"data": found | here}, within=_OPENED_WITHIN)
+            devices = {"the number of its devices": str(jax.local_device_count())}
+            meeting.compare({"data": found | here, "devices": devices}, within=_OPENED_WITHIN)
         _run(run, weights)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
@@ -259,6 +261,8 @@ def main(argv: list[str]) -> None:
         streams.outlast()
     atexit.register(preemption.ignore)
     if given.distributed:
+        if given.workdir:
+            lock.refuse_if_held(given.workdir, functools.partial(print, file=sys.stderr, flush=True))
         distributed.start(given.coordinator, given.num_processes, given.process_id)
     with agreement.meeting().failures_told():
         config, name = command_line.from_flags()

@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath, epy
 
 from mixer.config import command_line, help_text, recipe, tasks
-from mixer.runtime import files, json_text
+from mixer.runtime import bucket_check, files, json_text
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.console import Console
 
@@ -97,6 +97,7 @@ def main(argv: list[str]) -> None:
     checkpoint = command_line.checkpoint()
     if not given.output:
         raise UserError("--output is missing: name a folder for the figures, such as --output figures")
+    bucket_check.check(given.output)
     weights = loading.load(checkpoint, given.ema)
     blocks = _blocks(given.blocks, weights.model().num_blocks)
     folder = epath.Path(given.output)

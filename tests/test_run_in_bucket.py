@@ -90,6 +90,13 @@ def test_what_is_wrong_with_a_bucket_is_one_line(bucket_here, data_dir):
     assert missing in only_line(run(command(data_dir, "gs://no-such-bucket/run")))
     assert time.monotonic() - since < 10
     assert missing in only_line(mixer("evaluate", "--checkpoint=gs://no-such-bucket/run"))
+    for name, flags in {
+        "report": ("--workdir=anywhere", "--output=gs://no-such-bucket/report.html"),
+        "visualize": ("--checkpoint=anywhere", "--output=gs://no-such-bucket/figures"),
+        "predict": ("--checkpoint=anywhere", "gs://no-such-bucket/a.jpg"),
+    }.items():  # before the work
+        (refused,) = forks.answers(f"mixer.{name}", [list(flags)])
+        assert missing in only_line(refused)
     assert "s3://bucket/run: only local paths and gs:// are supported" in only_line(
         run(command(data_dir, "s3://bucket/run"))
     )

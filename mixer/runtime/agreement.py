@@ -27,6 +27,7 @@ _REMEDIES = {
     "command": "start all with the same command",
     "software": "install the same software for all",
     "data": "give all the same data",
+    "devices": "give all as many devices",
 }
 WITHIN = distributed.JOIN_WITHIN
 _SILENT = 60  # seconds after which a process that waits says so

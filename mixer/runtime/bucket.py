@@ -244,7 +244,10 @@ def store(bucket: str) -> Any:
         "gcs_request_retries": {"max_retries": 9, "initial_delay": "500ms", "max_delay": "20s"},
     }
     spec = {"driver": "gcs", "bucket": bucket, "context": context}
-    return tensorstore.KvStore.open(spec).result()
+    try:
+        return tensorstore.KvStore.open(spec).result()
+    except ValueError as error:
+        raise OSError(f"gs://{bucket} cannot be the name of a bucket ({first_line(error)})") from None
 
 
 def _patiently() -> dict[str, Any]:

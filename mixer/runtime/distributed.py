@@ -1,6 +1,8 @@
 """Several processes that train as one, through jax.distributed."""
 
+import errno
 import re
+import socket
 import sys
 from typing import Any
 
@@ -26,14 +28,16 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       process_id: the number of this process, from 0.
 
     Raises:
-      UserError: an argument is wrong or missing.
+      UserError: an argument is wrong or missing, or another process has the coordinator's port.
     """
     if coordinator and not re.fullmatch(r".+:\d+", coordinator):
         raise UserError(f"--coordinator={coordinator}: expected an address and a port, such as host0:8476")
+    if coordinator and process_id == 0:
+        _check_port(coordinator)
     name = "this process" if process_id is None else f"process {process_id}"
     print(
         f"{name} joins the others{f' at {coordinator}' if coordinator else ''}, within {JOIN_WITHIN} s; if one of "
-        "them is lost, JAX ends all: start all again, and they continue",
+        "them is lost, or a number is given twice, JAX ends all: start all again, and they continue",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     try:
@@ -45,6 +49,30 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
         given = "".join(f" --{flag}={value}" for flag, value in flags.items() if value is not None)
         raise UserError(f"--distributed{given}: JAX could not join the processes: {first_line(error)}") from None
+
+
+def _check_port(coordinator: str) -> None:
+    """Checks that no other program on this machine listens at the coordinator's port: process 0 is to open it.
+
+    JAX's library would crash, or share the port with the process 0 of another run.
+
+    Raises:
+      UserError: one does.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a minute ago is free
+                probe.bind((everywhere, port))
+        except OverflowError:
+            raise UserError(f"--coordinator={coordinator}: a port is at most 65535") from None
+        except OSError as error:  # others, such as a machine without IPv6, say nothing about the port
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"--coordinator={coordinator}: the port is in use on this machine, by another program or by "
+                    "another process 0: give all processes a free port, and each its own --process_id"
+                ) from None
 
 
 def store() -> tuple[Any, int, int]:

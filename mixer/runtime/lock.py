@@ -27,7 +27,7 @@ from typing import Any
 
 from etils import epath
 
-from mixer.runtime import bucket, conditional, distributed
+from mixer.runtime import bucket, bucket_check, conditional, distributed
 from mixer.runtime.errors import UserError, first_line
 
 FILE = "owner.json"
@@ -71,6 +71,41 @@ def held(folder: epath.PathLike, say: Callable[[str], None]) -> Iterator[Callabl
         lock.give_back()
 
 
+def refuse_if_held(folder: epath.PathLike, say: Callable[[str], None]) -> None:
+    """Checks, before this process joins others, that no run trains in a folder, which may not be there yet.
+
+    Joining would end the processes of that run. Of an owner on another machine, it waits for a sign of life.
+
+    Args:
+      folder: local or in a bucket.
+      say: is called with a line before it waits.
+
+    Raises:
+      UserError: a run trains there.
+    """
+    first, until = b"", time.monotonic() + 1.5 * _EVERY
+    while True:
+        try:
+            bucket_check.check(folder, for_run=True)
+            data, generation = conditional.ConditionalStore(bucket.absolute(folder)).read(FILE)
+        except (OSError, UserError):  # what is wrong with the folder is told later, to all processes
+            return
+        owner = _parsed(data)
+        lives = False if data is None else _lives(owner)
+        if lives or (lives is None and first and first != generation):
+            raise UserError(_in_use(folder, owner))
+        if lives is False or time.monotonic() > until:
+            return
+        if not first:
+            first = generation
+            say(f"{folder} belongs to {_named(owner)}: waiting for {1.5 * _EVERY:.0f} s to see whether it still runs")
+        time.sleep(_LOOK)
+
+
+def _in_use(folder: epath.PathLike, owner: dict[str, Any]) -> str:
+    return f"{folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give another --workdir"
+
+
 class _Lock:
     """The lock on a folder."""
 
@@ -95,10 +130,7 @@ class _Lock:
             elif lives is None and first and time.monotonic() > until:
                 lives = False
             if lives:
-                raise UserError(
-                    f"{self._folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give "
-                    "another --workdir"
-                )
+                raise UserError(_in_use(self._folder, owner))
             if lives is False:
                 if self._write(generation):
                     break

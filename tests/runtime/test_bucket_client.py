@@ -156,6 +156,8 @@ def test_errors_of_tensorflow_become_oserrors():
     ):
         with pytest.raises(expected, match="a reason"), bucket.as_os_errors("gs://bucket/run"):
             raise error(None, None, "a reason")
+    with pytest.raises(OSError, match=r"^gs://My_Bucket cannot be the name of a bucket \("):
+        bucket.store("My_Bucket")
     with pytest.raises(ValueError, match="not of a bucket"), bucket.as_os_errors("gs://bucket/run"):
         raise ValueError("not of a bucket")
 

@@ -1,5 +1,7 @@
 """How a process joins the others. tests/chaos (peer) tries what happens when one of them dies."""
 
+import socket
+
 import jax
 import pytest
 
@@ -13,6 +15,7 @@ from mixer.runtime.errors import UserError
         (("host0", 2, 0), "--coordinator=host0: expected an address and a port, such as host0:8476"),
         (("host0:8476", 2, 2), "--distributed --coordinator=host0:8476 --num_processes=2 --process_id=2: JAX could"),
         ((None, None, None), "--distributed: JAX could not join the processes: "),
+        (("host0:99999", 2, 0), "--coordinator=host0:99999: a port is at most 65535"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(arguments, said):
@@ -32,5 +35,22 @@ def test_wrong_arguments_are_told_in_one_line(arguments, said):
 def test_what_to_do_about_a_lost_process_is_said_before_joining(monkeypatch, capsys, arguments, said):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: None)
     distributed.start(*arguments)
-    expected = f"{said}if one of them is lost, JAX ends all: start all again, and they continue\n"
+    told = "if one of them is lost, or a number is given twice, JAX ends all: start all again, and they continue"
+    expected = f"{said}{told}\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_port_that_another_program_has_is_told_before_joining(monkeypatch, shared):
+    """JAX's library shares its port with others that do."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: None)
+    with socket.socket() as server:
+        if shared:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("localhost", 0))
+        server.listen()
+        address = f"localhost:{server.getsockname()[1]}"
+        distributed.start(address, 2, 1)  # the other processes do not open it
+        with pytest.raises(UserError, match=f"--coordinator={address}: the port is in use on this machine, by another"):
+            distributed.start(address, 2, 0)
+    distributed.start(address, 2, 0)

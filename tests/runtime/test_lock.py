@@ -118,6 +118,25 @@ def test_of_another_machine_the_signs_of_life_decide(folder):
     assert owner(folder)["sign_of_life"] == 2
 
 
+def test_a_process_that_would_join_others_first_looks_whether_a_run_trains_there(folder):
+    said = []
+    lock.refuse_if_held(f"{folder}/missing", said.append)
+    lock.refuse_if_held(folder, said.append)
+    with holder(folder) as process:
+        with pytest.raises(UserError, match=f"{folder} is in use: process {process.pid} on .* trains there; wait for"):
+            lock.refuse_if_held(folder, said.append)
+        process.kill()
+        process.wait()
+        lock.refuse_if_held(folder, said.append)
+    assert said == []
+    write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
+    lock.refuse_if_held(folder, said.append)
+    assert said == [f"{folder} belongs to process 1 on other: waiting for 0 s to see whether it still runs"]
+    threading.Timer(0.08, write_owner, [folder], {"sign_of_life": 2}).start()
+    with pytest.raises(UserError, match="is in use: process 1 on other trains there"):
+        lock.refuse_if_held(folder, said.append)
+
+
 def test_an_owner_that_leaves_while_another_machine_waits_lets_it_in(folder, monkeypatch):
     monkeypatch.setattr(lock, "_SILENCE", 60.0)
     write_owner(folder, machine="other", host="other", pid=1, token="theirs")

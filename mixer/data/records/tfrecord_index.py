@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from mixer.data.records import shards
-from mixer.runtime import bucket, files
+from mixer.runtime import bucket, distributed, files
 from mixer.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def load_or_make(places: Sequence[epath.Path], paths: Sequence[str], counts: Seq
       OSError: a bucket cannot be read.
     """
     offsets = _loaded(places, counts)
+    if bucket.is_remote(paths[0]):
+        _tell_place(places[0])
     if offsets is None and bucket.is_remote(paths[0]):
         offsets = _made_by_process_0(places, paths, counts)
     elif offsets is None:
@@ -102,6 +104,7 @@ def _save_at_one(places: Sequence[epath.Path], offsets: np.ndarray) -> bool:
 def _made_by_process_0(places: Sequence[epath.Path], paths: Sequence[str], counts: Sequence[int]) -> np.ndarray:
     """Makes the index of files in a bucket, or waits until another process has made it."""
     while jax.process_index() != 0:
+        _check_place(places[0])
         _log.warning("Waiting for process 0, which makes the index %s.", places[0])
         time.sleep(_LOOK_SECONDS)
         if (offsets := _loaded(places, counts)) is not None:
@@ -119,6 +122,37 @@ def _made_by_process_0(places: Sequence[epath.Path], paths: Sequence[str], count
             raise UserError(_not_saved(places))
         _log.warning("The index can be written to neither %s: the next start makes it again.", _either(places))
     return offsets
+
+
+def _tell_place(place: epath.Path) -> None:
+    """Tells the other processes where process 0 has the index, or makes it."""
+    client, index, count = distributed.store()
+    if count > 1 and index == 0:
+        client.key_value_set(_key(place), str(place), allow_overwrite=True)
+
+
+def _check_place(place: epath.Path) -> None:
+    """Checks that process 0, for whose index this process waits, makes it at this place.
+
+    Raises:
+      UserError: it reads a copy of the data elsewhere.
+    """
+    client, index, count = distributed.store()
+    if count == 1:
+        return
+    try:
+        theirs = client.blocking_key_value_get(_key(place), 1000)
+    except jax.errors.JaxRuntimeError:  # it has not come so far
+        return
+    if theirs != str(place):
+        raise UserError(
+            f"{place.parent} has no index, and process 0, which makes one, reads {epath.Path(theirs).parent}: run "
+            f"`python scripts/prepare.py index --dataset {place.parent}` first, or give process {index} that folder"
+        )
+
+
+def _key(place: epath.Path) -> str:
+    return f"mixer/index/{'/'.join(place.parts[-3:])}"
 
 
 def _not_saved(places: Sequence[epath.Path]) -> str:

@@ -222,6 +222,25 @@ def test_the_other_processes_wait_for_the_index(there, noise, tmp_path, monkeypa
     assert "Waiting for process 0" in caplog.text
 
 
+def test_a_process_whose_copy_of_the_data_has_no_index_does_not_wait_for_that_of_process_0(
+    there, prepared, tmp_path, monkeypatch
+):
+    without_index(there, prepared["tfrecord"], "first")
+    without_index(there, prepared["tfrecord"], "second")
+    told = {}
+    store = types.SimpleNamespace(
+        key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
+        blocking_key_value_get=lambda key, within: told[key],
+    )
+    monkeypatch.setattr(tfrecord_index.distributed, "store", lambda: (store, 0, 2))
+    assert opened(there.path("first"), tmp_path / "0").num_examples == 41
+    monkeypatch.setattr(tfrecord_index.distributed, "store", lambda: (store, 1, 2))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    line = refusal(there.path("second"), tmp_path / "1")
+    where = r"gs://\S+/second/\S+ has no index, and process 0, which makes one, reads gs://\S+/first/\S+: run `python "
+    assert re.search(where + r"scripts/prepare.py index --dataset gs://\S+/second/\S+` first", line)
+
+
 @pytest.mark.parametrize("cut", [1, 5, 300])
 def test_a_shard_cut_short_is_an_error(there, prepared, tmp_path, cut):
     prefix = f"cut{cut}"
