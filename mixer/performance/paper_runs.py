@@ -61,8 +61,9 @@ def measure(folder: str) -> Measured:
     step = max((int(line["step"]) for line in lines), default=0)
     total = f" of {starts[-1].steps['total']:,}" if starts else ""
     devices = ", ".join(f"{name} {value}" for name, value in starts[-1].machine.items()) if starts else "unknown"
+    other = f" by {config.optimizer.name}" if config.init_from is None and config.optimizer.name != "adam" else ""
     told = (
-        f"{folder}: {lineage.duration(config, 'total')} of {config.input.dataset}, at step {step:,}{total}, "
+        f"{folder}: {lineage.duration(config, 'total')} of {config.input.dataset}{other}, at step {step:,}{total}, "
         f"evaluated with {config.input.eval_crop}, on {devices}"
     )
     found = Measured(folder, row, told, *_accuracies(config, lines))

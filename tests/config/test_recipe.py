@@ -64,6 +64,14 @@ def test_pre_training_is_the_papers(name):
     assert config.model.stochastic_depth_rescale == (magnitude is None)
 
 
+def test_the_config_for_muon_is_the_papers_but_for_what_it_names():
+    papers, ours = (checks.flat(checks.checked(load(name))) for name in ("b16_i1k", "b16_i1k_muon"))
+    assert {name: ours[name] for name in ours if ours[name] != papers[name]} == {
+        "optimizer.name": "muon", "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.05,
+        "stem_init": "whitening", "model.identity_init": True,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "examples", "classes", "dataset"),
     [
