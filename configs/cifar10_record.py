@@ -1,4 +1,4 @@
-"""CIFAR-10 from scratch for at most 0.5 PFLOP of training; not yet run to its end (docs/learning.md). Not the paper's.
+"""CIFAR-10 from scratch for at most 0.5 PFLOP of training; docs/learning.md has what it reaches. Not from the paper.
 
 python -m mixer.train --config configs/cifar10_record.py --config.input.data_dir=DIR
 """

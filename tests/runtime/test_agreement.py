@@ -9,8 +9,9 @@ import time
 
 import jax
 import pytest
-from tiny_run import ROOT, command, data_dir, environment  # noqa: F401
+from tiny_run import ROOT, command, data_dir, environment, tiny  # noqa: F401
 
+from mixer import train
 from mixer.runtime import agreement
 from mixer.runtime.agreement import DifferenceError, Meeting, Report, difference
 from mixer.runtime.errors import UserError
@@ -160,11 +161,14 @@ def test_the_command_ends_in_each_process_with_one_line_before_it_compiles(data_
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    joined = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    joined = ["--distributed", f"--coordinator=localhost:{port}"]
     since = time.monotonic()
     processes = [
         subprocess.Popen(
-            command(data_dir, tmp_path, *joined, f"--process_id={i}", **{"optimizer.learning_rate": rate}),
+            command(
+                data_dir, tmp_path, *joined, f"--num_processes={2 + i}", f"--process_id={i}",
+                **{"optimizer.learning_rate": rate},
+            ),
             cwd=ROOT, env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i, rate in enumerate((0.001, 0.01))
@@ -172,10 +176,22 @@ def test_the_command_ends_in_each_process_with_one_line_before_it_compiles(data_
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], errors
     said = (
-        "error: process 1 differs from process 0: optimizer.learning_rate is 0.01, not 0.001; start all with the same"
+        "error: process 1 differs from process 0: num_processes is 3, not 2, optimizer.learning_rate is 0.01, not "
+        "0.001; start all with the same"
     )
     for error in errors:
         _joining, line = error.splitlines()
         assert line == f"{said} command"
     assert time.monotonic() - since < 60
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_processes_compare_what_they_found_and_their_devices(data_dir, tmp_path, monkeypatch):  # noqa: F811
+    """Where hosts have other numbers of devices, JAX fails later, with a traceback."""
+    found: dict[str, dict[str, str]] = {}
+    meeting = Meeting(None, 0, 1)
+    monkeypatch.setattr(meeting, "compare", lambda facts, *_, **__: found.update(facts))
+    monkeypatch.setattr(agreement, "meeting", lambda: meeting)
+    train.train(tiny(data_dir, total_steps=1), tmp_path)
+    assert found["devices"] == {"the number of its devices": "8"}
+    assert {*found} == {"command", "software", "data", "devices"}
