@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixer.config import run_folder
 from mixer.training.metrics import read_metrics
+from tests import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLOURS = {b"caf\xe9": (220, 30, 30), "köter".encode(): (30, 200, 40), b"blue": (30, 40, 220)}
@@ -69,48 +70,61 @@ def test_a_folder_is_enough_and_what_was_found_is_said(home):
     assert read_metrics(home / "run")[-1]["val/count"] == 3
 
 
-def score(home, *arguments):
-    done = command("evaluate", "--checkpoint=~/run", *arguments, home=home)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+def evaluated(home, *command_lines):
+    """What `mixer.evaluate` answers to each command line, with the run as its checkpoint."""
+    lines = [("--checkpoint=~/run", *arguments) for arguments in command_lines]
+    needed = ["jax", "mixer.evaluation.scoring", "mixer.transfer.loading"]
+    return forks.answers("mixer.evaluate", lines, imported=needed, HOME=str(home), XLA_FLAGS="")
+
+
+def scores(home, *command_lines):
+    done = evaluated(home, *command_lines)
+    assert not any(one.returncode for one in done), [one.stderr for one in done]
+    return [(json.loads(one.stdout), one.stderr) for one in done]
 
 
 def test_a_held_out_folder_with_a_part_of_the_classes_is_scored_whole(home):
     fill(home / "held", {"köter".encode(): 5}, seed=9)
-    found, said = score(home, "--data_dir=~/held")
+    fill(home / "held2", {b"caf\xe9": 1, "köter".encode(): 5}, seed=9)
+    (found, said), (both, _) = scores(home, ["--data_dir=~/held"], ["--data_dir=~/held2", "--split=all"])
     assert (found["split"], found["count"]) == ("all", 5)
     assert found["accuracy"] == found["class_accuracy"]["köter"]
     assert set(found["class_accuracy"]) == {"köter"}
     assert "  matched by name: 1 of the 3 classes of " in said
     assert f"{home}/held: 1 class: köter\n" in said
-    fill(home / "held2", {b"caf\xe9": 1, "köter".encode(): 5}, seed=9)
-    both, _ = score(home, "--data_dir=~/held2", "--split=all")
     assert both["class_accuracy"]["köter"] == found["accuracy"]
     assert both["count"] == 6
 
 
 def test_the_runs_own_folder_in_another_place_is_not_scored_on_what_it_was_trained_on(home):
-    shutil.copytree(home / "pics", home / "moved", symlinks=True)
-    found, _ = score(home, "--data_dir=~/moved")
-    assert (found["split"], found["count"]) == ("validation", 3)
-    whole, _ = score(home, "--data_dir=~/moved", "--split=all")
-    assert whole["count"] == 36
-    next((home / "moved").glob("*/*.png")).unlink()  # most of its images are still the run's
-    less, _ = score(home, "--data_dir=~/moved")
-    assert (less["split"], less["count"]) == ("validation", 3)
-    for path in (home / "moved").glob("*/*.png"):  # other images under the same names
+    for name in ("moved", "less", "other"):
+        shutil.copytree(home / "pics", home / name, symlinks=True)
+    next((home / "less").glob("*/*.png")).unlink()  # most of its images are still the run's
+    for path in (home / "other").glob("*/*.png"):  # other images under the same names
         path.write_bytes(path.read_bytes() + b"\0")
-    other, said = score(home, "--data_dir=~/moved")
-    assert (other["split"], other["count"]) == ("all", 35)
-    assert f"all images of {home}/moved are evaluated; if the model was trained on this folder, --split=valid" in said
+    asked = [
+        ["--data_dir=~/moved"],
+        ["--data_dir=~/moved", "--split=all"],
+        ["--data_dir=~/less"],
+        ["--data_dir=~/other"],
+    ]
+    found = scores(home, *asked)
+    assert [(one["split"], one["count"]) for one, _ in found] == [
+        ("validation", 3), ("all", 36), ("validation", 3), ("all", 36),
+    ]  # fmt: skip
+    said = found[-1][1]
+    assert f"all images of {home}/other are evaluated; if the model was trained on this folder, --split=valid" in said
 
 
 def test_few_shot_accuracy_of_another_folder_is_not_measured_on_what_it_learns_from(home):
     fill(home / "few", dict.fromkeys(COLOURS, 20), seed=5)
-    found, _ = score(home, "--data_dir=~/few", "--fewshot", "--shots=2", "--seeds=1")
+    few = ["--data_dir=~/few", "--fewshot"]
+    own, *refused = evaluated(
+        home, [*few, "--shots=2", "--seeds=1"], *([*few, f"--split={split}"] for split in ("train", "all"))
+    )
+    found = json.loads(own.stdout)
     assert (found["split"], found["train_split"]) == ("validation", "train")
-    for split in ("train", "all"):
-        done = command("evaluate", "--checkpoint=~/run", "--data_dir=~/few", "--fewshot", f"--split={split}", home=home)
+    for split, done in zip(("train", "all"), refused, strict=True):
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(f"error: --split={split}: it holds the images of train, from")
 
@@ -119,13 +133,13 @@ def test_the_splits_of_a_folder(home):
     for split, count in (("train", 2), ("valid", 3), ("test", 4)):
         fill(home / "splits" / split, dict.fromkeys(COLOURS, count), seed=count)
     asked = {(): 9, ("--split=test",): 12, ("--split=train",): 6, ("--split=all",): 27}
-    found = {arguments: score(home, "--data_dir=~/splits", *arguments)[0] for arguments in asked}
-    assert {arguments: one["count"] for arguments, one in found.items()} == asked
-    assert found[()]["split"] == "validation"
     (home / "link").symlink_to("pics")
-    for arguments in ((), ("--data_dir=~/pics/",), ("--data_dir=~/link",)):  # the run's own data
-        own, _ = score(home, *arguments)
-        assert (own["split"], own["count"]) == ("validation", 3)  # what it was evaluated on
+    own = [(), ("--data_dir=~/pics/",), ("--data_dir=~/link",)]  # the run's own data
+    found = [one for one, _ in scores(home, *(("--data_dir=~/splits", *arguments) for arguments in asked), *own)]
+    assert [one["count"] for one in found[: len(asked)]] == list(asked.values())
+    assert found[0]["split"] == "validation"
+    for one in found[len(asked) :]:
+        assert (one["split"], one["count"]) == ("validation", 3)  # what it was evaluated on
 
 
 def test_names_that_do_not_match_are_told(home):
