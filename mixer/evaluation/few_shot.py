@@ -54,10 +54,11 @@ class FewShot:
                 for shots in settings.shots
                 for seed in range(settings.seeds)
             }
+            self._needed = np.unique(np.concatenate(list(self._chosen.values())))  # the records of all choices
+            _check_apart(self._train, self._needed, self._test, settings.split)
         except UserError as error:
             kind = MissingDataError if isinstance(error, MissingDataError) else UserError
             raise kind(f"few-shot evaluation: {error}") from None
-        self._needed = np.unique(np.concatenate(list(self._chosen.values())))  # the records of all choices
         headless = context.model.clone(num_classes=0)
 
         def features(params: Any, images: jax.Array) -> Any:
@@ -144,6 +145,22 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
     found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
     found.eval_resize = settings.eval_resize
     return found
+
+
+def _check_apart(train: Source, learned: np.ndarray, test: Source, split: str) -> None:
+    """Checks that no image that is learned from is one of the images of the test split.
+
+    Raises:
+      UserError: some are.
+    """
+    if train.place is None or test.place is None:
+        return
+    places = {train.place(number) for number in learned.tolist()}
+    if common := sum(test.place(number) in places for number in range(test.num_examples)):
+        raise UserError(
+            f"{common:,} of the {len(places):,} images that it learns from are in the test split {split!r} too: give "
+            "splits without common images, such as train[:90%] and train[90%:]"
+        )
 
 
 def _labels(source: Source, through: Through = iter) -> np.ndarray:

@@ -65,7 +65,7 @@ def check_images(
       UserError: it is larger than config.input.max_bad_share.
     """
     bad = {name.removeprefix(prefix): count for name, count in metrics.items() if name.startswith(prefix)}
-    epochs = max(seen / num_examples, 1.0)
+    epochs = max(seen / max(num_examples, 1), 1.0)
     if sum(bad.values()) / epochs > config.input.max_bad_share * max(min(seen, num_examples), _FEWEST):
         kinds = ", ".join(f"{count} {status}" for status, count in bad.items())
         raise UserError(

@@ -259,3 +259,10 @@ def test_it_has_its_own_folder_and_evaluation_crop(data_dir, tmp_path):
     assert (config.eval_crop, config.eval_resize) == ("resize_square", None)
     config = make("digits/8", data_dir, eval_crop="resize_small", eval_resize=12, **DIGITS)._config
     assert (config.data_dir, config.eval_crop, config.eval_resize) == (str(data_dir), "resize_small", 12)
+
+
+def test_images_that_are_learned_from_and_tested_on_are_refused(data_dir):
+    settings = {**DIGITS, "train_split": "test[:150]", "split": "test[100:]", "shots": (5,)}
+    with pytest.raises(UserError, match=r"few-shot evaluation: \d+ of the \d+ images that it learns from are in"):
+        make("digits/8", data_dir, **settings)
+    make("digits/8", data_dir, **{**settings, "split": "test[150:]"})

@@ -1,6 +1,7 @@
 """The reader for prepared TFDS datasets, including the embedded ones."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -53,8 +54,10 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
 
     remote = bucket.is_remote(builder.data_path)
     block = _REMOTE_BLOCK if remote and not builder.info.disable_shuffling else 1  # neighbours may be of one class
-    found = _fingerprint(builder, split)
-    return Source(num_examples, classes.names, max_labels, multi_label, fetch, remote, block, found)
+    return Source(
+        num_examples, classes.names, max_labels, multi_label, fetch, remote, block, _fingerprint(builder, split),
+        place=_places(builder, split),
+    )  # fmt: skip
 
 
 def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -87,6 +90,21 @@ def _open_records(
     if num_examples < 1:  # in TFDS, train[9:5] has minus four examples
         raise UserError(f"split {split!r} of {where} is empty")
     return num_examples, fetch_records
+
+
+def _places(builder: tfds.core.DatasetBuilder, split: str) -> Callable[[int], str]:
+    """Returns the function that says in which file a record of a split lies, and as which record of it."""
+    instructions = builder.info.splits[split].file_instructions
+    names = [os.path.basename(one.filename) for one in instructions]
+    firsts = [int(one.skip) for one in instructions]
+    ends = np.cumsum([int(one.take) for one in instructions])
+
+    def place(number: int) -> str:
+        file = int(np.searchsorted(ends, number, side="right"))
+        before = int(ends[file - 1]) if file else 0
+        return f"record {firsts[file] + number - before} of {names[file]}"
+
+    return place
 
 
 def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, str]:

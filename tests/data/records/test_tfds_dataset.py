@@ -195,3 +195,13 @@ def test_a_folder_whose_name_tfds_takes_for_a_pattern_is_refused(tmp_path):
     config = input_config(dataset="cifar10", data_dir=str(tmp_path / "a[1]"))
     with pytest.raises(UserError, match=r"config.input.data_dir='.*a\[1\]': TFDS does not take \[ in the name"):
         open_source(config, "train", tmp_path)
+
+
+def test_a_part_of_a_split_knows_the_places_of_its_records(tmp_path):
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(41))}, shards=3)
+    whole, part = (open_pictures(tmp_path, split) for split in ("train", "train[10:]+train[:5]"))
+    assert len({whole.place(number) for number in range(41)}) == 41
+    assert [part.place(number) for number in range(36)] == [
+        whole.place(number) for number in (*range(10, 41), *range(5))
+    ]
+    assert whole.place(0).startswith("record 0 of pictures-train.tfrecord-00000-of-0000")
