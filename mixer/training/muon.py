@@ -1,8 +1,8 @@
 """Muon (Jordan 2024), whose work all devices share.
 
 The momentum of a matrix is orthogonalised: five Newton-Schulz iterations bring its singular values to about 1. In data
-parallelism each device has a part of the batch, but would orthogonalise every matrix, which takes longer the more
-devices there are. Here each device computes a part of the matrices. docs/learning.md has what that saves.
+parallelism each device has a part of the batch, but would orthogonalise every matrix: the fewer images a device has,
+the larger a part of its step. Here each device computes a part of the matrices. docs/learning.md has what that saves.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -20,9 +19,16 @@ _BETA = 0.95  # of the momentum
 _RMS = 0.2  # of an update's elements, which is about that of Adam's (arXiv 2502.16982)
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's, which bring singular values from 0.01 to between 0.7 and 1.2
 _ITERATIONS = 5
-_WORTH_SHARING = 2**18  # elements of all matrices of a shape; sharing fewer costs more than it saves
+_WORTH_SHARING = 2**18  # elements of all matrices of a shape: fewer are done before they are sent (a choice)
 
 _Path = tuple[Any, ...]
+
+
+class MuonState(NamedTuple):
+    """The number of steps, and the momentum of each matrix."""
+
+    count: Any
+    mu: Any
 
 
 class _Axes(NamedTuple):
@@ -61,14 +67,17 @@ def are_matrices(params: Any) -> Any:
 def scale_by_muon(epsilon: float, mesh: Mesh) -> optax.GradientTransformation:
     """Makes directions of gradients, all of which are matrices: orthogonalised Nesterov momentum of RMS 0.2.
 
-    The state is that of optax's Muon, whose directions these are.
+    They are those of `optax.contrib.muon`.
 
     Args:
       epsilon: added to the norm by which a matrix is divided before the iterations.
       mesh: the devices that share the work.
     """
 
-    def update(updates: Any, state: optax.contrib.MuonState, params: Any = None) -> tuple[Any, Any]:
+    def init(params: Any) -> MuonState:
+        return MuonState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, _BETA, 1)
         ahead = jax.tree.map(
@@ -76,9 +85,9 @@ def scale_by_muon(epsilon: float, mesh: Mesh) -> optax.GradientTransformation:
             optax.tree.bias_correction(mu, _BETA, optax.safe_increment(count)),
             optax.tree.bias_correction(updates, _BETA, count),
         )
-        return _orthogonalised(ahead, epsilon, mesh), state._replace(count=count, mu=mu)
+        return _orthogonalised(ahead, epsilon, mesh), MuonState(count, mu)
 
-    return optax.GradientTransformation(optax.contrib.scale_by_muon().init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def _orthogonalised(updates: Any, epsilon: float, mesh: Mesh) -> Any:

@@ -33,11 +33,10 @@ def momentum(config: ml_collections.ConfigDict, mesh: Mesh) -> optax.GradientTra
 def muon(config: ml_collections.ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
     """Muon for matrices (`muon.py`); Adam, also with Nesterov momentum, for all else, the stem included."""
     for_others = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, nesterov=True)
-    both = optax.partition(
-        {"muon": optax.chain(scale_by_muon(config.epsilon, mesh)), "adam": optax.chain(for_others)},
+    return optax.partition(
+        {"muon": scale_by_muon(config.epsilon, mesh), "adam": for_others},
         lambda params: jax.tree.map(lambda is_one: "muon" if is_one else "adam", are_matrices(params)),
     )
-    return optax.chain(both)  # the state is nested as by optax's own Muon, with which runs have begun
 
 
 # Each makes the transformation of clipped gradients, before weight decay and learning rate, from `config.optimizer` and
