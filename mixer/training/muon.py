@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -99,14 +100,14 @@ def _orthogonalised(updates: Any, epsilon: float, mesh: Mesh) -> Any:
     for number, stack in enumerate(stacks):
         alike[stack.shape[1:]].append(number)
     for shape, numbers in alike.items():
-        together = sum(len(stacks[number]) for number in numbers)
-        if mesh.size == 1 or together * math.prod(shape) < _WORTH_SHARING:
-            for number in numbers:
-                stacks[number] = newton_schulz(stacks[number], epsilon)
-            continue
-        shared = newton_schulz(_shared(jnp.concatenate([stacks[number] for number in numbers]), mesh), epsilon)
-        ends = [sum(len(stacks[number]) for number in numbers[: i + 1]) for i in range(len(numbers))]
-        for number, part in zip(numbers, jnp.split(shared[..., : shape[1]], ends[:-1]), strict=True):
+        counts = [len(stacks[number]) for number in numbers]
+        if mesh.size > 1 and sum(counts) * math.prod(shape) >= _WORTH_SHARING:
+            together = _shared(jnp.concatenate([stacks[number] for number in numbers]), mesh)
+            together = newton_schulz(together, epsilon)[..., : shape[1]]
+            done = jnp.split(together, np.cumsum(counts)[:-1])
+        else:
+            done = [newton_schulz(stacks[number], epsilon) for number in numbers]
+        for number, part in zip(numbers, done, strict=True):
             stacks[number] = part
     restored = [form.restored(stack) for form, stack in zip(forms, stacks, strict=True)]
     return jax.tree.unflatten(structure, restored)
