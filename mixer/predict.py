@@ -26,7 +26,7 @@ from mixer.data.folders import folder_report
 from mixer.data.folders.image_files import IMAGE_SUFFIXES, files_bytes
 from mixer.data.folders.listing import readable
 from mixer.data.pixels import image_status
-from mixer.runtime import bucket, bucket_check, files, json_text
+from mixer.runtime import bucket, files, json_text
 from mixer.runtime.errors import UserError
 from mixer.transfer import download
 
@@ -131,7 +131,6 @@ def image_files(given: Sequence[str]) -> tuple[list[str], list[Prediction]]:
     """
     found, empty = [], []
     for path in given:
-        bucket_check.check(path)
         try:
             below = _images_below(path) if files.is_folder(path) else [path]
         except (OSError, ValueError):  # reading the file will report the problem

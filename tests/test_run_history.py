@@ -26,7 +26,7 @@ from mixer.runtime import lock, preemption
 from mixer.runtime.errors import UserError
 from mixer.training import facts, history
 from mixer.training.metrics import read_metrics
-from mixer.transfer import weights
+from mixer.transfer import loading
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -144,9 +144,9 @@ def test_a_class_that_was_renamed_has_each_name_in_its_checkpoints(begun):
     root, workdir = begun
     rename(root)
     train.train(on_folder(root, **{"checkpoint.keep_every": 3}), workdir, allow_data_change=True)
-    assert weights.load(f"{workdir}/checkpoints/3").class_names == ["ant", "bee", "cat"]
-    assert weights.load(f"{workdir}/checkpoints/6").class_names == ["ant", "bug", "cat"]
-    assert weights.load(str(workdir)).class_names == ["ant", "bug", "cat"]
+    assert loading.load(f"{workdir}/checkpoints/3").class_names == ["ant", "bee", "cat"]
+    assert loading.load(f"{workdir}/checkpoints/6").class_names == ["ant", "bug", "cat"]
+    assert loading.load(str(workdir)).class_names == ["ant", "bug", "cat"]
 
 
 def test_another_folder_with_as_many_classes_is_refused_and_a_copy_is_not(begun, tmp_path):
@@ -242,7 +242,7 @@ def test_other_software_is_a_warning(begun, monkeypatch, caplog):
 
 def test_fewer_processors_are_a_warning(begun, monkeypatch, caplog):
     root, workdir = begun
-    monkeypatch.setattr(facts.cpu, "processors", lambda: 77)
+    monkeypatch.setattr(facts.machine, "processors", lambda: 77)
     train.train(on_folder(root), workdir)
     assert "other devices (processors " in next(r.message for r in caplog.records if r.name == "mixer.train")
 

@@ -93,7 +93,6 @@ def test_what_is_wrong_with_a_bucket_is_one_line(bucket_here, data_dir):
     for name, flags in {
         "report": ("--workdir=anywhere", "--output=gs://no-such-bucket/report.html"),
         "visualize": ("--checkpoint=anywhere", "--output=gs://no-such-bucket/figures"),
-        "predict": ("--checkpoint=anywhere", "gs://no-such-bucket/a.jpg"),
     }.items():  # before the work
         (refused,) = forks.answers(f"mixer.{name}", [list(flags)])
         assert missing in only_line(refused)

@@ -82,11 +82,11 @@ SETTINGS: dict[str, Setting] = {
         "if the classes are others", "train.py", kind=str,
     ),
     "init_ema": Setting(
-        False, "start from the averaged parameters of a run", "train.py", needs=(Needs("init_from"),),
+        False, "start from the averaged parameters of a run", "transfer/init_from.py", needs=(Needs("init_from"),),
     ),
     "resize": Setting(
         "extend", "how token mixing reaches another image size: extend goes to a multiple of the old one (Appendix C), "
-        "interpolate to any", "train.py", choices=Registry("mixer.transfer.resolution:METHODS"),
+        "interpolate to any", "transfer/init_from.py", choices=Registry("mixer.transfer.resolution:METHODS"),
         needs=(Needs("init_from"),),
     ),
     "stem_init": Setting(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,7 +153,8 @@ def _opened(location: str) -> Iterator[io.BufferedIOBase]:
         else:
             file = pathlib.Path(location).expanduser().open("rb")
     except (OSError, ValueError) as error:
-        offline = "; a file that was downloaded before can be given by its path" if location.startswith(_WEB) else ""
-        raise UserError(f"{location} cannot be read ({first_line(error)}){offline}") from None
+        unreached = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
+        instead = "; without a network, download it elsewhere and give the path of the file" if unreached else ""
+        raise UserError(f"{location} cannot be read ({first_line(error)}){instead}") from None
     with file:
         yield file
