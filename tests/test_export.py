@@ -24,6 +24,7 @@ from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.loading import load
 from mixer.transfer.weights import Weights
+from tests import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
@@ -52,9 +53,15 @@ def export(*arguments, **options):
 
 def exported(*arguments, **options):
     done = export(*arguments, **options)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def exported_in_turn(*command_lines):
+    """Runs the command with these lines, one after the other in one process."""
+    done = forks.answers("mixer.export", command_lines, imported=["jax", "mixer.transfer.loading"], XLA_FLAGS="")
+    assert all((one.returncode, one.stderr) == (0, "") for one in done), done
+    return [one.stdout for one in done]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +84,11 @@ def run(tmp_path_factory):
 
 def test_npz_to_timm_and_back_keeps_every_bit_and_name(tmp_path):
     np.savez(tmp_path / "a.npz", **flat(PARAMS))
-    assert "b.safetensors written" in exported(tmp_path / "b.safetensors", checkpoint=tmp_path / "a.npz", to="timm")
-    exported(tmp_path / "c.npz", checkpoint=tmp_path / "b.safetensors", to="npz")
+    said, _ = exported_in_turn(
+        [f"--checkpoint={tmp_path / 'a.npz'}", "--to=timm", tmp_path / "b.safetensors"],
+        [f"--checkpoint={tmp_path / 'b.safetensors'}", "--to=npz", tmp_path / "c.npz"],
+    )
+    assert "b.safetensors written" in said
     with np.load(tmp_path / "a.npz") as before, np.load(tmp_path / "c.npz") as after:
         assert sorted(after.files) == sorted(before.files) == sorted(flat(PARAMS))
         for name in before.files:
@@ -291,8 +301,9 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     folder = tmp_path / "at_home" / "run"
     settings = {"input.image_size": 64, "input.eval_resize": 80, "init_from": str(tmp_path / "at_home" / "before")}
     write_run(folder, [make_state(params, None, step=3)], NAMES, **settings)
-    said = exported(tmp_path / "small_timm", checkpoint=folder, to="timm")
-    out = tmp_path / "small_timm"
+    out, named = tmp_path / "small_timm", tmp_path / "mixer_s32_64.my_pets"  # as timm names its own
+    places = (out, out, named)  # it may be written again
+    said, *_ = exported_in_turn(*([f"--checkpoint={folder}", "--to=timm", place] for place in places))
     assert said.endswith(f"its model card is {out / 'README.md'}\n")
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
@@ -310,10 +321,8 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     assert "**Weights:** `run`" in card
     assert "**Started from:** before" in card
     assert str(tmp_path) not in card + (out / "config.json").read_text()
-    assert same(load(str(out)).params, params)  # and this project reads the folder
-    exported(out, checkpoint=folder, to="timm")  # it may be written again
-    exported(tmp_path / "mixer_s32_64.my_pets", checkpoint=folder, to="timm")  # as timm names its own
-    assert same(load(str(tmp_path / "mixer_s32_64.my_pets")).params, params)
+    for place in (out, named):  # and this project reads the folder
+        assert same(load(str(place)).params, params)
 
 
 def test_a_folder_of_someone_else_and_a_model_without_a_name_are_refused(tmp_path):

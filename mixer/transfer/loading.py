@@ -153,7 +153,8 @@ def _opened(location: str) -> Iterator[io.BufferedIOBase]:
         else:
             file = pathlib.Path(location).expanduser().open("rb")
     except (OSError, ValueError) as error:
-        unreached = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
+        unreached = isinstance(error, (urllib.error.URLError, ConnectionError))
+        unreached &= not isinstance(error, urllib.error.HTTPError)  # a kind of URLError, but somebody answered
         instead = "; without a network, download it elsewhere and give the path of the file" if unreached else ""
         raise UserError(f"{location} cannot be read ({first_line(error)}){instead}") from None
     with file:

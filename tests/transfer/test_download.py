@@ -143,5 +143,7 @@ def test_a_missing_address_is_reported_and_leaves_no_file(server, tmp_path):
 def test_a_server_that_does_not_answer_is_reported(server):
     address = server.address
     server.server_close()
-    with pytest.raises(UserError, match=rf"^{address}/whole.npz cannot be read \([^\n]*[Cc]onnection[^\n]*; without a network"):
+    with pytest.raises(
+        UserError, match=rf"^{address}/whole.npz cannot be read \([^\n]*[Cc]onnection[^\n]*; without a network"
+    ):
         load(f"{address}/whole.npz")
