@@ -74,6 +74,8 @@ def test_a_file_of_the_same_weights_scores_the_same(run, data_dir, tmp_path):
     for weights in (of_run, of_file):
         config, split = scoring.input_config(weights, task)
         assert (split, config.image_size) == ("validation", 16)
+        # The run's images were evaluated so, and mixer.predict prepares pictures so; this file does not say.
+        assert config.eval_resize == (16 if weights is of_run else None)
         config.data_dir, config.eval_resize = str(data_dir), 16
         found, _ = scoring.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
         scores.append(found.metrics)
