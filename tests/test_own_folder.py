@@ -113,7 +113,7 @@ def test_the_runs_own_folder_in_another_place_is_not_scored_on_what_it_was_train
         ("validation", 3), ("all", 36), ("validation", 3), ("all", 36),
     ]  # fmt: skip
     said = found[-1][1]
-    assert f"all images of {home}/other are evaluated; if the model was trained on this folder, --split=valid" in said
+    assert f"all images of {home}/other are evaluated; if the model was trained on this folder, its split" in said
 
 
 def test_few_shot_accuracy_of_another_folder_is_not_measured_on_what_it_learns_from(home):

@@ -150,7 +150,7 @@ def default_split(weights: Weights, config: ml_collections.ConfigDict, split: st
         return split
     if jax.process_index() == 0:
         print(
-            f"all images of {config.data_dir} are evaluated; if the model was trained on this folder, --split="
+            f"all images of {config.data_dir} are evaluated; if the model was trained on this folder, its split "
             "validation has those that it has not seen",
             file=sys.stderr,
         )
