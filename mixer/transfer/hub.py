@@ -64,16 +64,20 @@ def completed(weights: Weights, folder: epath.Path) -> Weights:
     timm's models are given (x - mean) / std of pixels x in 0..1, ours 2x - 1. The stem takes in the difference.
 
     Raises:
-      UserError: the normalisation is none.
+      UserError: they are not the parameters of a Mixer, or the normalisation is none.
     """
-    told = _config(folder)
+    told, num_classes = _config(folder), weights.model().num_classes
     names, cfg = told.get("label_names"), told.get("pretrained_cfg")
-    if weights.class_names is None and _are_names(names, weights.model().num_classes):
+    if weights.class_names is None and _are_names(names, num_classes):
         weights = dataclasses.replace(weights, class_names=names)
     if weights.carried is not None or not isinstance(cfg, dict):  # what this project wrote takes 2x - 1
         return weights
-    mean, std = (np.array(cfg.get(name, [0.5] * 3), np.float64) for name in ("mean", "std"))
-    if mean.shape != (3,) or std.shape != (3,) or not np.isfinite(mean).all() or not (std > 0).all():
+    try:
+        mean, std = (np.array(cfg.get(name, [0.5] * 3), np.float64) for name in ("mean", "std"))
+        usable = mean.shape == std.shape == (3,) and np.isfinite([mean, std]).all() and (std > 0).all()
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
         raise UserError(f"{folder / CONFIG_FILE}: pretrained_cfg has no mean and std of three channels")
     stem, kernel = weights.params["stem"], np.float64(weights.params["stem"]["kernel"])
     taken_in = {

@@ -109,7 +109,17 @@ def test_a_folder_of_the_hub_names_classes_and_says_how_pictures_are_normalised(
     )
 
 
-@pytest.mark.parametrize("cfg", [{"mean": [0.5]}, {"std": [1.0, 1.0, 0.0]}, {"mean": [0.5, 0.5, float("nan")]}])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"mean": [0.5]},
+        {"std": [1.0, 1.0, 0.0]},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"std": "x"},
+        {"mean": [{}, 0, 0]},
+        {"std": [1, 1, float("inf")]},
+    ],
+)
 def test_a_normalisation_that_is_none_is_refused(tmp_path, cfg):
     (tmp_path / "model.safetensors").write_bytes(timm_bytes(PARAMS))
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
