@@ -3,10 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +18,8 @@ from mixer.evaluation import scoring
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
 from mixer.transfer import loading, npz
+from tests import commands
 from tests.trained_run import DATASET, make_run
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +36,7 @@ def run(tmp_path_factory, data_dir):
 
 
 def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "mixer.evaluate", *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return commands.run("mixer.evaluate", *arguments, **environment)
 
 
 @pytest.mark.parametrize("ema", [False, True])

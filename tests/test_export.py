@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pathlib
 import pickle
 import re
 import shutil
@@ -24,9 +23,8 @@ from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.loading import load
 from mixer.transfer.weights import Weights
-from tests import forks
+from tests import commands
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIXELS = 12
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 MODEL = make_model()
@@ -45,23 +43,13 @@ PARAMS, AVERAGES = (make_params(MODEL, PIXELS, seed) for seed in (1, 2))
 def export(*arguments, **options):
     """Runs the command with these flags."""
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return subprocess.run(
-        [sys.executable, "-m", "mixer.export", *flags, *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return commands.run("mixer.export", *flags, *arguments, XLA_FLAGS="")
 
 
 def exported(*arguments, **options):
     done = export(*arguments, **options)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
-
-
-def exported_in_turn(*command_lines):
-    """Runs the command with these lines, one after the other in one process."""
-    done = forks.answers("mixer.export", command_lines, imported=["jax", "mixer.transfer.loading"], XLA_FLAGS="")
-    assert all((one.returncode, one.stderr) == (0, "") for one in done), done
-    return [one.stdout for one in done]
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +72,9 @@ def run(tmp_path_factory):
 
 def test_npz_to_timm_and_back_keeps_every_bit_and_name(tmp_path):
     np.savez(tmp_path / "a.npz", **flat(PARAMS))
-    said, _ = exported_in_turn(
-        [f"--checkpoint={tmp_path / 'a.npz'}", "--to=timm", tmp_path / "b.safetensors"],
-        [f"--checkpoint={tmp_path / 'b.safetensors'}", "--to=npz", tmp_path / "c.npz"],
-    )
+    said = exported(tmp_path / "b.safetensors", checkpoint=tmp_path / "a.npz", to="timm")
     assert "b.safetensors written" in said
+    exported(tmp_path / "c.npz", checkpoint=tmp_path / "b.safetensors", to="npz")
     with np.load(tmp_path / "a.npz") as before, np.load(tmp_path / "c.npz") as after:
         assert sorted(after.files) == sorted(before.files) == sorted(flat(PARAMS))
         for name in before.files:
@@ -302,8 +288,9 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     settings = {"input.image_size": 64, "input.eval_resize": 80, "init_from": str(tmp_path / "at_home" / "before")}
     write_run(folder, [make_state(params, None, step=3)], NAMES, **settings)
     out, named = tmp_path / "small_timm", tmp_path / "mixer_s32_64.my_pets"  # as timm names its own
-    places = (out, out, named)  # it may be written again
-    said, *_ = exported_in_turn(*([f"--checkpoint={folder}", "--to=timm", place] for place in places))
+    exported(out, checkpoint=folder, to="timm")
+    said = exported(out, checkpoint=folder, to="timm")  # it may be written again
+    exported(named, checkpoint=folder, to="timm")
     assert said.endswith(f"its model card is {out / 'README.md'}\n")
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import unicodedata
 
 import numpy as np
@@ -14,9 +13,8 @@ from PIL import Image
 
 from mixer.config import run_folder
 from mixer.training.metrics import read_metrics
-from tests import forks
+from tests import commands
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLOURS = {b"caf\xe9": (220, 30, 30), "köter".encode(): (30, 200, 40), b"blue": (30, 40, 220)}
 NAMES = {b"caf\xe9": "caf\\xe9", "köter".encode(): "köter", b"blue": "blue"}
 SMALL = [
@@ -39,10 +37,7 @@ def fill(root: pathlib.Path, counts: dict[bytes, int], seed: int = 0) -> pathlib
 
 
 def command(module: str, *arguments: object, home: pathlib.Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"mixer.{module}", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "HOME": str(home), "XLA_FLAGS": ""}, timeout=300, check=False,
-    )  # fmt: skip
+    return commands.run(f"mixer.{module}", *arguments, HOME=str(home), XLA_FLAGS="")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +67,7 @@ def test_a_folder_is_enough_and_what_was_found_is_said(home):
 
 def evaluated(home, *command_lines):
     """What `mixer.evaluate` answers to each command line, with the run as its checkpoint."""
-    lines = [("--checkpoint=~/run", *arguments) for arguments in command_lines]
-    needed = ["jax", "mixer.evaluation.scoring", "mixer.transfer.loading"]
-    return forks.answers("mixer.evaluate", lines, imported=needed, HOME=str(home), XLA_FLAGS="")
+    return [command("evaluate", "--checkpoint=~/run", *arguments, home=home) for arguments in command_lines]
 
 
 def scores(home, *command_lines):

@@ -22,6 +22,7 @@ from mixer.data.pixels import image_status
 from mixer.runtime.errors import UserError
 from mixer.transfer import loading
 from mixer.transfer.weights import Weights
+from tests import commands
 from tests.bucket.faults import Fault
 
 PIXELS, RESIZE = 16, 20  # images with a shorter side of 20 are cropped to 16 pixels and not resampled
@@ -90,10 +91,7 @@ def sigmoid(logits):
 
 
 def run(*arguments, cwd, devices=8):
-    command = [sys.executable, "-m", "mixer.predict", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
-    )
+    return commands.run("mixer.predict", *arguments, cwd=cwd, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
 
 
 def check_top(top, probabilities, names):

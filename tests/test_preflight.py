@@ -1,11 +1,7 @@
 """Pre-flight on a mesh of this machine's devices. For TPU slices see training/test_tpu_compile.py."""
 
 import importlib.util
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +15,8 @@ from mixer.performance import charges, compiling, tpu_topology
 from mixer.performance.data_facts import DataFacts
 from mixer.runtime.errors import UserError
 from mixer.training import line_metrics, setup
+from tests import commands
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 FACTS = DataFacts(num_classes=10, num_examples=50_000)
 
 
@@ -204,9 +200,7 @@ def test_extended_weights_widen_token_mixing_as_in_a_run(tmp_path):
 
 
 def run(*arguments):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "mixer.preflight", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return commands.run("mixer.preflight", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
-from tests import forks
+from tests import commands
 from tests.bucket.faults import Fault
 
 
@@ -25,7 +24,7 @@ def straight(data_dir, tmp_path_factory):
 
 
 def mixer(name, *arguments):
-    return run([sys.executable, "-m", f"mixer.{name}", *arguments])
+    return commands.run(f"mixer.{name}", *arguments)
 
 
 def only_line(done):
@@ -47,15 +46,12 @@ def test_a_run_from_and_to_a_bucket_ends_at_the_bits_of_one_on_a_disk(bucket_her
     assert verify_resume.differences(straight, place) == []
     assert deterministic(place) == deterministic(straight)
 
-    local, remote = forks.answers(
-        "mixer.evaluate", [[f"--checkpoint={folder}"] for folder in (straight, place)], imported=["tensorflow"]
-    )
+    local, remote = (commands.run("mixer.evaluate", f"--checkpoint={folder}") for folder in (straight, place))
     assert remote.returncode == 0, remote.stderr
     assert remote.stdout.splitlines()[:-1] == local.stdout.splitlines()[:-1]
     files = {straight: tmp_path / "a.npz", place: bucket_here.path("exports/a.npz")}
-    for exported in forks.answers(
-        "mixer.export", [[f"--checkpoint={folder}", "--to=npz", file] for folder, file in files.items()]
-    ):
+    for folder, file in files.items():
+        exported = commands.run("mixer.export", f"--checkpoint={folder}", "--to=npz", file)
         assert exported.returncode == 0, exported.stderr
     assert bucket_here.content("exports/a.npz") == (tmp_path / "a.npz").read_bytes()
     assert b"gs://" in bucket_here.content("exports/a.npz.md")
@@ -94,8 +90,7 @@ def test_what_is_wrong_with_a_bucket_is_one_line(bucket_here, data_dir):
         "report": ("--workdir=anywhere", "--output=gs://no-such-bucket/report.html"),
         "visualize": ("--checkpoint=anywhere", "--output=gs://no-such-bucket/figures"),
     }.items():  # before the work
-        (refused,) = forks.answers(f"mixer.{name}", [list(flags)])
-        assert missing in only_line(refused)
+        assert missing in only_line(mixer(name, *flags))
     assert "s3://bucket/run: only local paths and gs:// are supported" in only_line(
         run(command(data_dir, "s3://bucket/run"))
     )

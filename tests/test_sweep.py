@@ -17,7 +17,7 @@ from tiny_sweep import TINY, write_cifar10
 
 from mixer import models, sweep
 from mixer.config import recipe, run_folder, tasks
-from tests import forks
+from tests import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -67,7 +67,8 @@ def command(data_dir: str, folder: pathlib.Path) -> list[str]:
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300, check=False)
+    _, _, name, *given = arguments
+    return commands.run(name, *given, XLA_FLAGS="")
 
 
 def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
@@ -135,9 +136,9 @@ MISTAKES = {
 
 
 def test_a_mistake_is_one_line_and_status_1():
-    given = ([*([] if arguments[0].startswith("--config=") else CONFIG), *arguments] for arguments in MISTAKES)
-    answers = forks.answers("mixer.sweep", given, imported=["mixer.sweep_runs"], XLA_FLAGS="")
-    for done, expected in zip(answers, MISTAKES.values(), strict=True):
+    for arguments, expected in MISTAKES.items():
+        config = [] if arguments[0].startswith("--config=") else CONFIG
+        done = commands.run("mixer.sweep", *config, *arguments, XLA_FLAGS="")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"error: {expected}")
 

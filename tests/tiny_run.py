@@ -13,6 +13,7 @@ from mixer.config import checks, durations
 from mixer.data import datasets
 from mixer.training import metrics as run_metrics
 from mixer.training.metrics import read_metrics
+from tests import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -63,9 +64,9 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
-    )
+    """Runs a command as `command` gives it."""
+    _, _, name, *given = arguments
+    return commands.run(name, *given, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
 
 
 def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:

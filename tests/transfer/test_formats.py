@@ -1,7 +1,6 @@
 """The registry of formats. A new format needs its entry and nothing else."""
 
 import io
-import os
 import pathlib
 import tomllib
 
@@ -15,7 +14,7 @@ from mixer.transfer.format import check_installed
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.loading import load
 from mixer.transfer.weights import Weights
-from tests import forks
+from tests import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -130,17 +129,10 @@ def test_a_new_format_is_named_in_messages_written_and_described(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     params = flat(make_params(make_model()))
     np.savez(tmp_path / "a.npz", **params)
-    refused = [["--checkpoint=a.png", *arguments] for arguments, _ in MESSAGES]
-    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
-    *answers, done = forks.answers(
-        "new_format",
-        [*refused, ["--checkpoint=a.npz", "--to=names", "m.txt"]],
-        imported=["mixer.transfer.weights"],
-        cwd=tmp_path,
-        PYTHONPATH=paths,
-    )
-    for answer, (_, line) in zip(answers, MESSAGES, strict=True):
+    for arguments, line in MESSAGES:
+        answer = commands.run("new_format", "--checkpoint=a.png", *arguments, cwd=tmp_path)
         assert (answer.returncode, answer.stdout, answer.stderr) == (1, "", f"error: {line}\n")
+    done = commands.run("new_format", "--checkpoint=a.npz", "--to=names", "m.txt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "m.txt").read_text().splitlines() == list(params)
     card = (tmp_path / "m.txt.md").read_text()
