@@ -102,9 +102,7 @@ def test_every_ablation_is_trained_and_used(ablation, data_dir, tmp_path):
     assert SAID[ablation] in figures
     output_of("report", f"--workdir={folder}", f"--output={tmp_path / 'report.html'}")
     page = html.unescape((tmp_path / "report.html").read_text())
-    assert (
-        f"not part of this page: the page computes the paper's token mixing only, and this is {SAID[ablation]}" in page
-    )
+    assert f"not part of this page: the page computes the paper's model only, and this is {SAID[ablation]}" in page
     output_of("export", f"--checkpoint={folder}", "--to=stablehlo", tmp_path / "m.stablehlo")
     assert f"# {SAID[ablation]}, 32 px" in (tmp_path / "m.stablehlo.md").read_text()
     program = jax_export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))

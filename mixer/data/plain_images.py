@@ -5,6 +5,7 @@ TensorFlow's resizing in the same order of float32 operations. Damaged and very 
 """
 
 import concurrent.futures
+import functools
 import io
 import itertools
 from collections.abc import Iterator
@@ -122,7 +123,9 @@ def _resized_for_crop(pixels: Pixels, config: ml_collections.ConfigDict) -> Pixe
     height, width = crops.eval_size(np.array(pixels.shape[:2]), config).tolist()
     if pixels.shape[:2] == (height, width):
         return pixels
-    resized = _RESIZES[crops.EVAL_CROPS[config.eval_crop].method](pixels, height, width)
+    method = crops.EVAL_CROPS[config.eval_crop].method
+    resize = _RESIZES.get(method) or functools.partial(augment.resized_alone, method=method)
+    resized = resize(pixels, height, width)
     found: Pixels = np.clip(crops.RESIZE_ROUNDINGS[config.resize_rounding](resized), 0, 255).astype(np.uint8)
     return found
 

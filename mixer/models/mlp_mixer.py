@@ -2,9 +2,9 @@
 
     image -> patches -> `stem` -> n x MixerBlock -> LayerNorm -> mean over tokens -> `head`
 
-Parameter names and shapes are those of the published checkpoints. Options such as remat, scan and dtype change how the
-function is computed, never its parameters. Only token_mixing, token_groups and pyramid make another model: those of the
-paper's Appendix A.1, which `token_mixing.py` explains.
+Parameter names and shapes are those of the published checkpoints. The attributes in `SAME_FUNCTION` change how the
+function is trained or computed, never which function it is. Only token_mixing, token_groups and pyramid make another
+model: those of the paper's Appendix A.1, which `token_mixing.py` explains.
 
 Every module's output can be captured, without a change to the model:
 
@@ -51,6 +51,15 @@ VARIANTS = {
     "H": _variant(32, 1280),
 }
 
+# Attributes that are read in training alone, or that say how the same function is computed. Any other attribute with a
+# default makes another model of the same widths. Who uses a run's weights takes it from the run's config, and formats
+# without a place for it are refused.
+SAME_FUNCTION = (
+    "dropout", "stochastic_depth", "stochastic_depth_rescale", "head_bias_init", "identity_init", "dtype", "remat",
+    "scan", "dot_general",
+)  # fmt: skip
+_TOKEN_MIXING = ("token_mixing", "token_groups", "pyramid")
+
 NAMES = f"{', '.join(VARIANTS)}, a slash and the patch size in pixels, such as B/16"
 
 
@@ -65,7 +74,7 @@ def name_of(model: Any) -> str:
     D_S is not part of it, since it grows with the image.
     """
     name = f"Mixer-{variants.patched_name(model, VARIANTS, ('num_blocks', 'hidden_dim', 'channels_mlp_dim'))}"
-    return f"{name} ({model.ablation})" if model.ablation else name
+    return f"{name} ({model.beyond_paper})" if model.beyond_paper else name
 
 
 class MixerBlock(nn.Module):
@@ -179,9 +188,27 @@ class MlpMixer(nn.Module):
             raise ValueError(f"pyramid={self.pyramid} has blocks of several shapes, over which scan=True cannot loop")
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The attributes that make another model of the same widths, by name."""
+        fields = (field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING)
+        not_options = (*SAME_FUNCTION, "parent", "name")  # the last two are those of every Linen module
+        return {field.name: getattr(self, field.name) for field in fields if field.name not in not_options}
+
+    @property
     def ablation(self) -> str:
         """What its token mixing differs in from the paper's model, in words; empty if it does not differ."""
         return token_mixing.described(self.token_mixing, self.token_groups, self.pyramid)
+
+    @property
+    def beyond_paper(self) -> str:
+        """What its function differs in from the paper's, in words; empty if it is the paper's."""
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        others = [
+            f"{name}={value}"
+            for name, value in self.options.items()
+            if name not in _TOKEN_MIXING and value != plain[name]
+        ]
+        return ", ".join(filter(None, (self.ablation, *others)))
 
     def tokens(self, image_size: int) -> tuple[int, ...]:
         """Returns the number of tokens of a square image: at the first block's input, and after each block.

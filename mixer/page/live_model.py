@@ -39,8 +39,8 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
     parameters = sum(array.size for array in jax.tree.leaves(weights.params))
     if model.num_classes == 0:
         raise UserError("it has no head")
-    if model.ablation:
-        raise UserError(f"the page computes the paper's token mixing only, and this is {models.name_of(model)}")
+    if model.beyond_paper:
+        raise UserError(f"the page computes the paper's model only, and this is {models.name_of(model)}")
     if parameters > MAX_PARAMETERS:
         raise UserError(f"it has {parameters:,} parameters; a page holds up to {MAX_PARAMETERS:,}")
     if config.permutation != "none":

@@ -84,7 +84,7 @@ class Format(NamedTuple):
       loading: from (model, file name) to lines of Markdown that say how to load the file, for the model card. Its code
         follows that of `card_code.pictures`, which makes `images`.
       computes: whether that code computes `probabilities`.
-      holds_ablations: whether it has a place for the models of the paper's Appendix A.1.
+      holds_any_model: whether it has a place for other models than the paper's, such as those of Appendix A.1.
       is_program: whether it is written as `Exported.program` says.
       beside: a further file, named by this ending after the whole name of the first, and how it is written.
       requirement: a library, with its version, which `save` imports and a plain installation lacks.
@@ -101,7 +101,7 @@ class Format(NamedTuple):
     save: Callable[[io.BufferedIOBase, Exported], None]
     loading: Callable[[Exported, str], list[str]]
     computes: bool = False
-    holds_ablations: bool = False
+    holds_any_model: bool = False
     is_program: bool = False
     beside: tuple[str, Callable[[io.BufferedIOBase, Exported], None]] | None = None
     requirement: str = ""
@@ -116,10 +116,10 @@ def check_holds(form: Format, exported: Exported) -> None:
     Raises:
       UserError: it has none.
     """
-    if exported.model.ablation and not form.holds_ablations:
+    if exported.model.beyond_paper and not form.holds_any_model:
         raise UserError(
             f"{models.name_of(exported.model)} cannot be written as {form.suffix}, which has a place for the paper's "
-            "token mixing only; use --to stablehlo"
+            "model only; use --to stablehlo"
         )
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
+from mixer import models
 from mixer.config import checks, run_folder
+from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
 from mixer.training import facts
 from mixer.training.step import TrainState
@@ -101,6 +103,14 @@ def other_pixels(weights: Weights, config: ml_collections.ConfigDict) -> str:
     here = checks.flat(ml_collections.ConfigDict(config))
     there = {name: value for name, value in weights.settings.items() if name in _PIXELS and value != here[name]}
     return "".join(f"; their {name} was {value}, here it is {here[name]}" for name, value in there.items())
+
+
+def other_function(weights: Weights, model: models.Model) -> str:
+    """Returns how a run's model differs from the weights' where shapes do not, in words that follow others; or ""."""
+    if not isinstance(model, MlpMixer):
+        return ""
+    there = {name: value for name, value in weights.model().options.items() if value != model.options[name]}
+    return "".join(f"; their {name} was {value}, here it is {model.options[name]}" for name, value in there.items())
 
 
 def with_weights(

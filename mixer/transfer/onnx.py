@@ -54,7 +54,7 @@ def _forward(exported: Exported, images: jax.ShapeDtypeStruct) -> Callable[[Arra
     def forward(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch outputs"]:
         return exported.model.apply({"params": exported.params}, normalize(images))  # type: ignore[return-value]
 
-    if not exported.model.ablation:
+    if not exported.model.beyond_paper:
         return forward
     traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(forward)(images))
     return lambda images: traced(images)[0]
@@ -102,6 +102,6 @@ FORMAT = Format(
     save=save_model,
     loading=_loading,
     computes=True,
-    holds_ablations=True,
+    holds_any_model=True,
     requirement="jax2onnx==0.13.0",
 )

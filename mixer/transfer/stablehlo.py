@@ -159,7 +159,7 @@ FORMAT = Format(
     save=save_program,
     loading=_loading,
     computes=True,
-    holds_ablations=True,
+    holds_any_model=True,
     is_program=True,
     beside=(_MODULE, save_module),
 )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mixer import models
 from mixer.config import checks, recipe
+from mixer.config.settings import SETTINGS
 from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
@@ -48,11 +49,12 @@ class Weights:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `format.CARRIED` that are known, by dotted name: those of the run, or of the file."""
+        """What is known of the loss and of `config.input`, by dotted name: of the run, or what a file carries."""
         if self.config is None:
             return dict(self.carried or {})
         known = checks.flat(ConfigDict(self.config))
-        return {name: known[name] for name in CARRIED if name in known}  # a run of an earlier version has not all
+        wanted = (name for name in SETTINGS if name == "loss" or name.startswith("input."))
+        return {name: known[name] for name in wanted if name in known}  # a run of an earlier version has not all
 
     @property
     def loss(self) -> str:
@@ -60,9 +62,10 @@ class Weights:
         return str(self.settings.get("loss", "softmax_xent"))
 
     def model(self) -> MlpMixer:
-        """Returns the model of these parameters, which follows from their names and shapes.
+        """Returns the model of these parameters, whose widths follow from their names and shapes.
 
-        Only models of the paper's Appendix A.1 do not follow from shapes alone: their run's config tells them.
+        What does not follow from shapes, such as the token mixings of the paper's Appendix A.1, is as in the run's
+        config, and the paper's in a file.
 
         Raises:
           UserError: they are not the parameters of a Mixer; lists what is wrong.
@@ -70,7 +73,7 @@ class Weights:
         of_run = self._model_of_run
         if of_run is not None and not isinstance(of_run, MlpMixer):
             raise UserError(f"{self.source} is a run of {models.name_of(of_run)}, which is no Mixer")
-        model = self._ablation or self._model_by_lengths()
+        model = self._ablation or self._model_by_lengths().clone(**(of_run.options if of_run else {}))
         try:
             size = self.image_size
         except ValueError as error:
@@ -86,8 +89,12 @@ class Weights:
         """The model of the run's config; None for weights that are not a run's."""
         if self.config is None:
             return None
-        given = {name: value for name, value in self.config.model.items() if name in _OPTIONS}
-        model: models.Model = models.create(num_classes=len(self.params.get("head", {}).get("bias", ())), **given)
+        given = {name: value for name, value in self.config.model.items() if name not in mlp_mixer.SAME_FUNCTION}
+        num_classes = len(self.params.get("head", {}).get("bias", ()))
+        try:
+            model: models.Model = models.create(num_classes=num_classes, **given)
+        except ValueError as error:
+            raise UserError(f"{self.source} is a run of another version of this project: {error}") from None
         return model
 
     @property
@@ -135,12 +142,13 @@ class Weights:
         Raises:
           UserError: they are not the parameters of a Mixer.
         """
-        has_tanh_gelu = self.config is not None or self.published_as != ""
+        has_tanh_gelu = self.config is not None or self.carried is not None or self.published_as != ""
         model = self.model()
         loss = losses.LOSSES[self.loss]
         return Exported(
             self.params, model, self.image_size, has_tanh_gelu, self.images(), self.class_names,
-            probabilities=loss.probabilities.__name__ if model.num_classes else "", carried=self.settings or None,
+            probabilities=loss.probabilities.__name__ if model.num_classes else "",
+            carried={name: self.settings[name] for name in CARRIED if name in self.settings} or None,
         )  # fmt: skip
 
     def images(self) -> ConfigDict:
@@ -191,9 +199,6 @@ class Weights:
             return int(self.config.input.image_size)
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
 
-
-# Settings of a run's model on which the parameters depend.
-_OPTIONS = ("variant", *mlp_mixer.Variant.__dataclass_fields__, "token_mixing", "token_groups", "pyramid")
 
 # Attributes of a model, and the arrays whose length is their value. Of dense layers these are the biases, so that a
 # transposed kernel is reported by its name instead of changing the model.

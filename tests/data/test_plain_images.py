@@ -122,6 +122,13 @@ def test_many_sizes(rounding):
         check_same(source_of(images), config_of(crop, 24, resize_rounding=rounding))
 
 
+def test_any_method_of_tensorflow_can_be_that_of_a_crop(monkeypatch):
+    cubic = crops.EVAL_CROPS["resize_small"]._replace(method="bicubic")
+    monkeypatch.setitem(crops.EVAL_CROPS, "cubic", cubic)
+    images = [encoded(noise(*size, 3), "PNG") for size in ((40, 30), (9, 17))]
+    check_same(source_of(images), config_of("cubic", 24))
+
+
 @pytest.mark.parametrize("crop", ["resize_small", "resize_square"])
 def test_photographs(shared_data, crop):
     files = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:40]

@@ -1,5 +1,7 @@
 """The model against the paper's numbers and an independent float64 NumPy Mixer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from parameters import in_float64, kept, primitives, random_params, shapes_of
 
 from mixer import models
+from mixer.config.settings import SETTINGS
+from mixer.models import mlp_mixer
 from mixer.models.mlp_mixer import MixerBlock
 
 # Table 1 of the paper, counted to the unit from its specification; no head, 10, 1000 and 21843 classes.
@@ -405,3 +409,14 @@ def test_what_has_no_effect_is_what_has_no_gradient(kind):
         assert (largest < 1e-5) == (path in idle), (path, largest)
     drops = model.clone(dropout=0.1)  # which drops single channels of what the bias was added to
     assert jax.tree.structure(drops.with_effect(params)) == jax.tree.structure(params)
+
+
+def test_an_attribute_makes_another_function_unless_it_is_known_not_to():
+    """A new setting counts as one of those, so that no command computes another function than the run's."""
+    widths = {"variant", *mlp_mixer.Variant.__dataclass_fields__}
+    settings = {name.removeprefix("model.") for name in SETTINGS if name.startswith("model.")}
+    model = models.create("S/16", 10)
+    assert settings - widths - set(mlp_mixer.SAME_FUNCTION) == model.options.keys()
+    assert model.options == {"token_mixing": "shared", "token_groups": 1, "pyramid": None}
+    assert model.beyond_paper == ""
+    assert set(mlp_mixer.SAME_FUNCTION) < {field.name for field in dataclasses.fields(model)}

@@ -149,8 +149,8 @@ def test_only_formats_with_a_place_for_it_hold_it(runs, name, form):
     with pytest.raises(UserError) as caught:
         check_holds(FORMATS[form], exported)
     assert str(caught.value) == (
-        f"{SAID[name]} cannot be written as {FORMATS[form].suffix}, which has a place for the paper's token mixing "
-        "only; use --to stablehlo"
+        f"{SAID[name]} cannot be written as {FORMATS[form].suffix}, which has a place for the paper's model only; "
+        "use --to stablehlo"
     )
 
 
@@ -158,7 +158,7 @@ def test_only_formats_with_a_place_for_it_hold_it(runs, name, form):
 def test_a_page_says_that_it_cannot_compute_it(runs, name):
     with pytest.raises(UserError) as caught:
         live_model.check(load(str(runs[name][0])), recipe.base().input)
-    assert str(caught.value) == f"the page computes the paper's token mixing only, and this is {SAID[name]}"
+    assert str(caught.value) == f"the page computes the paper's model only, and this is {SAID[name]}"
 
 
 def test_all_formats_hold_the_papers_model():

@@ -17,8 +17,11 @@ from random_models import flat, make_model, make_params, make_state, nested, sam
 
 from mixer import models
 from mixer.config import recipe
+from mixer.models import mlp_mixer
+from mixer.page import live_model
 from mixer.runtime.errors import UserError
-from mixer.transfer import npz, timm
+from mixer.transfer import format as file_format
+from mixer.transfer import formats, init_from, npz, timm
 from mixer.transfer.loading import load
 from mixer.transfer.weights import Weights
 
@@ -336,3 +339,51 @@ def test_any_arrays_under_these_names_are_a_model_or_refused(shapes):
         model = Weights(nested(arrays), "m.npz").model()
         images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)((1, 8, 8, 3))
         jax.eval_shape(model.apply, {"params": nested(arrays)}, images)
+
+
+# -------------------------------------------------------------------------------------- a setting that makes a function
+
+
+@pytest.fixture
+def an_option(monkeypatch):
+    """`identity_init` counts as an attribute that somebody has added, which changes the function and no shape."""
+    same = [name for name in mlp_mixer.SAME_FUNCTION if name != "identity_init"]
+    monkeypatch.setattr(mlp_mixer, "SAME_FUNCTION", same)
+
+
+def test_an_added_option_is_read_from_the_run_and_refused_where_it_has_no_place(an_option, tmp_path):
+    states = [make_state(PARAMS, AVERAGES, step=7)]
+    run = str(write_run(tmp_path / "run", states, NAMES, **{"model.identity_init": True}))
+    weights = load(run)
+    model = weights.model()
+    assert model.identity_init
+    assert models.name_of(model) == "Mixer-2x16/4 (identity_init=True)"
+    assert weights.at_image_size(16, "extend").model().identity_init
+    for name, form in formats.FORMATS.items():
+        with pytest.raises(UserError) if name in ("npz", "timm") else contextlib.nullcontext():
+            file_format.check_holds(form, weights.exported())
+    with pytest.raises(UserError, match=r"computes the paper's model only, and this is Mixer-2x16/4 \(identity_init=T"):
+        live_model.check(weights, weights.images())
+    plain = make_model()
+    assert init_from.other_function(weights, plain) == "; their identity_init was True, here it is False"
+    assert init_from.other_function(weights, plain.clone(identity_init=True)) == ""
+    (tmp_path / "m.npz").write_bytes(npz_bytes(PARAMS))
+    file = load(str(tmp_path / "m.npz"))
+    assert not file.model().identity_init
+    assert init_from.other_function(file, model) == "; their identity_init was False, here it is True"
+
+
+def test_every_setting_of_the_input_is_known_of_a_run(run):
+    config = load(str(run)).images()
+    ours = recipe.base()
+    assert config.keys() == ours.input.keys()
+    known = load(str(run)).config.input
+    assert json.loads(config.to_json()) == json.loads(known.as_configdict().to_json())
+
+
+def test_a_run_with_a_setting_that_is_not_here_is_refused():
+    config = recipe.base()
+    with config.unlocked():
+        config.model.activation = "tanh"
+    with pytest.raises(UserError, match=r"r is a run of another version of this project: .* has no activation, "):
+        Weights(PARAMS, "r", FrozenConfigDict(config)).model()

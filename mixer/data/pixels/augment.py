@@ -239,6 +239,12 @@ def decode_alone(data: bytes, encoding: int, size: tuple[int, int]) -> np.ndarra
         return None
 
 
+def resized_alone(pixels: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
+    """Resizes an image outside tf.data: float32 [height, width, 3], not yet rounded."""
+    resized: np.ndarray = tf.image.resize(pixels, [height, width], method).numpy()
+    return resized.astype(np.float32)
+
+
 _ROUNDINGS = {"round": tf.round, "truncate": tf.floor}  # those of `crops.RESIZE_ROUNDINGS`
 
 
