@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,6 +90,10 @@ class Model:
     def _outputs(self, module: Any, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
             raise ValueError(f"images are {images.dtype} {[*images.shape]}; expected uint8 {['n', *self._shape]}")
+        if not len(images):  # XLA cannot tile an empty batch
+            one = jax.ShapeDtypeStruct((1, *self._shape), np.uint8)
+            _, width = jax.eval_shape(partial(exact_outputs, module), self.params, one).shape
+            return np.empty((0, width), np.float32)
         return np.asarray(_apply(module, self.params, images))
 
 

@@ -195,6 +195,8 @@ def first_state(run: Run, weights: Weights | None) -> TrainState:
     if weights.config is not None and weights.config.ema_decay:
         average = " (their average)" if run.config.init_ema else " (not their average: config.init_ema is not set)"
     other = init_from.other_function(weights, run.built.model) + init_from.other_pixels(weights, run.config)
+    if head.kept and run.config.model.head_bias_init is not None:
+        other = f"; config.model.head_bias_init={run.config.model.head_bias_init} is not read{other}"
     run.console.keep(f"starting from {run.config.init_from}{average}{resized}; {head.said}{other}")
     model = f"{models.name_of(run.built.model)} for images of {run.config.input.image_size} pixels"
     return init_from.with_weights(state, weights, run.source.class_names, run.built.shardings, model=model)

@@ -81,7 +81,10 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
     glob = f"sorted(pathlib.Path('{tmp_path}').glob('*.jpg'))"
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: a folder; give its files, such as {glob}")):
         model.read([tmp_path])
-    assert model.read([]).shape == (0, PIXELS, PIXELS, 3)
+    none = model.read([])
+    assert none.shape == (0, PIXELS, PIXELS, 3)
+    assert model.logits(none).shape == (0, len(NAMES))
+    assert model.features(none).shape == (0, *model.params["head"]["kernel"].shape[:1])
     with pytest.raises(UserError, match="no such file or folder"):
         mixer.load("B/17-i1k")
     with pytest.raises(ValueError, match="model variant 'B'"):

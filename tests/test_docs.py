@@ -167,3 +167,18 @@ def test_the_findings_are_the_scripts_of_their_table():
             "\n# Output seen on ",
         ):
             assert part in text, f"{script.name} lacks {part!r}"
+
+
+def test_code_that_a_reader_adds_passes_the_checks():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)
+    assert len(blocks) > 8
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 120] == []
+    modules = [block for block in blocks if block.startswith('"""')]
+    assert len(modules) == 4
+    for module in modules:
+        for check in (["check"], ["format", "--diff"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "ruff", *check, "--stdin-filename=mixer/new.py", "-"], cwd=ROOT, input=module,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr

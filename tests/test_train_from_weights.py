@@ -45,6 +45,15 @@ def test_weights_that_saw_other_pixels_are_told(data_dir, tmp_path, capsys):
     assert "; their input.permutation was pixels, here it is none\n" in capsys.readouterr().out
 
 
+def test_a_head_bias_that_is_not_read_is_told(data_dir, tmp_path, capsys):
+    train.train(tiny(data_dir, total_steps=1), tmp_path / "first")
+    settings = {"init_from": str(tmp_path / "first"), "model.head_bias_init": -5.0}
+    train.train(tiny(data_dir, total_steps=1, **settings), tmp_path / "second")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("starting from /")]
+    assert "; the head is kept: " in line
+    assert line.endswith("; config.model.head_bias_init=-5.0 is not read")
+
+
 def test_a_run_at_another_image_size_than_its_weights_says_so(data_dir, tmp_path, capsys):
     config = tiny(data_dir, total_steps=1)
     size = config.input.image_size

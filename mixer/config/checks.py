@@ -94,6 +94,11 @@ def _check_model(config: ConfigDict) -> None:
         raise UserError(f"config.model.variant: {error}") from None
     except ValueError as error:
         raise UserError(f"config.model: {error}") from None
+    if config.model.stochastic_depth and getattr(model, "num_blocks", 2) == 1:
+        raise UserError(
+            f"config.model.stochastic_depth={config.model.stochastic_depth} would not be read: it grows from 0 in the "
+            "first block, and this model has no other"
+        )
     if config.stem_init == "whitening" and not isinstance(model, MlpMixer):
         raise UserError(
             f"config.stem_init=whitening is for Mixers; config.model.variant={config.model.variant!r} is none"

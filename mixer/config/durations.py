@@ -6,11 +6,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mixer.config.settings import DURATIONS, UNITS
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import ArgumentError, UserError
 
 
 def set_duration(config: ConfigDict, name: str, **unit: float) -> None:
-    """Sets a duration in one unit and unsets the others, as in set_duration(config, "total", epochs=300)."""
+    """Sets a duration in one unit and unsets the others, as in set_duration(config, "total", epochs=300).
+
+    Raises:
+      ArgumentError: there is no such duration, or it is not given in one of the units.
+    """
+    if name not in DURATIONS:
+        raise ArgumentError(f"recipe.duration: {name!r} is none of {', '.join(DURATIONS)}")
+    if len(unit) != 1 or not unit.keys() <= UNITS.keys():
+        given = ", ".join(unit) or "nothing"
+        raise ArgumentError(f"recipe.duration of {name!r}: expected one of {', '.join(UNITS)}, not {given}")
     for u, kind in UNITS.items():
         config[f"{name}_{u}"] = kind(unit[u]) if u in unit else None
 
@@ -42,7 +51,11 @@ def check_units(config: ConfigDict) -> None:
         given = [unit for unit in UNITS if config[f"{name}_{unit}"] is not None]
         if len(given) != 1:
             choices = ", ".join(f"{name}_{unit}" for unit in UNITS)
-            raise UserError(f"exactly one of {choices} must be set, not {len(given)}")
+            values = " and ".join(f"{name}_{unit}={config[f'{name}_{unit}']}" for unit in given) or "none"
+            raise UserError(
+                f"exactly one of {choices} must be set; here {values} is: in a config file, "
+                f'recipe.duration(config, "{name}", {(given or list(UNITS))[-1]}=...) sets one and unsets the others'
+            )
     for name, evaluator in config.evaluators.items():
         given = [f"every_{unit}" for unit in UNITS if evaluator[f"every_{unit}"] is not None]
         if len(given) > 1:

@@ -195,6 +195,11 @@ SETTINGS: dict[str, Setting] = {
         0.1, "the paper's number, which is multiplied by the learning rate; applies to kernels only",
         "training/optimizer.py", low=0,
     ),
+    "optimizer.multipliers": Setting(
+        None, "factors of the learning rate by how a parameter's name begins, such as stem=0,MixerBlock_*=0.1,head=10: "
+        "* is any part of a name, 0 leaves parameters as they are, and the last that fits counts",
+        "training/optimizer.py", kind=str,
+    ),
     "optimizer.clip_norm": Setting(
         1.0, "largest norm of the gradient, over all parameters; 0 for no clipping", "training/optimizer.py", low=0,
     ),

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
+
+from mixer.runtime.errors import UserError
 
 
 class Example(NamedTuple):
@@ -44,3 +47,15 @@ class Source:
     name: str = ""
     place: Callable[[int], str] | None = None
     report: Sequence[str] = ()
+
+
+def check_single_label(config: ml_collections.ConfigDict, examples: str) -> None:
+    """Checks that `config.input` does not ask for several labels of examples that have one; `examples` names them.
+
+    Raises:
+      UserError: it does.
+    """
+    if (config.max_labels or 1) != 1:
+        raise UserError(
+            f"config.input.max_labels={config.max_labels} would not be read: {examples} have one label each"
+        )

@@ -6,14 +6,18 @@ shrinks a kernel by learning_rate * weight_decay of itself. The published code g
 the paper's 0.1 at learning rate 0.001. In both, the decay follows the schedule.
 """
 
+import fnmatch
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from mixer.runtime.errors import UserError
 from mixer.training.muon import are_matrices, scale_by_muon
 
 Optimizer = Callable[[ml_collections.ConfigDict, Mesh], optax.GradientTransformation]
@@ -76,16 +80,74 @@ def make_schedule(config: ml_collections.ConfigDict, warmup_steps: int, total_st
 def make_optimizer(
     config: ml_collections.ConfigDict, schedule: optax.Schedule, mesh: Mesh
 ) -> optax.GradientTransformation:
-    """Makes the optimizer: clip by global norm, scale, decay weights, multiply by the learning rate.
+    """Makes the optimizer: clip by global norm, scale, decay weights, multiply by learning rate and multipliers.
+
+    Its `init` raises UserError if a multiplier is for no parameter.
 
     Args:
       config: `config.optimizer`.
       schedule: of the learning rate.
       mesh: the devices of the step.
+
+    Raises:
+      UserError: `config.multipliers` is not as it should be.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, kernels) if config.weight_decay else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[config.name](config, mesh), decay, optax.scale_by_learning_rate(schedule))
+    multiplied = (_multiplied(config.multipliers),) if config.multipliers else ()
+    return optax.chain(
+        clip, OPTIMIZERS[config.name](config, mesh), decay, optax.scale_by_learning_rate(schedule), *multiplied
+    )
+
+
+def _multiplied(text: str) -> optax.GradientTransformation:
+    """Multiplies the updates of the parameters whose names begin as `text` says; the last that fits counts.
+
+    Weight decay is part of an update, so with 0 a parameter stays as it is.
+    """
+    factors = [_factor(part) for part in text.split(",")]
+
+    def multiplied(path: Any, leaf: jax.Array) -> jax.Array:
+        found = [factor for start, factor in factors if _begins([key.key for key in path], start)]
+        if not found:
+            return leaf
+        return leaf * found[-1] if found[-1] else jnp.zeros_like(leaf)  # zero times infinity is not zero
+
+    def init(params: Any) -> optax.EmptyState:
+        names = [[key.key for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for start, _ in factors:
+            if not any(_begins(name, start) for name in names):
+                known = ", ".join(sorted({name[0] for name in names}))
+                raise UserError(
+                    f"config.optimizer.multipliers: no parameter is called {start!r}; they begin with {known}"
+                )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        return jax.tree_util.tree_map_with_path(multiplied, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _factor(part: str) -> tuple[str, float]:
+    """Reads one NAME=FACTOR."""
+    name, _, number = part.partition("=")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = math.nan
+    if not (name and 0 <= factor < math.inf):
+        raise UserError(
+            f"config.optimizer.multipliers: {part!r}: expected NAME=FACTOR with a finite factor of at least 0, joined "
+            "by commas, such as stem=0,head=10"
+        )
+    return name, factor
+
+
+def _begins(names: list[str], start: str) -> bool:
+    """Returns whether a parameter's name, as a list, begins as a text with slashes says; * is any part of a name."""
+    parts = start.split("/")
+    return len(parts) <= len(names) and all(map(fnmatch.fnmatchcase, names, parts))
 
 
 def kernels(params: Any) -> Any:

@@ -62,8 +62,16 @@ from mixer.runtime.errors import UserError
         ({"total_epochs": float("inf")}, "config.total_epochs=inf: expected a finite number above 0"),
         ({"warmup_steps": -1}, "config.warmup_steps=-1: expected at least 0"),
         ({"accumulate_steps": 3}, "config.batch_size=4096 is not divisible by accumulate_steps=3"),
-        ({"total_steps": 5}, "exactly one of total_steps, total_examples, total_epochs must be set, not 2"),
-        ({"log_steps": None}, "exactly one of log_steps, log_examples, log_epochs must be set, not 0"),
+        (
+            {"total_steps": 5},
+            "exactly one of total_steps, total_examples, total_epochs must be set; here total_steps=5 and "
+            'total_epochs=300.0 is: in a config file, recipe.duration(config, "total", epochs=...) sets one and unsets',
+        ),
+        ({"log_steps": None}, "exactly one of log_steps, log_examples, log_epochs must be set; here none is: in a con"),
+        (
+            {"model__stochastic_depth": 0.1, "model__num_blocks": 1},
+            "config.model.stochastic_depth=0.1 would not be read: it grows from 0 in the first block, and this model",
+        ),
         (
             {"model__variant": "B"},
             "config.model.variant: model variant 'B': expected one of Ti, S, B, L, H, a slash",

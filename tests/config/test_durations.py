@@ -1,11 +1,13 @@
 """Durations in steps, examples and epochs."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.config import durations, recipe
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import ArgumentError, UserError
 
 
 @settings(max_examples=100, deadline=None)
@@ -67,3 +69,17 @@ def test_warm_up_longer_than_the_run():
         "warm-up takes 10,000 steps and the run 20, so the learning rate would end at 0.20% of "
         "config.optimizer.learning_rate: make the run longer, or set config.warmup_steps, for example to 2"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "said"),
+    [
+        ("totl", {"steps": 4}, "recipe.duration: 'totl' is none of total, warmup, "),
+        ("total", {"step": 4}, "recipe.duration of 'total': expected one of steps, examples, epochs, not step"),
+        ("total", {}, "expected one of steps, examples, epochs, not nothing"),
+        ("total", {"epochs": 5, "step": 4}, "expected one of steps, examples, epochs, not epochs, step"),
+    ],
+)
+def test_a_duration_that_is_none_is_refused(name, unit, said):
+    with pytest.raises(ArgumentError, match=re.escape(said)):
+        recipe.duration(recipe.base(), name, **unit)

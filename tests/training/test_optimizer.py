@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mixer import models
 from mixer.config import recipe
 from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training.optimizer import DECAYS, OPTIMIZERS, kernels, make_optimizer, make_schedule
 
 PEAK = 1e-3
@@ -170,3 +171,43 @@ def check_steps(config, params):
             np.testing.assert_allclose(
                 value, reference[leaf], rtol=2e-6, atol=tolerance * moved, err_msg=f"{step} {leaf}"
             )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_multipliers_change_the_update_of_the_parameters_that_they_name(name):
+    """The last that fits counts. Weight decay is multiplied too, so a parameter with 0 stays as it is."""
+    params = params_of_a_mixer()
+    rng = np.random.default_rng(1)
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    plain, text = {"name": name, "weight_decay": 0.5}, "stem=0,*/*_mixing/*/kernel=0.1,MixerBlock_0/channel_mixing=3"
+    before = leaves_by_name(params)
+    one, ours = (
+        leaves_by_name(run_steps(optimizer_config(**plain, **more), lambda _: 0.01, params, [grads])[0])
+        for more in ({}, {"multipliers": text})
+    )
+    for leaf in before:
+        factor = 0 if "stem" in leaf else 3 if "channel_mixing" in leaf else 1
+        factor = 0.1 if "token_mixing" in leaf and "kernel" in leaf else factor
+        expected = factor * (one[leaf].astype(np.float64) - before[leaf])
+        np.testing.assert_allclose(ours[leaf] - before[leaf], expected, rtol=1e-3, atol=3e-7, err_msg=leaf)
+        assert factor or (ours[leaf] == before[leaf]).all()
+
+
+def test_what_is_not_finite_does_not_move_a_parameter_that_stays():
+    params = params_of_a_mixer()
+    config = optimizer_config(name="momentum", clip_norm=0.0, multipliers="*=0")
+    (after,) = run_steps(config, lambda _: 0.1, params, [jax.tree.map(lambda leaf: leaf * np.inf, params)])
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+@pytest.mark.parametrize("part", ["stem", "stem=", "=1", "stem=-1", "stem=nan", "stem=inf", ""])
+def test_a_multiplier_that_is_none_is_refused(part):
+    with pytest.raises(UserError, match=r"multipliers: .*: expected NAME=FACTOR with a finite factor of at least 0"):
+        make_optimizer(optimizer_config(multipliers=f"head=2,{part}"), lambda _: 0.1, devices.make_mesh())
+
+
+def test_a_multiplier_of_no_parameter_is_refused():
+    tx = make_optimizer(optimizer_config(multipliers="stem=0,blocks=1"), lambda _: 0.1, devices.make_mesh())
+    known = "MixerBlock_0, head, pre_head_layer_norm, stem"
+    with pytest.raises(UserError, match=rf"no parameter is called 'blocks'; they begin with {known}$"):
+        tx.init(params_of_a_mixer())

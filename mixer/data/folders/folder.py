@@ -13,7 +13,7 @@ from mixer.data.folders import folder_layout, folder_report
 from mixer.data.folders.folder_layout import Layout, Part
 from mixer.data.folders.image_files import files_bytes
 from mixer.data.folders.listing import decoded, encoded
-from mixer.data.sources import Example, Source
+from mixer.data.sources import Example, Source, check_single_label
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 
@@ -30,11 +30,16 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
       cache_dir: keeps the listing of a large local folder.
 
     Raises:
-      UserError: there is no such split or folder, or something in the folder cannot be meant as it is.
+      UserError: there is no such split or folder, or something in the folder or the config cannot be meant as it is.
       OSError: the bucket cannot be listed.
     """
     if config.dataset != "folder":
         raise UserError(f"config.input.dataset={config.dataset!r}: write folder, and where it is as input.data_dir")
+    if config.label_key is not None:
+        raise UserError(
+            f"config.input.label_key={config.label_key!r} would not be read: an image's class is its folder"
+        )
+    check_single_label(config, "the images of class folders")
     layout = _layout(config, cache_dir)
     root = layout.found.root
     if remote := bucket.is_remote(root):

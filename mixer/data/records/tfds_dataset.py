@@ -11,7 +11,7 @@ from etils import epath
 
 from mixer.data import datasets, fingerprint
 from mixer.data.records import records
-from mixer.data.sources import Example, Source
+from mixer.data.sources import Example, Source, check_single_label
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import MissingDataError, UserError, first_line
@@ -47,6 +47,8 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     _check_dtype(features[image_key], image_key, where)
     label_key = config.label_key or _label_key(features, where)
     classes, multi_label = _class_feature(features, label_key, where)
+    if not multi_label:
+        check_single_label(config, f"examples of {where}")
     max_labels = _max_labels(config, builder, where) if multi_label else 1
 
     def fetch(numbers: np.ndarray) -> list[Example]:

@@ -329,6 +329,8 @@ def test_a_pipe_or_a_device_is_no_image_and_is_not_waited_for(tmp_path):
 def test_folders_that_cannot_be_used(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "nothing", dataset="folder")
     assert "config.input.data_dir is not set" in complaint(tmp_path, dataset="folder", data_dir=None)
+    assert "config.input.label_key='kind' would not be read" in complaint(tmp_path, dataset="folder", label_key="kind")
+    assert "config.input.max_labels=3 would not be read" in complaint(tmp_path, dataset="folder", max_labels=3)
     assert "config.input.dataset='folder/pets': write folder, and where it is as" in complaint(
         tmp_path, dataset="folder/pets"
     )

@@ -60,8 +60,9 @@ def test_features_of_other_names(tmp_path):
 def test_a_feature_named_labels_that_holds_one_class(tmp_path):
     features = {"image": tfds.features.Image(), "labels": tfds.features.ClassLabel(names=CLASSES)}
     write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(4))}, features=features)
-    source = open_pictures(tmp_path)
+    source = open_pictures(tmp_path, max_labels=1)
     assert (source.max_labels, source.multi_label) == (1, False)
+    assert "config.input.max_labels=2 would not be read: examples of " in complaint(tmp_path, max_labels=2)
 
 
 def test_a_label_feature_by_its_name(tmp_path):
