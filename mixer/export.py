@@ -9,13 +9,15 @@ card in Markdown is written beside the file, here as pets.safetensors.md.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import difflib
+import io
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath, epy
-from ml_collections import FrozenConfigDict
 
 from mixer.config import command_line, help_text
 from mixer.runtime import bucket, bucket_check, files
@@ -59,17 +61,12 @@ def export(
     transfer_format.check_holds(form, exported)
     measured = _measured(weights, ema)
     text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured, program=program)
-    try:
-        with files.opened_to_write(out) as file:
-            form.save(file, exported)
-            size = file.tell()
-        if beside and form.beside:
-            with files.opened_to_write(beside) as file:
-                form.beside[1](file, exported)
-        files.write_text(card, text)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({first_line(error)})") from None
-    return size, card
+    contents: list[_Content] = [(out, lambda file: form.save(file, exported))]
+    if beside and form.beside:
+        _, save_beside = form.beside
+        contents.append((beside, lambda file: save_beside(file, exported)))
+    contents.append((card, lambda file: file.write(text.encode())))
+    return _write_all(out, contents), card
 
 
 def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int, epath.Path]:
@@ -86,41 +83,55 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
     Raises:
       UserError: timm cannot make this model by name, the folder holds other files, or it cannot be written.
     """
-    named = _without_paths(weights)
     exported = weights.exported()
     transfer_format.check_holds(formats.FORMATS["timm"], exported)
     config = hub.timm_config(exported)
-    command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", named.source, "--to", "timm"])
+    command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", _name_of(weights.source), "--to", "timm"])
     text = hub.FRONT_MATTER + model_card.card(
-        named, to="timm", file=out.name, command=f"{command}{' --ema' * ema} {shlex.quote(out.name)}", ema=ema,
-        measured=_measured(weights, ema), loading=hub.loading(exported, out.name),
+        weights, to="timm", file=out.name, command=f"{command}{' --ema' * ema} {shlex.quote(out.name)}", ema=ema,
+        measured=_measured(weights, ema), loading=hub.loading(exported, out.name), named=_name_of,
     )  # fmt: skip
     card = out / hub.CARD_FILE
     if files.exists(card) and model_card.MARK.encode() not in files.read_bytes(card):
         raise UserError(f"{card}, where the model card goes, is a file of yours: give another folder")
     if not files.exists(card) and (others := hub.files_in(out)):
         raise UserError(f"{out} holds files of yours ({', '.join(others[:3])}): give a folder that is new or empty")
+    contents: list[_Content] = [
+        (out / hub.WEIGHTS_FILE, lambda file: formats.FORMATS["timm"].save(file, exported)),
+        (out / hub.CONFIG_FILE, lambda file: file.write(config.encode())),
+        (card, lambda file: file.write(text.encode())),
+    ]
+    return _write_all(out, contents), card
+
+
+# A file, and what writes it.
+_Content = tuple[epath.Path, Callable[[io.BufferedIOBase], Any]]
+
+
+def _write_all(out: epath.Path, contents: Sequence[_Content]) -> int:
+    """Writes the files of an export. They get their names when all are written; the last one, the card, gets it first.
+
+    Args:
+      out: what is exported, for messages.
+      contents: the files, and how each is written.
+
+    Returns:
+      The size of the first in bytes.
+
+    Raises:
+      UserError: one cannot be written. What was there before is then as it was.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with files.opened_to_write(out / hub.WEIGHTS_FILE) as file:
-            formats.FORMATS["timm"].save(file, exported)
-            size = file.tell()
-        files.write_text(out / hub.CONFIG_FILE, config)
-        files.write_text(card, text)
+        if not bucket.is_remote(out):
+            contents[0][0].parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            opened = [(stack.enter_context(files.opened_to_write(path)), write) for path, write in contents]
+            for file, write in opened:
+                write(file)
+                file.flush()  # a full disk shows here, before any file has its name
+            return opened[0][0].tell()
     except OSError as error:
         raise UserError(f"{out} cannot be written ({first_line(error)})") from None
-    return size, card
-
-
-def _without_paths(weights: Weights) -> Weights:
-    """Returns the weights with the name of a run or a file wherever they have its path."""
-    config = weights.config
-    if config is not None and config.init_from:
-        changed = config.as_configdict()
-        with changed.unlocked():
-            changed.init_from = _name_of(config.init_from)
-        config = FrozenConfigDict(changed)
-    return dataclasses.replace(weights, config=config, source=_name_of(weights.source))
 
 
 def _name_of(source: str) -> str:
@@ -187,7 +198,8 @@ def main(argv: list[str]) -> None:
     else:
         size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command), program=program)
     beside = f"; {out.name}{form.beside[0]} is beside it" if (form := formats.FORMATS[given.to]).beside else ""
-    print(f"{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
+    what = "the folder " if form.load and out.is_dir() else ""
+    print(f"{what}{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
 
 
 def _program(to: str, batch_size: int | None, platforms: list[str] | None) -> Program:
@@ -234,7 +246,8 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
 def _is_folder(out: epath.Path) -> bool:
     """Returns whether a place for timm is a folder: it is one, or no file is called so. timm's names have dots."""
     of_files = {form.suffix for form in formats.FORMATS.values()} | {".bin", ".pth", ".pt"}
-    return out.is_dir() or not (out.is_file() or out.suffix in of_files)
+    mistyped = out.suffix and difflib.get_close_matches(out.suffix, of_files, cutoff=0.8)
+    return out.is_dir() or not (out.is_file() or mistyped)
 
 
 def run() -> None:

@@ -273,6 +273,33 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
+def full(file, exported):
+    raise OSError("No space left on device")
+
+
+def test_files_that_belong_together_are_all_new_or_all_as_before(run, tmp_path, monkeypatch):
+    out = epath.Path(tmp_path) / "m.stablehlo"
+    exported(out, checkpoint=run, to="stablehlo")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+    suffix, _ = FORMATS["stablehlo"].beside
+    monkeypatch.setitem(FORMATS, "stablehlo", FORMATS["stablehlo"]._replace(beside=(suffix, full)))
+    with pytest.raises(UserError, match=r"m\.stablehlo cannot be written"):
+        export_module.export(Weights(PARAMS, "a.npz"), "stablehlo", out, ema=False, command="")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_could_not_be_written_can_be_written_again(tmp_path, monkeypatch):
+    out, weights = epath.Path(tmp_path) / "m", Weights(make_params(models.create("S/32", 5), 64), "a.npz")
+    with monkeypatch.context() as patched:
+        patched.setitem(FORMATS, "timm", FORMATS["timm"]._replace(save=full))
+        with pytest.raises(UserError, match=r"m cannot be written"):
+            export_module.export_folder(weights, out, ema=False)
+    assert list(out.iterdir()) == []
+    export_module.export_folder(weights, out, ema=False)
+    assert len(list(out.iterdir())) == 3
+
+
 def test_an_export_replaces_an_earlier_one_and_its_card(run, tmp_path):
     (tmp_path / "m.npz").write_bytes(b"earlier")
     (tmp_path / "m.npz.md").write_text(f"{model_card.MARK}\nearlier\n")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer.data.pixels import crops, permutation
 from mixer.transfer.format import code_block
 
-# How code without TensorFlow resizes `image` by each `EvalCrop.method`: definitions, and the line that does it.
+# How code without TensorFlow resizes `image` by an `EvalCrop.method`: definitions, and the line that does it.
 # Pillow's box filter gives each pixel to one output, where the average over the area divides it; and its `resize`
 # averages where TensorFlow's bilinear looks at two pixels a side, also where it makes an image smaller. Its `transform`
 # truncates whole numbers, so each colour is resized in floating point (mode F).
@@ -84,16 +84,18 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
         sides = f"width, height = (max(round(side * {resize} / min(image.size)), {resize}) for side in image.size)"
     else:
         sides = f"width = height = {resize}"
-    definitions, resizing = _RESIZING[crop.method]
+    with_tensorflow = f'pixels = tensorflow.image.resize(image, (height, width), method="{crop.method}").numpy()'
+    definitions, resizing = _RESIZING.get(crop.method, (["import tensorflow", "", ""], with_tensorflow))
+    libraries = "Pillow and NumPy alone" if crop.method in _RESIZING else "Pillow, NumPy and TensorFlow"
     turning, turned = _TURNING[config.get("exif", "rotate")]  # a run of an earlier version does not have all settings
     whole, rounded = _ROUNDINGS[config.get("resize_rounding", "round")]
     ordering, permuted = _permuting(config)
     compositing, on_white = _TRANSPARENCY[config.get("transparent", "drop")]
     return [
         f"A picture was {turned}decoded to RGB{on_white}, JPEG and PNG as by TensorFlow and all others by Pillow; "
-        f"{crop.described.format(size=resize)} by {_FILTERS[crop.method]} "
+        f"{crop.described.format(size=resize)} by {_FILTERS.get(crop.method, crop.method)} "
         f'(`tf.image.resize`, method="{crop.method}", {rounded} to uint8); and the central {size}x{size} were '
-        f"taken{permuted}. With Pillow and NumPy alone, to within rounding and the decoder of JPEG, uint8 "
+        f"taken{permuted}. With {libraries}, to within rounding and the decoder of JPEG, uint8 "
         f"[batch, {size}, {size}, 3]:",
         "",
         *code_block(

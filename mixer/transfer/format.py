@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,11 @@ CARRIED = (
     "loss", "input.image_size", "input.eval_crop", "input.eval_resize", "input.resize_rounding", "input.max_pixels",
     "input.transparent", "input.exif", "input.permutation", "input.permutation_patch", "input.permutation_seed",
 )  # fmt: skip
+
+
+def quoted(name: str) -> str:
+    """Returns the name of a file as a text in Python's code."""
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 class Program(NamedTuple):

@@ -14,7 +14,7 @@ from etils import epath
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.transfer import timm
-from mixer.transfer.format import Exported, code_block
+from mixer.transfer.format import Exported, code_block, quoted
 from mixer.transfer.weights import Weights
 
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
@@ -132,7 +132,7 @@ def timm_config(exported: Exported) -> str:
 
 
 def loading(exported: Exported, folder: str) -> list[str]:
-    """Returns lines of Markdown that say how timm loads a folder of this name."""
+    """Returns lines of Markdown that say how timm loads a folder of this name, and computes `images`."""
     tanh = ', act_layer=functools.partial(torch.nn.GELU, approximate="tanh")' if exported.has_tanh_gelu else ""
     lines = [
         "import functools",
@@ -140,9 +140,10 @@ def loading(exported: Exported, folder: str) -> list[str]:
         "import timm",
         "import torch",
         "",
-        f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True{tanh})",
+        f"model = timm.create_model({quoted(f'local-dir:{folder}')}, pretrained=True{tanh})",
         "model.eval()",
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
+        *timm.computing(exported),
     ]
     text = [*code_block("python", *lines)]
     if exported.has_tanh_gelu:

@@ -1,6 +1,8 @@
 """What a run came from: what the weights that it started from were trained on, and those before."""
 
 import contextlib
+import re
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -16,12 +18,13 @@ PUBLISHED_DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k", "sam": "ImageNet
 _MOST = 10  # runs that are followed, in case of a circle
 
 
-def lineage(init_from: str | None, workdir: epath.Path | None = None) -> str:
+def lineage(init_from: str | None, workdir: epath.Path | None = None, named: Callable[[str], str] = str) -> str:
     """Returns the runs that weights come from, the nearest first, with what each was trained on.
 
     Args:
       init_from: as in a run's config.
       workdir: of this run, whose history says at which step the weights were.
+      named: how a run is called, given its path.
     """
     told: list[str] = []
     while init_from is not None and len(told) < _MOST:
@@ -30,11 +33,11 @@ def lineage(init_from: str | None, workdir: epath.Path | None = None) -> str:
             return "; ".join([*told, f"{init_from}, trained on {data} as published"])
         config = config_of(init_from)
         if config is None:
-            return "; ".join([*told, f"`{init_from}`, of which nothing is known: it is no run's folder here"])
+            return "; ".join([*told, f"`{named(init_from)}`, of which nothing is known: it is no run's folder here"])
         step = history.first_weights(history.read(workdir)).get("step") if workdir else None
         taken = "a number of steps that is not known" if step is None else f"{step:,} steps"
         told.append(
-            f"`{init_from}`, trained on {config.input.dataset}, split {config.input.train_split}, for {taken} "
+            f"`{named(init_from)}`, trained on {config.input.dataset}, split {config.input.train_split}, for {taken} "
             f"(planned: {duration(config, 'total')})"
         )
         workdir, _ = run_folder.of_checkpoint(epath.Path(init_from))
@@ -57,16 +60,25 @@ def duration(config: Any, name: str) -> str:
     return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
 
 
-def changes(workdir: epath.Path | None, step: int) -> list[str]:
+def changes(workdir: epath.Path | None, step: int, named: Callable[[str], str] = str) -> list[str]:
     """Returns a line for each change of a run's config or data on the way to a checkpoint.
 
     Args:
       workdir: the run's folder; None for weights that are not of a run here.
       step: of the checkpoint.
+      named: how a run, a file or a folder is called, given its path.
     """
     kept = history.not_undone(history.read(workdir)) if workdir else []
     return [
-        f"from step {start.step:,}: {'; '.join([*start.config_changes, *start.data_changes])}"
+        f"from step {start.step:,}: "
+        + "; ".join([*(_named(one, named) for one in start.config_changes), *start.data_changes])
         for start in kept
         if start.step < step and (start.config_changes or start.data_changes)
     ]
+
+
+def _named(change: str, named: Callable[[str], str]) -> str:
+    """Returns the change of a setting, with the names of runs and folders where it has paths."""
+    if not change.partition(":")[0].endswith(("init_from", "data_dir")):
+        return change
+    return re.sub(r"'(.*?)'(?= before,| now$)", lambda path: repr(named(path[1])), change)

@@ -1,5 +1,6 @@
 """A model card in Markdown, for every export: what the model is, how it was trained, and how to load the file."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ _AS_PUBLISHED = {
 
 def card(
     weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float],
-    loading: list[str] | None = None, program: Program | None = None,
+    loading: list[str] | None = None, program: Program | None = None, named: Callable[[str], str] = str,
 ) -> str:  # fmt: skip
     """Describes an exported model. What is not known is called "unknown".
 
@@ -52,16 +53,17 @@ def card(
       measured: accuracy and count of the run's evaluation at the step of these weights; empty if there was none.
       loading: how to load it; as the format says, if not given.
       program: how it is written, for formats that hold a program; as by default, if not given.
+      named: how the card calls a run or a file that it has the path of.
     """
     exported = weights.exported()._replace(program=program or Program())
     title = f"# {models.name_of(exported.model)}, {weights.image_size} px"
     as_published = ["This is as published, not measured here.", ""] if weights.published_as else []
     return "\n".join(
         [
-            *(MARK, "", title, "", *_bullets(_about(weights, exported, to)), ""),
-            *("## Training", "", *_bullets({"Weights": _origin(weights, ema), **_training(weights)}), ""),
+            *(MARK, "", title, "", *_bullets(_about(weights, exported, to, named)), ""),
+            *("## Training", "", *_bullets({"Weights": _origin(weights, ema, named), **_training(weights, named)}), ""),
             *as_published,
-            *_history(weights),
+            *_history(weights, named),
             *("## Accuracy", "", _accuracy(weights, measured), ""),
             *("## Pictures", "", *card_code.pictures(exported.images), ""),
             *("## Loading", "", *(loading or FORMATS[to].loading(exported, file)), ""),
@@ -71,9 +73,9 @@ def card(
     )
 
 
-def _history(weights: Weights) -> list[str]:
+def _history(weights: Weights, named: Callable[[str], str]) -> list[str]:
     """Returns the lines that say what changed while the run was trained; none if nothing did."""
-    told = lineage.changes(weights.workdir, weights.step or 0)
+    told = lineage.changes(weights.workdir, weights.step or 0, named)
     if not told:
         return []
     return [
@@ -96,7 +98,7 @@ def _bullets(facts: dict[str, str]) -> list[str]:
     return [f"- **{name}:** {value}" for name, value in facts.items()]
 
 
-def _about(weights: Weights, exported: Exported, to: str) -> dict[str, str]:
+def _about(weights: Weights, exported: Exported, to: str, named: Callable[[str], str]) -> dict[str, str]:
     """Describes the model and the file."""
     model, size = exported.model, exported.image_size
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
@@ -105,7 +107,7 @@ def _about(weights: Weights, exported: Exported, to: str) -> dict[str, str]:
         "Parameters": f"{parameters:,}",
         "Widths": f"{model.num_blocks} blocks of {model.hidden_dim} channels; token-mixing MLPs of "
         f"{model.tokens_mlp_dim}, channel-mixing MLPs of {model.channels_mlp_dim}",
-        "Classes": _classes(weights, model.num_classes),
+        "Classes": _classes(weights, model.num_classes, named),
         "Input": FORMATS[to].input.format(size=size, cut=cut, batch=_batch(exported)),
         "Output": _output(weights, exported),
         "Forward pass": f"{2 * model.forward_macs(size) / 1e9:.3g} GFLOP an image",
@@ -117,20 +119,19 @@ def _batch(exported: Exported) -> str:
     return str(exported.program.batch_size or "batch")
 
 
-def _classes(weights: Weights, num_classes: int) -> str:
+def _classes(weights: Weights, num_classes: int, named: Callable[[str], str]) -> str:
     if num_classes == 0:
         return "none, the model has no head"
     published = class_names.published(num_classes)
     if published and weights.published_as:
-        named = ", ".join(class_names.readable(published[:3]))
-        return f"{num_classes:,}: {named}, ... (the list of {class_names.PUBLISHED[num_classes]}, as published)"
+        first = ", ".join(class_names.readable(published[:3]))
+        return f"{num_classes:,}: {first}, ... (the list of {class_names.PUBLISHED[num_classes]}, as published)"
     if weights.class_names is None:
         return f"{num_classes:,}, their names are {_UNKNOWN}"
     if num_classes <= _NAMED_CLASSES:
         return f"{num_classes}: {', '.join(weights.class_names)}"
-    named = ", ".join(weights.class_names[:3])
-    where = "`classes.txt` in the run's folder" if weights.config is not None else f"`{weights.source}`"
-    return f"{num_classes:,}: {named}, ... ({where} has all)"
+    where = "`classes.txt` in the run's folder" if weights.config is not None else f"`{named(weights.source)}`"
+    return f"{num_classes:,}: {', '.join(weights.class_names[:3])}, ... ({where} has all)"
 
 
 def _output(weights: Weights, exported: Exported) -> str:
@@ -142,14 +143,14 @@ def _output(weights: Weights, exported: Exported) -> str:
     return f"{logits}; {LOSSES[weights.loss].probabilities_described} gives the probabilities"
 
 
-def _origin(weights: Weights, ema: bool) -> str:
+def _origin(weights: Weights, ema: bool, named: Callable[[str], str]) -> str:
     """Describes where the weights are from."""
     average = f", averaged over the steps with decay {weights.config.ema_decay}" if ema and weights.config else ""
     address = f", {PUBLISHED[weights.source]}" if weights.published_as else ""
-    return f"`{weights.source}`{average}{address}"
+    return f"`{named(weights.source)}`{average}{address}"
 
 
-def _training(weights: Weights) -> dict[str, str]:
+def _training(weights: Weights, named: Callable[[str], str]) -> dict[str, str]:
     """Describes data, recipe and duration, from the run's config or as published."""
     config = weights.config
     if config is None:
@@ -158,8 +159,8 @@ def _training(weights: Weights) -> dict[str, str]:
         return unknown | data | _AS_PUBLISHED.get(weights.published_as, {})
     return {
         "Data": f"{config.input.dataset}, split {config.input.train_split}",
-        "Started from": config.init_from or _beginning(config),
-        **({"Lineage": lineage.lineage(config.init_from, weights.workdir)} if config.init_from else {}),
+        "Started from": named(config.init_from) if config.init_from else _beginning(config),
+        **({"Lineage": lineage.lineage(config.init_from, weights.workdir, named)} if config.init_from else {}),
         **_recipe(config),
         "Steps": f"{weights.step:,} taken; planned: {lineage.duration(config, 'total')}",
     }
@@ -177,11 +178,13 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
     smoothed = f", labels smoothed by {config.label_smoothing:g}" if config.label_smoothing else ""
     clipped = f"clipped to norm {optimizer.clip_norm:g}" if optimizer.clip_norm else "not clipped"
+    multipliers = optimizer.get("multipliers")  # a run of an earlier version has no such setting
+    multiplied = f", learning rate multiplied by {multipliers}" if multipliers else ""
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
     regularisers = [f"{name} {share:g}" for name, share in dropped.items() if share]
     return {
         "Loss": LOSSES[config.loss].described + smoothed,
-        "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient {clipped}",
+        "Optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, gradient {clipped}{multiplied}",
         "Learning rate": f"{optimizer.learning_rate:g}, {optimizer.decay} schedule after "
         f"{lineage.duration(config, 'warmup')} of warm-up",
         "Batch size": f"{config.batch_size:,}",

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from mixer import models
 from mixer.runtime.errors import UserError, first_line
-from mixer.transfer.format import Exported, Format, code_block
+from mixer.transfer.format import Exported, Format, code_block, quoted
 from mixer.transfer.wrappers import without_wrappers
 
 # big_vision puts the parameters below the first, and its early versions below the second. The file may also hold the
@@ -204,7 +204,7 @@ def _loading(exported: Exported, file: str) -> list[str]:
         "",
         "Its arrays have the names and axes of the published checkpoints. Code that reads those can read it:",
         "",
-        *code_block("python", "import numpy", "", f'stem = numpy.load({json.dumps(file)})["stem/kernel"]'),
+        *code_block("python", "import numpy", "", f'stem = numpy.load({quoted(file)})["stem/kernel"]'),
     ]
 
 

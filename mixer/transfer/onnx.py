@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Callable, Iterator
 
@@ -13,7 +12,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from mixer.training.step import normalize
-from mixer.transfer.format import Exported, Format, check_size, code_block, in_numpy
+from mixer.transfer.format import Exported, Format, check_size, code_block, in_numpy, quoted
 
 _OPSET = 20  # the first with a GELU, and so the one that most runtimes read
 _INPUT, _OUTPUTS = "images", {True: "logits", False: "pre_logits"}
@@ -84,14 +83,14 @@ def _loading(exported: Exported, file: str) -> list[str]:
             "python",
             "import onnxruntime",
             "",
-            f"model = onnxruntime.InferenceSession({json.dumps(file)})",
+            f"model = onnxruntime.InferenceSession({quoted(file)})",
             f'({outputs},) = model.run(["{outputs}"], {{"{_INPUT}": images}})',
             *in_numpy(exported.probabilities),
         ),
         "",
         "OpenVINO computes in bfloat16 on a CPU that has instructions for it, unless told otherwise. This changed "
         f"logits by {_OF_BFLOAT16} of the largest (Mixer-S/16, OpenVINO 2026.4.1). For float32: "
-        f'`openvino.Core().compile_model({json.dumps(file)}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`.',
+        f'`openvino.Core().compile_model({quoted(file)}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})`.',
     ]
 
 

@@ -6,7 +6,6 @@ which are slower under XLA (docs/exports.md). So IREE needs a fixed batch.
 """
 
 import io
-import json
 import re
 import shlex
 
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from mixer.runtime.errors import UserError
 from mixer.training.step import exact_outputs
-from mixer.transfer.format import Exported, Format, Program, check_size, code_block, in_numpy
+from mixer.transfer.format import Exported, Format, Program, check_size, code_block, in_numpy, quoted
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax.export knows
 _MODULE = ".mlir"
@@ -103,7 +102,7 @@ def _loading(exported: Exported, file: str) -> list[str]:
             "from jax import export",
             "",
             *_batch(exported),
-            f'model = export.deserialize(bytearray(open({json.dumps(file)}, "rb").read()))',
+            f'model = export.deserialize(bytearray(open({quoted(file)}, "rb").read()))',
             f"{outputs} = model.call(images)",
             *([f"probabilities = jax.nn.{exported.probabilities}(logits)"] if exported.probabilities else []),
         ),

@@ -15,7 +15,7 @@ from mixer import models
 from mixer.data.pixels import crops, permutation
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError, first_line
-from mixer.transfer.format import Exported, Format, code_block
+from mixer.transfer.format import Exported, Format, code_block, quoted
 from mixer.transfer.wrappers import without_wrappers
 
 # Our names of modules, and timm's. Those in `_BLOCK_MODULES` follow the name of their block.
@@ -150,15 +150,20 @@ def architecture(model: MlpMixer, image_size: int) -> tuple[str, dict[str, Any]]
 
 
 # The filters of `crops.EVAL_CROPS`, and Pillow's that come closest, by timm's names.
-_INTERPOLATIONS = {"area": "box", "bilinear": "bilinear"}
+_INTERPOLATIONS = {"area": "box", "bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest"}
 
 
 def data_config(exported: Exported) -> dict[str, Any]:
     """Returns what timm's transforms need to prepare pictures as nearly as this project does as they can.
 
     timm cannot permute pixels (`input.permutation`).
+
+    Raises:
+      UserError: timm has no such method of resizing.
     """
     crop, size = crops.EVAL_CROPS[exported.images.eval_crop], exported.image_size
+    if crop.method not in _INTERPOLATIONS:
+        raise UserError(f"timm cannot resize by {crop.method} (input.eval_crop={exported.images.eval_crop})")
     return {
         "input_size": [3, size, size],
         "mean": [0.5, 0.5, 0.5],
@@ -202,21 +207,21 @@ def _their_module(module: str) -> str:
 def _loading(exported: Exported, file: str) -> list[str]:
     model_of = constructor(exported.model, exported.image_size)
     if model_of.startswith("timm.create_model("):  # which loads the file itself, and as strictly as load_state_dict
-        lines = ["import timm", "", f"model = {model_of.removesuffix(')')}, checkpoint_path={json.dumps(file)})"]
+        lines = ["import timm", "", f"model = {model_of.removesuffix(')')}, checkpoint_path={quoted(file)})"]
     else:
         lines = [
             "import timm",
             "from safetensors.torch import load_file",
             "",
             f"model = {model_of}",
-            f"model.load_state_dict(load_file({json.dumps(file)}))",
+            f"model.load_state_dict(load_file({quoted(file)}))",
         ]
     gelu = "these weights were trained with the tanh form"
     if not exported.has_tanh_gelu:
         gelu = "which form these weights were trained with is unknown"
     permuted = permutation.described(exported.images)
     return [
-        *code_block("python", "import torch", *lines, *_settings(exported), "model.eval()", *_computing(exported)),
+        *code_block("python", "import torch", *lines, *_settings(exported), "model.eval()", *computing(exported)),
         "",
         "`pretrained_cfg` is for `timm.data.resolve_model_data_config(model)`, from which "
         "`timm.data.create_transform` prepares pictures nearly as above"
@@ -246,7 +251,7 @@ def _settings(exported: Exported) -> list[str]:
     ]
 
 
-def _computing(exported: Exported) -> list[str]:
+def computing(exported: Exported) -> list[str]:
     """Returns code that computes probabilities of `images`."""
     if not exported.probabilities:
         return []

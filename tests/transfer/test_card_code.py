@@ -1,5 +1,7 @@
 """The code of a model card as it is pasted, beside `mixer.predict`; and what a card says of a run's way."""
 
+import ast
+import dataclasses
 import io
 import json
 import pathlib
@@ -8,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import simplejpeg
+from etils import epath
 from ml_collections import FrozenConfigDict
 from PIL import Image
 from random_models import make_model, make_params
@@ -19,6 +22,7 @@ from mixer.data.pixels import crops, image_status, images
 from mixer.runtime.errors import UserError
 from mixer.training import history
 from mixer.transfer import hub, lineage, model_card
+from mixer.transfer.format import quoted
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
 
@@ -184,6 +188,46 @@ def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
         "random parameters"
     )
     assert f"- **Started from:** {second}\n- **Lineage:** {said}\n" in text
+
+
+def test_a_card_without_paths_knows_the_lineage_all_the_same(tmp_path):
+    first = run_at(tmp_path / "first", **{"input.dataset": "fractals/64x200x32"})
+    second = run_at(tmp_path / "second", init_from=first)
+    changes = [f"init_from: None before, {first!r} now", f"input.data_dir: {first!r} before, None now"]
+    changes.append("input.dataset: 'digits/8' before, 'cifar10' now")
+    history.add(second, history.Start(1, "", "", {}, {}, 8, {}, {}, {}, config_changes=changes))
+    weights = dataclasses.replace(weights_of(init_from=first), workdir=epath.Path(second), step=7, source=second)
+    text = model_card.card(
+        weights, to="npz", file="m.npz", command="", ema=False, measured={}, named=lambda path: path.rpartition("/")[2]
+    )
+    assert str(tmp_path) not in text
+    assert "- **Weights:** `second`\n" in text
+    assert "- **Started from:** first\n- **Lineage:** `first`, trained on fractals/64x200x32, split train, for " in text
+    assert (
+        "- from step 1: init_from: None before, 'first' now; input.data_dir: 'first' before, None now; "
+        "input.dataset: 'digits/8' before, 'cifar10' now\n" in text
+    )
+
+
+def test_the_code_for_another_method_of_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setitem(crops.EVAL_CROPS, "cubic", crops.EVAL_CROPS["resize_small"]._replace(method="bicubic"))
+    text = card(weights_of(**{"input.eval_crop": "cubic"}))
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(pasted(text).split("images = ")[0], scope)
+    path = picture("cat.png")
+    expected, status = plain_images.eval_image(path.read_bytes(), weights_of(**{"input.eval_crop": "cubic"}).images())
+    assert status == image_status.OK
+    difference = scope["prepared"](str(path)).astype(int) - expected
+    assert np.abs(difference[(expected > 0) & (expected < 255)]).max() <= 1
+
+
+def test_a_name_in_code_is_a_text_of_python():
+    for name in ("a.npz", 'a"b.npz', "köter \U0001f600.npz", "a\\b", "\udcff.npz", "a\nb"):
+        assert ast.literal_eval(quoted(name)).encode("utf-16", "surrogatepass") == name.encode(
+            "utf-16", "surrogatepass"
+        )
+        assert quoted(name).isprintable()
 
 
 def test_the_lineage_ends_where_nothing_is_known(tmp_path):

@@ -7,6 +7,7 @@ by 7e-5 where GELU is the exact one.
 import functools
 import io
 import pathlib
+import re
 import sys
 import types
 
@@ -149,6 +150,23 @@ def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypat
     safetensors_torch.save_file({**arrays, "blocks.3.norm1.bias": bias, "blocks.8.norm1.bias": bias.clone()}, path)
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"blocks\.8\.norm1\.bias\""):
         loaded(code)
+
+
+def test_the_card_of_a_folder_names_classes(tmp_path, monkeypatch, capsys):
+    params = make_params(models.create("S/32", 3), 224)
+    config = recipe.base()
+    config.model.variant = "S/32"
+    weights = Weights(params, "runs/a", FrozenConfigDict(config), class_names=["ant", "bee", "cat"], step=1)
+    monkeypatch.chdir(tmp_path)
+    export_folder(weights, epath.Path("m_timm"), ema=False)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), np.uint8)).save("cat.jpg")
+    code = "".join(re.findall(r"^```python\n(.*?)^```", pathlib.Path("m_timm/README.md").read_text(), re.M | re.S))
+    names = {}
+    exec(code, names)
+    model = weights.model()
+    expected = jax.nn.softmax(logits(model, params, names["images"] / np.float32(127.5) - 1))
+    np.testing.assert_allclose(names["probabilities"], expected, atol=1e-5)
+    assert sorted(word for word in capsys.readouterr().out.split() if word.isalpha()) == ["ant", "bee", "cat"]
 
 
 ODD = {
