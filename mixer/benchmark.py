@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from absl import flags
 from etils import epath, epy
 
 from mixer.config import command_line, help_text
-from mixer.runtime import json_text
+from mixer.runtime import files, json_text
 from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # they import JAX, for which --help does not wait
@@ -107,6 +108,8 @@ def main(argv: list[str]) -> None:
     kind = _KINDS["input" if given.input else given.scaling or "models"]
     all_read = set().union(*(other.reads for other in _KINDS.values()))
     command_line.refuse_unread(sorted(all_read - kind.reads), kind.when)
+    if not math.isfinite(given.block_seconds):
+        raise UserError(f"--block_seconds={given.block_seconds}: expected a finite number")
     kind.run()
 
 
@@ -116,12 +119,18 @@ def _models() -> None:
     variants = _variants(given.models, settings.image_size)
     target = _target(settings)
     smallest = 1 if target.device["platform"] == "cpu" else 16
-    measurements = [
-        batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
-        for variant in variants
-        for mode in given.modes
-    ]
-    if given.json:
+    measurements: list[model_speed.Measurement] = []
+    try:
+        for variant, mode in itertools.product(variants, given.modes):
+            found = batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
+            measurements.append(found)
+    finally:  # what one model has cost is not lost with the next
+        if measurements:
+            _report(measurements, target, settings)
+
+
+def _report(measurements: Sequence[model_speed.Measurement], target: _Target, settings: model_speed.Settings) -> None:
+    if flags.FLAGS.json:
         print(json_text.dumps({
             "device": target.device, "dtype": settings.dtype, "image_size": settings.image_size,
             "peak_flops_per_core": target.peak, "peak_source": target.peak_source,
@@ -138,6 +147,9 @@ def _prepared() -> model_speed.Settings:
     if given.topology:
         command_line.refuse_unread(("blocks", "block_seconds"), "with --topology, where nothing is timed")
         jax.config.update("jax_platforms", "cpu")  # jax itself must not use a TPU of this machine
+    for name, such in (("models", "b16,vit_b16"), ("modes", ",".join(model_speed.MODES))):
+        if not any(word.strip() for word in given[name].value or ()):
+            raise UserError(f"--{name} is empty: give for example {such}")
     if unknown := [mode for mode in given.modes if mode not in model_speed.MODES]:
         raise UserError(f"--modes={unknown[0]}: expected {' or '.join(model_speed.MODES)}")
     return _settings()
@@ -210,7 +222,9 @@ def _estimating(topology: str, settings: model_speed.Settings) -> _Target:
 def _scaling() -> None:
     given = flags.FLAGS
     settings, path = _settings(), epath.Path(given.output)
-    if not path.parent.is_dir():
+    if files.is_folder(path):
+        raise UserError(f"--output={given.output}: that is a folder; give the name of a file to write")
+    if not files.is_folder(path.parent):
         raise UserError(f"--output={given.output}: there is no folder {path.parent}")
     curves = scaling.measure(settings, _tell)
     if given.json:
@@ -303,7 +317,7 @@ def _variants(names: Sequence[str], size: int) -> list[str]:
 def _batch_sizes(texts: Sequence[str]) -> list[int] | None:
     if list(texts) == ["auto"]:
         return None
-    if not texts or not all(text.strip().isdigit() and int(text) for text in texts):
+    if not texts or not all(text.strip().isdecimal() and int(text) for text in texts):
         raise UserError(f"--batch_sizes={','.join(texts)}: expected auto, or numbers above 0, such as 8,16")
     return [int(text) for text in texts]
 

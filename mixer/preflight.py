@@ -240,7 +240,7 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     Weights that are extended to a larger image size have wider token-mixing MLPs than their variant.
 
     Raises:
-      UserError: the weights cannot be read, or not be brought to the run's image size.
+      UserError: the weights cannot be read, not be brought to the run's image size, or do not fit the run's model.
     """
     if not config.init_from or config.model.tokens_mlp_dim is not None:
         return config
@@ -249,7 +249,13 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     except UserError as error:
         instead = "their token mixing's width is needed: without these weights, give --config.model.tokens_mlp_dim=N"
         raise UserError(f"{error} ({instead})") from None
-    return init_from.with_token_width(config, weights, workdir="")
+    config = init_from.with_token_width(config, weights, workdir="")
+    model = models.create(num_classes=1, **{**config.model, "dtype": "float32"})
+    size = config.input.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    init_from.fitted(weights, params, model=f"{models.name_of(model)} for images of {size} pixels", keep_head=False)
+    return config
 
 
 def define_flags() -> None:

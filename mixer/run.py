@@ -81,6 +81,7 @@ def prepare(
     config_changes: list[str] = []
     if continues:
         config_changes = run_folder.check_same(config, workdir, allow_config_change)
+        init_from.check_same(config_changes)
         history.check_classes(names, source.class_names, workdir)
     elif before:
         console.keep(f"{workdir} has no checkpoint: the run begins anew")

@@ -3,7 +3,7 @@
     python scripts/preflight_table.py --results preflight.jsonl
 
 The training step of each config is compiled for each slice. That takes minutes a cell, hours in all; each cell is
-appended to --results, and the same command continues there.
+added to --results, and the same command continues there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ CONFIGS = (
 )  # fmt: skip
 # 128 cores of each generation; a core is what JAX shows as a device.
 SLICES = ("v3:8x8", "v5e:8x16", "v6e:8x16", "v4:4x4x8", "v5p:4x4x8", "tpu7x:4x4x4", "v2:8x8")
-_PRINTED = sorted(SLICES, key=lambda name: (name.startswith("tpu"), name))
 
 
 def missing(
@@ -75,14 +74,15 @@ def compiled(config_name: str, topology: str) -> dict[str, Any]:
     return {"config": config_name, "topology": topology, "libtpu": libtpu, **found}
 
 
-def tables(results: Sequence[dict[str, Any]]) -> str:
-    """Returns two tables in Markdown, of time and of memory, with a row for each config that has a result."""
+def tables(results: Sequence[dict[str, Any]], configs: Sequence[str] = CONFIGS, slices: Sequence[str] = SLICES) -> str:
+    """Returns two tables in Markdown, of time and of memory, with a row for each of the configs that has a result."""
     by_cell = {(found["config"], found["topology"]): found for found in results}
-    rows = [name for name in CONFIGS if any(config == name for config, _ in by_cell)]
+    rows = [name for name in configs if any((name, one) in by_cell for one in slices)]
+    columns = sorted(slices, key=lambda name: (name.startswith("tpu"), name))
     parts = []
     for title, cell in (("ms a step, images/s/core", _time), ("GiB in training, core-days", _memory)):
-        heads = [title, *_PRINTED]
-        lines = [[f"`{name}.py`", *(cell(by_cell.get((name, one))) for one in _PRINTED)] for name in sorted(rows)]
+        heads = [title, *columns]
+        lines = [[f"`{name}.py`", *(cell(by_cell.get((name, one))) for one in columns)] for name in sorted(rows)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines]))
     return "\n\n".join(parts)
 
@@ -117,21 +117,58 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` (default: that of the process) and returns the exit status."""
     args = _parser().parse_args(argv)
-    path = epath.Path(args.results)
-    results = [json.loads(line) for line in files.read_text(path).splitlines()] if files.exists(path) else []
+    path, configs, slices = epath.Path(args.results), args.configs.split(","), args.slices.split(",")
     try:
-        for config, topology in [] if args.print else missing(results, args.configs.split(","), args.slices.split(",")):
+        check_names(configs, slices)
+        results = _read(path, must_be_there=args.print)
+        for config, topology in [] if args.print else missing(results, configs, slices):
             jax.config.update("jax_platforms", "cpu")  # libtpu is here only for compiling
             print(f"{config} for {topology} ...", file=sys.stderr, flush=True)
             check_compiler(results, importlib.metadata.version("libtpu"))
             results.append(compiled(config, topology))
-            with path.open("a") as file:
-                file.write(json_text.dumps(results[-1]) + "\n")
-    except UserError as error:
+            _write(path, results)
+    except (UserError, OSError) as error:
         print(f"preflight_table.py: {error}", file=sys.stderr)
         return 1
-    print(tables(results))
+    print(tables(results, configs, slices))
     return 0
+
+
+def check_names(configs: Sequence[str], slices: Sequence[str]) -> None:
+    """Checks that there are such configs and generations of TPUs.
+
+    Raises:
+      UserError: there is none of a name.
+    """
+    for config in configs:
+        config_file.run(config_file.find(config))
+    for name in slices:
+        if name.partition(":")[0] not in tpu_topology.KINDS:
+            raise UserError(f"--slices: {name!r}: expected {', '.join(tpu_topology.KINDS)}, a colon and a shape")
+
+
+def _read(path: epath.Path, *, must_be_there: bool) -> list[dict[str, Any]]:
+    """Returns the results of a file; none if it is not there.
+
+    Raises:
+      UserError: the file is not there and must be, has a line that is no result, or cannot be written later.
+    """
+    if not files.exists(path):
+        if must_be_there:
+            raise UserError(f"--results={path} is not there")
+        _write(path, [])
+    found = []
+    for number, line in enumerate(files.read_text(path).splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is no JSON; take it out, and its cell is compiled again") from None
+    return found
+
+
+def _write(path: epath.Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes the file whole, so that an interruption leaves the one before."""
+    files.write_text(path, "".join(json_text.dumps(one) + "\n" for one in results))
 
 
 if __name__ == "__main__":

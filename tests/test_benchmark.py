@@ -60,6 +60,29 @@ def test_the_table_says_on_what_it_was_measured():
     assert row[1:3] == ["train", "1"]
 
 
+FULL = """
+import sys
+from mixer import benchmark
+from mixer.performance import compiling, model_speed
+
+def measure(variant, mode, batch_size, **_):
+    if variant != "Ti/16":
+        raise compiling.DoesNotFitError(None)
+    return model_speed.Measurement("Mixer-Ti/16", mode, batch_size, 1.0, 1.0, 1.0, 0.0, 1, 1.0, 1.0, None, 1)
+
+model_speed.measure = measure
+sys.argv = ["benchmark", "--models=ti16,s16", "--modes=train", "--batch_sizes=4"]
+benchmark.run()
+"""
+
+
+def test_what_was_measured_is_printed_though_a_later_model_does_not_fit():
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.split()[:3] for line in done.stdout.splitlines() if "Ti/16" in line] == [["Mixer-Ti/16", "train", "4"]]
+    assert done.stderr.endswith("error: S/16, train, 4 images on a core: more memory is needed than there is\n")
+
+
 MISTAKES = [
     (
         ["--models=b17x"],
@@ -81,6 +104,15 @@ MISTAKES = [
     (["--scaling=tokens", "--models=bit_r50x1"], "error: --models: BiT-R50x1 has no patches; give a Mixer or a ViT"),
     (["--scaling=patches", "--input"], "error: --scaling would not be read with --input; leave it out"),
     (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
+    (
+        ["--scaling=patches", "--output=docs"],
+        "error: --output=docs: that is a folder; give the name of a file",
+    ),
+    (["--models="], "error: --models is empty: give for example b16,vit_b16"),
+    (["--modes=,"], "error: --modes is empty: give for example inference,train"),
+    (["--block_seconds=nan"], "error: --block_seconds=nan: expected a finite number"),
+    (["--block_seconds=inf"], "error: --block_seconds=inf: expected a finite number"),
+    (["--batch_sizes=\u00b2"], "error: --batch_sizes=\u00b2: expected auto, or numbers above 0"),
     (["--input", "--topology=v3:2x2"], "error: --topology would not be read with --input; leave it out"),
     (["--input", "--accelerator_rate=0"], "error: --accelerator_rate=0: expected a finite number above 0"),
     (["--topology=v3:2x2", "--blocks=3"], "error: --blocks would not be read with --topology, where nothing is"),

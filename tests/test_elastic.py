@@ -108,6 +108,11 @@ def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(beg
     sound = r"are sound, .*: params\.MixerBlock_0.* has the shape \(16,\) there, and the config asks for \(32,\)"
     with pytest.raises(UserError, match=sound):
         train.train(tiny(data_dir, **{"model.hidden_dim": 32}), begun, allow_config_change=True)
+    for name, value in {"init_from": "runs/other", "stem_init": "whitening", "model.identity_init": True}.items():
+        with pytest.raises(
+            UserError, match=rf"config\.{name}: .* now, but a run that continues has parameters and would"
+        ):
+            train.train(tiny(data_dir, **{name: value}), begun, allow_config_change=True)
     with pytest.raises(UserError, match=r"params\.MixerBlock_2.* is missing there, and the config asks for \(16,\)"):
         train.train(tiny(data_dir, **{"model.num_blocks": 3}), begun, allow_config_change=True)
     with pytest.raises(

@@ -187,11 +187,15 @@ def test_a_config_fits_only_if_its_evaluation_does(monkeypatch, mesh, refused):
 
 def test_extended_weights_widen_token_mixing_as_in_a_run(tmp_path):
     """S/16-like weights for 32 px, at 64 px: D_S is four times as wide (Appendix C)."""
-    params = models.create("Ti/8", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    model = models.create("Ti/8", num_classes=10, num_blocks=2, hidden_dim=256)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     np.savez(tmp_path / "ti8.npz", **flat)
     config = small(**{"input.image_size": 64, "init_from": str(tmp_path / "ti8.npz"), "model.tokens_mlp_dim": None})
     assert preflight.with_token_width(config).model.tokens_mlp_dim == 4 * 64
+    other = small(**{"init_from": str(tmp_path / "ti8.npz"), "model.tokens_mlp_dim": None, "model.hidden_dim": 64})
+    with pytest.raises(UserError, match=r"ti8.npz' does not fit this model: it is Mixer-.*, the model is Mixer-.*x64/"):
+        preflight.with_token_width(other)
     given = small(**{"init_from": "nowhere.npz", "model.tokens_mlp_dim": 32})
     assert preflight.with_token_width(given) is given
     lost = small(**{"init_from": str(tmp_path / "no.npz"), "model.tokens_mlp_dim": None})

@@ -1,7 +1,7 @@
 """Finds the batch size at which a model is fastest. The paper reports images per second and core there (Section 3)."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mixer.performance import compiling, model_speed
 from mixer.runtime.errors import UserError
@@ -13,7 +13,7 @@ _LARGEST = 8192  # images on a core
 def fastest(
     variant: str,
     mode: str,
-    batch_sizes: Iterable[int] | None,
+    batch_sizes: Sequence[int] | None,
     measure_at: Callable[[str, str, int], model_speed.Measurement],
     smallest: int = 1,
     tell: Callable[[str], None] = lambda line: None,
@@ -30,7 +30,7 @@ def fastest(
       tell: called with a line for each batch size.
 
     Raises:
-      UserError: the first batch does not fit in memory, or the patches do not tile the image.
+      UserError: no batch fits in memory, or the patches do not tile the image.
     """
     found: list[model_speed.Measurement] = []
     for batch_size in batch_sizes or _doubling(found, smallest):
@@ -38,11 +38,14 @@ def fastest(
             one = measure_at(variant, mode, batch_size)
         except compiling.DoesNotFitError as error:
             tell(f"{variant} {mode} at {batch_size}: {error}")
-            break
+            if batch_sizes is None:
+                break
+            continue
         tell(f"{variant} {mode} at {batch_size}: {one.images_per_sec_per_core:.4g} images/sec/core")
         found.append(one)
     if not found:
-        raise UserError(f"{variant}, {mode}, {batch_size} images on a core: more memory is needed than there is")
+        sizes = ", ".join(map(str, batch_sizes or [smallest]))
+        raise UserError(f"{variant}, {mode}, {sizes} images on a core: more memory is needed than there is")
     best = max(found, key=lambda one: one.images_per_sec_per_core)
     return dataclasses.replace(best, swept={one.batch_size: one.images_per_sec_per_core for one in found})
 

@@ -42,7 +42,7 @@ _OWN = {"multilabel"}
 # From `config.input.dataset` to a key of `paper.DATA`.
 _PAPER_NAMES = {"imagenet2012": "i1k", "imagenet21k": "i21k", "multilabel": "jft"}
 
-_PER_CENTS = re.compile(r"train\[:(\d+)%\]")  # the first per cents of the training split
+_PER_CENTS = re.compile(r"train\[:(100|[1-9]\d?)%\]")  # the first per cents of the training split
 
 
 def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples: int | None) -> DataFacts:

@@ -11,7 +11,7 @@ patches of 16 pixels:
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from mixer import models
 from mixer.models.mlp_mixer import VARIANTS as MIXER_VARIANTS
 from mixer.performance import compiling, model_speed
+from mixer.runtime import files
 from mixer.runtime.errors import UserError
 
 _PATCH = 16  # pixels
@@ -215,5 +216,5 @@ def draw(curves: Sequence[Curve], path: epath.Path) -> None:
         panels[1].fill_between(curve.patches, curve.least, curve.most, alpha=0.2)
     panels[0].legend(title=f"dotted: proportional to {curves[0].patches[_LINE_THROUGH]} patches", frameon=False)
     figure.suptitle("Inference: cost against the number of patches")
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    with files.opened_to_write(path) as file:
+        figure.savefig(cast("IO[bytes]", file), format="png", dpi=120)

@@ -85,3 +85,11 @@ def ablated(**options):
 )
 def test_the_papers_core_days(config, days):
     assert data_facts.paper_core_days(config) == days
+
+
+@pytest.mark.parametrize("split", ["train[:0%]", "train[:101%]", "train[:200%]", "train[:%]", "train[:099%]"])
+def test_a_split_that_does_not_exist_has_no_size(split):
+    config = recipe.imagenet1k("B/16")
+    config.input.train_split = split
+    with pytest.raises(UserError, match=r"train_split='train\[.*is not known here: give its --num_examples"):
+        data_facts.of(config, None, None)

@@ -125,11 +125,15 @@ def test_the_batch_is_doubled_as_long_as_that_helps(rates, batch_size, swept):
 def test_given_batch_sizes_are_all_measured_and_the_best_kept():
     found = batch_size_search.fastest("Ti/8", "train", [3, 5, 7], fake({3: 9, 5: 2, 7: 4}))
     assert (found.batch_size, found.swept) == (3, {3: 9, 5: 2, 7: 4})
+    found = batch_size_search.fastest("Ti/8", "train", [64, 5, 32, 3], fake({3: 9, 5: 2}))
+    assert (found.batch_size, found.swept) == (3, {5: 2, 3: 9})
 
 
 def test_a_batch_that_does_not_fit_at_all_is_an_error():
-    with pytest.raises(UserError, match="Ti/8, train, 64 images on a core: more memory is needed"):
-        batch_size_search.fastest("Ti/8", "train", [64], fake({}))
+    with pytest.raises(UserError, match="Ti/8, train, 64, 32 images on a core: more memory is needed"):
+        batch_size_search.fastest("Ti/8", "train", [64, 32], fake({}))
+    with pytest.raises(UserError, match="Ti/8, train, 2 images on a core: more memory is needed"):
+        batch_size_search.fastest("Ti/8", "train", None, fake({}), smallest=2)
 
 
 def test_only_a_lack_of_memory_raises_does_not_fit(monkeypatch):

@@ -52,3 +52,50 @@ def test_what_the_file_has_is_printed(tmp_path, capsys):
     assert time[3] == "| `s32_jft.py` | - | - | - | - | - | - | no estimate |"
     assert memory[2] == "| `b16_i21k.py` | does not fit | 1.90, 77.3 | - | - | - | - | - |"
     assert memory[3].endswith("| 1.90 |")
+    given = ["--configs=b16_i21k", "--slices=v3:8x8,v2:2x2"]
+    assert preflight_table.main(["--results", str(path), "--print", *given]) == 0
+    time, _ = (part.splitlines() for part in capsys.readouterr().out.strip().split("\n\n"))
+    assert time[0] == "| ms a step, images/s/core | v2:2x2 | v3:8x8 |"
+    assert time[2:] == ["| `b16_i21k.py` | - | 50.7, 631 |"]
+
+
+def test_a_cell_is_kept_at_once_and_the_next_command_continues(tmp_path, monkeypatch, capsys):
+    path, cells = tmp_path / "results.jsonl", []
+
+    def compiled(config, topology):
+        if len(cells) == 2:
+            raise KeyboardInterrupt
+        cells.append((config, topology))
+        return result(config, topology, libtpu="1")
+
+    monkeypatch.setattr(preflight_table, "compiled", compiled)
+    monkeypatch.setattr(preflight_table.importlib.metadata, "version", lambda _: "1")
+    monkeypatch.setattr(preflight_table.jax.config, "update", lambda *_: None)
+    command = ["--results", str(path), "--configs=s32_jft", "--slices=v2:8x8,v3:8x8,v4:4x4x8"]
+    with pytest.raises(KeyboardInterrupt):
+        preflight_table.main(command)
+    assert [json.loads(line)["topology"] for line in path.read_text().splitlines()] == ["v2:8x8", "v3:8x8"]
+    cells.clear()
+    assert preflight_table.main(command) == 0
+    assert cells == [("s32_jft", "v4:4x4x8")]
+    assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--results=nowhere/a.jsonl"], "No such file or directory"),
+        (["--results=none.jsonl", "--print"], "--results=none.jsonl is not there"),
+        (["--results=torn.jsonl", "--print"], "torn.jsonl: line 2 is no JSON; take it out, and its cell is compiled"),
+        (["--results=a.jsonl", "--configs=b17"], "--config b17: no such file"),
+        (["--results=a.jsonl", "--slices=v9:2x2"], "--slices: 'v9:2x2': expected v2, v3, v4, v5e, v5p, v6e, tpu7x, a "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_compiled(given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(preflight_table, "compiled")
+    (tmp_path / "torn.jsonl").write_text(json.dumps(RESULTS[0]) + '\n{"config": "s32')
+    assert preflight_table.main(given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("preflight_table.py: ")
+    assert said in line

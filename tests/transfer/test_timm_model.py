@@ -155,7 +155,7 @@ def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypat
 def test_the_card_of_a_folder_names_classes(tmp_path, monkeypatch, capsys):
     params = make_params(models.create("S/32", 3), 224)
     config = recipe.base()
-    config.model.variant = "S/32"
+    config.model.variant, config.loss = "S/32", "softmax_xent"
     weights = Weights(params, "runs/a", FrozenConfigDict(config), class_names=["ant", "bee", "cat"], step=1)
     monkeypatch.chdir(tmp_path)
     export_folder(weights, epath.Path("m_timm"), ema=False)
