@@ -1,7 +1,7 @@
 """Mixer-H/14 on JFT-300M, 14 epochs.
 
-The paper: 86.32% ImageNet top-1 after fine-tuning at 224, 87.94% at 448 (Tables 3 and 2); about 1,010 TPU-v3 core-
-days.
+The paper: 86.32% ImageNet top-1 after fine-tuning at 224, 87.94% at 448 (Tables 3 and 2); about 1,010 TPU-v3
+core-days.
 The data: any collection of images with sets of labels, prepared by scripts/prepare.py multilabel.
 
     python -m mixer.train --config configs/h14_jft.py --workdir gs://BUCKET/h14_jft --config.input.data_dir=gs://BUCKET/tfds

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mixer.transfer.format import Program
     from mixer.transfer.weights import Weights
 
+_Content = tuple[epath.Path, Callable[[io.BufferedIOBase], Any]]  # a file, and what writes it
+
 
 def export(
     weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str, program: Program | None = None
@@ -102,10 +104,6 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
         (card, lambda file: file.write(text.encode())),
     ]
     return _write_all(out, contents), card
-
-
-# A file, and what writes it.
-_Content = tuple[epath.Path, Callable[[io.BufferedIOBase], Any]]
 
 
 def _write_all(out: epath.Path, contents: Sequence[_Content]) -> int:

@@ -88,9 +88,9 @@ def examine(
 def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, built: setup.Setup) -> dict[str, Any]:
     """Returns what is known before anything is compiled: the model, the slice, and the memory of state and batch."""
     trees = {
-        "parameters": built.state.params,
-        "optimizer state": built.state.opt_state,
-        "moving average": built.state.ema_params,
+        "parameters": built.abstract_state.params,
+        "optimizer state": built.abstract_state.opt_state,
+        "moving average": built.abstract_state.ema_params,
         "batch": setup.batch_shapes(config, mesh, facts.max_labels),
     }
     return {

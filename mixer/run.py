@@ -77,11 +77,11 @@ def prepare(
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
     config = run_folder.decided(config, workdir, of_new)
-    before, names = history.read(workdir), history.class_names(workdir) if continues else None
+    before = history.read(workdir)
+    names = history.class_names(workdir) if continues else None
     config_changes: list[str] = []
     if continues:
         config_changes = run_folder.check_same(config, workdir, allow_config_change)
-        init_from.check_same(config_changes)
         history.check_classes(names, source.class_names, workdir)
     elif before:
         console.keep(f"{workdir} has no checkpoint: the run begins anew")

@@ -86,14 +86,20 @@ def train(
                 weights = init_from.loaded(config)
             config = init_from.with_token_width(config, weights, workdir)
             run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
-            begun_from = run.start.weights or {}
-            found = run.start.data | {"the digest of the weights of init_from": str(begun_from.get("digest"))}
-            here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
-            devices = {"the number of its devices": str(jax.local_device_count())}
-            meeting.compare({"data": found | here, "devices": devices}, within=_OPENED_WITHIN)
+            meeting.compare(_alike(run), within=_OPENED_WITHIN)
         _run(run, weights)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
+
+
+def _alike(run: runs.Run) -> agreement.Facts:
+    """Returns what all processes must have alike before the first step."""
+    digest = (run.start.weights or {}).get("digest")
+    here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
+    return {
+        "data": run.start.data | {"the digest of the weights of init_from": str(digest)} | here,
+        "devices": {"the number of its devices": str(jax.local_device_count())},
+    }
 
 
 def _run(run: runs.Run, weights: Weights | None) -> None:
@@ -144,7 +150,9 @@ def _loop(
     trace = profile.Profile(run.workdir, first_step, config.profile_steps, steps.total)
     previous: Metrics = {}
 
-    try:
+    with ExitStack() as closing:
+        for one in (checkpoints, log, progress, trace):  # from the last to the first, also if one cannot be closed
+            closing.callback(one.close)
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         if owed:
             made_up_for = runs.evaluate(run, owed, state, first_step)
@@ -213,11 +221,6 @@ def _loop(
                 runs.say_best(run, checkpoints.most_accurate(), step)
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
-    finally:
-        trace.close()
-        progress.close()
-        log.close()
-        checkpoints.close()
 
 
 # ------------------------------------------------------------------------------------------------------- command line

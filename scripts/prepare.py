@@ -168,10 +168,9 @@ def _prepare(args: argparse.Namespace) -> str:
     if args.file_format == "array_record" and bucket.is_remote(args.data_dir):
         raise ValueError("--file_format array_record: such files cannot be written to a bucket; use tfrecord")
     config = _config(args)
-    version = str(imagenet21k.Imagenet21k.VERSION if args.command == "imagenet21k" else multilabel.Multilabel.VERSION)
     full_name = f"{name}/{config}" if config else name
-    there = (epath.Path(args.data_dir) / full_name / version).exists()
     made = _builder(args, name, config)
+    there = epath.Path(made.data_dir).exists()
     if there and isinstance(made, base.ImportBuilder):
         _check_same(str(made.data_dir), made.prepared_from())
     datasets.prepare(made)
@@ -187,7 +186,11 @@ def _prepare(args: argparse.Namespace) -> str:
 
 
 def _check_same(folder: str, now: Mapping[str, str]) -> None:
-    """Checks that a dataset that is there is the one that was asked for. UserError."""
+    """Checks that a dataset that is there is the one that was asked for.
+
+    Raises:
+      UserError: it is another one.
+    """
     if changes := base.changes(folder, now):
         raise UserError(
             f"{folder} is there already and was prepared otherwise ({'; '.join(changes)}): delete it, or give another "
@@ -196,7 +199,11 @@ def _check_same(folder: str, now: Mapping[str, str]) -> None:
 
 
 def _check_whole(builder: tfds.core.DatasetBuilder) -> None:
-    """Checks that all shards are there: a bucket renames a folder file by file, and may be interrupted. UserError."""
+    """Checks that all shards are there: a bucket renames a folder file by file, and may be interrupted.
+
+    Raises:
+      UserError: some are not.
+    """
     present = {path.name for path in epath.Path(builder.data_dir).iterdir()}
     missing = {path.name for split in builder.info.splits.values() for path in split.filepaths} - present
     if missing:

@@ -15,7 +15,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# No library starts a thread when it is imported, so a fork has all of its process.
+# A fork has only the thread that forks. It lacks nothing here, since no library starts a thread when it is imported.
 SERVER = """
 import importlib, json, os, selectors, sys
 from mixer.runtime import environment, errors
@@ -31,6 +31,7 @@ def run(name, arguments, folder, given):
     os.environ.clear()
     os.environ.update(given)
     sys.argv = [name, *arguments]
+    sys.orig_argv = [sys.executable, "-m", *sys.argv]
     try:
         importlib.import_module(name).run()
         return 0
@@ -97,6 +98,7 @@ def run(
     print(json.dumps([name, words, str(cwd), variables]), file=server.stdin, flush=True)
     if not select.select([server.stdout], [], [], _TIMEOUT)[0]:
         os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
         raise TimeoutError(f"{name} {' '.join(words)}: not done after {_TIMEOUT} seconds")
     return subprocess.CompletedProcess([name, *words], *json.loads(server.stdout.readline()))
 

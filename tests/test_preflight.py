@@ -71,7 +71,7 @@ def test_what_is_compiled_is_the_production_step(monkeypatch, mesh):
     tpu_topology.compile_train(small(), mesh, 10, 1)
     ((step, state, batch),) = compiled
     assert step is built[0].train_step
-    assert (state, batch) == (built[0].state, setup.batch_shapes(small(), mesh, 1))
+    assert (state, batch) == (built[0].abstract_state, setup.batch_shapes(small(), mesh, 1))
 
 
 def test_fully_sharded_gathers_parameters_and_holds_an_eighth(mesh):
@@ -222,8 +222,8 @@ def run(*arguments):
         ),
         (["--config=configs/b16_i1k.py", "--topology=v3:1x1x1x1"], "error: --topology=v3:1x1x1x1: expected one of v2"),
         (
-            ["--config=configs/b16_i21k.py", "--topology=v3:2x2", "--num_classes=3"],
-            "error: --num_classes would not be read for train[:99%] of imagenet21k, which this command knows; leave it",
+            ["--config=configs/b16_i1k.py", "--topology=v3:2x2", "--num_classes=3"],
+            "error: --num_classes would not be read for train[:99%] of imagenet2012, which this command knows; leave",
         ),
         (["--config=configs/quickstart.py", "--topology=v3:2x2"], "error: config.input.dataset='fractals/"),
     ],

@@ -64,9 +64,13 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
-    """Runs a command as `command` gives it."""
-    _, _, name, *given = arguments
-    return commands.run(name, *given, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
+    """Runs a command as `command` gives it, or another program, in a process that sees so many devices."""
+    _, option, name, *given = arguments
+    if option == "-m":
+        return commands.run(name, *given, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:

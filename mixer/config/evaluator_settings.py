@@ -24,8 +24,13 @@ EVALUATOR: dict[str, Setting] = {
         None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str,
     ),
     "split": Setting("test", "split on which the metrics are measured", "evaluation/classification.py"),
-    "label_key": Setting(None, "input.label_key of its own dataset", "evaluation/classification.py", kind=str),
-    "max_labels": Setting(None, "input.max_labels of its own dataset", "evaluation/classification.py", kind=int, low=1),
+    "label_key": Setting(
+        None, "input.label_key of its own dataset", "evaluation/classification.py", kind=str, needs=(Needs("dataset"),),
+    ),
+    "max_labels": Setting(
+        None, "input.max_labels of its own dataset", "evaluation/classification.py", kind=int, low=1,
+        needs=(Needs("dataset"),),
+    ),
     "eval_crop": Setting(
         None, "crop; if not set, input.eval_crop for classification and fewshot.eval_crop's default for few_shot",
         "evaluation/classification.py", kind=str, choices=EVAL_CROPS,

@@ -30,6 +30,10 @@ _HARMLESS = (
 )  # fmt: skip
 
 
+# Settings that say with which parameters a run begins.
+_AT_THE_START = ("init_from", "init_ema", "resize", "stem_init", "model.identity_init")
+
+
 def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
     """Makes a run's folder, or one for runs; `flag` gives it.
 
@@ -133,7 +137,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
       Each difference, such as "seed: 0 before, 1 now".
 
     Raises:
-      UserError: a difference changes what is computed, and that is not allowed.
+      UserError: a difference changes what is computed, and that is not allowed, or would not be read any more.
     """
     if not files.exists(epath.Path(workdir) / CONFIG_FILE):
         return []
@@ -148,6 +152,12 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
         for key in sorted({**before, **now})
         if before.get(key) != now.get(key)
     }
+    for name in _AT_THE_START:
+        if name in changed:
+            raise UserError(
+                f"config.{changed[name]}, but a run that continues has parameters and would not read it: leave it as "
+                "it was, or start another run with another --workdir"
+            )
     if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(computed)}): give another --workdir, or "

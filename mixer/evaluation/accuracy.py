@@ -58,8 +58,8 @@ class Evaluation(NamedTuple):
         mean_average_precision, and what a model that sees nothing would have: baseline_mean_average_precision with
         equal scores, and baseline_accuracy with the most frequent label as its guess for all images. If some images
         have no label, labelled, the number of those that have one. bad_images/KIND, the number of unusable images of
-        each kind that occurs. In a run the model computes in config.model.dtype, in mixer.evaluate in float32, which
-        may tell a few images in 10,000 apart.
+        each kind that occurs. In a run the model computes in config.model.dtype, in mixer.evaluate in float32; their
+        guesses may differ for a few images in 10,000.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 

@@ -50,7 +50,8 @@ class Context(NamedTuple):
       model: the model whose parameters are evaluated.
       class_names: of the model's outputs, where they are known.
       loss: a key of `losses.LOSSES`.
-      input: `config.input` of the run; its values are used where an evaluator's settings have none.
+      input: `config.input` of the run; its values are used where an evaluator's settings have none. Few-shot
+        has its own crop, size before it and number of labels.
       mesh: where the model is computed.
       batch_size: images at a time, over all devices.
       cache_dir: keeps what has to be made for a dataset, such as an index.

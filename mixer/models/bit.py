@@ -170,7 +170,7 @@ class BiT(nn.Module):
 
 
 def _strided(size: int, stride: int) -> int:
-    """Returns the output size of a convolution or pool with this input size. Padded as here, no kernel changes it."""
+    """Returns the output size of a convolution or pool with this input size, whatever its kernel: it is padded."""
     return (size - 1) // stride + 1
 
 

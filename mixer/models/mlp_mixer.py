@@ -51,9 +51,9 @@ VARIANTS = {
     "H": _variant(32, 1280),
 }
 
-# Attributes that are read in training alone, or that say how the same function is computed. Any other attribute with a
-# default makes another model of the same widths. Who uses a run's weights takes it from the run's config, and formats
-# without a place for it are refused.
+# Attributes that are read in training alone, or that say how the same function is computed. Every other attribute with
+# a default makes another model of the same widths. What loads a run's weights reads these attributes from the run's
+# config, and a format that cannot hold them refuses the model.
 SAME_FUNCTION = (
     "dropout", "stochastic_depth", "stochastic_depth_rescale", "head_bias_init", "identity_init", "dtype", "remat",
     "scan", "dot_general",

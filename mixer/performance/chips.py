@@ -32,7 +32,8 @@ def _gpu(bfloat16: float, float32: float) -> Chip:
     return Chip(bfloat16 * 1e12, float32 * 1e12)
 
 
-# The key is JAX's device_kind; of a GPU, its first words. A longer key is before a shorter one: `find` takes the first.
+# The key is JAX's device_kind; of a GPU, its first words, which a space or a hyphen follows. `find` takes the first key
+# that fits, so H100 PCIe stands before H100.
 # TPUs: the page "TPU vN" at cloud.google.com/tpu/docs. The pages give the numbers of a chip; those of v2, v3 and
 # 7x (46, 123 and 2,307 TFLOP/s) have two cores, and the table has half. GPUs: NVIDIA's data sheets, for dense products:
 # where a sheet gives a number with sparsity, the table has half.

@@ -36,8 +36,8 @@ KNOWN = {
 
 _SPLITS = {"oxford_flowers102": "train+validation"}
 
-# Datasets that users make by themselves. For these, KNOWN has the paper's sizes as defaults.
-_OWN = {"multilabel"}
+# Datasets whose classes and sizes depend on what the user prepares. For these, KNOWN has the paper's as defaults.
+_OWN = {"imagenet21k", "multilabel"}
 
 # From `config.input.dataset` to a key of `paper.DATA`.
 _PAPER_NAMES = {"imagenet2012": "i1k", "imagenet21k": "i21k", "multilabel": "jft"}

@@ -205,13 +205,13 @@ class _Program:
     def _step_and_argument(self) -> tuple[Any, Any]:
         """Returns the jitted function from (argument, batch), and the shapes and shardings of the argument."""
         if self.mode == "train":
-            return self.built.train_step, self.built.state
+            return self.built.train_step, self.built.abstract_state
         model = self.built.model
         forward = jax.jit(
             lambda params, batch: model.apply({"params": params}, normalize(batch["image"])),
             compiler_options=cpu.options(model, self.mesh),
         )
-        return forward, self.built.state.params
+        return forward, self.built.abstract_state.params
 
 
 def _program(variant: str, mode: str, batch_size: int, settings: Settings, mesh: Mesh, **widths: int) -> _Program:

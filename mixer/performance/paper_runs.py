@@ -97,7 +97,8 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
 def _accuracies(config: Any, lines: Sequence[dict[str, float]]) -> tuple[float | None, float | None]:
     """Returns the last accuracy on ImageNet's validation images, and the last one with the ReaL labels."""
     on = {"val": (config.input.dataset, config.input.eval_split)}
-    on |= {name: (one.dataset, one.split) for name, one in config.evaluators.items() if one.kind == "classification"}
+    others = {name: one for name, one in config.evaluators.items() if one.kind == "classification"}
+    on |= {name: (one.dataset or config.input.dataset, one.split) for name, one in others.items()}
     found = []
     for task in (tasks.IMAGENET, tasks.TASKS["imagenet_real"]):
         names = [f"{name}/accuracy" for name, split in on.items() if split == (task.dataset, task.test)]

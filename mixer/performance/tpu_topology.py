@@ -103,7 +103,7 @@ def compile_train(
       DoesNotFitError: the step needs more memory than a core has.
     """
     built = setup.build(config, mesh, num_classes=num_classes)
-    return compiling.compile_step(built.train_step, built.state, setup.batch_shapes(config, mesh, max_labels))
+    return compiling.compile_step(built.train_step, built.abstract_state, setup.batch_shapes(config, mesh, max_labels))
 
 
 def compile_eval(
@@ -114,7 +114,7 @@ def compile_eval(
     step = accuracy.make_eval_step(built.model, config.loss, mesh, keep_logits=max_labels > 1)
     evaluated = checks.unlocked_copy(config)
     evaluated.batch_size = evaluator.batch_size(config)
-    return compiling.compile_step(step, built.state.params, setup.batch_shapes(evaluated, mesh, max_labels))
+    return compiling.compile_step(step, built.abstract_state.params, setup.batch_shapes(evaluated, mesh, max_labels))
 
 
 def bytes_on_a_core(tree: Any) -> int:

@@ -109,6 +109,18 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return any(True for _ in client().list_blobs(name, prefix=prefix, max_results=1, **_patiently()))
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Tells whether there is an object of this name.
+
+    Raises:
+      OSError: the bucket cannot be listed.
+    """
+    name, key = split(path)
+    with as_os_errors(path):  # the first in alphabetical order that begins with a name is that one
+        found = client().list_blobs(name, prefix=key, max_results=1, **_patiently())
+        return any(blob.name == key for blob in found)
+
+
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file. A bucket never shows a part of it.
 

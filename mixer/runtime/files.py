@@ -115,10 +115,9 @@ def exists(path: epath.PathLike) -> bool:
     if not bucket.is_remote(path):
         return pathlib.Path(path).is_file()
     try:
-        read_bytes(path)
-    except FileNotFoundError:
+        return bucket.exists(path)
+    except FileNotFoundError:  # there is no such bucket
         return False
-    return True
 
 
 def is_folder(path: epath.PathLike) -> bool:

@@ -124,7 +124,8 @@ class Checkpoints:
         if self._newest == (step := int(state.step)):
             return
         accuracy = metrics.get(self._best_metric, math.nan)
-        best = {self._best_metric: accuracy} if math.isfinite(accuracy) else {}  # Orbax would write NaN as no JSON is
+        # Orbax would write NaN, which is not JSON.
+        best = {self._best_metric: accuracy} if math.isfinite(accuracy) else {}
         fields = checkpoint_arrays.fields(state)
         saved = {**fields, integrity.CHECKSUMS: integrity.computed_checksums(fields, state.step.sharding)}
         self._saving, self._newest, self._problem = step, step, ""
@@ -191,7 +192,8 @@ class Checkpoints:
           UserError: no checkpoint can be read, or they are those of a run with other arrays. The run must not silently
             start again at step 0.
         """
-        manager = self._manager or self._open()
+        manager = self._manager
+        assert manager is not None
         steps = integrity.steps_of(self.folder)[::-1]
 
         def read(step: int) -> dict[str, Any]:

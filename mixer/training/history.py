@@ -105,7 +105,10 @@ def add(workdir: epath.PathLike, start: Start) -> None:
     """
     path = epath.Path(workdir) / FILE
     try:
-        before = files.read_bytes(path) if files.exists(path) else b""
+        try:
+            before = files.read_bytes(path)
+        except FileNotFoundError:
+            before = b""
         files.write_bytes(path, before + json.dumps(dataclasses.asdict(start)).encode() + b"\n")
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written to ({first_line(error)}): make it possible") from None

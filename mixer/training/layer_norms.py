@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 METRIC = "layer_norm_ratio"
 _LARGEST = 100.0
-_IMAGES = 8  # that count, of each device's
+_IMAGES = 8  # of each device, at least; fewer than twice as many
 
 
 @functools.cache

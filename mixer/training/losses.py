@@ -59,14 +59,15 @@ class Loss(NamedTuple):
 
     Attributes:
       of_logits: from (logits [batch, classes], targets [batch, classes]) to the loss of each example [batch].
-      for_mixing: from a row with a one for each label to that which mixing takes, so that an image counts by its share.
+      targets: from a row with a one for each label to the targets of training, before smoothing and mixing. Those of
+        the softmax share one among several labels, so that a mixed image counts by its share.
       described: the loss in words, for model cards.
       probabilities: from logits to the probabilities of the classes, as the loss assumes them.
       probabilities_described: this function in words, for model cards.
     """
 
     of_logits: Callable[[jax.Array, jax.Array], jax.Array]
-    for_mixing: Callable[[jax.Array], jax.Array]
+    targets: Callable[[jax.Array], jax.Array]
     described: str
     probabilities: Callable[[jax.Array], jax.Array]
     probabilities_described: str

@@ -1,5 +1,6 @@
 """The metrics of a run: one line of `metrics.jsonl` for each step that is logged, and what writers make of it."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -121,7 +122,8 @@ class MetricsLog:
             self._is_whole = True
         except OSError as error:
             if self._is_whole and not bucket.is_remote(self._path):
-                os.truncate(self._path, len(self._earlier))  # a full disk may have taken part of the line
+                with contextlib.suppress(OSError):  # the next line makes the whole file anew
+                    os.truncate(self._path, len(self._earlier))  # a full disk may have taken part of this one
             self._is_whole = False
             if self._stops_on_error:
                 raise UserError(

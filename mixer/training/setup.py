@@ -41,7 +41,7 @@ class Setup:
     train_step: Any
 
     @property
-    def state(self) -> TrainState:
+    def abstract_state(self) -> TrainState:
         """The state's shapes with their shardings, for lowering."""
         shapes: TrainState = jax.tree.map(_with_sharding, self.shapes, self.shardings)
         return shapes

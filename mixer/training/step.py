@@ -98,7 +98,7 @@ def prepare(
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Returns images in [-1, 1] and targets of a training batch; smoothed, and mixed, if the config says so."""
     images = normalize(batch["image"])
-    targets = losses.LOSSES[config.loss].for_mixing(losses.ones(batch["labels"], num_classes))
+    targets = losses.LOSSES[config.loss].targets(losses.ones(batch["labels"], num_classes))
     if config.label_smoothing:
         targets = losses.smoothed(targets, config.label_smoothing)
     if mixing.is_on(config):
@@ -148,7 +148,8 @@ class TrainStep:
         )
         metrics = {
             "loss": loss,
-            "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+            # The schedule is that of the steps that the optimizer has taken: one that is left out does not count.
+            "learning_rate": jnp.asarray(self.schedule(state.step - state.nonfinite_steps), jnp.float32),
             "grad_norm": grad_norm,
             "line_sums": line_metrics.named(next_state.line_sums, guesses),
             "bad_images": next_state.bad_images,

@@ -71,6 +71,7 @@ class Writers:
                 self._open[name] = WRITERS[name].open(workdir, step, written)
             except Exception as error:
                 if step == 0:
+                    self.close()
                     raise
                 _log.warning("The writer %s gets no metrics from this start: %s", name, first_line(error))
 

@@ -1,4 +1,4 @@
-"""The registry of file formats for weights. `mixer.export` writes all of them; `weights.load` reads some.
+"""The registry of file formats for weights. `mixer.export` writes all of them; `loading.load` reads some.
 
 To add a format, write a module with its `Format`, and add it here. Flags, messages and model cards follow.
 """

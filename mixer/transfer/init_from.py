@@ -50,28 +50,6 @@ def loaded(config: ml_collections.ConfigDict) -> Weights:
     return weights.at_image_size(config.input.image_size, config.resize)
 
 
-# Settings that say with which parameters a run begins.
-_AT_THE_START = ("init_from", "init_ema", "resize", "stem_init", "model.identity_init")
-
-
-def check_same(changes: Sequence[str]) -> None:
-    """Checks that a run that continues names the weights from which it began: it would not read others.
-
-    Args:
-      changes: of its config, as `run_folder.check_same` returns them.
-
-    Raises:
-      UserError: it names others.
-    """
-    for change in changes:
-        name, _, values = change.partition(": ")
-        if name in _AT_THE_START:
-            raise UserError(
-                f"config.{name}: {values}, but a run that continues has parameters and would not read it: leave it as "
-                "it was, or start another run with another --workdir"
-            )
-
-
 def noted(weights: Weights) -> dict[str, str | int | None]:
     """Returns what a run's history says of the weights from which it starts."""
     return {"source": weights.source, "step": weights.step, "digest": facts.digest_of_weights(weights.params)}

@@ -24,15 +24,15 @@ MARK = "<!-- Written by mixer.export, which writes it anew with every export to 
 _UNKNOWN = "unknown"
 _NAMED_CLASSES = 10  # a model with more classes has only its first three named
 
-_PAPERS = {
+_AS_IN_PAPER = {
     "Started from": "random parameters",
     "Recipe": "the paper's (arXiv 2105.01601, Table 4)",
     "Steps": "300 epochs",
 }
 # What the authors of the published checkpoints say about them, by the end of the checkpoint's name.
 _AS_PUBLISHED = {
-    "i1k": _PAPERS,
-    "i21k": _PAPERS,
+    "i1k": _AS_IN_PAPER,
+    "i21k": _AS_IN_PAPER,
     "sam": {"Recipe": "SAM (arXiv 2106.01548)"},
     "gsam": {"Recipe": "GSAM (arXiv 2203.08065)"},
 }

@@ -179,6 +179,7 @@ def test_a_setting_that_the_run_reads_is_accepted(base_with):
     [
         ({"kind": "regression"}, "config.evaluators.v2.kind='regression': expected one of classification, few_shot"),
         ({"shots": (2,)}, "config.evaluators.v2.shots=[2] would not be read: it needs evaluators.v2.kind=few_shot, w"),
+        ({"label_key": "a", "dataset": None}, "config.evaluators.v2.label_key='a' would not be read: it needs eval"),
         ({"every_steps": 0}, "config.evaluators.v2.every_steps=0: expected a finite number above 0"),
         ({"every_steps": 5, "every_epochs": 1.0}, "config.evaluators.v2 has every_steps and every_epochs; give one"),
         ({"eval_resize": 200}, "config.evaluators.v2.eval_resize=200 is smaller than input.image_size=224"),

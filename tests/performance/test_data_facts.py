@@ -12,6 +12,7 @@ from mixer.runtime.errors import UserError
 
 def test_the_facts_of_a_dataset():
     assert data_facts.of(recipe.imagenet1k("B/16"), None, None) == (1000, 1_268_355, 1)
+    assert data_facts.of(recipe.imagenet21k("B/16", magnitude=10, mixup=0.2), 19_167, None)[0] == 19_167  # as prepared
     assert data_facts.of(recipe.jft("B/16", epochs=7, learning_rate=1e-3), None, 7) == (18_291, 7, 8)
     assert data_facts.of(recipe.finetune("B/16", TASKS["oxford_flowers102"], 224), None, None) == (102, 2_040, 1)
     config = recipe.base()

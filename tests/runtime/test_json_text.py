@@ -15,8 +15,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAY_USE_JSON = {
     "config/run_folder.py", "data/datasets/base.py", "data/datasets/class_folders.py", "data/folders/listing.py",
     "runtime/agreement.py", "runtime/json_text.py", "runtime/libjpeg_lines.py", "runtime/lock.py",
-    "training/history.py", "training/integrity.py", "transfer/card_code.py", "transfer/hub.py", "transfer/npz.py",
-    "transfer/onnx.py", "transfer/stablehlo.py", "transfer/timm.py",
+    "training/history.py", "training/integrity.py", "transfer/card_code.py", "transfer/format.py", "transfer/hub.py",
+    "transfer/npz.py", "transfer/timm.py",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import math
+import os
 import time
 
 import jax
@@ -129,6 +130,21 @@ def test_lines_that_do_not_fit_on_the_disk_are_written_when_there_is_room(tmp_pa
     said = [record.getMessage() for record in caplog.records if record.name == "mixer.training.metrics"]
     assert len(said) == 2
     assert "metrics.jsonl cannot be written to ([Errno 28] No space left on device), training goes on" in said[0]
+
+
+def test_a_file_that_cannot_be_shortened_either_does_not_end_a_run_that_goes_on(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, 0, on_error="continue")
+    log.write(1, {"loss": 1.0})
+    disk = FullDisk(monkeypatch)
+
+    def truncate(path, length):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "truncate", truncate)
+    log.write(2, {"loss": 2.0})
+    disk.full = False
+    log.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_a_line_that_does_not_fit_on_the_disk_stops_the_run_by_default(tmp_path, monkeypatch):

@@ -303,6 +303,11 @@ def test_beyond_what_may_be_left_out_the_state_stands_still(plain):
     going_on, metrics = plain.step(plain.copy(once), good)
     assert (int(going_on.step), int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (3, 1, False)
     assert not np.array_equal(going_on.params["head"]["bias"], once.params["head"]["bias"])
+    # This is step 3 of the run, for which the optimizer has taken two. So its rate is that of step 2.
+    _, later = plain.step(plain.copy(going_on), good)
+    of_step = functools.partial(schedule, plain.config.optimizer, WARMUP_STEPS, TOTAL_STEPS)
+    assert float(later["learning_rate"]) == pytest.approx(of_step(2), rel=1e-6)
+    assert of_step(3) < 0.9 * of_step(2)
     ended, metrics = plain.step(plain.copy(once), broken)
     for _ in range(2):
         assert (int(metrics["step"]), bool(metrics["diverged"])) == (2, True)
@@ -348,7 +353,7 @@ def test_gradients_of_four_parts_are_those_of_the_whole(one_device, mixup_p, num
     mesh = devices.make_mesh(jax.devices()[:num_devices])
     run = make_run(mesh, **settings, accumulate_steps=4)
     batch = devices.to_devices(batch, mesh)
-    compiled = run.step.lower(run.setup.state, batch).compile()
+    compiled = run.step.lower(run.setup.abstract_state, batch).compile()
     parts, parts_metrics = compiled(run.state(), batch)
     assert relative_difference(gradient_of(parts), gradient_of(whole)) < 1e-5
     assert float(parts_metrics["loss"]) == pytest.approx(float(whole_metrics["loss"]), rel=1e-5)
@@ -365,7 +370,7 @@ def five_losses(mesh, kind):
     """With everything that draws at random, and unusable rows."""
     run = make_run(mesh, **ALL_CHANCE, sharding=kind)
     batches = [devices.to_devices(small_batch(16, seed), mesh) for seed in range(5)]
-    compiled = run.step.lower(run.setup.state, batches[0]).compile()
+    compiled = run.step.lower(run.setup.abstract_state, batches[0]).compile()
     state, found = run.state(), []
     for batch in batches:
         state, metrics = compiled(state, batch)

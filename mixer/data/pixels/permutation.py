@@ -1,7 +1,8 @@
 """The registry of permutations of an image's pixels: one permutation, the same for all images (Figure 4 of the paper).
 
-A Mixer loses nothing if patches are shuffled and pixels within each patch are too: with the stem's and the token-mixing
-weights permuted to match, it computes the same logits. A convolution does. If all pixels are shuffled, both do.
+A Mixer loses nothing if patches are shuffled, and the pixels within each patch by one shared permutation: with the
+weights of the stem and of token mixing permuted alike, it computes the same logits. A convolutional network loses
+accuracy. If all pixels are shuffled, both lose.
 
 NumPy keeps the numbers of `RandomState` for good. So a permutation is a function of the settings, also in the code of a
 model card.

@@ -31,8 +31,10 @@ def reader(shards: Sequence[tuple[str, np.ndarray]]) -> ReadRuns:
     return read_runs
 
 
+# Both raise a UserError, because only that reaches the user from within tf.data.
+
+
 def _read_remote(parts: Sequence[_Part]) -> list[bytes]:
-    """Reads from a bucket. Raises a UserError, because only that reaches the user from within tf.data."""
     try:
         return bucket.read([bucket.Range(*part) for part in parts])
     except OSError as error:
@@ -43,7 +45,15 @@ def _read_remote(parts: Sequence[_Part]) -> list[bytes]:
 
 
 def _read_local(parts: Sequence[_Part]) -> list[bytes]:
-    return [_read_bytes(*part) for part in parts]
+    found = []
+    for path, start, stop in parts:
+        try:
+            found.append(_read_bytes(path, start, stop))
+        except OSError as error:
+            raise UserError(
+                f"{path} can no longer be read ({error.strerror}): see to the file, then give the same command again"
+            ) from None
+    return found
 
 
 def _read_bytes(path: str, start: int, stop: int) -> bytes:

@@ -133,6 +133,13 @@ def test_a_missing_shard_is_an_error(own):
     assert records.open_records(open_builder(own), "validation", own)[0] == 7
 
 
+def test_a_shard_that_goes_away_while_it_is_read_is_an_error(own_tfrecord):
+    count, read = records.open_records(open_builder(own_tfrecord), "train", own_tfrecord)
+    shards(own_tfrecord)[0].unlink()
+    with pytest.raises(UserError, match=r"-00000-of-00004 can no longer be read \(No such file or directory\): see"):
+        read(np.arange(count))
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("cut", [1, 5, 300])
 def test_a_tfrecord_shard_cut_short_is_an_error(own_tfrecord, indexed, cut):
