@@ -1,5 +1,6 @@
 """The command mixer.export: every format, the model card, and the lines of errors."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from random_models import flat, make_model, make_params, make_state, same, write
 
 from mixer import export as export_module
 from mixer import models
+from mixer.runtime import files
 from mixer.runtime.errors import UserError
 from mixer.transfer import model_card
 from mixer.transfer.formats import FORMATS
@@ -289,6 +291,33 @@ def test_files_that_belong_together_are_all_new_or_all_as_before(run, tmp_path, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+class FullDisk(io.BytesIO):
+    def flush(self):
+        raise OSError("No space left on device")
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_file_leaves_what_was_there(run, tmp_path, monkeypatch):
+    """The last bytes of a small file are written when it is closed."""
+    out, opened_to_write = epath.Path(tmp_path) / "m.npz", files.opened_to_write
+    exported(out, checkpoint=run, to="npz")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    @contextlib.contextmanager
+    def opened(path):
+        if path != out:
+            with opened_to_write(path) as file:
+                yield file
+            return
+        yield (file := FullDisk())
+        file.flush()
+
+    monkeypatch.setattr(files, "opened_to_write", opened)
+    monkeypatch.setitem(FORMATS, "npz", FORMATS["npz"]._replace(save=lambda file, _: file.write(b"new")))
+    with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
+        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, ema=False, command="")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_folder_that_could_not_be_written_can_be_written_again(tmp_path, monkeypatch):
     out, weights = epath.Path(tmp_path) / "m", Weights(make_params(models.create("S/32", 5), 64), "a.npz")
     with monkeypatch.context() as patched:
@@ -329,6 +358,8 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
     assert (pretrained["input_size"], pretrained["crop_pct"], pretrained["crop_mode"]) == ([3, 64, 64], 0.8, "center")
 
     card = (out / "README.md").read_text()
+    code = "".join(block.partition("```")[0] for block in card.split("```python\n")[1:])
+    assert -1 < code.find("images = ") < code.find("probabilities = model(") < code.find("for row in probabilities:")
     assert card.startswith("---\nlibrary_name: timm\n")
     assert 'timm.create_model("local-dir:small_timm", pretrained=True, act_layer=functools.partial(' in card
     assert "half of it has the same mean" in card  # drop_path_rate

@@ -83,6 +83,9 @@ def test_parts_are_asked_for_at_the_same_time(bucket_here, letters):
 def test_files_are_written_read_and_deleted(bucket_here):
     path = bucket_here.path("run/config.json")
     assert not files.exists(path)
+    files.write_text(f"{path}.md", "a name that begins alike")
+    assert not files.exists(path)
+    files.delete(f"{path}.md")
     files.write_text(path, "{}")
     assert files.exists(path)
     assert files.read_text(path) == "{}"

@@ -158,7 +158,11 @@ def finetuning(init_from, size=224, **input_settings):
 
 
 def test_a_run_on_imagenet_1k(tmp_path, capsys):
-    folder = write_run(tmp_path / "mine", recipe.imagenet1k("B/16"))
+    config = recipe.imagenet1k("B/16")
+    config.evaluators.real.dataset = "imagenet2012_real"
+    config.evaluators.again = recipe.evaluator_settings("classification", split="validation")  # the run's own dataset
+    lines = [*LINES, {"step": 100, "again/accuracy": 0.5}]
+    folder = write_run(tmp_path / "mine", config, [*({**line, "val/accuracy": 0.1} for line in lines[:2]), *lines[2:]])
     tables, told = printed(capsys, folder)
     row = the_row(tables, "3", "B/16", "ImageNet-1k", "224")
     yours = ("ImageNet, yours", "ReaL, yours", "training, yours", "core-days, yours", "run")

@@ -88,13 +88,14 @@ def test_a_writer_that_fails_ends_alone(tmp_path, noted, monkeypatch, caplog):
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
-def test_a_writer_that_cannot_be_opened_ends_a_run_that_begins_and_no_other(tmp_path, monkeypatch, caplog):
+def test_a_writer_that_cannot_be_opened_ends_a_run_that_begins_and_no_other(tmp_path, noted, monkeypatch, caplog):
     def refuse(*_):
         raise UserError("no network")
 
     monkeypatch.setitem(writers.WRITERS, "comet", writers.Kind(refuse))
     with pytest.raises(UserError, match="no network"):
-        MetricsLog(tmp_path, 0, writers=("comet",))
+        MetricsLog(tmp_path, 0, writers=("noted", "comet"))
+    assert noted[0].given == ["closed"]
     log = MetricsLog(tmp_path, 10, writers=("comet",))
     log.write(20, {"loss": 1.0})
     log.close()

@@ -58,6 +58,7 @@ def test_a_file_carries_the_settings_of_its_run(tmp_path, ending, names, setting
             assert found.images()[key] == weights.images()[key]
             of_file, _ = scoring.input_config(found, tasks.TASKS["cifar10"])
             assert of_file[key] == weights.config.input[key]
+    assert found.exported().has_tanh_gelu  # this project wrote it
     again = written(tmp_path / f"b{ending}", found)
     assert again.settings == carried_of(weights)
     assert found.exported().probabilities == weights.exported().probabilities
