@@ -159,7 +159,7 @@ class Multilabel(base.ImportBuilder):
         """Refuses a line for training whose image another line gives to validation."""
         if line.split != "train":
             return
-        number = np.uint64(manifests.hash_of(line.image))  # for a Python int, NumPy would convert the whole array
+        number = np.uint64(manifests.hash_of(line.image))  # for a Python int, NumPy would compare as float64
         place = np.searchsorted(self._validated, number)
         if place < len(self._validated) and self._validated[place] == number:
             raise BadLineError("in both splits", f"{line.image!r} is for train here and for validation in another line")

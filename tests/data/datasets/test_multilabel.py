@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer.data.datasets import manifests
 from mixer.data.datasets.manifests import BadLineError, parse_line
 from mixer.data.datasets.multilabel import Multilabel
 
@@ -140,6 +141,15 @@ def test_an_image_in_both_splits_is_a_bad_line(root):
     assert contents(builder, "train") == {b"\xff\xd8\xffc.jpg": [0]}
     assert builder.info.splits["validation"].num_examples == 2
     assert builder.info.metadata["skipped"] == {"in both splits": 1}
+
+
+def test_hashes_that_differ_in_their_last_bit_are_two(root, monkeypatch):
+    """A float64 holds 53 of their 64 bits."""
+    names = ["./a.jpg", "././a.jpg", "a.jpg"]
+    monkeypatch.setattr(manifests, "hash_of", lambda name: 2**62 + names.index(name))
+    lines = [{"image": name, "labels": ["dog"], "split": "validation"} for name in names]
+    with pytest.raises(ValueError, match=r"line 4: in both splits: 'a.jpg' is for train here and for validation in an"):
+        build(root, [*lines, {"image": "a.jpg", "labels": ["cat"], "split": "train"}])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name_or_a_line(root):
