@@ -79,7 +79,7 @@ def test_what_is_timed_in_training_is_the_production_step(monkeypatch, mesh):
     (one,) = built
     ((step, state, batch),) = compiled
     assert step is one.train_step
-    assert (state, batch) == (one.state, setup.batch_shapes(run_config(), mesh, 1))
+    assert (state, batch) == (one.abstract_state, setup.batch_shapes(run_config(), mesh, 1))
 
     production = build(run_config(), mesh, num_classes=1000)
     state, rows = production.init(), model_speed._random_batch(batch)
