@@ -109,6 +109,8 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
 def _write_all(out: epath.Path, contents: Sequence[_Content]) -> int:
     """Writes the files of an export. They get their names when all are written; the last one, the card, gets it first.
 
+    By the card a later export knows a folder as its own.
+
     Args:
       out: what is exported, for messages.
       contents: the files, and how each is written.
@@ -117,7 +119,8 @@ def _write_all(out: epath.Path, contents: Sequence[_Content]) -> int:
       The size of the first in bytes.
 
     Raises:
-      UserError: one cannot be written. What was there before is then as it was.
+      UserError: one cannot be written. On a disk, what was there before is then as it was; in a bucket, which takes one
+        file after the other, files that belong to others may be there.
     """
     try:
         if not bucket.is_remote(out):
@@ -191,13 +194,13 @@ def main(argv: list[str]) -> None:
     options = {"batch_size": given.batch_size, "platforms": given.platforms and ",".join(given.platforms)}
     command += [*(["--ema"] if given.ema else []), *(f"--{name}={value}" for name, value in options.items() if value)]
     command += [argv[1]]
-    if given.to == "timm" and _is_folder(out):
+    is_folder = given.to == "timm" and _is_folder(out)
+    if is_folder:
         size, card = export_folder(weights, out, ema=given.ema)
     else:
         size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command), program=program)
     beside = f"; {out.name}{form.beside[0]} is beside it" if (form := formats.FORMATS[given.to]).beside else ""
-    what = "the folder " if form.load and out.is_dir() else ""
-    print(f"{what}{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
+    print(f"{'the folder ' * is_folder}{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
 
 
 def _program(to: str, batch_size: int | None, platforms: list[str] | None) -> Program:

@@ -26,9 +26,9 @@ _CHUNK = 1024  # records that are read together for their labels
 class FewShot:
     """An evaluator: fits a linear classifier to the features of a few images of each class, and tests it.
 
-    The features are the pre-logits, which the head gets. The images of both splits are
-    prepared as in evaluation. The images of the training split are chosen once; features are computed in every call.
-    Images that cannot be read are left out, so a class may have fewer shots.
+    The features are the pre-logits, which the head gets. The images of both splits are prepared as in evaluation. Those
+    of the training split are chosen once; features are computed in every call. Images that cannot be read are left out,
+    so a class may have fewer shots.
     """
 
     def __init__(self, settings: ml_collections.ConfigDict, context: Context):
