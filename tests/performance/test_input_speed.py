@@ -1,6 +1,7 @@
 """Every stage is a part of the training pipeline, and a slow part shows as a cost of its stage."""
 
 import dataclasses
+import itertools
 import json
 import threading
 import time
@@ -132,6 +133,30 @@ def test_a_block_has_at_least_one_batch(photos, tmp_path, few_kept):
     assert found.images_per_block == BATCH
 
 
+def test_stages_take_turns_and_are_timed_after_they_have_warmed_up(photos, monkeypatch, tmp_path):
+    """A batch takes its stage's seconds and one more in each block, the first one twice as many, on a clock by hand."""
+    now, order = [0.0], []
+
+    def feed_of(number):
+        def feed(steps):
+            block = sum(name == number for name in order)
+            order.append(number)
+            for batch in itertools.count():
+                now[0] += (number + block) * (1 if batch else 2)
+                yield batch
+
+        return feed
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    feeds = {name: feed_of(number) for number, name in enumerate([*STAGES, "decoding alone"], start=6)}
+    monkeypatch.setattr(input_speed, "_feeds", lambda *_: feeds)
+    found = input_speed.measure(make_config(photos), tmp_path, 2, seconds=36, blocks=3)
+    assert order == [6, 7, 8, 9, 10, 11] * 3
+    expected = [Rate(BATCH / (stage + 1), BATCH / (stage + 2), BATCH / stage) for stage in range(6, 12)]
+    assert [*found.stages.values(), found.decoding_alone] == expected
+    assert found.images_per_block == 3 * BATCH  # 13 seconds a batch in the last block of the last stage
+
+
 def slow_fetch(monkeypatch):
     """Slows reading. One thread at a time, since otherwise batches would come in bursts as long as a block."""
     opened, lock = readers.open_source, threading.Lock()
@@ -170,14 +195,8 @@ def slow_copy(monkeypatch):
     monkeypatch.setattr(devices, "to_devices", slow)
 
 
-@pytest.mark.parametrize(
-    ("slow", "stage"),
-    [
-        pytest.param(slow_fetch, "read", marks=pytest.mark.slow),
-        (slow_augmentation, "augment"),
-        pytest.param(slow_copy, "copy", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("slow", "stage"), [(slow_fetch, "read"), (slow_augmentation, "augment"), (slow_copy, "copy")])
 def test_a_slow_part_shows_in_its_stage(photos, slow, stage, monkeypatch, tmp_path, few_kept):
     slow(monkeypatch)
     # The median of three blocks: this machine may stand still for as long as one of them.

@@ -63,19 +63,21 @@ def write_owner(folder, **changes):
     assert store.write(lock.FILE, json.dumps(found).encode(), generation)
 
 
-def test_a_second_start_is_refused_at_once_and_the_first_is_not_disturbed(folder):
+def test_a_second_start_is_refused_at_once_and_the_first_is_not_disturbed(folder, monkeypatch):
+    monkeypatch.setattr(lock, "_SILENCE", 60.0)
     with holder(folder) as process:
         before, since = owner(folder), time.monotonic()
         with pytest.raises(UserError) as caught, lock.held(folder, print):
             pass
-        assert time.monotonic() - since < 1
+        assert time.monotonic() - since < 20
         assert str(caught.value).startswith(f"{folder} is in use: process {process.pid} on ")
         assert "wait for its end or stop it, or give another --workdir" in str(caught.value)
         assert owner(folder)["token"] == before["token"]
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
-def test_a_killed_process_of_this_machine_keeps_nobody_out(folder, reaped):
+def test_a_killed_process_of_this_machine_keeps_nobody_out(folder, reaped, monkeypatch):
+    monkeypatch.setattr(lock, "_SILENCE", 60.0)
     said = []
     with holder(folder) as process:
         process.send_signal(signal.SIGKILL)
@@ -87,7 +89,7 @@ def test_a_killed_process_of_this_machine_keeps_nobody_out(folder, reaped):
         since = time.monotonic()
         with lock.held(folder, said.append):
             assert owner(folder)["pid"] == os.getpid()
-        assert time.monotonic() - since < 1
+        assert time.monotonic() - since < 20
     assert said == []
     assert not files.exists(f"{folder}/{lock.FILE}")
 
@@ -99,18 +101,19 @@ def test_another_process_with_the_number_of_the_killed_one_keeps_nobody_out(fold
             assert owner(folder)["pid"] == os.getpid()
 
 
-def test_of_another_machine_the_signs_of_life_decide(folder):
+def test_of_another_machine_the_signs_of_life_decide(folder, monkeypatch):
     """Nothing else: neither the number of the process nor any clock."""
     said = []
     write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
     since = time.monotonic()
     with lock.held(folder, said.append):
-        assert 1.0 < time.monotonic() - since < 3
+        assert 1.0 < time.monotonic() - since < 20
         assert owner(folder)["pid"] == os.getpid()
     assert said == [
         f"{folder} belongs to process 1 on other: waiting for up to 1 s to see whether it still runs"
     ]  # fmt: skip
 
+    monkeypatch.setattr(lock, "_SILENCE", 20.0)
     write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
     threading.Timer(0.4, write_owner, [folder], {"sign_of_life": 2}).start()
     with pytest.raises(UserError, match="is in use: process 1 on other trains there"), lock.held(folder, said.append):
@@ -118,7 +121,7 @@ def test_of_another_machine_the_signs_of_life_decide(folder):
     assert owner(folder)["sign_of_life"] == 2
 
 
-def test_a_process_that_would_join_others_first_looks_whether_a_run_trains_there(folder):
+def test_a_process_that_would_join_others_first_looks_whether_a_run_trains_there(folder, monkeypatch):
     said = []
     lock.refuse_if_held(f"{folder}/missing", said.append)
     lock.refuse_if_held(folder, said.append)
@@ -132,7 +135,8 @@ def test_a_process_that_would_join_others_first_looks_whether_a_run_trains_there
     write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
     lock.refuse_if_held(folder, said.append)
     assert said == [f"{folder} belongs to process 1 on other: waiting for 0 s to see whether it still runs"]
-    threading.Timer(0.08, write_owner, [folder], {"sign_of_life": 2}).start()
+    monkeypatch.setattr(lock, "_EVERY", 10.0)
+    threading.Timer(0.2, write_owner, [folder], {"sign_of_life": 2}).start()
     with pytest.raises(UserError, match="is in use: process 1 on other trains there"):
         lock.refuse_if_held(folder, said.append)
 
