@@ -223,7 +223,7 @@ def spoiled(original, steps):
     return train_batches
 
 
-@pytest.mark.parametrize("log_steps", [1, 5])
+@pytest.mark.parametrize("log_steps", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_steps_that_are_not_finite_are_left_out_counted_and_limited(data_dir, tmp_path, monkeypatch, log_steps):
     """However seldom the loop looks: nothing but the log says at which step it saw it."""
     monkeypatch.setattr(pipeline, "train_batches", spoiled(pipeline.train_batches, (4, 7)))

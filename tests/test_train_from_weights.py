@@ -24,19 +24,18 @@ def test_fine_tuning_starts_from_the_other_runs_parameters(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "first")[1], load_params(tmp_path / "second")[1])
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_a_run_starts_from_the_parameters_or_their_average_and_notes_which(data_dir, tmp_path, capsys, average):
+def test_a_run_starts_from_the_parameters_or_their_average_and_notes_which(data_dir, tmp_path, capsys):
     train.train(tiny(data_dir, ema_decay=0.5), tmp_path / "first")
-    settings = {"init_from": str(tmp_path / "first"), "init_ema": average, "optimizer.learning_rate": 0.0}
-    capsys.readouterr()
-    train.train(tiny(data_dir, total_steps=1, **settings), tmp_path / "second")
-    said = "(their average)" if average else "(not their average: config.init_ema is not set)"
-    assert f"starting from {tmp_path}/first {said}; the head is kept" in capsys.readouterr().out
-    step, expected = load_params(tmp_path / "first", ema=average)
-    jax.tree.map(np.testing.assert_array_equal, expected, load_params(tmp_path / "second")[1])
-    noted = {"source": str(tmp_path / "first"), "step": step, "digest": facts.digest_of_weights(expected)}
-    (start,) = history.read(tmp_path / "second")
-    assert start.weights == history.first_weights([start]) == noted
+    for average, said in {True: "(their average)", False: "(not their average: config.init_ema is not set)"}.items():
+        settings = {"init_from": str(tmp_path / "first"), "init_ema": average, "optimizer.learning_rate": 0.0}
+        capsys.readouterr()
+        train.train(tiny(data_dir, total_steps=1, **settings), tmp_path / f"second-{average}")
+        assert f"starting from {tmp_path}/first {said}; the head is kept" in capsys.readouterr().out
+        step, expected = load_params(tmp_path / "first", ema=average)
+        jax.tree.map(np.testing.assert_array_equal, expected, load_params(tmp_path / f"second-{average}")[1])
+        noted = {"source": str(tmp_path / "first"), "step": step, "digest": facts.digest_of_weights(expected)}
+        (start,) = history.read(tmp_path / f"second-{average}")
+        assert start.weights == history.first_weights([start]) == noted
 
 
 def test_weights_that_saw_other_pixels_are_told(data_dir, tmp_path, capsys):
