@@ -163,8 +163,9 @@ def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]
     """Returns each sample with the model's first guess."""
     shares = np.asarray(loss.probabilities(jnp.asarray(drawn.logits)))
     found = []
-    for picture, labels, of_sample in zip(drawn.pictures, drawn.labels, shares, strict=True):
-        guess, own = int(np.argmax(of_sample)), labels[labels >= 0]
+    guesses = np.argmax(drawn.logits, axis=1)  # probabilities near 1 are equal in float32
+    for picture, labels, of_sample, guess in zip(drawn.pictures, drawn.labels, shares, guesses, strict=True):
+        own = labels[labels >= 0]
         found.append({
             "source": pictures.thumbnail(picture), "guess": names[guess], "share": float(of_sample[guess]),
             "label": ", ".join(names[label] for label in own), "right": bool(guess in own),

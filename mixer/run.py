@@ -61,6 +61,10 @@ class Run:
         seen = history.images_seen(self.before, first_step, self.start.begun["batch_size"])
         return seen - first_step * int(self.config.batch_size)
 
+    def repeats(self) -> bool:
+        """Returns whether steps that are taken again come out as before, since neither config nor data is another."""
+        return not self.start.data_changes and all(map(run_folder.is_harmless, self.start.config_changes))
+
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, stop: preemption.Stop,
@@ -76,8 +80,8 @@ def prepare(
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
-    config = run_folder.decided(config, workdir, of_new)
-    before = history.read(workdir)
+    config = run_folder.decided(config, workdir if continues else None, of_new)
+    before = history.since_it_began(history.read(workdir))
     names = history.class_names(workdir) if continues else None
     config_changes: list[str] = []
     if continues:
@@ -105,7 +109,7 @@ def prepare(
         step=0, **history.now(), software=facts.of_software() | facts.of_version(), machine=facts.of_machine(mesh),
         batch_size=config.batch_size, begun=begun._asdict(), steps=dataclasses.asdict(steps), data=data,
         config_changes=config_changes, data_changes=data_changes,
-        class_names=source.class_names if names not in (None, list(source.class_names)) else None,
+        class_names=history.other_names(workdir, names, source.class_names) if continues else None,
         weights=init_from.noted(weights) if weights else None,
     )  # fmt: skip
     return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
@@ -127,7 +131,8 @@ def say_best(run: Run, best: epath.Path | None, step: int) -> None:
 def owed(run: Run, step: int) -> list[evaluators.Scheduled]:
     """Returns the evaluators that are due at a step and missing in the log: a stop may have cut them short."""
     due = evaluators.due(run.evaluators, step, run.steps.total, run.config.eval_at_start)
-    last = next((line for line in reversed(read_metrics(run.workdir)) if line["step"] == step), {})
+    lines = read_metrics(run.workdir) if step else []  # a run that begins anew has no use for what there is
+    last = next((line for line in reversed(lines) if line["step"] == step), {})
     return [one for one in due if not any(name.startswith(f"{one.name}/") for name in last)]
 
 

@@ -127,7 +127,7 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
                 _log.warning("%s", warning)
             history.add(workdir, dataclasses.replace(run.start, step=step))
         run_folder.save(config, run.source.class_names, workdir, anew=step == 0)
-        log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers)
+        log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers, repeats=run.repeats())
     except (UserError, OSError, preemption.PreemptedError):
         checkpoints.close()  # its threads complain if the interpreter ends before them
         raise

@@ -190,6 +190,16 @@ def test_folders_are_searched_recursively_and_the_sigmoid_loss_gives_sigmoids(pa
         check_top(line["top"], sigmoid(logits_of(line["image"], params)), SHOWN)
 
 
+def test_classes_whose_probabilities_are_equal_in_float32_are_ranked_by_logits(params, tmp_path):
+    """Sigmoids of logits beyond 17 are 1. Accuracy counts the first guess by logits, too."""
+    bias = np.zeros_like(params["head"]["bias"])
+    bias[[1, 3, 4]] = 20, 30, 25
+    certain = {**params, "head": {"kernel": 0 * params["head"]["kernel"], "bias": bias}}
+    weights = loading.load(str(write_run(tmp_path / "run", certain, None, loss="sigmoid_xent")))
+    ((found,),) = predict.predict(weights, [str(write_image(tmp_path / "a.png", 20, 20, seed=0))], top=4, batch_size=1)
+    assert found.top == [(3, 1.0), (4, 1.0), (1, 1.0), (0, 0.5)]
+
+
 def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
     """`python -m mixer.predict ... | head -6` ends after the first image, without a message."""
     params = make_params(10, seed=3)

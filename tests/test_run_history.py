@@ -315,6 +315,29 @@ def test_images_are_counted_over_all_starts(starts, step, images):
     assert history.images_seen(starts, step, 4) == images
 
 
+def test_a_start_that_begins_a_run_anew_undoes_names_and_weights_of_those_before(tmp_path):
+    (tmp_path / "classes.txt").write_text("new_a\nnew_b\n")
+    named = dataclasses.replace(start(50, 4), class_names=["old_a", "old_b"])
+    from_weights = dataclasses.replace(start(0, 4), weights={"digest": "1"})
+    for one in (from_weights, named, start(0, 4)):
+        history.add(tmp_path, one)
+    assert history.class_names(tmp_path) == history.class_names(tmp_path, 100) == ["new_a", "new_b"]
+    assert history.first_weights(history.read(tmp_path)) == {}
+    assert history.first_weights([start(0, 4), from_weights, start(5, 4)]) == {"digest": "1"}
+
+
+def test_names_that_a_run_did_not_always_have_are_noted_at_each_start(tmp_path):
+    """A start undoes what was noted at later steps, as when a checkpoint is lost."""
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    for step, names, noted in ((0, ["ant", "bee"], None), (50, ["ant", "bug"], ["ant", "bug"]),
+                               (40, ["ant", "bug"], ["ant", "bug"]), (60, ["ant", "bee"], ["ant", "bee"])):  # fmt: skip
+        before = history.class_names(tmp_path)
+        assert history.other_names(tmp_path, before, names) == noted
+        history.add(tmp_path, dataclasses.replace(start(step, 4), class_names=noted))
+    assert history.class_names(tmp_path, 45) == history.class_names(tmp_path, 60) == ["ant", "bug"]
+    assert history.class_names(tmp_path, 40) == history.class_names(tmp_path, 70) == ["ant", "bee"]
+
+
 def test_what_is_damaged_or_unknown_in_a_history_is_no_matter(tmp_path):
     history.add(tmp_path, start(0, 4))
     path = tmp_path / history.FILE

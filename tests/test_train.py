@@ -249,12 +249,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data
 
 def test_a_run_that_saved_nothing_begins_anew_with_what_it_is_given(data_dir, tmp_path, capsys):
     """So who mends a setting after an early failure need not give another folder."""
-    config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 12})
+    fails = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 12, "eval_at_start": True}
     with pytest.raises(UserError, match=r"lower optimizer.learning_rate, in another --workdir and, if this run has"):
-        train.train(config, tmp_path / "run")
+        train.train(tiny(data_dir, **fails, seed=1, loss="sigmoid_xent"), tmp_path / "run")
+    assert read_metrics(tmp_path / "run")[0]["step"] == 0
     (tmp_path / "run" / "classes.txt").write_text("another\n")
     for workdir in (tmp_path / "run", tmp_path / "straight"):
-        train.train(tiny(data_dir), workdir)
+        train.train(tiny(data_dir, eval_at_start=True), workdir)
     assert f"{tmp_path / 'run'} has no checkpoint: the run begins anew\n" in capsys.readouterr().out
     assert deterministic(tmp_path / "run") == deterministic(tmp_path / "straight")
     assert [start.config_changes for start in history.read(tmp_path / "run")] == [[], []]

@@ -58,12 +58,9 @@ class Lens:
           through: passes the batches on, and may show how many are done.
         """
         params = jax.device_put(params, devices.replicated(self._context.mesh))
-        correct: Any = 0.0
-        labelled = 0.0
-        for batch in evaluator.split_batches(self.source, self._config, self._context, through):
-            with jax.default_matmul_precision("float32"):  # TPUs and GPUs round the factors of products by default
-                of_batch = jax.device_get(self._step(params, batch))
-            correct, labelled = correct + of_batch[0], labelled + float(of_batch[1])
+        batches = evaluator.split_batches(self.source, self._config, self._context, through)
+        with jax.default_matmul_precision("float32"):  # TPUs and GPUs round the factors of products by default
+            correct, labelled = evaluator.total(self._step(params, batch) for batch in batches)
         return [float(share) for share in correct / labelled] if labelled else []
 
 

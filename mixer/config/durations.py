@@ -25,19 +25,20 @@ def set_duration(config: ConfigDict, name: str, **unit: float) -> None:
 
 
 def one_unit_each(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-    """Unsets the other units of each duration that the command line gives.
+    """Unsets the other units of each duration that the command line gives, also of an evaluator's own.
 
     Raises:
       UserError: it gives one duration in two units.
     """
-    for name in DURATIONS:
-        fields = [f"{name}_{unit}" for unit in UNITS]
+    names = [f"{name}_" for name in DURATIONS] + [f"evaluators.{name}.every_" for name in config.evaluators]
+    for name in names:
+        fields = [name + unit for unit in UNITS]
         given = [field for field in fields if overrides.get(field) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} say the same thing in two units; give one of them")
         for field in fields if given else ():
             if field not in given:
-                config[field] = None
+                config.update_from_flattened_dict({field: None})
     return config
 
 

@@ -98,13 +98,13 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
 _LEFT_TO_THE_RUN = {"input.shuffle_block": 0, "model.dtype": "auto"}
 
 
-def decided(config: ConfigDict, workdir: epath.PathLike, of_new: Mapping[str, Any]) -> ConfigDict:
+def decided(config: ConfigDict, workdir: epath.PathLike | None, of_new: Mapping[str, Any]) -> ConfigDict:
     """Returns the config with values for the settings that it leaves to the run.
 
     Args:
       config: of a run, locked.
-      workdir: the run's folder. A run that has begun keeps its values, also if its data moves into a bucket or it
-        continues on another machine.
+      workdir: the run's folder; None of a run that begins. One that continues keeps its values, also if its data
+        moves into a bucket or it continues on another machine.
       of_new: the values of a new run, by name.
     """
     now = flat(config)
@@ -112,7 +112,7 @@ def decided(config: ConfigDict, workdir: epath.PathLike, of_new: Mapping[str, An
     if not left:
         return config
     with contextlib.suppress(UserError, FileNotFoundError):  # check_same says what is wrong with the folder's config
-        if files.exists(epath.Path(workdir) / CONFIG_FILE):
+        if workdir is not None and files.exists(epath.Path(workdir) / CONFIG_FILE):
             before = flat(load_config(workdir))
             left |= {name: before[name] for name in left if name in before}
     config = unlocked_copy(config)
@@ -164,3 +164,8 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
             "--allow_config_change to continue it with this one"
         )
     return list(changed.values())
+
+
+def is_harmless(change: str) -> bool:
+    """Returns whether a difference that `check_same` returned changes nothing that is computed."""
+    return change.startswith(_HARMLESS)

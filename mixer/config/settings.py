@@ -66,11 +66,11 @@ SETTINGS: dict[str, Setting] = {
         "training/step.py", low=0, high=0.999,
     ),
     "ema_decay": Setting(
-        0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none", "training/step.py",
-        low=0, high=0.999999,
+        0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none; with more than 0.9999 a "
+        "float32 average stops short of the parameters", "training/step.py", low=0, high=0.9999,
     ),
     "max_nonfinite_steps": Setting(
-        0, "number of steps with a loss or gradient that is not finite that are skipped; one more ends the run",
+        0, "steps whose loss, gradient or new parameters are not finite, which are skipped; one more ends the run",
         "training/step.py", unit="steps", low=0,
     ),
     "sharding": Setting(
@@ -185,7 +185,7 @@ SETTINGS: dict[str, Setting] = {
         "updates there: its own momentum is 0.95", "training/optimizer.py", low=0, high=0.999999,
     ),
     "optimizer.beta2": Setting(
-        0.999, "decay of the squared gradient's average", "training/optimizer.py", low=0, high=0.999999999,
+        0.999, "decay of the squared gradient's average", "training/optimizer.py", low=0, high=0.9999999,
         needs=_ADAPTIVE,
     ),
     "optimizer.epsilon": Setting(

@@ -1,10 +1,8 @@
 """Evaluates a classifier on a split: every example once, on all devices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 from etils import epy
 
@@ -65,14 +63,16 @@ class Classification:
         Raises:
           RuntimeError: an example was left out or counted twice.
         """
-        totals: accuracy.Sums = {}
         kept = []
-        for batch in evaluator.split_batches(self.source, self._config, self._context, through):
-            sums, logits = self._step(params, batch)
-            totals = jax.tree.map(jnp.add, totals, sums) if totals else sums
-            if logits is not None:
-                kept.append(devices.to_host(self._context.mesh, logits, batch["labels"], batch["weight"]))
-        return accuracy.evaluation_of(jax.device_get(totals), kept, self.source.num_examples)
+
+        def sums_of_batches() -> Iterator[accuracy.Sums]:
+            for batch in evaluator.split_batches(self.source, self._config, self._context, through):
+                sums, logits = self._step(params, batch)
+                if logits is not None:
+                    kept.append(devices.to_host(self._context.mesh, logits, batch["labels"], batch["weight"]))
+                yield sums
+
+        return accuracy.evaluation_of(evaluator.total(sums_of_batches()), kept, self.source.num_examples)
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

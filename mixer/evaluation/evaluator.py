@@ -91,6 +91,23 @@ class Batches:
         return iter(self.made)
 
 
+def total(of_batches: Iterable[Any]) -> Any:
+    """Adds up sums of batches: float64 and int64 on the host, since float32 stops counting at 2^24 images.
+
+    It reads the sums of a batch once the next ones are given, so that the devices need not wait for it.
+    """
+    found, last = None, None
+
+    def added(found: Any, new: Any) -> Any:
+        wide = jax.tree.map(lambda x: np.array(x, x.dtype.kind + "8"), jax.device_get(new))
+        return wide if found is None else jax.tree.map(lambda a, b: np.asarray(a + b), found, wide)
+
+    for sums in of_batches:
+        found = found if last is None else added(found, last)
+        last = sums
+    return found if last is None else added(found, last)
+
+
 def split_batches(
     source: Source, config: ml_collections.ConfigDict, context: Context, through: Through = iter,
     records: np.ndarray | None = None,

@@ -82,5 +82,6 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
         "logits": [[float(f"{logit:.7g}") for logit in row] for row in logits.tolist()],
         "resize": crops.eval_resize(config),
         "crop": config.eval_crop,
+        "exif": config.exif,
         "background": "white" if config.transparent == "white" else "black",  # a browser keeps no colour under it
     }

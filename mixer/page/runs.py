@@ -1,7 +1,6 @@
 """What the folder of a run says of the run: results, settings, starts and curves, ready to be shown."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -75,12 +74,11 @@ def read(workdirs: Sequence[str]) -> list[Run]:
 
 def _short(workdirs: Sequence[str]) -> list[str]:
     """Returns the names of folders without the folder that all of them lie in, if there is one."""
-    paths = [workdir.rstrip("/") for workdir in workdirs]
-    try:
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # absolute ones and relative ones
-        return paths
-    return [path[len(common) :].lstrip("/") for path in paths]
+    paths = [workdir.rstrip("/").split("/") for workdir in workdirs]
+    shared = 0  # leading names
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    return ["/".join(path[shared:]) for path in paths]
 
 
 def summary(runs: Sequence[Run]) -> Rows:

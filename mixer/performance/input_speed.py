@@ -35,9 +35,9 @@ _ALONE = "decoding alone"
 # Images in memory for decoding alone, rounded up to whole batches. The mean cost of this many images is known to a few
 # per cent.
 _KEPT = 2048
-# Steps from the start of one block to the start of the next. Blocks share no records, so no block gains from records
-# that another block left in the system's cache. The number is prime, so that each block of decoding alone starts at a
-# different image.
+# Steps from the start of one block to the start of the next, far apart, in different epochs. Of a dataset that the
+# host's memory holds, a later block finds records in the system's cache, as a run does from its second epoch on. The
+# number is prime, so that each block of decoding alone starts at a different image.
 _BETWEEN = 1_000_003
 
 

@@ -15,7 +15,9 @@ from etils import epath
 from mixer.runtime import environment, files
 
 
-def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]) -> Any:
+def open_writer(
+    workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]], repeats: bool
+) -> Any:  # fmt: skip
     """Returns a clu writer to a run's folder, which continues after a step; the arguments are those of `writers.Kind`.
 
     What earlier starts of the run wrote of later steps will be written again. TensorBoard is told to forget it.
@@ -26,7 +28,7 @@ def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mappin
     with environment.prepared():  # clu imports TensorFlow, which takes seconds
         from clu import metric_writers
     if any(path.name.startswith(_PREFIX) for path in epath.Path(workdir).iterdir()):
-        _write_restart(workdir, step + 1)
+        _write_restart(workdir, step + 1 if step else 0)  # one that begins anew evaluates at step 0 again
     return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
 

@@ -29,15 +29,16 @@ def checked_metrics(
       step. Counts of unusable images and of skipped steps only where they are not zero.
 
     Raises:
-      DivergedError: loss or gradient is no longer finite.
+      DivergedError: loss, gradient or new parameters are no longer finite.
       UserError: too many images cannot be used.
     """
     values = jax.device_get(metrics)
     if values.pop("diverged"):
         raise DivergedError(
-            f"loss or gradient is not finite at step {values['step'] + 1}, with config.max_nonfinite_steps="
-            f"{config.max_nonfinite_steps}: the run stops; start again with a lower optimizer.learning_rate, in "
-            "another --workdir and, if this run has checkpoints, with config.init_from: they are sound"
+            f"loss, gradient or new parameters are not finite at step {values['step'] + 1}, with "
+            f"config.max_nonfinite_steps={config.max_nonfinite_steps}: the run stops; start again with a "
+            "lower optimizer.learning_rate, in another --workdir and, if this run has checkpoints, with "
+            "config.init_from: they are sound"
         )
     bad = zip(image_status.STATUSES[1:], values.pop("bad_images")[1:].tolist(), strict=True)
     counts = {f"bad_images/{status}": count for status, count in bad if count}

@@ -45,7 +45,7 @@ class Start:
       data: facts of each split (see `facts.of_source`).
       config_changes: differences to the config before, such as "seed: 0 before, 1 now".
       data_changes: differences of the data, in the same form.
-      class_names: the names of the classes, if others than before were allowed.
+      class_names: the names of the classes, if the run did not always have these. Others have to be allowed.
       weights: the `source`, `step` and `digest` of the weights from which the run started; None if it continued, or
         started from random ones.
     """
@@ -128,19 +128,33 @@ def class_names(workdir: epath.PathLike, step: int | None = None) -> list[str] |
       step: of the checkpoint that is meant, in a run whose classes were changed on the way; by default its last.
     """
     names = run_folder.load_class_names(workdir)
-    for start in read(workdir):
+    for start in since_it_began(read(workdir)):
         if start.class_names is not None and (step is None or start.step < step):
             names = list(start.class_names)
     return names
 
 
-def first_weights(starts: Sequence[Start]) -> dict[str, str | int | None]:
-    """Returns the `Start.weights` from which a run began; none if they are unknown or random.
+def other_names(workdir: epath.PathLike, before: Sequence[str] | None, now: Sequence[str]) -> Sequence[str] | None:
+    """Returns the `Start.class_names` of a run that continues: its names now, or None if it always had these.
 
     Args:
-      starts: of the run. One at step 0 begins it anew.
+      workdir: the run's folder.
+      before: from `class_names`.
+      now: the names of its data.
     """
-    return next((start.weights for start in reversed(starts) if start.step == 0 and start.weights), {})
+    began = run_folder.load_class_names(workdir)
+    return None if began is None or began == before == list(now) else now
+
+
+def since_it_began(starts: Sequence[Start]) -> list[Start]:
+    """Returns the starts of a run since the last one at step 0, which began it anew."""
+    began = max((number for number, start in enumerate(starts) if start.step == 0), default=0)
+    return list(starts[began:])
+
+
+def first_weights(starts: Sequence[Start]) -> dict[str, str | int | None]:
+    """Returns the `Start.weights` from which a run began; none if they are unknown or random."""
+    return next((start.weights for start in since_it_began(starts) if start.step == 0 and start.weights), {})
 
 
 def begun(workdir: epath.PathLike, starts: Sequence[Start], otherwise: Begun) -> Begun:

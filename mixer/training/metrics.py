@@ -61,16 +61,19 @@ class MetricsLog:
     """Writes the scalars of a step to `metrics.jsonl` and to writers. Only the first process writes."""
 
     def __init__(
-        self, workdir: epath.PathLike, step: int, on_error: str = "stop", writers: Sequence[str] = ("tensorboard",)
-    ):
-        """Opens the log of a run that continues from a checkpoint.
+        self, workdir: epath.PathLike, step: int, on_error: str = "stop", writers: Sequence[str] = ("tensorboard",),
+        *, repeats: bool = True,
+    ):  # fmt: skip
+        """Opens the log of a run that continues from a checkpoint, or begins.
 
         Args:
           workdir: the run's folder.
-          step: of the checkpoint. Later lines are deleted, because the run will write them again.
+          step: of the checkpoint. Later lines are deleted, because the run will write them again. 0 deletes all: the
+            run begins.
           on_error: what to do when a line cannot be written. "stop" raises an error. "continue" keeps the line in
             memory and writes it as soon as that is possible.
           writers: keys of `writers.WRITERS`.
+          repeats: whether the run takes these later steps as it took them before.
 
         Raises:
           UserError: the log cannot be written, and on_error is "stop"; or a writer cannot be opened.
@@ -79,13 +82,13 @@ class MetricsLog:
         self._path = epath.Path(workdir) / METRICS_FILE
         self._stops_on_error = on_error == "stop"
         before = {int(line["step"]): line for line in read_metrics(workdir)}
-        lines = {number: line for number, line in before.items() if number <= step}
+        lines = {number: line for number, line in before.items() if number <= step} if step else {}
         self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
         if self._writes:
             self._store()
-            self._writers = metric_writers.Writers(writers, workdir, step, before)
+            self._writers = metric_writers.Writers(writers, workdir, step, before if step else {}, repeats and step > 0)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step. If the step has a line already, adds them to this line.

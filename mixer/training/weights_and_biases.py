@@ -20,8 +20,12 @@ _UPLOADED_WITHIN = 60.0  # seconds after the end; a host that is taken away must
 _TO_DISK_EVERY = 1.0  # seconds, instead of 15: what a process that is killed has not written by then is lost
 
 
-def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]) -> Any:
+def open_writer(
+    workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]], repeats: bool
+) -> Any:  # fmt: skip
     """Begins or continues a run's run of W&B; the arguments are those of `writers.Kind`.
+
+    W&B never forgets a step. So a run that takes steps again in another way begins another one there.
 
     Raises:
       UserError: W&B does not allow it, as without an account.
@@ -29,7 +33,7 @@ def open_writer(workdir: epath.PathLike, step: int, written: Mapping[int, Mappin
     import wandb
 
     path = epath.Path(workdir) / ID_FILE
-    begins = not files.exists(path)
+    begins = not repeats or not files.exists(path)
     name = uuid.uuid4().hex[:12] if begins else files.read_text(path).strip()
     try:
         run = wandb.init(

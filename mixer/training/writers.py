@@ -24,12 +24,13 @@ class Kind(NamedTuple):
 
     Attributes:
       open: returns the writer of a run, with the methods of `Writer`. Its arguments are the run's folder; the step of
-        the checkpoint from which the run continues, 0 in a new run; and the lines of metrics that earlier starts wrote,
-        by step. Steps after the checkpoint are among them: the run takes these again, and writes the same.
+        the checkpoint from which the run continues, 0 in a new run; the lines of metrics that earlier starts wrote, by
+        step; and whether the run writes the same again of those after the checkpoint. It does not with another config
+        or other data, or if it begins anew.
       library: that it imports and that a plain installation lacks.
     """
 
-    open: Callable[[epath.PathLike, int, Mapping[int, Mapping[str, float]]], Any]
+    open: Callable[[epath.PathLike, int, Mapping[int, Mapping[str, float]], bool], Any]
     library: str = ""
 
 
@@ -58,8 +59,9 @@ class Writers:
     """The open writers of a run. They repeat what the run's folder has, so an error while it trains only ends one."""
 
     def __init__(
-        self, names: Iterable[str], workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]]
-    ):
+        self, names: Iterable[str], workdir: epath.PathLike, step: int, written: Mapping[int, Mapping[str, float]],
+        repeats: bool,
+    ):  # fmt: skip
         """Opens writers; the arguments are those of `Kind.open`.
 
         A run that begins raises what opening one raises: its user is there to mend it. A run that continues, perhaps
@@ -68,7 +70,7 @@ class Writers:
         self._open: dict[str, Writer] = {}
         for name in names:
             try:
-                self._open[name] = WRITERS[name].open(workdir, step, written)
+                self._open[name] = WRITERS[name].open(workdir, step, written, repeats)
             except Exception as error:
                 if step == 0:
                     self.close()

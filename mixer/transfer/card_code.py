@@ -81,7 +81,7 @@ def pictures(config: ConfigDict | FrozenConfigDict) -> list[str]:
     """Returns lines of Markdown with code that reads pictures as `mixer.predict` does; config is `config.input`."""
     crop, size, resize = crops.EVAL_CROPS[config.eval_crop], config.image_size, crops.eval_resize(config)
     if crop.keeps_aspect:
-        sides = f"width, height = (max(round(side * {resize} / min(image.size)), {resize}) for side in image.size)"
+        sides = f"width, height = (max(round(side * ({resize} / min(image.size))), {resize}) for side in image.size)"
     else:
         sides = f"width = height = {resize}"
     with_tensorflow = f'pixels = tensorflow.image.resize(image, (height, width), method="{crop.method}").numpy()'

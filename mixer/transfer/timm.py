@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from typing import Any
 
@@ -169,9 +170,15 @@ def data_config(exported: Exported) -> dict[str, Any]:
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "interpolation": _INTERPOLATIONS[crop.method],
-        "crop_pct": size / crops.eval_resize(exported.images),
+        "crop_pct": _crop_pct(size, crops.eval_resize(exported.images)),
         "crop_mode": "center" if crop.keeps_aspect else "squash",
     }
+
+
+def _crop_pct(size: int, resize: int) -> float:
+    """Returns the share of a picture's side that is cropped, from which timm computes `resize`: floor(size / share)."""
+    share = size / resize
+    return share if math.floor(size / share) == resize else size / (resize + 0.5)
 
 
 # For both cards: that of a file, and that of a folder.

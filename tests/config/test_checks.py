@@ -19,7 +19,7 @@ from mixer.runtime.errors import UserError
         ({"input__eval_crop": "x"}, "config.input.eval_crop='x': expected one of resize_small, resize_square"),
         ({"seed": -1}, "config.seed=-1: expected at least 0 and at most 2147483647"),
         ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
-        ({"ema_decay": 1.0}, "config.ema_decay=1.0: expected at least 0 and at most 0.999999"),
+        ({"ema_decay": 1.0}, "config.ema_decay=1.0: expected at least 0 and at most 0.9999"),
         ({"model__dropout": 1.0}, "config.model.dropout=1.0: expected at least 0 and at most 0.999"),
         ({"model__num_blocks": 0}, "config.model.num_blocks=0: expected at least 1"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: expected at least 0"),

@@ -51,6 +51,21 @@ def test_every_interval_ends_once(every):
         assert ends == list(range(every, 1001, every))
 
 
+def test_a_unit_that_is_given_unsets_the_others_of_an_evaluator_too(base_with):
+    config = base_with()
+    for name in ("real", "other"):
+        config.evaluators[name] = recipe.evaluator_settings("classification", every_steps=100)
+    given = {"evaluators.real.every_epochs": 2.0, "eval_examples": 7}
+    config.update_from_flattened_dict(given)
+    config = durations.one_unit_each(config, given)
+    assert (config.evaluators.real.every_steps, config.evaluators.real.every_epochs) == (None, 2.0)
+    assert config.evaluators.other.every_steps == 100
+    assert (config.eval_steps, config.eval_examples, config.eval_epochs) == (None, 7, None)
+    both = {f"evaluators.real.every_{unit}": 3 for unit in ("steps", "epochs")}
+    with pytest.raises(UserError, match=r"^evaluators.real.every_steps and evaluators.real.every_epochs say the same"):
+        durations.one_unit_each(config, both)
+
+
 def test_an_interval_is_at_least_a_step(base_with):
     config = base_with(batch_size=64)
     recipe.duration(config, "eval", examples=1)

@@ -80,6 +80,7 @@ def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path)
     run_folder.check_same(moved, tmp_path)
     given = checks.checked(base_with(input__shuffle_block=4))
     assert decided(given, 1) is given
+    assert run_folder.decided(config, None, {"input.shuffle_block": 1}).input.shuffle_block == 1  # begins anew
     with pytest.raises(UserError, match=r"input\.shuffle_block: 16 before, 4 now"):
         run_folder.check_same(given, tmp_path)
     (tmp_path / run_folder.CONFIG_FILE).write_text("{")
@@ -93,6 +94,7 @@ def test_a_run_keeps_its_dtype_on_another_machine(base_with, tmp_path):
     run_folder.save(new, ["cat"], tmp_path)
     elsewhere = run_folder.decided(config, tmp_path, {"model.dtype": "float32"})
     assert elsewhere.model.dtype == "bfloat16"
+    assert run_folder.decided(config, None, {"model.dtype": "float32"}).model.dtype == "float32"
     assert run_folder.check_same(elsewhere, tmp_path) == []
     given = checks.checked(base_with(model__dtype="float32", input__shuffle_block=1))
     with pytest.raises(UserError, match=r"model\.dtype: 'bfloat16' before, 'float32' now"):

@@ -159,6 +159,15 @@ def test_a_wrong_count_is_an_error(evaluate, expected):
         evaluate(split_of(37), expected)
 
 
+def test_more_images_than_float32_counts_are_counted():
+    """2^24 + 1 in float32 is 2^24."""
+    sums = [{"count": jnp.float32(n), "classes": jnp.array([n, 1.0]), "bad": jnp.int32(2)} for n in (2**24, 1, 1)]
+    found = evaluator.total(iter(sums))
+    assert (int(found["count"]), found["classes"].tolist(), int(found["bad"])) == (2**24 + 2, [2**24 + 2, 3], 6)
+    assert (found["count"].dtype, found["bad"].dtype) == (np.float64, np.int64)
+    assert evaluator.total(iter(sums[:1])) == {**found, "count": 2**24, "bad": 2, "classes": pytest.approx([2**24, 1])}
+
+
 def test_a_split_without_a_readable_image(evaluate):
     metrics = evaluate(split_of(3, unreadable={0, 1, 2}), 3).metrics
     assert metrics == {

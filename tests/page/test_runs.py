@@ -44,6 +44,8 @@ def test_the_names_of_runs_are_as_short_as_they_differ(tmp_path):
     assert [run.name for run in runs.read([f"{folders[0]}/"])] == ["a"]
     relative = os.path.relpath(folders[1])
     assert [run.name for run in runs.read([str(folders[0]), relative])] == [str(folders[0]), relative]
+    for parent in ("gs://bucket/runs", "./runs", "../runs//all"):
+        assert runs._short([f"{parent}/a", f"{parent}/b/"]) == ["a", "b"]
 
 
 def test_settings_that_differ_are_shown_and_no_others(tmp_path):

@@ -295,6 +295,16 @@ def test_a_step_that_is_not_finite_changes_nothing(plain, place):
     np.testing.assert_array_equal(after.bad_images, [0, 0, 2, 0, 0, 0, 0])
 
 
+def test_an_optimizer_that_makes_nan_of_a_finite_gradient_changes_nothing(one_device):
+    """The head begins at zero, so all gradients behind it do, of which Adam with epsilon 0 makes 0/0."""
+    run = make_run(one_device, **{"optimizer.epsilon": 0.0, "max_nonfinite_steps": 1})
+    before = run.setup.init()
+    after, metrics = run.step(run.copy(before), make_batch(8))
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert (int(metrics["nonfinite_steps"]), bool(metrics["diverged"])) == (1, False)
+    assert_same_bits((after.params, after.opt_state), (before.params, before.opt_state))
+
+
 def test_beyond_what_may_be_left_out_the_state_stands_still(plain):
     """Two steps that are not finite where one may be: neither they nor later batches move anything."""
     good = make_batch(8, status=np.array([0, 2, 0, 0, 0, 0, 0, 0], np.int32))

@@ -28,8 +28,8 @@ needs_wandb = pytest.mark.skipif(
 class Noted(Writer):
     """Notes what it is given."""
 
-    def __init__(self, workdir, step, written):
-        self.opened, self.given = (step, dict(written)), []
+    def __init__(self, workdir, step, written, repeats):
+        self.opened, self.given = (step, dict(written), repeats), []
 
     def write_scalars(self, step, scalars):
         self.given.append((step, dict(scalars)))
@@ -58,11 +58,15 @@ def test_a_registered_writer_gets_the_lines_and_what_was_written_before(tmp_path
             log.write(step, {"loss": value})
         log.close()
     first, second = noted
-    assert first.opened == (10, {})
+    assert first.opened == (10, {}, True)
     assert first.given == [(10, {"loss": 1.0}), (20, {"loss": 2.0}), (30, {"loss": 3.0}), "closed"]
-    assert second.opened == (10, {step: {"step": step, "loss": step / 10} for step in (10, 20, 30)})
+    assert second.opened == (10, {step: {"step": step, "loss": step / 10} for step in (10, 20, 30)}, True)
     assert second.given == [(20, {"loss": 2.5}), "closed"]
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
+    for step, repeats in ((10, False), (0, True)):  # other data or another config, or a run that begins anew
+        MetricsLog(tmp_path, step, writers=("noted",), repeats=repeats).close()
+        found, written, again = noted[-1].opened
+        assert (found, list(written), again) == (step, [10, 20] if step else [], False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]  # no files of TensorBoard
 
 
@@ -131,12 +135,15 @@ def test_the_example_of_the_page_is_a_writer(tmp_path, monkeypatch):
     kinds = eval(f"{{{entry}}}", {"Kind": writers.Kind, "csv_file": type("module", (), scope)})
     for name, kind in kinds.items():
         monkeypatch.setitem(writers.WRITERS, name, kind)
-    for step, more in ((0, {1: 0.5, 2: 0.25, 3: 0.125}), (2, {3: 0.125})):  # killed after step 3, saved at step 2
-        log = MetricsLog(tmp_path, step, writers=tuple(kinds))
+    # Killed after step 3, saved at step 2; then continued with another config.
+    for step, more in ((0, {1: 0.5, 2: 0.25, 3: 0.125}), (2, {3: 0.125}), (2, {3: 0.5})):
+        log = MetricsLog(tmp_path, step, writers=tuple(kinds), repeats=more != {3: 0.5})
         for number, loss in more.items():
             log.write(number, {"train/loss": loss})
         log.close()
-    assert (tmp_path / "metrics.csv").read_text() == "1,train/loss,0.5\n2,train/loss,0.25\n3,train/loss,0.125\n"
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    losses = {1: 0.5, 2: 0.25, 3: 0.125}
+    assert rows == [*([str(at), "train/loss", str(loss)] for at, loss in losses.items()), ["3", "train/loss", "0.5"]]
 
 
 # ------------------------------------------------------------------------------------------------- Weights & Biases
@@ -184,14 +191,14 @@ def test_lines_that_wandb_lacks_are_written(starting_step, resumed, begins, rows
     assert run.rows == [(step, {"step": step, "train/loss": float(step)}) for step in rows]
 
 
-def offline_start(folder, step, lines, kill):
+def offline_start(folder, step, lines, kill, repeats=True):
     """A start of a run in a process of its own, which continues from a checkpoint at `step`."""
     code = f"""
 import os, signal, time
 import numpy as np
 from mixer.config import checks, recipe
 from mixer.training.metrics import MetricsLog
-log = MetricsLog({str(folder)!r}, {step}, writers=("wandb",))
+log = MetricsLog({str(folder)!r}, {step}, writers=("wandb",), repeats={repeats})
 log.describe({step + 1}, checks.checked(recipe.base()), lambda: np.zeros((4, 6, 3), np.uint8))
 for step, scalars in {lines!r}.items():
     log.write(step, scalars)
@@ -226,11 +233,23 @@ def test_a_run_that_is_killed_and_continued_is_one_run_of_wandb_with_each_step_o
 
 
 @needs_wandb
+def test_steps_that_come_out_otherwise_go_to_another_run_of_wandb(tmp_path):
+    folder = tmp_path / "b16"
+    folder.mkdir()
+    offline_start(folder, 0, {step: {"train/loss": float(step)} for step in (10, 20, 30)}, kill=False)
+    first = (folder / weights_and_biases.ID_FILE).read_text()
+    offline_start(folder, 20, {30: {"train/loss": 0.5}}, kill=False, repeats=False)
+    assert (folder / weights_and_biases.ID_FILE).read_text() != first
+    losses = [(row["step"], row["train/loss"]) for row in wandb_files.rows(folder) if "train/loss" in row]
+    assert losses == [(10, 10.0), (20, 20.0), (30, 30.0), (10, 10.0), (20, 20.0), (30, 0.5)]
+
+
+@needs_wandb
 def test_an_account_that_is_missing_is_one_line(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"config.metrics.writers has wandb, which cannot begin \(.*\): see `wandb log"):
-        weights_and_biases.open_writer(tmp_path, 0, {})
+        weights_and_biases.open_writer(tmp_path, 0, {}, repeats=False)
     assert not (tmp_path / weights_and_biases.ID_FILE).exists()

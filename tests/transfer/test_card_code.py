@@ -77,6 +77,17 @@ def test_the_code_of_a_card_gives_the_probabilities_of_predict(loss, crop, tmp_p
     assert [line.split(" ", 1)[1] for line in printed] == [NAMES[number] for number, _ in expected.top[:3]]
 
 
+def test_the_code_of_a_card_rounds_sides_as_the_run_does(tmp_path, monkeypatch):
+    """56 x 91 pixels for a shorter side of 36: 58.5, up in the run's arithmetic and down in another order of it."""
+    monkeypatch.chdir(tmp_path)
+    picture("cat.png", (91, 56)).replace("cat.jpg")
+    weights = weights_of(**{"input.eval_resize": 36, "input.image_size": 8})
+    scope = {}
+    exec(pasted(card(weights)).split("images = ")[0] + 'images = numpy.stack([prepared("cat.jpg")])', scope)
+    expected, _ = plain_images.eval_image(pathlib.Path("cat.jpg").read_bytes(), weights.images())
+    assert np.abs(scope["images"][0].astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("exif", list(images.EXIF))
 @pytest.mark.parametrize("transparent", list(images.TRANSPARENT))
 def test_the_code_of_a_card_reads_pictures_as_the_run_does(exif, transparent, tmp_path, monkeypatch):

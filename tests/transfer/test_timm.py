@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 
 import ml_dtypes
 import numpy as np
@@ -197,6 +198,14 @@ def test_the_papers_models_are_made_by_name(variant):
 )  # fmt: skip
 def test_other_models_are_made_by_their_widths(model, size, widths):
     assert timm.constructor(model, size) == f"timm.models.mlp_mixer.MlpMixer(num_classes=10, img_size={size}, {widths})"
+
+
+def test_timm_resizes_to_the_same_side():
+    """As `transforms_imagenet_eval` of timm 1.0.31 has it."""
+    for size in (32, 112, 192, 224, 225, 384, 443, 448, 815):
+        for resize in range(size, 2 * size):
+            assert math.floor(size / timm._crop_pct(size, resize)) == resize
+    assert timm._crop_pct(224, 256) == 0.875
 
 
 @given(hidden=st.integers(1, 2000), tokens=st.integers(1, 9000), channels=st.integers(1, 9000))

@@ -73,7 +73,8 @@ function modelView(packed, samples) {
     try {
       const picture = cropped(await createImageBitmap(file), packed);
       [...at("thumbnails").children].forEach((button) => (button.ariaPressed = false));
-      view.take(picture, `${file.name}, resized by the browser; the evaluation's own resizing differs a little.`);
+      const turned = packed.exif === "ignore" ? " A browser turns it as its EXIF tag says, which this run does not." : "";
+      view.take(picture, `${file.name}, resized by the browser; the evaluation's own resizing differs a little.${turned}`);
     } catch {
       at("label").textContent = `${file.name} is not a picture that this browser can read; give a JPEG or a PNG.`;
     }
@@ -138,7 +139,8 @@ function modelView(packed, samples) {
 
   const ranked = (logits) => {
     const shares = probabilities(logits, packed.probabilities);
-    return [...shares.keys()].sort((a, b) => shares[b] - shares[a]).map((c) => ({ name: packed.classes[c], share: shares[c] }));
+    // By logits: probabilities near 1 are equal.
+    return [...shares.keys()].sort((a, b) => logits[b] - logits[a]).map((c) => ({ name: packed.classes[c], share: shares[c] }));
   };
 
   /** Shows the first guess of the head after each block; the row of the step that is shown is marked. */
