@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import numpy.typing as npt
 
 from mixer import models, predict
 from mixer.config import recipe
@@ -38,6 +39,11 @@ class Model:
     class_names: list[str] | None
     _input: ml_collections.ConfigDict
 
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        classes = f"{self.module.num_classes:,} classes" if self.module.num_classes else "no head"
+        return f"Model({models.name_of(self.module)}, {self.image_size} pixels, {classes}, {parameters:,} parameters)"
+
     def read(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
         """Reads image files, local or gs://, as the model's evaluation does.
 
@@ -59,7 +65,7 @@ class Model:
             found.append(pixels)
         return np.stack(found) if found else np.zeros((0, *self._shape), np.uint8)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: npt.ArrayLike) -> np.ndarray:
         """Returns what the head gets, float32 [n, channels]: for a Mixer the mean over its tokens.
 
         Args:
@@ -70,7 +76,7 @@ class Model:
         """
         return self._outputs(self.module.clone(num_classes=0), images)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: npt.ArrayLike) -> np.ndarray:
         """Returns the logits, float32 [n, classes].
 
         Args:
@@ -87,7 +93,8 @@ class Model:
     def _shape(self) -> tuple[int, int, int]:
         return self.image_size, self.image_size, 3
 
-    def _outputs(self, module: Any, images: np.ndarray) -> np.ndarray:
+    def _outputs(self, module: Any, images: npt.ArrayLike) -> np.ndarray:
+        images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
             raise ValueError(f"images are {images.dtype} {[*images.shape]}; expected uint8 {['n', *self._shape]}")
         if not len(images):  # XLA cannot tile an empty batch
@@ -131,8 +138,11 @@ def create(variant: str, num_classes: int, *, image_size: int = 224, seed: int =
       seed: of the parameters.
 
     Raises:
-      ValueError: there is no such variant, or the image size is not a multiple of its patches.
+      ValueError: there is no such variant, the image size is not a multiple of its patches, or a number is too small.
     """
+    for name, number, least in (("num_classes", num_classes, 0), ("image_size", image_size, 1)):
+        if number < least:
+            raise ValueError(f"{name}={number}; it must be at least {least}")
     module = models.create(variant, num_classes)
     image = jnp.zeros((1, image_size, image_size, 3))
     params = jax.jit(module.init)(jax.random.key(seed), image)["params"]

@@ -187,8 +187,9 @@ def names_for(weights: Weights, file: str | None) -> list[str]:
             file=sys.stderr,
         )
     if len(names) != num_classes:
-        where = f"--classes {file}" if file else f"classes.txt of {weights.source}"
-        raise UserError(f"{where} has {len(names):,} names, the model {num_classes:,} classes: give one name a line")
+        raise UserError(
+            f"--classes {file} has {len(names):,} names, the model {num_classes:,} classes: give one name a line"
+        )
     return class_names.readable(names)
 
 

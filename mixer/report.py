@@ -93,7 +93,7 @@ def _of_weights(
     """
     try:
         weights = loading.load(str(run.workdir), ema)
-        model = weights.model()
+        model = weights.mixer()
     except UserError as error:
         if ema:
             raise
@@ -184,7 +184,7 @@ def _live(of_run: _Model) -> tuple[dict[str, Any], dict[str, Any]]:
     sources = [pictures.exact(picture) for picture in drawn.pictures]
     number = max(int(np.sum(np.cumsum([len(source) for source in sources]) <= _PICTURES_BYTES)), 1)
     drawn = samples.Samples(*(part[:number] for part in drawn))
-    names = readable(weights.class_names or [])
+    names = weights.shown_names()
     labels = [", ".join(names[label] for label in labels if label >= 0) for labels in drawn.labels]
     return live_model.packed(weights, drawn, config), {"pictures": sources[:number], "labels": labels}
 

@@ -44,7 +44,7 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     """
     name, params = f"{weights.described()} ({weights.source})", weights.params
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
-    numbers, tokens = [], weights.model().tokens(weights.image_size)[:-1]
+    numbers, tokens = [], weights.mixer().tokens(weights.image_size)[:-1]
     for block, (of_block, structure) in enumerate(units.of_model(params, tokens)):
         numbers.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
         if block in blocks:
@@ -72,7 +72,9 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
     if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
-    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, 1 / weights.model().num_classes))
+    # Of several labels the first guess may be any, and nobody's guess without looking is right for 1 of n.
+    chance = None if lens.source.multi_label else 1 / weights.mixer().num_classes
+    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, chance))
     return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
 
 
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--output is missing: name a folder for the figures, such as --output figures")
     bucket_check.check(given.output)
     weights = loading.load(checkpoint, given.ema)
-    blocks = _blocks(given.blocks, weights.model().num_blocks)
+    blocks = _blocks(given.blocks, weights.mixer().num_blocks)
     folder = epath.Path(given.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

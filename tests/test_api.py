@@ -30,6 +30,12 @@ def test_a_loaded_run_gives_the_logits_of_the_command(softmax_run, params, ema_p
     np.testing.assert_allclose(averaged, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_shows_itself_in_a_line():
+    model = mixer.create("Ti/8", 10, image_size=32)
+    assert repr(model) == "Model(Mixer-Ti/8, 32 pixels, 10 classes, 563,658 parameters)"
+    assert repr(mixer.create("BiT-R14x0.5", 0, image_size=8)).startswith("Model(BiT-R14x0.5, 8 pixels, no head, ")
+
+
 def test_features_are_what_the_head_gets(softmax_run, tmp_path):
     model = mixer.load(str(softmax_run))
     images = model.read([str(write_image(tmp_path / "a.png", 20, 30, seed=0))])
@@ -62,6 +68,7 @@ def test_created_models(variant, channels):
         (np.zeros((1, 32, 32, 3), np.float32), "images are float32 [1, 32, 32, 3]; expected uint8 ['n', 32, 32, 3]"),
         (np.zeros((32, 32, 3), np.uint8), "images are uint8 [32, 32, 3]"),
         (np.zeros((1, 32, 48, 3), np.uint8), "images are uint8 [1, 32, 48, 3]"),
+        ([[0, 1], [2, 3]], "images are int64 [2, 2]"),
     ],
 )
 def test_another_array_is_refused(images, told):
@@ -89,6 +96,9 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
         mixer.load("B/17-i1k")
     with pytest.raises(ValueError, match="model variant 'B'"):
         mixer.create("B", 2)
+    for name, number, least in (("image_size", 0, 1), ("image_size", -8, 1), ("num_classes", -1, 0)):
+        with pytest.raises(ValueError, match=f"{name}={number}; it must be at least {least}"):
+            mixer.create("Ti/8", **{"num_classes": 2, name: number})
     with pytest.raises(AttributeError, match="module 'mixer' has no attribute 'laod'"):
         _ = mixer.laod
 

@@ -8,19 +8,23 @@ import socket
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
+import mixer
 from mixer import train
 from mixer.config import run_folder
 from mixer.data import pipeline, readers
+from mixer.evaluation import scoring
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
 from mixer.training import history
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
+from mixer.transfer import loading
 
 
 def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path, capsys):
@@ -125,6 +129,19 @@ def test_a_vit_is_trained_by_the_same_loop(data_dir, tmp_path):
     losses = [row["train/loss"] for row in read_metrics(tmp_path)]
     assert len(losses) == 12
     assert losses[-1] < losses[0]
+    model = mixer.load(tmp_path)  # and evaluated as any other
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    expected = model.module.apply({"params": params}, jnp.asarray(images / np.float32(127.5) - 1))
+    np.testing.assert_allclose(model.logits(images), expected, atol=1e-4)
+    weights = loading.load(str(tmp_path))
+    config, _ = scoring.input_config(weights, None)
+    found, _ = scoring.evaluate(weights, config, "validation", loss="softmax_xent", batch_size=8)
+    assert found.metrics["accuracy"] == read_metrics(tmp_path)[-1]["val/accuracy"]
+    with pytest.raises(UserError, match=r" is a run of ViT-.*, and this takes a Mixer; mixer.evaluate, mixer.predict"):
+        weights.exported()
+    with pytest.raises(UserError, match=r"images of 16 pixels, which cannot be brought to image_size=32: Appendix C"):
+        weights.at_image_size(32, "extend")
+    assert weights.at_image_size(16, "extend").params is weights.params
 
 
 FEWSHOT = {"fewshot.dataset": "fractals/4x20x16", "fewshot.test_split": "validation", "fewshot.shots": "1,5"}

@@ -51,18 +51,19 @@ def stem_figure(title: str, kernel: Float[np.ndarray, "height width 3 filters"])
     return figure
 
 
-def lens_figure(title: str, accuracy: Sequence[float], chance: float) -> Figure:
+def lens_figure(title: str, accuracy: Sequence[float], chance: float | None) -> Figure:
     """Draws the accuracy of the model's head after each block.
 
     Args:
       title: of the figure.
       accuracy: after the stem, the first block, the second block, ...
-      chance: accuracy of a guess that does not look.
+      chance: accuracy of a guess that does not look; None if it is unknown.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(len(accuracy)), [100 * share for share in accuracy], marker="o", label="the head after this block")
-    axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
+    if chance is not None:
+        axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
     axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)", ylim=(0, None))
     axes.set_title(textwrap.fill(title, 70), fontsize="medium")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

@@ -123,7 +123,8 @@ def decided(config: ConfigDict, workdir: epath.PathLike | None, of_new: Mapping[
 def load_class_names(workdir: epath.PathLike) -> list[str] | None:
     """Reads the names of a run's classes; None if the folder has none."""
     try:
-        return files.read_text(epath.Path(workdir) / CLASSES_FILE).splitlines()
+        # Not by splitlines, which also splits at characters that a name may have, such as U+2028.
+        return files.read_text(epath.Path(workdir) / CLASSES_FILE).removesuffix("\n").split("\n")
     except FileNotFoundError:
         return None
 

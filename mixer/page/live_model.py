@@ -11,7 +11,6 @@ from flax import traverse_util
 from mixer import models
 from mixer.analysis import samples as of_split
 from mixer.analysis import units
-from mixer.data.class_names import readable
 from mixer.data.pixels import crops
 from mixer.runtime.errors import UserError
 from mixer.transfer.weights import Weights
@@ -35,7 +34,7 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
       UserError: it is no Mixer of the paper's with a head, it is too large, a weight is beyond float16, or its images
         are permuted.
     """
-    model = weights.model()
+    model = weights.mixer()
     parameters = sum(array.size for array in jax.tree.leaves(weights.params))
     if model.num_classes == 0:
         raise UserError("it has no head")
@@ -58,7 +57,7 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
       drawn: samples, of which the page gets the pictures.
       config: as `config.input`, by which the page crops a picture of the visitor's.
     """
-    model, params = weights.model(), rounded(weights.params)
+    model, params = weights.mixer(), rounded(weights.params)
     flat = traverse_util.flatten_dict(params, sep="/")
     logits = of_split.logits_of(model, params, drawn.pictures)
     difference = float(np.max(np.abs(logits - drawn.logits), initial=0.0))
@@ -71,7 +70,7 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
         "size": weights.image_size,
         "patch": model.patch_size,
         "blocks": model.num_blocks,
-        "classes": readable(weights.class_names or [str(number) for number in range(model.num_classes)]),
+        "classes": weights.shown_names(),
         "probabilities": exported.probabilities,
         "arrays": [(name, array.shape) for name, array in flat.items()],
         "data": base64.b64encode(data).decode(),

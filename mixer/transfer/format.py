@@ -125,7 +125,7 @@ def check_holds(form: Format, exported: Exported) -> None:
     if exported.model.beyond_paper and not form.holds_any_model:
         raise UserError(
             f"{models.name_of(exported.model)} cannot be written as {form.suffix}, which has a place for the paper's "
-            "model only; use --to stablehlo"
+            "model only; use --to stablehlo or --to onnx"
         )
 
 

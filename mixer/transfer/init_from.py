@@ -34,9 +34,13 @@ def with_token_width(
     """
     if not config.init_from or config.model.tokens_mlp_dim is not None:
         return config
-    config = checks.unlocked_copy(config)
     before = weights.model() if weights else run_folder.load_config(workdir).model
-    config.model.tokens_mlp_dim = before.tokens_mlp_dim
+    is_mixer = isinstance(models.create(num_classes=0, **config.model), MlpMixer)
+    width = getattr(before, "tokens_mlp_dim", None) if is_mixer else None
+    if width is None:
+        return config
+    config = checks.unlocked_copy(config)
+    config.model.tokens_mlp_dim = width
     return config.lock()
 
 
@@ -107,9 +111,10 @@ def other_pixels(weights: Weights, config: ml_collections.ConfigDict) -> str:
 
 def other_function(weights: Weights, model: models.Model) -> str:
     """Returns how a run's model differs from the weights' where shapes do not, in words that follow others; or ""."""
-    if not isinstance(model, MlpMixer):
+    before = weights.model()
+    if not (isinstance(model, MlpMixer) and isinstance(before, MlpMixer)):
         return ""
-    there = {name: value for name, value in weights.model().options.items() if value != model.options[name]}
+    there = {name: value for name, value in before.options.items() if value != model.options[name]}
     return "".join(f"; their {name} was {value}, here it is {model.options[name]}" for name, value in there.items())
 
 
@@ -152,8 +157,10 @@ def fitted(weights: Weights, params: Any, *, model: str, keep_head: bool = True)
     if head and not (keep_head and jax.tree.map(jnp.shape, loaded.get("head")) == jax.tree.map(jnp.shape, head)):
         loaded = {**loaded, "head": head}
     if wrong := mismatches(loaded, params):
-        width = f"config.model.tokens_mlp_dim={weights.model().tokens_mlp_dim}"
-        before = f" (brought from {weights.resized_from}, which makes {width})" if weights.resized_from else ""
+        before = ""
+        if weights.resized_from:
+            width = f"config.model.tokens_mlp_dim={weights.mixer().tokens_mlp_dim}"
+            before = f" (brought from {weights.resized_from}, which makes {width})"
         raise UserError(
             f"config.init_from={weights.source!r} does not fit this model: it is {weights.described()}{before}, the "
             f"model is {model}: {'; '.join(wrong)}"

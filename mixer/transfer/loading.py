@@ -91,11 +91,17 @@ def _check_there(location: str, source: str) -> None:
 def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
     path, step = run_folder.of_checkpoint(path)
     step, params = checkpoint_reader.load_params(path, ema, step)
+    names = history.class_names(path, step)
+    classes = len(params["head"]["bias"]) if "head" in params else 0
+    if names is not None and classes not in (0, len(names)):
+        raise UserError(
+            f"classes.txt of {path} has {len(names):,} names, the model {classes:,} classes: give one name a line"
+        )
     return Weights(
         params=jax.tree.map(np.asarray, params),
         source=source,
         config=run_folder.load_config(path),
-        class_names=history.class_names(path, step),
+        class_names=names,
         step=step,
         workdir=path,
     )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer import models
 from mixer.config import checks, recipe
 from mixer.config.settings import SETTINGS
+from mixer.data.class_names import readable
 from mixer.models import layers, mlp_mixer
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
@@ -61,19 +62,18 @@ class Weights:
         """The loss by which logits become probabilities: a key of `losses.LOSSES`."""
         return str(self.settings.get("loss", "softmax_xent"))
 
-    def model(self) -> MlpMixer:
-        """Returns the model of these parameters, whose widths follow from their names and shapes.
+    def model(self) -> models.Model:
+        """Returns the model of these parameters. A Mixer's widths follow from their names and shapes.
 
         What does not follow from shapes, such as the token mixings of the paper's Appendix A.1, is as in the run's
-        config, and the paper's in a file.
+        config, and the paper's in a file. A run's ViT or BiT is that of its config.
 
         Raises:
-          UserError: they are not the parameters of a Mixer; lists what is wrong.
+          UserError: they are not the parameters of this model; lists what is wrong.
         """
-        of_run = self._model_of_run
-        if of_run is not None and not isinstance(of_run, MlpMixer):
-            raise UserError(f"{self.source} is a run of {models.name_of(of_run)}, which is no Mixer")
-        model = self._ablation or self._model_by_lengths().clone(**(of_run.options if of_run else {}))
+        of_run, model = self._model_of_run, self._as_configured
+        if model is None:
+            model = self._model_by_lengths().clone(**(of_run.options if isinstance(of_run, MlpMixer) else {}))
         try:
             size = self.image_size
         except ValueError as error:
@@ -81,6 +81,20 @@ class Weights:
         if wrong := mismatches(self.params, _shapes(model, size)):
             raise UserError(
                 f"{self.source} looks like {models.name_of(model)}, but does not match it: {'; '.join(wrong)}"
+            )
+        return model
+
+    def mixer(self) -> MlpMixer:
+        """Returns the model of these parameters, which has to be a Mixer.
+
+        Raises:
+          UserError: it is another model, or `model` raises it.
+        """
+        model = self.model()
+        if not isinstance(model, MlpMixer):
+            raise UserError(
+                f"{self.source} is a run of {models.name_of(model)}, and this takes a Mixer; mixer.evaluate, "
+                "mixer.predict, mixer.load and config.init_from take other models too"
             )
         return model
 
@@ -98,10 +112,10 @@ class Weights:
         return model
 
     @property
-    def _ablation(self) -> MlpMixer | None:
-        """The model of the run's config, if it is one of Appendix A.1; else None."""
+    def _as_configured(self) -> models.Model | None:
+        """The model of the run's config, if lengths of arrays do not give it: not of the paper's Mixer."""
         model = self._model_of_run
-        return model if isinstance(model, MlpMixer) and model.ablation else None
+        return None if isinstance(model, MlpMixer) and not model.ablation else model
 
     def _model_by_lengths(self) -> MlpMixer:
         """Returns the model whose widths are the lengths of a few arrays; the other arrays are not checked.
@@ -126,6 +140,10 @@ class Weights:
         del widths["tokens"]
         return MlpMixer(num_blocks=num_blocks, **widths)
 
+    def shown_names(self) -> list[str]:
+        """Returns a name for each class to show to people: its number, if the names are unknown."""
+        return readable(self.class_names or [str(number) for number in range(self.model().num_classes)])
+
     def described(self) -> str:
         """Returns the model in words, such as "Mixer-B/16 for images of 224 pixels"."""
         return f"{models.name_of(self.model())} for images of {self.image_size} pixels"
@@ -142,8 +160,8 @@ class Weights:
         Raises:
           UserError: they are not the parameters of a Mixer.
         """
+        model = self.mixer()
         has_tanh_gelu = self.config is not None or self.carried is not None or self.published_as != ""
-        model = self.model()
         loss = losses.LOSSES[self.loss]
         return Exported(
             self.params, model, self.image_size, has_tanh_gelu, self.images(), self.class_names,
@@ -171,6 +189,13 @@ class Weights:
         model, size = self.model(), self.image_size
         if size == image_size:
             return dataclasses.replace(self, resized_from=None)
+        if not isinstance(model, MlpMixer):
+            if not mismatches(self.params, _shapes(model, image_size)):  # a convolutional network takes any size
+                return self
+            raise UserError(
+                f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels, which cannot be "
+                f"brought to image_size={image_size}: Appendix C of the paper extends Mixers only"
+            )
         if model.ablation:
             raise UserError(
                 f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels, which cannot be "
@@ -195,7 +220,7 @@ class Weights:
         Raises:
           ValueError: the number of tokens is not a square.
         """
-        if self.config is not None and self._ablation is not None:
+        if self.config is not None and self._as_configured is not None:
             return int(self.config.input.image_size)
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)
 
@@ -212,6 +237,7 @@ _LENGTHS = {
 
 
 @functools.cache
-def _shapes(model: MlpMixer, image_size: int) -> Any:
+def _shapes(model: models.Model, image_size: int) -> Any:
+    init: Any = model.init
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return jax.eval_shape(init, jax.random.key(0), image)["params"]

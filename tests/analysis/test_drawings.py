@@ -25,6 +25,12 @@ def test_all_units_share_one_scale_around_zero():
     assert f"{units.structure(random).opposite:.2f}" in figure.get_supxlabel()
 
 
+def test_chance_is_drawn_where_it_is_known():
+    for chance, lines in ((0.25, ["chance: 25.00%"]), (None, [])):
+        (axes,) = drawings.lens_figure("a model", [0.3, 0.4], chance).axes
+        assert [line.get_label() for line in axes.get_lines()] == ["the head after this block", *lines]
+
+
 def test_a_zero_weight_of_the_stem_is_grey():
     kernel = np.zeros((4, 4, 3, 2), np.float32)
     kernel[0, 0, 0, 0] = -2.0

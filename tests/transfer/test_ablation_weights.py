@@ -150,7 +150,7 @@ def test_only_formats_with_a_place_for_it_hold_it(runs, name, form):
         check_holds(FORMATS[form], exported)
     assert str(caught.value) == (
         f"{SAID[name]} cannot be written as {FORMATS[form].suffix}, which has a place for the paper's model only; "
-        "use --to stablehlo"
+        "use --to stablehlo or --to onnx"
     )
 
 

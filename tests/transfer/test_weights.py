@@ -203,8 +203,31 @@ def test_a_run_of_another_family_is_named():
     config = recipe.base()
     config.model.variant = "ViT-S/16"
     weights = Weights({"cls": np.zeros(3, np.float32)}, "runs/vit", FrozenConfigDict(config))
-    with pytest.raises(UserError, match=r"^runs/vit is a run of ViT-S/16, which is no Mixer$"):
+    with pytest.raises(UserError, match=r"^runs/vit looks like ViT-S/16, but does not match it: Transformer/.*missing"):
         weights.model()
+
+
+def test_a_convolutional_network_takes_any_image_size():
+    config = recipe.base()
+    config.model.variant, config.input.image_size = "BiT-R14x0.5", 32
+    model = models.create("BiT-R14x0.5", num_classes=3)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"])
+    weights = Weights(params, "runs/bit", FrozenConfigDict(config))
+    assert weights.model() == model
+    assert weights.at_image_size(64, "extend") is weights
+
+
+def test_a_classes_file_that_does_not_fit_is_refused_and_odd_names_are_not(tmp_path):
+    odd = ["an\u2028t", "b\x85ee", "c\x0bat", " dog", ""]
+    folder = write_run(tmp_path / "run", [make_state(PARAMS, None, step=1)], odd)
+    assert load(str(folder)).class_names == load(str(folder)).shown_names() == odd
+    with (folder / "classes.txt").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match=r"^classes.txt of .*run has 6 names, the model 5 classes: give one name a lin"):
+        load(str(folder))
+    (folder / "classes.txt").unlink()
+    assert load(str(folder)).class_names is None
+    assert load(str(folder)).shown_names() == ["0", "1", "2", "3", "4"]
 
 
 def test_a_step_without_a_checkpoint_is_refused(run):
