@@ -169,7 +169,14 @@ def _prepare(args: argparse.Namespace) -> str:
         raise ValueError("--file_format array_record: such files cannot be written to a bucket; use tfrecord")
     config = _config(args)
     full_name = f"{name}/{config}" if config else name
-    made = _builder(args, name, config)
+    try:
+        made = _builder(args, name, config)
+    except ValueError as error:
+        if "File format is already set" not in str(error):
+            raise
+        raise UserError(
+            f"{name} is in {args.data_dir} already, in another --file_format: delete it, or give another --name"
+        ) from None
     there = epath.Path(made.data_dir).exists()
     if there and isinstance(made, base.ImportBuilder):
         _check_same(str(made.data_dir), made.prepared_from())

@@ -9,14 +9,17 @@ You may interrupt this program: the training goes on, and the same `run` command
 """
 
 import argparse
+import contextlib
+import functools
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 # The exit status of mixer.train after SIGTERM and a last checkpoint: EX_TEMPFAIL in sysexits.h, "try again".
 # After this status, or if the slice is lost, the launcher requests a new slice. Status 0 means that the training is
@@ -28,6 +31,7 @@ GIT = ["git", "-C", str(pathlib.Path(__file__).resolve().parents[1])]
 # What each command of a dry run "prints", call by call: first there is no slice, then there is one whose training is
 # done at once.
 PRETENDED = {"queue": iter([ABSENT, "ACTIVE"]), "node": iter(["READY"]), "look": iter(["exited 0"] * 2)}
+_T = TypeVar("_T")
 
 # The name of a slice is <family>-<size>. The size counts chips for v5litepod (v5e) and v6e, and cores for the others.
 CHIPS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -41,6 +45,14 @@ FAMILIES: dict[str, tuple[str, int, int, Sequence[int]]] = {
     "v5p": ("v2-alpha-tpuv5", 8, 8, range(8, 12289, 8)),
     "v6e": ("v2-alpha-tpuv6e", 8, 4, CHIPS),
 }
+
+
+# Where the code of a run lies until its last relaunch, which may be weeks later: not in a folder that is cleaned.
+ARCHIVES = pathlib.Path.home() / ".cache"
+OWN_FLAGS = {
+    "name", "zone", "project", "type", "workdir", "spot", "runtime_version", "create_flag", "max_relaunches",
+    "delete_when_done", "poll_seconds", "dry-run", "dry_run",
+}  # fmt: skip
 
 
 class LaunchError(Exception):
@@ -95,6 +107,36 @@ echo "$state"
 tail -c +{first_byte} train.log 2> /dev/null || true"""
 
 
+def config_of(train: Sequence[str]) -> str:
+    """Returns the --config of the training's arguments.
+
+    Raises:
+      LaunchError: there is none, or the arguments have a flag of the launcher.
+    """
+    names = [word.partition("=")[0].lstrip("-") for word in train if word.startswith("-")]
+    if own := [name for name in names if name in OWN_FLAGS]:
+        raise LaunchError(f"--{own[0]} is a flag of the launcher: give it before --")
+    if "config" not in names:
+        raise LaunchError("no config to train: end the command with -- --config configs/b16_i21k.py, or another")
+    words = [*train, ""]
+    place = next(n for n, word in enumerate(words) if word.partition("=")[0].lstrip("-") == "config")
+    return words[place].partition("=")[2] or words[place + 1]
+
+
+def check_tracked(config: str, tracked: Sequence[str]) -> None:
+    """Checks that the config of the training is among the files that are copied to the slice.
+
+    Raises:
+      LaunchError: it is not.
+    """
+    name = config.partition(":")[0]
+    if not {name, f"configs/{name}", f"configs/{name}.py"} & set(tracked):
+        raise LaunchError(
+            f"--config {config} is no file that git tracks here, so it would not be on the slice: see to its name, or "
+            "add and commit it"
+        )
+
+
 def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[str]]:
     """Returns all commands by name. `offset` is the first byte of the log to print."""
     # The queued resource and its node have the same name.
@@ -103,18 +145,21 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
     # Without the two ssh flags, a vanished machine would be noticed only after TCP's own timeout.
     ssh = [*node, "ssh", *where, "--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=30"]
     tail = 'tail -n 30 ~/mixer/train.log | sed "s/^/$(hostname): /"'
-    archive = f"{tempfile.gettempdir()}/mixer-{args.name}.tar.gz"
+    archive = f"{ARCHIVES}/mixer-{args.name}.tar.gz"
     image, hosts = parse_type(args.type) if args.command == "run" else ("", 1)
     create = [f"--node-id={args.name}", f"--accelerator-type={args.type}", *["--spot"] * args.spot]
     create += [f"--runtime-version={args.runtime_version or image}", *args.create_flag]
     train = [*args.train, f"--workdir={args.workdir}", *["--distributed"] * (hosts > 1)]
     start = START.format(shell=shlex.quote(TRAIN.format(train=shlex.join(train))))
     return {
+        "tracked": [*GIT, "ls-files"],
         "uncommitted": [*GIT, "status", "--porcelain"],
+        "folder": ["mkdir", "-p", str(ARCHIVES)],
         "pack": [*GIT, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
         "create": [*queue, "create", *where, *create],
         "queue": [*queue, "describe", *where, "--format=value(state.state,state.failedData.error.message)"],
         "node": [*node, "describe", *where, "--format=value(state)"],
+        "type": [*node, "describe", *where, "--format=value(acceleratorType)"],
         "copy": [*node, "scp", archive, f"{args.name}:mixer.tar.gz", *where[1:], "--worker=all"],
         "setup": [*ssh, "--worker=all", f"--command={SETUP}"],
         "start": [*ssh, "--worker=all", f"--command={start}"],
@@ -135,6 +180,7 @@ class Launcher:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.commands = build_commands(args)
+        self.trains = False  # whether the training has been started, or was found running
 
     def call(self, name: str, capture: bool = False) -> bytes:
         """Runs a command.
@@ -172,6 +218,17 @@ class Launcher:
         time.sleep(self.args.poll_seconds)
         return self.state(name, retries - 1)
 
+    def patiently(self, step: Callable[[], _T], retries: int = 4) -> _T:
+        """Repeats a step that fails while the slice is there: a new one may refuse connections for a while."""
+        try:
+            return step()
+        except CommandError as error:
+            if retries == 0 or self.is_lost():
+                raise
+            say(f"{error}; trying again")
+        time.sleep(self.args.poll_seconds)
+        return self.patiently(step, retries - 1)
+
     def is_lost(self) -> bool:
         """Tells whether the service has taken the slice back.
 
@@ -200,7 +257,15 @@ class Launcher:
             self.delete()
         if useless or before == ABSENT:
             say(f"requesting {self.args.type} as {self.args.name}; `status` shows the state of the request")
-            self.call("create")
+            try:
+                self.call("create")
+            except CommandError as error:
+                raise LaunchError(str(error)) from None
+        elif before == "ACTIVE" and (there := self.call("type", capture=True).decode().strip()) != self.args.type:
+            raise LaunchError(
+                f"{self.args.name} is there already as {there}, not {self.args.type}: give --type={there} or another "
+                "--name, or delete it"
+            )
         while (now := self.state("queue")) != "ACTIVE":
             if now in SUSPENDED and self.args.spot:
                 raise CommandError(f"{self.args.name} was preempted before it was ready")
@@ -238,14 +303,15 @@ class Launcher:
         """Trains until the training ends or the slice is lost. Returns the exit status, or PREEMPTED."""
         try:
             self.acquire()
-            if self.look()[0] == "running":
+            if self.patiently(self.look)[0] == "running":
                 say(
                     f"following the training that already runs on {self.args.name}; the arguments after -- are not used"
                 )
             else:
                 say(f"setting up {self.args.name}")
                 for name in ("copy", "setup", "start"):
-                    self.call(name)
+                    self.patiently(functools.partial(self.call, name))
+            self.trains = True
             status = self.follow()
         except CommandError:
             if self.is_lost():
@@ -258,22 +324,39 @@ class Launcher:
 
     def run(self) -> None:
         """Trains to the end. Requests a new slice after each preemption."""
+        config = config_of(self.args.train)
+        if not self.args.dry_run:
+            check_tracked(config, self.call("tracked", capture=True).decode().splitlines())
         if self.call("uncommitted", capture=True):
             raise LaunchError("uncommitted changes would not be copied to the slice: commit or stash them")
+        self.call("folder")
         self.call("pack")  # once, so that every relaunch has the same code
         bill = f"{self.args.name} still costs money; to delete it: {shlex.join(self.commands['delete'])}"
         for relaunches in range(self.args.max_relaunches + 1):
             if relaunches:
                 say(f"preempted: relaunch {relaunches} of at most {self.args.max_relaunches}")
                 self.delete()
-            status = self.train_on_slice()
+            try:
+                status = self.train_on_slice()
+            except CommandError as error:
+                raise LaunchError(f"{error}; {bill}") from None
             if status == 0:
                 say("the training is done" if self.args.delete_when_done else f"the training is done; {bill}")
                 return self.delete() if self.args.delete_when_done else None
             if status != PREEMPTED:
-                self.call("tail")
+                with contextlib.suppress(CommandError):
+                    self.call("tail")
                 raise LaunchError(f"the training exited with status {status}; {bill}")
         raise LaunchError(f"preempted more often than --max_relaunches={self.args.max_relaunches}; {bill}")
+
+    def logs(self) -> int:
+        """Follows the training that runs. Returns its exit status."""
+        state = self.state("queue")
+        if state == ABSENT and not self.args.dry_run:
+            raise LaunchError(f"there is no slice {self.args.name} in {self.args.zone} of {self.args.project}")
+        if state not in ("ACTIVE", ABSENT, *SUSPENDED):
+            raise LaunchError(f"nothing trains on {self.args.name}: its request is {state}")
+        return self.follow()
 
     def status(self) -> None:
         """Prints the states of the queued resource, its node and the training."""
@@ -283,7 +366,7 @@ class Launcher:
             print(f"queued resource: {queue}\nnode: {node}\ntraining: {training}")
 
 
-STEPS = {"run": Launcher.run, "logs": Launcher.follow, "status": Launcher.status, "delete": Launcher.delete}
+STEPS = {"run": Launcher.run, "logs": Launcher.logs, "status": Launcher.status, "delete": Launcher.delete}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -308,12 +391,16 @@ def main(argv: Sequence[str]) -> int:
     add("--delete_when_done", action="store_true", help="run: delete the slice when the training is done")
     add("--poll_seconds", type=float, default=30, help="seconds between two looks (default: 30)")
     add("--dry-run", "--dry_run", action="store_true", help="print the commands and run none")
+    launcher = None
     split = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:split], argparse.Namespace(train=list(argv[split + 1 :])))
     try:
-        if args.command == "run" and not args.workdir.startswith("gs://"):
-            raise LaunchError(f"--workdir {args.workdir!r} must be gs://...: the disks of a slice are deleted with it")
-        status = STEPS[args.command](Launcher(args)) or 0
+        if args.command == "run" and not re.match("gs://[^/]+/+[^/]", args.workdir):
+            raise LaunchError(
+                f"--workdir {args.workdir!r} must be gs://BUCKET/FOLDER: the disks of a slice are deleted with it"
+            )
+        launcher = Launcher(args)
+        status = STEPS[args.command](launcher) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read the output wants no more of it
@@ -323,7 +410,12 @@ def main(argv: Sequence[str]) -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say("interrupted: the training goes on; `run` or `logs` follows it again")
+        if launcher is None or launcher.trains or args.command != "run":
+            say("interrupted: what trains goes on; `run` or `logs` follows it again")
+        else:
+            delete = shlex.join(launcher.commands["delete"])
+            said = "nothing trains yet. The request stays, and its slice costs money; to delete both"
+            say(f"interrupted: {said}: {delete}")
         return 130
 
 

@@ -38,13 +38,20 @@ kill_workers() {
   for pid in $(cat worker*/mixer/pid 2> /dev/null); do kill -KILL -- "-$pid" 2> /dev/null; done
 }
 created=$(cat created)
-if [ "$verb" = create ]; then echo $((created + 1)) > created; exit; fi
+if [ "$verb" = create ]; then
+  if [ -e refused ]; then fail "quota exceeded"; fi
+  echo $((created + 1)) > created
+  for word; do
+    case $word in --accelerator-type=*) echo "${word#*=}" > "slices/$((created + 1))/type" ;; esac
+  done
+  exit
+fi
 cd "slices/$created" 2> /dev/null && [ ! -e deleted ] || fail "NOT_FOUND: Resource was not found."
 case $group/$verb in
   */delete) kill_workers; touch deleted ;;
   queued-resources/describe) head -n 1 queue; if [ "$(wc -l < queue)" != 1 ]; then sed -i 1d queue; fi ;;
-  tpu-vm/describe) cat node ;;
-  tpu-vm/scp) for home in worker*; do cp "$5" "$home/${6#*:}"; done ;;
+  tpu-vm/describe) case "$*" in *acceleratorType*) cat type ;; *) cat node ;; esac ;;
+  tpu-vm/scp) if [ -e no_copy ]; then fail "no space left"; fi; for home in worker*; do cp "$5" "$home/${6#*:}"; done ;;
   tpu-vm/ssh)
     if [ "$worker" = 0 ]; then
       echo >> looks
@@ -104,7 +111,7 @@ class Cloud:
     @property
     def env(self) -> dict[str, str]:
         path = f"{self.root / 'laptop'}:{os.environ['PATH']}"
-        ours = {"PATH": path, "FAKE_CLOUD": str(self.root), "TMPDIR": str(self.root)}
+        ours = {"PATH": path, "FAKE_CLOUD": str(self.root), "HOME": str(self.root)}
         return {**os.environ, **self.workers, **ours}
 
     def plan(
@@ -172,15 +179,17 @@ def opened(tmp_path: pathlib.Path, python: str = PYTHON, source: Sequence[str] =
         "python": python,
         "created": "0",
         "repository/constraints.txt": "",
+        "repository/configs/b16_i21k.py": "",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     repository = tmp_path / "repository"
     (repository / "scripts").mkdir()
     shutil.copy(LAUNCHER, repository / "scripts")
     for name in source:
-        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, repository / name, ignore=ignored, dirs_exist_ok=True)
     git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.com"]
     for words in (["init", "-q"], ["add", "."], ["-c", "commit.gpgsign=false", "commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], check=True, capture_output=True)

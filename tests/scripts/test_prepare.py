@@ -9,6 +9,8 @@ import tarfile
 
 import pytest
 
+from mixer.data.records import records
+
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "prepare.py"
 
 
@@ -145,7 +147,9 @@ def test_preparing_otherwise_what_is_there_is_an_error(prepare, tmp_path, capsys
     assert prepare.main(command) == 0
     assert "was left as it is" in capsys.readouterr().out
     manifest.write_text(manifest.read_text() + '{"image": "1.jpg", "labels": [1]}\n')
+    (tmp_path / "others").mkdir()
     for other, said in {
+        f"--images={tmp_path}/others": f"images: {tmp_path} before, {tmp_path}/others now",
         "--validation_share=0.5": "validation_share: not given before, 0.5 now",
         "--skip_bad": "skip_bad: False before, True now",
         "--name=multilabel": "digest of the manifest: ",
@@ -155,6 +159,40 @@ def test_preparing_otherwise_what_is_there_is_an_error(prepare, tmp_path, capsys
         assert captured.out == ""
         assert "multilabel/1.0.0 is there already and was prepared otherwise (digest of the manifest: " in captured.err
         assert said in captured.err
+
+
+def test_a_kill_before_the_index_leaves_what_is_compared_and_completed(prepare, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xffa")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "m.jsonl").write_text('{"image": "a.jpg", "labels": [0]}\n')
+    command = ["multilabel", f"--manifest={tmp_path}/m.jsonl", f"--classes={tmp_path}/classes.txt"]
+    command += [f"--images={tmp_path}", f"--data_dir={tmp_path}/d"]
+
+    class KilledError(BaseException):
+        """Nothing catches it."""
+
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as before:
+        before.setattr(records, "write_index", killed)
+        with pytest.raises(KilledError):
+            prepare.main(command)
+    folder = tmp_path / "d/multilabel/1.0.0"
+    assert not (folder / "index-train.npy").exists()
+    assert prepare.main([*command, "--skip_bad"]) == 1
+    assert "skip_bad: False before, True now" in capsys.readouterr().err
+    assert prepare.main(command) == 0
+    assert "was left as it is" in capsys.readouterr().out
+    assert (folder / "index-train.npy").exists()
+
+
+def test_another_file_format_of_what_is_there_is_told(prepare, tmp_path, capsys):
+    command = ["fractals", "--categories=2", "--instances=3", "--size=8", f"--data_dir={tmp_path}"]
+    assert prepare.main(command) == 0
+    assert prepare.main([*command, "--file_format=array_record"]) == 1
+    said = f"fractals is in {tmp_path} already, in another --file_format: delete it, or give another --name"
+    assert said in capsys.readouterr().err
 
 
 def test_the_archives_classes_and_the_shipped_list(prepare, archive, tmp_path, capsys):

@@ -29,11 +29,12 @@ def dry_run(*flags: str) -> subprocess.CompletedProcess[str]:
         "--project=p",
         "--workdir=gs://b/w",
     ]
-    return subprocess.run([*words, *flags, "--dry-run"], capture_output=True, text=True, timeout=60)
+    words += [*flags, "--dry-run", "--", "--config=configs/b16_i21k.py"]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
-    arguments = "run --name=b16 --zone=z --project=p --workdir=gs://b/w --type=v3-128 --dry-run"
+    arguments = "run --name=b16 --zone=z --project=p --workdir=gs://b/w --type=v3-128 --dry-run -- --config b16_i21k"
     line = f"{shlex.quote(sys.executable)} {shlex.quote(str(LAUNCHER))} {arguments} | true"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
@@ -63,20 +64,21 @@ def test_dry_run_prints_exact_commands(cloud: Cloud) -> None:
     assert result.returncode == 0
     where = "--zone=europe-west4-a --project=p --quiet"
     lines = result.stdout.splitlines()
-    assert lines[:2] == [
+    archive = f"{cloud.root}/.cache/mixer-b16.tar.gz"  # in the home, and not where a cleaner of files comes by
+    assert lines[:3] == [
         f"git -C {cloud.repository} status --porcelain",
-        f"git -C {cloud.repository} archive --format=tar.gz --output={cloud.root}/mixer-b16.tar.gz HEAD",
+        f"mkdir -p {cloud.root}/.cache",
+        f"git -C {cloud.repository} archive --format=tar.gz --output={archive} HEAD",
     ]
-    assert lines[3] == (
+    assert lines[4] == (
         f"gcloud compute tpus queued-resources create b16 {where} --node-id=b16 --accelerator-type=v3-128"
         " --spot --runtime-version=tpu-ubuntu2204-base '--network=my net'"
     )
-    archive = f"{cloud.root}/mixer-b16.tar.gz"
     assert f"gcloud compute tpus tpu-vm scp {archive} b16:mixer.tar.gz {where} --worker=all" in lines
     words = shlex.split(result.stdout)
     assert (words.count("git"), words.count("gcloud")) == (2, 8)
     assert cloud.calls() == [], "a dry run must run nothing"
-    assert not (cloud.root / "mixer-b16.tar.gz").exists()
+    assert not (cloud.root / ".cache").exists()
 
 
 def test_printed_commands_can_be_pasted(cloud: Cloud) -> None:
@@ -129,7 +131,34 @@ def test_unknown_type(kind: str) -> None:
 
 
 def test_workdir_must_outlive_the_slice() -> None:
-    assert "--workdir '/tmp/w' must be gs://" in only_error(dry_run("--type=v3-8", "--workdir=/tmp/w"))
+    for wrong in ("/tmp/w", "gs://", "gs://bucket", "gs://bucket/", "gs:///w"):
+        said = only_error(dry_run("--type=v3-8", f"--workdir={wrong}"))
+        assert said.startswith(f"tpu_vm: error: --workdir '{wrong}' must be gs://BUCKET/FOLDER: the disks of a slice")
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ([], "no config to train: end the command with -- --config configs/b16_i21k.py, or another"),
+        (["--config.seed=1"], "no config to train: "),
+        (["--config=b16_i21k", "--spot"], "--spot is a flag of the launcher: give it before --"),
+        (["--config=b16_i21k", "--workdir=gs://other/w"], "--workdir is a flag of the launcher"),
+        (["--config", "configs/nope.py"], "--config configs/nope.py is no file that git tracks here, so it would"),
+        (["--config=scratch.py:large"], "--config scratch.py:large is no file that git tracks"),
+    ],
+)
+def test_nothing_is_rented_for_a_command_that_cannot_work(cloud: Cloud, train: list[str], said: str) -> None:
+    (cloud.repository / "scratch.py").touch()
+    cloud.train = train
+    assert only_error(cloud.run()).startswith(f"tpu_vm: error: {said}")
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize("config", ["b16_i21k", "b16_i21k.py", "configs/b16_i21k.py:large"])
+def test_a_config_is_found_by_its_name(cloud: Cloud, config: str) -> None:
+    cloud.train = ["--config", config]
+    cloud.plan()
+    assert cloud.run().returncode == 0
 
 
 def test_documented_commands() -> None:
@@ -252,8 +281,65 @@ def test_request_that_comes_to_nothing(cloud: Cloud, queue: list[str], error: st
 def test_setup_that_fails(cloud: Cloud) -> None:
     cloud.plan()
     (cloud.root / "bin" / "curl").write_text("#!/bin/sh\necho no network >&2; exit 6\n")
-    assert only_error(cloud.run()).startswith("tpu_vm: error: setup failed, status 127")
-    assert cloud.changes() == ["create", "scp", "setup"]
+    result = cloud.run()
+    error = only_error(result)
+    assert error.startswith("tpu_vm: error: setup failed, status 127: see above; b16 still costs money; to delete it: ")
+    assert cloud.changes() == ["create", "scp", *["setup"] * 5]
+    assert result.stderr.count("setup failed, status 127: see above; trying again") == 4
+
+
+def test_a_new_slice_that_refuses_connections_at_first_is_set_up(cloud: Cloud) -> None:
+    broken = 'fail "[ssh] Connection refused"'
+    cloud.plan(events={1: broken, 2: broken})
+    result = cloud.run()
+    assert result.returncode == 0, result.stderr
+    assert cloud.changes() == ["create", "scp", "setup", "start"]
+
+
+def test_a_failed_request_says_why(cloud: Cloud) -> None:
+    cloud.plan()
+    (cloud.root / "refused").touch()
+    result = cloud.run()
+    assert only_error(result) == "tpu_vm: error: create failed, status 1: see above"
+    assert "quota exceeded" in result.stderr
+
+
+def test_an_end_that_cannot_be_fetched_hides_no_status(cloud: Cloud) -> None:
+    here = cloud.plan(exits=None, events={3: "echo 3 > worker0/exits", 5: "touch broken"})
+    (here / "worker0" / "mixer").mkdir()
+    (cloud.root / "bin" / "tail").write_text('#!/bin/sh\n[ "$1" != -n ] && exec /usr/bin/tail "$@"; exit 1\n')
+    (cloud.root / "bin" / "tail").chmod(0o755)
+    error = only_error(cloud.run())
+    assert error.startswith("tpu_vm: error: the training exited with status 3; b16 still costs money")
+
+
+def test_a_slice_of_another_type_is_not_taken(cloud: Cloud) -> None:
+    cloud.plan()
+    assert cloud.run().returncode == 0
+    said = "tpu_vm: error: b16 is there already as v3-8, not v3-32: give --type=v3-8 or another --name, or delete it"
+    assert only_error(cloud.run(kind="v3-32")) == said
+
+
+def test_an_interruption_before_the_start_says_that_the_request_stays(cloud: Cloud) -> None:
+    cloud.plan(queue=["WAITING_FOR_RESOURCES"])
+    with subprocess.Popen(cloud.words("run", "--type=v3-8"), env=cloud.env, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"requesting v3-8" in process.stderr.readline()
+        while not any(words[3] == "describe" for words in cloud.calls()[2:]):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().decode()
+    assert process.returncode == 130
+    assert said.startswith("tpu_vm: interrupted: nothing trains yet. The request stays, and its slice costs money; to ")
+
+
+def test_logs_of_what_does_not_train_are_refused(cloud: Cloud) -> None:
+    assert only_error(cloud.launch("logs")) == "tpu_vm: error: there is no slice b16 in europe-west4-a of p"
+    here = cloud.plan(queue=["WAITING_FOR_RESOURCES"])
+    (cloud.root / "created").write_text("1")
+    assert here.exists()
+    said = "tpu_vm: error: nothing trains on b16: its request is WAITING_FOR_RESOURCES"
+    assert only_error(cloud.launch("logs")) == said
 
 
 def test_deletion_by_somebody_ends(cloud: Cloud) -> None:

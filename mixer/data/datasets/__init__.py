@@ -51,14 +51,12 @@ def prepare_embedded(name: str, data_dir: str) -> None:
 
 
 def prepare(builder: base.Builder) -> None:
-    """Builds a dataset and its index, unless it is there. The folder gets its name when it is whole."""
-    if builder.is_prepared():
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for a command's answer, not for TFDS' progress
-        builder.download_and_prepare()
-    if isinstance(builder, base.ImportBuilder):
-        builder.write_notes()
-    records.write_index(str(builder.data_dir))
+    """Builds a dataset, unless it is there, and its index. The folder gets its name when all but the index is there."""
+    if not builder.is_prepared():
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for a command's answer, not for TFDS' progress
+            builder.download_and_prepare()
+    if not records.has_index(str(builder.data_dir)):
+        records.write_index(str(builder.data_dir))
 
 
 @contextlib.contextmanager

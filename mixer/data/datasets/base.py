@@ -57,12 +57,17 @@ class ImportBuilder(Builder):
         """Returns what the dataset is made from, as far as another value would make another dataset."""
         return {}
 
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Builds the dataset in the folder that TFDS renames when all of it is there, the notes too."""
+        super()._download_and_prepare(*args, **kwargs)
+        self._write_notes()
+
     def leave_out(self, problem: str, **entry: object) -> None:
         """Counts an entry that is left out, and notes it for the list of rejects."""
         self.skipped[problem] += 1
         self._rejects.write(json.dumps({**entry, "problem": problem}).encode() + b"\n")
 
-    def write_notes(self) -> None:
+    def _write_notes(self) -> None:
         """Writes the list of rejects, if there are any, and what the dataset was made from, into its folder."""
         if self.skipped:
             self._rejects.seek(0)

@@ -7,6 +7,7 @@ folder. A label is a name from the class list, or its number (its line, from 0).
 
 import hashlib
 import json
+import posixpath
 from typing import Any, NamedTuple
 
 from mixer.data.datasets import archives
@@ -63,11 +64,12 @@ def parse_line(text: str, classes: dict[str, int], validation_share: float) -> L
     if not isinstance(entry.get("labels"), list):
         raise BadLineError("no labels", f'the line of {entry["image"]!r} has no "labels": [...]')
     labels = sorted({_class_number(label, classes) for label in entry["labels"]})
-    default = "validation" if hash_of(entry["image"]) / 2**64 < validation_share else "train"
+    image = posixpath.normpath(entry["image"])  # so that ./a.jpg is the image a.jpg
+    default = "validation" if hash_of(image) / 2**64 < validation_share else "train"
     split = entry.get("split", default)
     if split not in SPLITS:
         raise BadLineError("unknown split", f"{split!r}; use one of {', '.join(SPLITS)}")
-    return Line(entry["image"], labels, split)
+    return Line(image, labels, split)
 
 
 def _class_number(label: Any, classes: dict[str, int]) -> int:

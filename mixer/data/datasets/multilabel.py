@@ -8,7 +8,6 @@ import collections
 import functools
 import itertools
 import os
-import posixpath
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,6 +86,7 @@ class Multilabel(base.ImportBuilder):
             "digest of the class list": base.digest("\n".join(self._names)),
             "validation_share": "not given" if self._asked_share is None else str(self._asked_share),
             "skip_bad": str(self._skip_bad),
+            "images": self._root if bucket.is_remote(self._root) else os.path.abspath(self._root),
         }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -168,7 +168,6 @@ class Multilabel(base.ImportBuilder):
         """Reads images, those in a bucket all at a time. Returns the bytes of each, or why it cannot be used."""
         if not bucket.is_remote(self._root):
             return [self._usable(name, functools.partial(self._read_local, name)) for name in names]
-        names = [posixpath.normpath(name) for name in names]
         readable = [name for name in dict.fromkeys(names) if 0 < self._sizes.get(name, 0) <= archives.MAX_IMAGE_BYTES]
         # In a bucket there are no links, which could lead out of the root.
         contents = bucket.read([bucket.Range(f"{self._root}/{name}", 0, self._sizes[name]) for name in readable])

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 
 from mixer.runtime import bucket
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
@@ -33,9 +33,8 @@ def _remote_bytes(paths: Sequence[str]) -> list[bytes | None]:
     except FileNotFoundError:
         return [None] if len(paths) == 1 else [data for path in paths for data in _remote_bytes([path])]
     except OSError as error:
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): see to the bucket, then give the same command again"
-        ) from None
+        where, why = error.filename or paths[0], error.strerror or first_line(error)
+        raise UserError(f"{where} cannot be read ({why}): see to the bucket, then give the command again") from None
 
 
 def file_bytes(path: str) -> bytes | None:

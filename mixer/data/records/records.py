@@ -13,7 +13,7 @@ from etils import epath
 
 from mixer.data.records import array_records, shards, tfrecord_index, tfrecords
 from mixer.data.records.shards import ReadRuns
-from mixer.runtime import bucket
+from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -87,6 +87,14 @@ def _open_shards(builder: tfds.core.DatasetBuilder, instructions: Sequence[Any],
         )
     array_records.check_counts(paths, [instruction.skip + instruction.take for instruction in instructions])
     return array_records.reader(paths)
+
+
+def has_index(prepared_dir: epath.PathLike) -> bool:
+    """Returns whether a prepared dataset has the index of every split that needs one."""
+    builder = tfds.builder_from_directory(prepared_dir)
+    names = [name for name, split in builder.info.splits.items() if split.num_examples]
+    made = (files.exists(epath.Path(prepared_dir) / tfrecord_index.file_name(name)) for name in names)
+    return builder.info.file_format.value != "tfrecord" or all(made)
 
 
 def write_index(prepared_dir: epath.PathLike, report: Callable[[str], None] | None = None) -> None:

@@ -66,11 +66,15 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Opens a prepared dataset by its name; `data_dir` None means TFDS' default folder."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError) as error:
-        raise UserError(
-            f"config.input.dataset={name!r}: {first_line(error)} Give a TFDS name (with config.input.data_dir "
-            f"where it is prepared), one of {', '.join(datasets.EMBEDDED)}, or 'folder'"
+    except tfds.core.DatasetNotFoundError:
+        raise MissingDataError(
+            f"config.input.dataset={name!r}: no such dataset is prepared in "
+            f"{data_dir or tfds.core.constants.DATA_DIR} (config.input.data_dir), and TFDS knows none of this name. "
+            f"Point data_dir to where it is, make it with scripts/prepare.py, or give a TFDS name, one of "
+            f"{', '.join(datasets.EMBEDDED)}, or 'folder'"
         ) from None
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"config.input.dataset={name!r}: {first_line(error)}") from None
     if not builder.is_prepared():
         raise MissingDataError(
             f"dataset {name} in {data_dir or tfds.core.constants.DATA_DIR} is not prepared: point data_dir to where "

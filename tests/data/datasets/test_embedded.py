@@ -17,8 +17,13 @@ def test_is_embedded():
 
 
 def test_prepares_once_and_writes_the_index(tmp_path, monkeypatch):
-    indexed = []
-    monkeypatch.setattr(records, "write_index", indexed.append)
+    indexed, write_index = [], records.write_index
+
+    def noted(folder):
+        indexed.append(folder)
+        write_index(folder)
+
+    monkeypatch.setattr(records, "write_index", noted)
     threads = [
         threading.Thread(target=datasets.prepare_embedded, args=("fractals/2x4x8", str(tmp_path))) for _ in range(3)
     ]
