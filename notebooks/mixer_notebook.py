@@ -241,13 +241,15 @@ for number in range(trained.module.num_blocks):
 # The same shuffle for every picture. You cannot read the digits any more, and the model cannot either.
 
 # %%
-order = np.random.default_rng(1).permutation(64)
+side = trained.module.patch_size
+grid = trained.image_size // side  # patches in a row
+order = np.random.default_rng(1).permutation(grid**2)
 
 
 def shuffled(images):
     """Puts patch order[i] of each image in place i."""
-    cut = images.reshape(-1, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(-1, 64, 4, 4, 3)[:, order]
-    return cut.reshape(-1, 8, 8, 4, 4, 3).swapaxes(2, 3).reshape(images.shape)
+    cut = images.reshape(-1, grid, side, grid, side, 3).swapaxes(2, 3).reshape(-1, grid**2, side, side, 3)[:, order]
+    return cut.reshape(-1, grid, grid, side, side, 3).swapaxes(2, 3).reshape(images.shape)
 
 
 show(shuffled(pictures[:10]), np.argmax(trained.logits(shuffled(pictures[:10])), axis=-1))
@@ -279,5 +281,6 @@ np.testing.assert_allclose(adapted.logits(shuffled(pictures)), trained.logits(pi
 # To a Mixer the order of the patches is only a matter of names: trained on shuffled pictures, it would learn as well.
 # A convolution looks at neighbours, so a shuffle destroys what it can see.
 #
-# Now change something: the patch size, the number of blocks, the seed of the shuffle.
+# Now change something: the patch size (`config.model.variant = "Ti/8"` after `recipe.small_model(config)`), the number
+# of blocks (`config.model.num_blocks`), the seed of the shuffle.
 # `docs/understanding.md` goes on from here.

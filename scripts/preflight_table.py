@@ -93,14 +93,19 @@ def _time(found: dict[str, Any] | None) -> str:
     if not found["fits"]:
         return "does not fit"
     seconds = found["seconds_per_step"]
-    return f"{seconds * 1e3:.3g}, {found['images_per_sec_per_core']:,.0f}" if seconds else "no estimate"
+    return f"{_short(seconds * 1e3)}, {found['images_per_sec_per_core']:,.0f}" if seconds else "no estimate"
+
+
+def _short(number: float) -> str:
+    """Returns a number with three digits, or all before the point if they are more."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _memory(found: dict[str, Any] | None) -> str:
     if found is None or not found["fits"]:
         return _time(found)
     days = found.get("core_days")
-    return f"{found['total'] / 2**30:.2f}" + (f", {days:,.3g}" if days else "")
+    return f"{found['total'] / 2**30:.2f}" + (f", {_short(days)}" if days else "")
 
 
 def _parser() -> argparse.ArgumentParser:

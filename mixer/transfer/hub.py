@@ -135,8 +135,7 @@ def loading(exported: Exported, folder: str) -> list[str]:
     """Returns lines of Markdown that say how timm loads a folder of this name, and computes `images`."""
     tanh = ', act_layer=functools.partial(torch.nn.GELU, approximate="tanh")' if exported.has_tanh_gelu else ""
     lines = [
-        "import functools",
-        "",
+        *(["import functools", ""] if tanh else []),
         "import timm",
         "import torch",
         "",
@@ -152,6 +151,8 @@ def loading(exported: Exported, folder: str) -> list[str]:
             "The weights were trained with the tanh form of GELU. timm 1.0.31 takes it as an argument only, not from "
             "`config.json`. Without it, logits differ by 7e-5 of the largest.",
         ]
+    else:
+        text += ["", f"The model computes GELU as timm does, exactly; {timm.UNKNOWN_GELU}."]
     return [*text, "", timm.FURTHER_TRAINING]
 
 

@@ -188,6 +188,8 @@ FURTHER_TRAINING = (
     "twice as much in timm: half of it has the same mean."
 )
 
+UNKNOWN_GELU = "which form these weights were trained with is unknown"
+
 _NAMED = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")  # the variants that have a name in timm
 
 
@@ -225,7 +227,7 @@ def _loading(exported: Exported, file: str) -> list[str]:
         ]
     gelu = "these weights were trained with the tanh form"
     if not exported.has_tanh_gelu:
-        gelu = "which form these weights were trained with is unknown"
+        gelu = UNKNOWN_GELU
     permuted = permutation.described(exported.images)
     return [
         *code_block("python", "import torch", *lines, *_settings(exported), "model.eval()", *computing(exported)),
