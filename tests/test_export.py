@@ -397,3 +397,6 @@ def test_a_folder_with_other_files_is_left_as_it_is(tmp_path, theirs):
     assert (tmp_path / theirs).read_text() == "precious"
     shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
     export_module.export_folder(weights, epath.Path(tmp_path), ema=False)  # .git is in no one's way
+    card = (tmp_path / "README.md").read_text()  # of weights of which nothing is known
+    assert "which form these weights were trained with is unknown" in card
+    assert "functools" not in card

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from tiny_run import ROOT, command, data_dir, run, tiny  # noqa: F401
 from wait_for_line import wait_for
 
+from mixer import run as runs
 from mixer import train
 from mixer.config import run_folder
 from mixer.data import pipeline
@@ -324,6 +326,20 @@ def test_a_start_that_begins_a_run_anew_undoes_names_and_weights_of_those_before
     assert history.class_names(tmp_path) == history.class_names(tmp_path, 100) == ["new_a", "new_b"]
     assert history.first_weights(history.read(tmp_path)) == {}
     assert history.first_weights([start(0, 4), from_weights, start(5, 4)]) == {"digest": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeats"),
+    [
+        ({}, True),
+        ({"config_changes": ["eval_steps: 3 before, 5 now", "input.data_dir: 'a' before, 'b' now"]}, True),
+        ({"config_changes": ["optimizer.learning_rate: 0.1 before, 0.01 now"]}, False),
+        ({"data_changes": ["the digest of the training data: 1 before, 2 now"]}, False),
+    ],
+)
+def test_a_run_with_another_config_or_other_data_does_not_repeat_its_steps(changes, repeats):
+    run = types.SimpleNamespace(start=dataclasses.replace(start(5, 4), **changes))
+    assert runs.Run.repeats(run) == repeats
 
 
 def test_names_that_a_run_did_not_always_have_are_noted_at_each_start(tmp_path):

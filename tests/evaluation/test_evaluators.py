@@ -106,6 +106,7 @@ NAMED = {
     "often": {"kind": "classification", "split": "train[:10%]", "every_steps": 2},
     "few": {"kind": "few_shot", "split": "validation", "shots": (1,), "seeds": 2, "every_examples": 32},
     "absent": {"kind": "classification", "dataset": "imagenet_v2/matched-frequency", "optional": True},
+    "unknown": {"kind": "classification", "dataset": "my_photos", "optional": True},
     "other": {
         "kind": "classification",
         "dataset": "fractals/5x20x16",
@@ -128,7 +129,8 @@ def test_a_run_evaluates_each_at_its_steps_and_leaves_out_what_is_not_there(data
     assert steps_with(tmp_path, "few_ema/") == steps_with(tmp_path, "absent") == []
     left_out = [line for line in lines.kept if "left out" in line]
     assert left_out[0].startswith("evaluator absent left out: dataset imagenet_v2/matched-frequency in ")
-    assert left_out[1].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
+    assert left_out[1].startswith("evaluator unknown left out: config.input.dataset='my_photos': no such dataset is ")
+    assert left_out[2].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
     assert steps_with(tmp_path, "other") == []
     first = read_metrics(tmp_path)[0]
     assert (first["step"], first["often/count"], first["val/count"]) == (0, 7, 8)
