@@ -26,3 +26,6 @@ assert same == (not jax.config.jax_enable_x64)
 PYTHON
 venv/bin/python seeds.py
 JAX_ENABLE_X64=1 venv/bin/python seeds.py
+# Output seen on 2026-11-29, Python 3.11.7 on x86-64 Linux:
+#   x64 False: 30064771073 gives [0, 1], 38654705665 [0, 1], 1 [0, 1]
+#   x64 True: 30064771073 gives [7, 1], 38654705665 [9, 1], 1 [0, 1]

@@ -3,9 +3,9 @@
 #
 # Guess: an exponential average of parameters that no longer change reaches them to about float32's precision, 1e-7.
 # Each step of optax.incremental_update (optax 0.2.8) rounds the average to 24 bits. When a step would move it by less
-# than half a unit of its last place, it stays. That is at a distance of some 1e-8 / (1 - decay) of its size: 5e-4 for
-# 0.9999, 4e-3 for 0.99999, and 4e-2 for 0.999999, from below and from above. Noise of 1% in the parameters does not help.
-# A decay above 0.9999 needs a second array for what rounding loses, or a step of the average only every so many steps.
+# than half a unit of its last place, it stays. That is at a distance of 3e-8 to 6e-8 of its size, divided by 1 - decay:
+# 5e-4 for 0.9999 and 4e-3 for 0.99999, from below and from above. A slower average needs a second array for what rounding
+# loses, or a step only every so many steps of the parameters.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -26,3 +26,7 @@ for decay, steps, distance in ((0.99, 10_000, 5e-6), (0.9999, 300_000, 4e-4), (0
     assert exact < 1e-9
     assert all(distance / 3 < abs(end - 1) < 3 * distance for end in ends)
 PYTHON
+# Output seen on 2026-11-29, Python 3.11.7 on x86-64 Linux:
+#   decay 0.99: from 0.9 and 1.1 to 0.9999980 and 1.0000068; exact arithmetic is 2e-45 away
+#   decay 0.9999: from 0.9 and 1.1 to 0.9995361 and 1.0004300; exact arithmetic is 9e-15 away
+#   decay 0.99999: from 0.9 and 1.1 to 0.9956676 and 1.0045961; exact arithmetic is 9e-15 away

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--batch_per_core={given.batch_per_core}: expected at least 1")
     task_name, task = command_line.task()
     weights = loading.load(checkpoint, given.ema)
-    weights.model()  # it says in one line that these are no model's weights, if they are not
+    weights.model()  # it says in one line what does not fit, before data is opened
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     with _flags_in_messages():
         config, split = _overridden(weights, *scoring.input_config(weights, task))

@@ -62,8 +62,8 @@ class Run:
         return seen - first_step * int(self.config.batch_size)
 
     def repeats(self) -> bool:
-        """Returns whether steps that are taken again come out as before, since neither config nor data is another."""
-        return not self.start.data_changes and all(map(run_folder.is_harmless, self.start.config_changes))
+        """Returns whether steps that are taken again have the metrics that they had before."""
+        return not self.start.data_changes and all(map(run_folder.changes_no_metric, self.start.config_changes))
 
 
 def prepare(

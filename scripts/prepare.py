@@ -174,17 +174,21 @@ def _prepare(args: argparse.Namespace) -> str:
     except ValueError as error:
         if "File format is already set" not in str(error):
             raise
+        another = "--name" if "name" in args else "--data_dir"
         raise UserError(
-            f"{name} is in {args.data_dir} already, in another --file_format: delete it, or give another --name"
+            f"{name} is in {args.data_dir} already, in another --file_format: delete it, or give another {another}"
         ) from None
     there = epath.Path(made.data_dir).exists()
     if there and isinstance(made, base.ImportBuilder):
         _check_same(str(made.data_dir), made.prepared_from())
+    lacks_index = made.is_prepared() and not records.has_index(str(made.data_dir))
     datasets.prepare(made)
     # Open it as training does, from its files and without the code that built it.
     builder = tfds.builder(full_name, data_dir=args.data_dir)
     _check_whole(builder)
     summary = _summary(builder, full_name, args.data_dir, there)
+    if lacks_index:
+        summary = f"Its index was missing and has been made.\n{summary}"
     if args.command == "multilabel" and args.validation_share is None and "validation" not in builder.info.splits:
         return (
             f"WARNING: no image is for validation; give a larger --validation_share, or lines with a split\n{summary}"

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import posixpath
 import re
 import shlex
 import subprocess
@@ -129,7 +130,7 @@ def check_tracked(config: str, tracked: Sequence[str]) -> None:
     Raises:
       LaunchError: it is not.
     """
-    name = config.partition(":")[0]
+    name = posixpath.normpath(config.partition(":")[0])
     if not {name, f"configs/{name}", f"configs/{name}.py"} & set(tracked):
         raise LaunchError(
             f"--config {config} is no file that git tracks here, so it would not be on the slice: see to its name, or "
@@ -152,7 +153,7 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
     train = [*args.train, f"--workdir={args.workdir}", *["--distributed"] * (hosts > 1)]
     start = START.format(shell=shlex.quote(TRAIN.format(train=shlex.join(train))))
     return {
-        "tracked": [*GIT, "ls-files"],
+        "tracked": [*GIT, "ls-files", "-z"],
         "uncommitted": [*GIT, "status", "--porcelain"],
         "folder": ["mkdir", "-p", str(ARCHIVES)],
         "pack": [*GIT, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
@@ -180,7 +181,7 @@ class Launcher:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.commands = build_commands(args)
-        self.trains = False  # whether the training has been started, or was found running
+        self.trains: bool | None = None  # whether the training runs, as far as is known
 
     def call(self, name: str, capture: bool = False) -> bytes:
         """Runs a command.
@@ -261,17 +262,20 @@ class Launcher:
                 self.call("create")
             except CommandError as error:
                 raise LaunchError(str(error)) from None
-        elif before == "ACTIVE" and (there := self.call("type", capture=True).decode().strip()) != self.args.type:
-            raise LaunchError(
-                f"{self.args.name} is there already as {there}, not {self.args.type}: give --type={there} or another "
-                "--name, or delete it"
-            )
+            self.trains = False
         while (now := self.state("queue")) != "ACTIVE":
             if now in SUSPENDED and self.args.spot:
                 raise CommandError(f"{self.args.name} was preempted before it was ready")
             if now in (ABSENT, "DELETING", *SUSPENDED) or now.startswith("FAILED"):
                 raise LaunchError(f"the request for {self.args.name} is {now}")
             time.sleep(self.args.poll_seconds)
+        if self.trains is None and not self.args.dry_run:  # the request is an earlier one
+            there = self.patiently(functools.partial(self.call, "type", capture=True)).decode().strip()
+            if there != self.args.type:
+                raise LaunchError(
+                    f"{self.args.name} is there already as {there}, not {self.args.type}: give --type={there} or "
+                    "another --name, or delete it"
+                )
 
     def look(self, offset: int = 0) -> tuple[str, bytes]:
         """Returns the state of the training (absent, running, lost or exited N), and its log from byte `offset`."""
@@ -326,7 +330,7 @@ class Launcher:
         """Trains to the end. Requests a new slice after each preemption."""
         config = config_of(self.args.train)
         if not self.args.dry_run:
-            check_tracked(config, self.call("tracked", capture=True).decode().splitlines())
+            check_tracked(config, self.call("tracked", capture=True).decode().split("\0"))
         if self.call("uncommitted", capture=True):
             raise LaunchError("uncommitted changes would not be copied to the slice: commit or stash them")
         self.call("folder")
@@ -335,6 +339,7 @@ class Launcher:
         for relaunches in range(self.args.max_relaunches + 1):
             if relaunches:
                 say(f"preempted: relaunch {relaunches} of at most {self.args.max_relaunches}")
+                self.trains = None
                 self.delete()
             try:
                 status = self.train_on_slice()
@@ -351,6 +356,7 @@ class Launcher:
 
     def logs(self) -> int:
         """Follows the training that runs. Returns its exit status."""
+        self.trains = True
         state = self.state("queue")
         if state == ABSENT and not self.args.dry_run:
             raise LaunchError(f"there is no slice {self.args.name} in {self.args.zone} of {self.args.project}")
@@ -410,8 +416,10 @@ def main(argv: Sequence[str]) -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        if launcher is None or launcher.trains or args.command != "run":
-            say("interrupted: what trains goes on; `run` or `logs` follows it again")
+        if launcher is None or launcher.trains is None:
+            say("interrupted: `status` says whether something trains, and whether there is a slice, which costs money")
+        elif launcher.trains:
+            say("interrupted: the training goes on; `run` or `logs` follows it again")
         else:
             delete = shlex.join(launcher.commands["delete"])
             said = "nothing trains yet. The request stays, and its slice costs money; to delete both"

@@ -334,6 +334,7 @@ def test_a_start_that_begins_a_run_anew_undoes_names_and_weights_of_those_before
         ({}, True),
         ({"config_changes": ["eval_steps: 3 before, 5 now", "input.data_dir: 'a' before, 'b' now"]}, True),
         ({"config_changes": ["optimizer.learning_rate: 0.1 before, 0.01 now"]}, False),
+        ({"config_changes": ["evaluators.real.split: 'test' before, 'train' now"]}, False),
         ({"data_changes": ["the digest of the training data: 1 before, 2 now"]}, False),
     ],
 )

@@ -30,7 +30,7 @@ def one_unit_each(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     Raises:
       UserError: it gives one duration in two units.
     """
-    names = [f"{name}_" for name in DURATIONS] + [f"evaluators.{name}.every_" for name in config.evaluators]
+    names = [f"{name}_" for name in DURATIONS] + [f"evaluators.{name}.every_" for name in config.get("evaluators", ())]
     for name in names:
         fields = [name + unit for unit in UNITS]
         given = [field for field in fields if overrides.get(field) is not None]

@@ -123,8 +123,8 @@ def decided(config: ConfigDict, workdir: epath.PathLike | None, of_new: Mapping[
 def load_class_names(workdir: epath.PathLike) -> list[str] | None:
     """Reads the names of a run's classes; None if the folder has none."""
     try:
-        # Not by splitlines, which also splits at characters that a name may have, such as U+2028.
-        return files.read_text(epath.Path(workdir) / CLASSES_FILE).removesuffix("\n").split("\n")
+        text = files.read_text(epath.Path(workdir) / CLASSES_FILE).replace("\r\n", "\n")  # an editor's on Windows
+        return text.removesuffix("\n").split("\n")  # not by splitlines: a name may have characters such as U+2028
     except FileNotFoundError:
         return None
 
@@ -167,6 +167,6 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     return list(changed.values())
 
 
-def is_harmless(change: str) -> bool:
-    """Returns whether a difference that `check_same` returned changes nothing that is computed."""
-    return change.startswith(_HARMLESS)
+def changes_no_metric(change: str) -> bool:
+    """Returns whether steps that are taken again have the same metrics in spite of a difference of `check_same`'s."""
+    return change.startswith(_HARMLESS) and not change.startswith(("evaluators.", "fewshot."))

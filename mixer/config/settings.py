@@ -66,8 +66,8 @@ SETTINGS: dict[str, Setting] = {
         "training/step.py", low=0, high=0.999,
     ),
     "ema_decay": Setting(
-        0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none; with more than 0.9999 a "
-        "float32 average stops short of the parameters", "training/step.py", low=0, high=0.9999,
+        0.0, "decay of a moving average of the parameters, which is evaluated too; 0 for none; at 0.9999 a float32 "
+        "average already stops 5e-4 short of them", "training/step.py", low=0, high=0.9999,
     ),
     "max_nonfinite_steps": Setting(
         0, "steps whose loss, gradient or new parameters are not finite, which are skipped; one more ends the run",

@@ -35,7 +35,7 @@ def read_names(path: str) -> list[str]:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return [line.strip() for line in file.read().rstrip().splitlines()]
+            return [line.strip() for line in file.read().rstrip().split("\n")]
     except OSError as error:
         problem = error.strerror
     except UnicodeDecodeError:

@@ -80,10 +80,10 @@ def build(
         try:
             evaluate = KINDS[settings.kind].build(settings, context)
         except UserError as error:
-            if settings.optional and isinstance(error, MissingDataError | OtherClassesError):
-                tell(f"evaluator {name} left out: {error}")
-                continue
             message = _in_own_names(str(error), name, settings)
+            if settings.optional and isinstance(error, MissingDataError | OtherClassesError):
+                tell(f"evaluator {name} left out: {message}")
+                continue
             if name in config.evaluators:
                 message = f"config.evaluators.{name}: {message}"
             raise type(error)(message) from None

@@ -32,7 +32,7 @@ class OtherClassesError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss or the gradient is no longer finite, so the run cannot continue with this config."""
+    """Loss, gradient or new parameters are no longer finite, so the run cannot continue with this config."""
 
 
 def quiet_libraries() -> None:

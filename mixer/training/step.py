@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: the optimizer's.
       ema_params: exponential moving average of params; None without one.
       bad_images: unusable images so far, by status. int32 [statuses].
-      nonfinite_steps: steps so far whose loss or gradient was not finite. int32 [].
+      nonfinite_steps: steps so far that were left out, as not finite. int32 [].
       line_sums: of the steps since the last line of metrics; see `line_metrics`. float32 [sums].
     """
 

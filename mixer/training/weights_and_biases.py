@@ -15,7 +15,7 @@ from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.writer import Writer
 
-ID_FILE = "wandb_id.txt"  # in the run's folder: every start continues the same run of W&B
+ID_FILE = "wandb_id.txt"  # in the run's folder: the id of the run of W&B that the next start continues
 _UPLOADED_WITHIN = 60.0  # seconds after the end; a host that is taken away must not wait for a network
 _TO_DISK_EVERY = 1.0  # seconds, instead of 15: what a process that is killed has not written by then is lost
 

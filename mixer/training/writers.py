@@ -25,8 +25,8 @@ class Kind(NamedTuple):
     Attributes:
       open: returns the writer of a run, with the methods of `Writer`. Its arguments are the run's folder; the step of
         the checkpoint from which the run continues, 0 in a new run; the lines of metrics that earlier starts wrote, by
-        step; and whether the run writes the same again of those after the checkpoint. It does not with another config
-        or other data, or if it begins anew.
+        step; and whether the run will write the same lines after the checkpoint again: not with another config or other
+        data, nor if it begins anew.
       library: that it imports and that a plain installation lacks.
     """
 

@@ -37,6 +37,7 @@ class Weights:
       workdir: the folder of their run.
       carried: the settings of `format.CARRIED` that a file has, by dotted name; None if it has none, or of a run.
       resized_from: the image size in pixels that they were for, if they were brought to another one.
+      size: the image size in pixels, if neither their shapes nor their run say it: of a BiT, which takes any.
     """
 
     params: Any
@@ -47,6 +48,7 @@ class Weights:
     workdir: epath.Path | None = None
     resized_from: int | None = None
     carried: Mapping[str, Any] | None = None
+    size: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -191,7 +193,7 @@ class Weights:
             return dataclasses.replace(self, resized_from=None)
         if not isinstance(model, MlpMixer):
             if not mismatches(self.params, _shapes(model, image_size)):  # a convolutional network takes any size
-                return self
+                return dataclasses.replace(self, size=image_size)
             raise UserError(
                 f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels, which cannot be "
                 f"brought to image_size={image_size}: Appendix C of the paper extends Mixers only"
@@ -220,6 +222,8 @@ class Weights:
         Raises:
           ValueError: the number of tokens is not a square.
         """
+        if self.size is not None:
+            return self.size
         if self.config is not None and self._as_configured is not None:
             return int(self.config.input.image_size)
         return len(self.params["stem"]["kernel"]) * resolution.grid_of(self.params)

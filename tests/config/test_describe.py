@@ -24,7 +24,7 @@ def test_the_page_has_a_row_for_each_setting():
     for name in ALL:
         assert any(line.startswith(f"| `{name}` |") for line in rows)
     (row,) = [line for line in rows if line.startswith("| `ema_decay` |")]
-    assert "| `0.0` |  | at least 0, at most 0.999999 |" in row
+    assert "| `0.0` |  | at least 0, at most 0.9999 |" in row
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -129,8 +129,9 @@ def test_a_run_evaluates_each_at_its_steps_and_leaves_out_what_is_not_there(data
     assert steps_with(tmp_path, "few_ema/") == steps_with(tmp_path, "absent") == []
     left_out = [line for line in lines.kept if "left out" in line]
     assert left_out[0].startswith("evaluator absent left out: dataset imagenet_v2/matched-frequency in ")
-    assert left_out[1].startswith("evaluator unknown left out: config.input.dataset='my_photos': no such dataset is ")
-    assert left_out[2].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
+    said = "evaluator unknown left out: config.evaluators.unknown.dataset='my_photos': no such dataset is prepared in "
+    assert left_out[2].startswith(said)
+    assert left_out[1].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
     assert steps_with(tmp_path, "other") == []
     first = read_metrics(tmp_path)[0]
     assert (first["step"], first["often/count"], first["val/count"]) == (0, 7, 8)

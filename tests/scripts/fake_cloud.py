@@ -51,13 +51,14 @@ case $group/$verb in
   */delete) kill_workers; touch deleted ;;
   queued-resources/describe) head -n 1 queue; if [ "$(wc -l < queue)" != 1 ]; then sed -i 1d queue; fi ;;
   tpu-vm/describe) case "$*" in *acceleratorType*) cat type ;; *) cat node ;; esac ;;
-  tpu-vm/scp) if [ -e no_copy ]; then fail "no space left"; fi; for home in worker*; do cp "$5" "$home/${6#*:}"; done ;;
+  tpu-vm/scp) for home in worker*; do cp "$5" "$home/${6#*:}"; done ;;
   tpu-vm/ssh)
     if [ "$worker" = 0 ]; then
       echo >> looks
       event=event$(wc -l < looks)
       if [ -e "$event" ]; then . "./$event"; fi
     fi
+    case $command in "tail -n"*) if [ -e "$FAKE_CLOUD/no_tail" ]; then fail "no connection"; fi ;; esac
     if [ -e gone ]; then kill_workers; fail "this TPU has terminal state"; fi
     for home in worker${worker/all/*}; do
       HOME=$PWD/$home PATH=$FAKE_CLOUD/bin:$PATH bash -c "$command" || status=$?

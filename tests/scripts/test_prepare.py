@@ -183,15 +183,17 @@ def test_a_kill_before_the_index_leaves_what_is_compared_and_completed(prepare, 
     assert prepare.main([*command, "--skip_bad"]) == 1
     assert "skip_bad: False before, True now" in capsys.readouterr().err
     assert prepare.main(command) == 0
-    assert "was left as it is" in capsys.readouterr().out
+    assert "\nIts index was missing and has been made.\n" in capsys.readouterr().out
     assert (folder / "index-train.npy").exists()
+    assert prepare.main(command) == 0
+    assert "Its index" not in capsys.readouterr().out
 
 
 def test_another_file_format_of_what_is_there_is_told(prepare, tmp_path, capsys):
     command = ["fractals", "--categories=2", "--instances=3", "--size=8", f"--data_dir={tmp_path}"]
     assert prepare.main(command) == 0
     assert prepare.main([*command, "--file_format=array_record"]) == 1
-    said = f"fractals is in {tmp_path} already, in another --file_format: delete it, or give another --name"
+    said = f"fractals is in {tmp_path} already, in another --file_format: delete it, or give another --data_dir"
     assert said in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from random_models import flat, make_model, make_params, make_state, nested, sam
 
 from mixer import models
 from mixer.config import recipe
+from mixer.evaluation import scoring
 from mixer.models import mlp_mixer
 from mixer.page import live_model
 from mixer.runtime.errors import UserError
@@ -214,7 +215,10 @@ def test_a_convolutional_network_takes_any_image_size():
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"])
     weights = Weights(params, "runs/bit", FrozenConfigDict(config))
     assert weights.model() == model
-    assert weights.at_image_size(64, "extend") is weights
+    larger = weights.at_image_size(64, "extend")
+    assert (larger.image_size, larger.images().image_size, larger.params is params) == (64, 64, True)
+    config, _ = scoring.input_config(larger, None)
+    assert (config.image_size, config.eval_resize) == (64, None)
 
 
 def test_a_classes_file_that_does_not_fit_is_refused_and_odd_names_are_not(tmp_path):

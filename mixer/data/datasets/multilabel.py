@@ -80,7 +80,7 @@ class Multilabel(base.ImportBuilder):
         super().__init__(name=name, report=report, **kwargs)
 
     def prepared_from(self) -> dict[str, str]:
-        """Returns digests of the manifest and of the class list, and the options."""
+        """Returns digests of the manifest and of the class list, the options, and where the images are."""
         return {
             "digest of the manifest": base.digest_of_file(self._manifest),
             "digest of the class list": base.digest("\n".join(self._names)),
