@@ -138,7 +138,11 @@ def loss_and_gradient(**options):
     [(jnp.float32, 1e-5), pytest.param(jnp.bfloat16, 4e-2, marks=pytest.mark.slow)],
     ids=["float32", "bfloat16"],
 )
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"remat": True, "scan": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"remat": True}, marks=pytest.mark.slow), {"scan": True}, {"remat": True, "scan": True}],
+    ids=str,
+)
 def test_remat_and_scan_change_neither_value_nor_gradient_nor_draws(options, dtype, tolerance):
     plain = loss_and_gradient(dtype=dtype)
     other = loss_and_gradient(dtype=dtype, **options)

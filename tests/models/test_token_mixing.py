@@ -184,7 +184,10 @@ def loss_and_gradient(kind, groups, pyramid, **options):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize(("kind", "groups", "pyramid"), [ABLATIONS[0], ABLATIONS[3], ABLATIONS[7]])
+@pytest.mark.parametrize(
+    ("kind", "groups", "pyramid"),
+    [*(pytest.param(*ABLATIONS[n], marks=pytest.mark.slow) for n in (0, 3)), ABLATIONS[7]],
+)
 @pytest.mark.parametrize("options", [pytest.param({"remat": True}, marks=pytest.mark.slow), {"scan": True}], ids=str)
 def test_remat_and_scan_change_neither_value_nor_gradient_nor_draws(kind, groups, pyramid, options):
     if pyramid is not None and "scan" in options:

@@ -83,7 +83,11 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+# In test_checkpoint.py all of them are of a disk.
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(name, marks=[] if name.startswith(("index", "bits")) else pytest.mark.slow) for name in DAMAGES],
+)
 def test_a_damaged_checkpoint_is_skipped_and_the_run_continues(bucket_here, run, mesh, warnings, damage):
     save_steps(run, {10: None, 20: None})
     pattern, harm = DAMAGES[damage]

@@ -160,7 +160,11 @@ STEP_SETTINGS = [  # loss, mixup.p, accumulate_steps: each value of one with eac
 ]  # fmt: skip
 
 
-# Of each layout two settings, with both losses, with mixup and without. The others take as long again.
+def in_short(num_devices, kind, mixup_p, parts):
+    """Of eight devices two settings, with both losses, with mixup and without; of one device one."""
+    return (kind == "data_parallel") == (parts == 1) and (mixup_p > 0 or num_devices == 8)
+
+
 @pytest.mark.parametrize(
     ("num_devices", "kind", "loss", "mixup_p", "parts"),
     [
@@ -170,7 +174,7 @@ STEP_SETTINGS = [  # loss, mixup.p, accumulate_steps: each value of one with eac
             loss,
             mixup_p,
             parts,
-            marks=[] if (kind == "data_parallel") == (parts == 1) else pytest.mark.slow,
+            marks=[] if in_short(devices, kind, mixup_p, parts) else pytest.mark.slow,
         )
         for devices, kind in LAYOUTS
         for loss, mixup_p, parts in STEP_SETTINGS
