@@ -215,7 +215,7 @@ def test_tensorboard_shows_repeated_steps_once(tmp_path):
 
 
 def test_a_run_that_begins_anew_keeps_no_line_and_no_point(tmp_path):
-    write_steps(tmp_path, 0, {0: {"val/loss": 2.0}, 10: {"train/loss": 1.0}})
+    write_steps(tmp_path, 0, {0: {"val/loss": 2.0, "val/accuracy": 0.5}, 10: {"train/loss": 1.0}})
     time.sleep(1.1)
     write_steps(tmp_path, 0, {0: {"val/loss": 3.0}, 20: {"train/loss": 0.5}})
     expected = [{"step": 0, "val/loss": 3.0}, {"step": 20, "train/loss": 0.5}]
