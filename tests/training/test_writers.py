@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -189,6 +190,24 @@ def test_lines_that_wandb_lacks_are_written(starting_step, resumed, begins, rows
     for step in (30, 40):
         writer.write_scalars(step, {"train/loss": float(step)})
     assert run.rows == [(step, {"step": step, "train/loss": float(step)}) for step in rows]
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_steps_that_come_out_otherwise_begin_another_run_of_wandb(tmp_path, monkeypatch, repeats):
+    """With a stand-in for the library, which is not installed everywhere."""
+    begun = []
+
+    def init(*, id, **_):
+        begun.append(id)
+        return run
+
+    run = Run()
+    run.define_metric = lambda *_, **__: None
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Settings=lambda **_: None))
+    weights_and_biases.open_writer(tmp_path, 0, {}, repeats=False)
+    weights_and_biases.open_writer(tmp_path, 20, lines(10, 20, 30), repeats=repeats)
+    assert (begun[1] == begun[0]) == repeats
+    assert [values["step"] for _, values in run.rows] == ([] if repeats else [10, 20])
 
 
 def offline_start(folder, step, lines, kill, repeats=True):

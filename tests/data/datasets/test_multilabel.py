@@ -140,6 +140,11 @@ def test_an_image_in_both_splits_is_a_bad_line(root):
     ]
     with pytest.raises(ValueError, match=r"line 1: in both splits: 'a.jpg' is for train here and for validation in an"):
         build(root, lines)
+    spelled = [lines[1]]
+    for image, split in (("sub/b.jpg", "validation"), ("./sub//b.jpg", "train")):
+        spelled.append({"image": image, "labels": [], "split": split})
+    with pytest.raises(ValueError, match=r"line 3: in both splits: 'sub/b.jpg' is for train here"):
+        build(root, spelled)
     builder = build(root, lines, skip_bad=True)
     assert contents(builder, "train") == {b"\xff\xd8\xffc.jpg": [0]}
     assert builder.info.splits["validation"].num_examples == 2
