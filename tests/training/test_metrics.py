@@ -220,7 +220,7 @@ def test_a_run_that_begins_anew_keeps_no_line_and_no_point(tmp_path):
     write_steps(tmp_path, 0, {0: {"val/loss": 3.0}, 20: {"train/loss": 0.5}})
     expected = [{"step": 0, "val/loss": 3.0}, {"step": 20, "train/loss": 0.5}]
     assert read_metrics(tmp_path) == expected
-    assert curves_of(tmp_path) == {"val/loss": [(0, 3.0)], "train/loss": [(20, 0.5)]}
+    assert curves_of(tmp_path) == {"val/loss": [(0, 3.0)], "val/accuracy": [], "train/loss": [(20, 0.5)]}
 
 
 def test_tensorboard_shows_config_and_first_batch(tmp_path):
