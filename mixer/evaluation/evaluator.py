@@ -1,6 +1,7 @@
 """What an evaluator is, and what all of them are built from."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -96,16 +97,11 @@ def total(of_batches: Iterable[Any]) -> Any:
 
     It reads the sums of a batch once the next ones are given, so that the devices need not wait for it.
     """
-    found, last = None, None
-
-    def added(found: Any, new: Any) -> Any:
-        wide = jax.tree.map(lambda x: np.array(x, x.dtype.kind + "8"), jax.device_get(new))
-        return wide if found is None else jax.tree.map(lambda a, b: np.asarray(a + b), found, wide)
-
-    for sums in of_batches:
-        found = found if last is None else added(found, last)
-        last = sums
-    return found if last is None else added(found, last)
+    found: Any = None
+    for sums, _ in itertools.pairwise(itertools.chain(of_batches, [None])):
+        wide = jax.tree.map(lambda x: np.array(x, x.dtype.kind + "8"), jax.device_get(sums))
+        found = wide if found is None else jax.tree.map(lambda a, b: np.asarray(a + b), found, wide)
+    return found
 
 
 def split_batches(

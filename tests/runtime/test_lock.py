@@ -69,7 +69,7 @@ def test_a_second_start_is_refused_at_once_and_the_first_is_not_disturbed(folder
         before, since = owner(folder), time.monotonic()
         with pytest.raises(UserError) as caught, lock.held(folder, print):
             pass
-        assert time.monotonic() - since < 20
+        assert time.monotonic() - since < 1
         assert str(caught.value).startswith(f"{folder} is in use: process {process.pid} on ")
         assert "wait for its end or stop it, or give another --workdir" in str(caught.value)
         assert owner(folder)["token"] == before["token"]
@@ -89,7 +89,7 @@ def test_a_killed_process_of_this_machine_keeps_nobody_out(folder, reaped, monke
         since = time.monotonic()
         with lock.held(folder, said.append):
             assert owner(folder)["pid"] == os.getpid()
-        assert time.monotonic() - since < 20
+        assert time.monotonic() - since < 1
     assert said == []
     assert not files.exists(f"{folder}/{lock.FILE}")
 
@@ -107,7 +107,7 @@ def test_of_another_machine_the_signs_of_life_decide(folder, monkeypatch):
     write_owner(folder, machine="other", host="other", pid=1, began=1, token="theirs", sign_of_life=1)
     since = time.monotonic()
     with lock.held(folder, said.append):
-        assert 1.0 < time.monotonic() - since < 20
+        assert 1.0 < time.monotonic() - since < 3
         assert owner(folder)["pid"] == os.getpid()
     assert said == [
         f"{folder} belongs to process 1 on other: waiting for up to 1 s to see whether it still runs"

@@ -366,6 +366,7 @@ def test_second_run_follows_and_third_starts_again(cloud: Cloud) -> None:
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=30)
     assert first.returncode == 130
+    assert b"Traceback" not in errors
     assert errors.splitlines()[-1] == b"tpu_vm: interrupted: the training goes on; `run` or `logs` follows it again"
     status = cloud.launch("status")
     assert status.stdout == "queued resource: ACTIVE\nnode: READY\ntraining: running\n"
