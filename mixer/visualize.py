@@ -72,9 +72,7 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
     if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
-    # With several labels more than one guess is right, so chance is not 1 / classes.
-    chance = None if lens.source.multi_label else 1 / weights.mixer().num_classes
-    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, chance))
+    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, lens.chance))
     return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
 
 

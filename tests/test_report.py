@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixer import report
+from mixer.analysis import samples
 from mixer.data import datasets, readers
+from mixer.training import losses
 from mixer.training.metrics import read_metrics
 from mixer.transfer import loading
 from tests import commands, float64
@@ -183,6 +186,28 @@ def test_every_control_does_what_it_says(page, tmp_path):
     page.wait_for_selector("#label:has-text('no.png is not a picture')")
 
 
+def test_guesses_are_ranked_by_logits(page):
+    """Sigmoids near 1 are equal in float32."""
+    found = page.evaluate("ranked(new Float32Array([40, 41, -3, 60, 50]), 'sigmoid')")
+    assert [guess["number"] for guess in found] == [3, 4, 1, 0, 2]
+    assert [guess["share"] for guess in found] == pytest.approx([1, 1, 1, 1, 1 / (1 + np.exp(3))])
+
+
+def test_a_picture_that_the_run_would_not_turn_has_a_note(browser, file, tmp_path):
+    ignores = tmp_path / "ignores.html"
+    assert held(file)["model"]["exif"] == "rotate"
+    ignores.write_text(file.read_text().replace('"exif": "rotate"', '"exif": "ignore"'))
+    assert held(ignores)["model"]["exif"] == "ignore"
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "own.png")
+    for name, said in ((file, False), (ignores, True)):
+        opened = browser.new_page()
+        opened.goto(name.as_uri())
+        opened.set_input_files("#file", tmp_path / "own.png")
+        opened.wait_for_selector("#label:has-text('own.png')")
+        assert ("EXIF" in opened.inner_text("#label")) == said
+        opened.close()
+
+
 def test_shuffled_patches_change_the_answer_and_shuffled_weights_bring_it_back(page):
     before = page.evaluate("[...view.result.guesses.at(-1)]")
     page.click("#move-patches")
@@ -240,6 +265,14 @@ def test_everything_to_operate_has_a_name(page):
         f"[...document.querySelectorAll('{operable}')].filter(e => !({names})).map(e => e.outerHTML.slice(0, 80))"
     )
     assert unnamed == []
+
+
+def test_first_guesses_are_by_logits():
+    """Sigmoids near 1 are equal in float32."""
+    logits = np.array([[40, 41, -3, 60]], np.float32)
+    drawn = samples.Samples(np.zeros((1, 4, 4, 3), np.uint8), np.array([[3, -1]]), logits)
+    [found] = report._predictions(drawn, losses.LOSSES["sigmoid_xent"], ["cat", "dog", "cow", "hen"])
+    assert (found["guess"], found["label"], found["right"]) == ("hen", "hen", True)
 
 
 def test_the_page_is_small(file):

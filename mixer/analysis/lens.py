@@ -48,6 +48,11 @@ class Lens:
         self.source = class_matching.matched(source, context, self._config.dataset)
         self._step = jax.jit(functools.partial(_counts, context.model), out_shardings=devices.replicated(context.mesh))
 
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of a guess that does not look; None with several labels, where more than one guess is right."""
+        return None if self.source.multi_label else 1 / self._context.model.num_classes
+
     def accuracies(self, params: Any, through: evaluator.Through = iter) -> list[float]:
         """Returns the accuracy after the stem, after the first block, the second, ..., on all devices in float32.
 

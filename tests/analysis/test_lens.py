@@ -2,8 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 
 from mixer.analysis import lens
+from mixer.config import recipe
+from mixer.data import readers
+from mixer.data.sources import Source
+from mixer.evaluation import evaluator
 from mixer.models.mlp_mixer import MlpMixer
 from tests import float64
 
@@ -46,3 +51,12 @@ def test_shared_blocks_are_computed_once():
     alone = jax.jit(lambda p, x: MODEL.apply({"params": p}, x)).lower(params, image).compile()
     all_depths = jax.jit(lambda p, x: lens.logits_after_blocks(MODEL, p, x)).lower(params, image).compile()
     assert all_depths.cost_analysis()["flops"] < 1.2 * alone.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("multi_label", "chance"), [(False, 0.2), (True, None)])
+def test_chance_is_known_where_one_class_is_right(mesh, monkeypatch, multi_label, chance):
+    names = [str(number) for number in range(5)]
+    source = Source(10, names, 2 if multi_label else 1, multi_label, lambda numbers: [])
+    monkeypatch.setattr(readers, "open_source", lambda *arguments: source)
+    context = evaluator.Context(MODEL, names, "", recipe.base().input, mesh, 8, "")
+    assert lens.Lens(recipe.evaluator_settings("classification", split="test"), context).chance == chance

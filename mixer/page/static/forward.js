@@ -152,6 +152,12 @@ function probabilities(logits, kind) {
   return powers.map((power) => power / total);
 }
 
+/** Returns {number, share} of each class, the likeliest first. By logits, since probabilities near 1 are equal. */
+function ranked(logits, kind) {
+  const shares = probabilities(logits, kind);
+  return [...shares.keys()].sort((a, b) => logits[b] - logits[a]).map((number) => ({ number, share: shares[number] }));
+}
+
 /** Returns the image whose patch i is the given image's patch order[i]. */
 function withPatchesMoved(image, size, patch, order) {
   const pixelOf = new Int32Array(size * size);

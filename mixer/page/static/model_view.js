@@ -137,17 +137,14 @@ function modelView(packed, samples) {
 
   // -------------------------------------------------------------------------------------------------------- answers
 
-  const ranked = (logits) => {
-    const shares = probabilities(logits, packed.probabilities);
-    // By logits: probabilities near 1 are equal.
-    return [...shares.keys()].sort((a, b) => logits[b] - logits[a]).map((c) => ({ name: packed.classes[c], share: shares[c] }));
-  };
+  const named = (logits) =>
+    ranked(logits, packed.probabilities).map(({ number, share }) => ({ name: packed.classes[number], share }));
 
   /** Shows the first guess of the head after each block; the row of the step that is shown is marked. */
   function showGuesses(blocks) {
     at("guesses").replaceChildren(
       ...view.result.guesses.map((logits, number) => {
-        const [first] = ranked(logits);
+        const [first] = named(logits);
         const row = barRow(number ? `block ${number - 1}` : "stem", first.name, first.share);
         if (number === blocks) row.setAttribute("aria-current", "step");
         return row;
@@ -156,7 +153,7 @@ function modelView(packed, samples) {
   }
 
   function showAnswer() {
-    const rows = ranked(view.result.guesses.at(-1)).slice(0, TOP_CLASSES);
+    const rows = named(view.result.guesses.at(-1)).slice(0, TOP_CLASSES);
     at("answer").replaceChildren(...rows.map(({ name, share }) => barRow(name, percent(share), share)));
   }
 
@@ -221,8 +218,8 @@ function modelView(packed, samples) {
     at("put-back").disabled = !view.patchesMoved;
     const logits = view.result.guesses.at(-1);
     const difference = Math.max(...logits.map((logit, i) => Math.abs(logit - view.unmovedLogits[i])));
-    const [before] = ranked(view.unmovedLogits);
-    const [now] = ranked(logits);
+    const [before] = named(view.unmovedLogits);
+    const [now] = named(logits);
     const text = (guess) => `${guess.name}, ${percent(guess.share)}`;
     at("moves").textContent = !view.patchesMoved
       ? "The patches are where they belong."
