@@ -158,7 +158,7 @@ def _prepared() -> model_speed.Settings:
 def _tokens() -> None:
     given = flags.FLAGS
     settings, sizes = _prepared(), _batch_sizes(given.batch_sizes)
-    variants, target = [models.variant(name.strip()) for name in given.models], _target(settings)
+    variants, target = _variants(given.models, settings.image_size), _target(settings)
     if sizes and len(sizes) > 1:
         raise UserError(f"--batch_sizes={','.join(given.batch_sizes)}: expected one number with --scaling tokens")
     batch_size = sizes[0] if sizes else 8 if target.device["platform"] == "cpu" else 64

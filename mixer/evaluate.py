@@ -63,8 +63,13 @@ def define_flags() -> None:
     with help_text.group("The images", "--checkpoint runs/pets --image_size 448"):
         flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
         flags.DEFINE_enum("resize", "extend", _RESIZES, "How to reach image_size; interpolate goes to any.")
-        flags.DEFINE_enum("eval_crop", None, _EVAL_CROPS, "The paper's two protocols; the run's if not given.")
-        flags.DEFINE_integer("eval_resize", None, "Pixels before the crop; 8/7 of the image size if not given.")
+        flags.DEFINE_enum(
+            "eval_crop", None, _EVAL_CROPS,
+            "The paper's two protocols; the run's if not given, with --fewshot resize_square.",
+        )  # fmt: skip
+        flags.DEFINE_integer(
+            "eval_resize", None, "Pixels before the crop; the run's if not given, with --fewshot 8/7 of the image size."
+        )
         flags.DEFINE_integer("batch_per_core", 64, "Images on each device at a time.")
     with help_text.group("Few-shot accuracy", "--checkpoint B/16-i21k --task imagenet --fewshot --shots 5"):
         flags.DEFINE_bool("fewshot", False, "Linear regression from frozen features, instead of the model's own head.")
@@ -180,7 +185,7 @@ def _few_shot_settings(
         )
     settings = recipe.evaluator_settings(
         "few_shot", dataset=config.dataset, data_dir=config.data_dir, split=split, train_split=train_split,
-        label_key=config.label_key, seeds=given.seeds, eval_resize=config.eval_resize,
+        label_key=config.label_key, seeds=given.seeds, eval_resize=given.eval_resize,
         eval_crop=given.eval_crop or SETTINGS["fewshot.eval_crop"].default,
     )  # fmt: skip
     if given.shots:

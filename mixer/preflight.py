@@ -249,7 +249,7 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     except UserError as error:
         instead = "their token mixing's width is needed: without these weights, give --config.model.tokens_mlp_dim=N"
         raise UserError(f"{error} ({instead})") from None
-    config = init_from.with_token_width(config, weights, workdir="")
+    config = init_from.with_token_width(config, weights, before={})
     model = models.create(num_classes=1, **{**config.model, "dtype": "float32"})
     size = config.input.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")

@@ -174,7 +174,7 @@ def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]
 
 
 def _live(of_run: _Model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Packs a model and its pictures for the page, as many as half a megabyte holds.
+    """Packs a model and its pictures for the page, as many as 600 kB hold.
 
     Raises:
       UserError: it cannot be part of a page.

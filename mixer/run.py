@@ -80,7 +80,7 @@ def prepare(
     sharding.check_divides(config, mesh)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
-    config = run_folder.decided(config, workdir if continues else None, of_new)
+    config = run_folder.decided(config, history.settings(workdir) if continues else {}, of_new)
     before = history.since_it_began(history.read(workdir))
     names = history.class_names(workdir) if continues else None
     config_changes: list[str] = []
@@ -111,6 +111,7 @@ def prepare(
         config_changes=config_changes, data_changes=data_changes,
         class_names=history.other_names(workdir, names, source.class_names) if continues else None,
         weights=init_from.noted(weights) if weights else None,
+        decided={name: checks.flat(config)[name] for name in run_folder.DECIDED},
     )  # fmt: skip
     return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
 
@@ -121,8 +122,17 @@ def best_metric(run: Run) -> str:
     return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
 
 
-def say_best(run: Run, best: epath.Path | None, step: int) -> None:
-    """Reports the most accurate checkpoint of a run that has ended, if it is not the last; its metric ranks it."""
+def say_last(run: Run, line: dict[str, float], best: epath.Path | None, step: int) -> None:
+    """Reports at the end of a run the images that could not be used, and the best checkpoint if it is not the last.
+
+    Args:
+      run: that has ended.
+      line: the metrics of its last step.
+      best: the most accurate checkpoint, if it is known.
+      step: the last.
+    """
+    if unusable := health.unusable_images(line):
+        run.console.keep(f"images that could not be used: {unusable}")
     if best is not None and best.name != str(step):
         ema = ", with --ema" if run.config.ema_decay else ""
         run.console.keep(f"the most accurate checkpoint is {best}, not the last; --checkpoint takes its path{ema}")
@@ -218,4 +228,4 @@ def describe(run: Run, step: int) -> None:
     for said in description.of_data(run.sources()):
         run.console.keep(said)
     if best := config.checkpoint.keep_best:
-        run.console.keep(f"each evaluation is saved, and the best {best} kept, by {best_metric(run)}")
+        run.console.keep(f"each evaluation of val is saved, and the best {best} kept, by {best_metric(run)}")

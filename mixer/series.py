@@ -20,7 +20,7 @@ from mixer.training.metrics import read_metrics
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     from mixer.config import run_folder
     from mixer.runtime import preemption
-    from mixer.training import facts, history
+    from mixer.training import checkpoint_reader, facts, history
     from mixer.transfer import init_from
 
 DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
@@ -48,15 +48,17 @@ class Run:
         Raises:
           UserError: the folder holds a run of another config.
         """
-        if not files.exists(self.folder / run_folder.CONFIG_FILE):
-            return None
-        config = init_from.with_token_width(self.config, None, self.folder)
+        diverged = files.exists(self.folder / DIVERGED_FILE)
+        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
+        if not (diverged or lines or checkpoint_reader.has_checkpoints(self.folder)):
+            return None  # it has nothing to continue, so it may begin anew with another config
+        before = history.settings(self.folder)
+        config = init_from.with_token_width(self.config, None, before)
         # The folder has the run's own values; these stand in for those that an earlier version did not write.
         undecided = {"input.shuffle_block": 1, "model.dtype": "float32"}
-        run_folder.check_same(run_folder.decided(config, self.folder, undecided), self.folder)
-        if files.exists(self.folder / DIVERGED_FILE):
+        run_folder.check_same(run_folder.decided(config, before, undecided), self.folder)
+        if diverged:
             return {}
-        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
         return lines[-1] if lines else None
 
 

@@ -84,7 +84,7 @@ def train(
             continues = checkpoint_reader.has_checkpoints(workdir)
             if config.init_from and not continues:
                 weights = init_from.loaded(config)
-            config = init_from.with_token_width(config, weights, workdir)
+            config = init_from.with_token_width(config, weights, history.settings(workdir) if continues else {})
             run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
             meeting.compare(_alike(run), within=_OPENED_WITHIN)
         _run(run, weights)
@@ -158,6 +158,8 @@ def _loop(
             made_up_for = runs.evaluate(run, owed, state, first_step)
             log.write(first_step, made_up_for)
             checkpoints.evaluated(first_step, made_up_for)
+            if first_step == steps.total:
+                runs.say_last(run, made_up_for, checkpoints.most_accurate(), first_step)
         for step in range(first_step + 1, steps.total + 1):
             try:
                 batch = next(feed)
@@ -211,14 +213,12 @@ def _loop(
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)
-            if last and (unusable := health.unusable_images(line)):
-                run.console.keep(f"images that could not be used: {unusable}")
             if saves or leaving:
                 checkpoints.save(state, line)
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one
             if last:
-                runs.say_best(run, checkpoints.most_accurate(), step)
+                runs.say_last(run, line, checkpoints.most_accurate(), step)
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
 
@@ -264,8 +264,9 @@ def main(argv: list[str]) -> None:
         streams.outlast()
     atexit.register(preemption.ignore)
     if given.distributed:
-        if given.workdir:
-            lock.refuse_if_held(given.workdir, functools.partial(print, file=sys.stderr, flush=True))
+        if name := command_line.config_name():  # that it is missing is told to all processes
+            folder = given.workdir or f"runs/{name}"
+            lock.refuse_if_held(folder, functools.partial(print, file=sys.stderr, flush=True))
         distributed.start(given.coordinator, given.num_processes, given.process_id)
     with agreement.meeting().failures_told():
         config, name = command_line.from_flags()

@@ -53,6 +53,7 @@ def short(config: ConfigDict, steps: int) -> ConfigDict:
         set_duration(config, name, steps=steps)
     set_duration(config, "log", steps=1)
     set_duration(config, "warmup", steps=0)  # the config's own may be longer than these steps
+    config.optimizer.warmup_from_zero = False  # there is none
     config.metrics.writers = ()  # nobody looks at these runs
     return checks.checked(config)
 

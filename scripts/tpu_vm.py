@@ -11,6 +11,7 @@ You may interrupt this program: the training goes on, and the same `run` command
 import argparse
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import posixpath
@@ -146,7 +147,7 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
     # Without the two ssh flags, a vanished machine would be noticed only after TCP's own timeout.
     ssh = [*node, "ssh", *where, "--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=30"]
     tail = 'tail -n 30 ~/mixer/train.log | sed "s/^/$(hostname): /"'
-    archive = f"{ARCHIVES}/mixer-{args.name}.tar.gz"
+    archive, new = f"{ARCHIVES}/mixer-{args.name}.tar.gz", f"{ARCHIVES}/mixer-{args.name}.new.tar.gz"
     image, hosts = parse_type(args.type) if args.command == "run" else ("", 1)
     create = [f"--node-id={args.name}", f"--accelerator-type={args.type}", *["--spot"] * args.spot]
     create += [f"--runtime-version={args.runtime_version or image}", *args.create_flag]
@@ -156,7 +157,8 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
         "tracked": [*GIT, "ls-files", "-z"],
         "uncommitted": [*GIT, "status", "--porcelain"],
         "folder": ["mkdir", "-p", str(ARCHIVES)],
-        "pack": [*GIT, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
+        "pack": [*GIT, "archive", "--format=tar.gz", f"--output={new}", "HEAD"],
+        "adopt": ["mv", new, archive],
         "create": [*queue, "create", *where, *create],
         "queue": [*queue, "describe", *where, "--format=value(state.state,state.failedData.error.message)"],
         "node": [*node, "describe", *where, "--format=value(state)"],
@@ -182,6 +184,9 @@ class Launcher:
         self.args = args
         self.commands = build_commands(args)
         self.trains: bool | None = None  # whether the training runs, as far as is known
+        self.arguments = [*args.train, f"--workdir={args.workdir}"]
+        self.begun_with = ARCHIVES / f"mixer-{args.name}.json"  # the arguments of the training, beside its code
+        self.keeps_code = False  # whether a relaunch has the code and the arguments with which the training began
 
     def call(self, name: str, capture: bool = False) -> bytes:
         """Runs a command.
@@ -303,16 +308,42 @@ class Launcher:
                 return PREEMPTED if state == "lost" else int(state.removeprefix("exited "))
             time.sleep(self.args.poll_seconds)
 
+    def adopt(self) -> None:
+        """Makes the code that was packed, and the arguments that were given, those of the training from here on."""
+        self.call("adopt")
+        if not self.args.dry_run:
+            self.begun_with.write_text(json.dumps(self.arguments))
+        self.keeps_code = True
+
+    def check_follows(self) -> None:
+        """Says that a training runs already, and what a relaunch will start.
+
+        Raises:
+          LaunchError: it was begun with other arguments.
+        """
+        says = f"following the training that already runs on {self.args.name}"
+        if not self.begun_with.exists():
+            say(f"{says}, which was begun elsewhere; a relaunch has the code of here and the arguments after --")
+            return
+        begun = json.loads(self.begun_with.read_text())
+        if begun != self.arguments:
+            raise LaunchError(
+                f"the training that runs on {self.args.name} has other arguments: give {shlex.join(begun)}, or delete "
+                "the slice, or give another --name"
+            )
+        say(f"{says}; a relaunch has the code with which it began")
+        self.keeps_code = True
+
     def train_on_slice(self) -> int:
         """Trains until the training ends or the slice is lost. Returns the exit status, or PREEMPTED."""
         try:
             self.acquire()
             if self.patiently(self.look)[0] == "running":
-                say(
-                    f"following the training that already runs on {self.args.name}; the arguments after -- are not used"
-                )
+                self.check_follows()
             else:
                 say(f"setting up {self.args.name}")
+                if not self.keeps_code:
+                    self.adopt()
                 for name in ("copy", "setup", "start"):
                     self.patiently(functools.partial(self.call, name))
             self.trains = True
@@ -334,7 +365,7 @@ class Launcher:
         if self.call("uncommitted", capture=True):
             raise LaunchError("uncommitted changes would not be copied to the slice: commit or stash them")
         self.call("folder")
-        self.call("pack")  # once, so that every relaunch has the same code
+        self.call("pack")  # before anything is rented
         bill = f"{self.args.name} still costs money; to delete it: {shlex.join(self.commands['delete'])}"
         for relaunches in range(self.args.max_relaunches + 1):
             if relaunches:

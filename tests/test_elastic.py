@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
+import dataclasses
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ from mixer import train
 from mixer.config import run_folder
 from mixer.runtime import devices, preemption
 from mixer.runtime.errors import UserError
+from mixer.training import history
 from mixer.training.metrics import read_metrics
 
 # Wide enough that fully_sharded splits some arrays. Mixup has groups of two rows, so 16 devices can mix 32 rows.
@@ -125,7 +127,13 @@ def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(beg
 
 
 def test_a_config_that_a_crash_left_unreadable_is_written_anew(begun, data_dir, caplog):
+    """What was left to the run is as it was, not as this machine would have it."""
+    started = history.read(begun)
+    assert started[-1].decided == {"input.shuffle_block": 1, "model.dtype": "float32", "model.tokens_mlp_dim": 8}
+    (begun / history.FILE).unlink()
+    history.add(begun, dataclasses.replace(started[-1], decided={"model.dtype": "bfloat16", "input.shuffle_block": 2}))
     (begun / run_folder.CONFIG_FILE).write_text('{"seed": 0')
-    train.train(tiny(data_dir), begun)
+    train.train(tiny(data_dir, **{"model.dtype": "auto"}), begun)
     assert len([record for record in caplog.records if "config.json is not the config of a run" in record.message]) == 1
-    assert run_folder.load_config(begun).seed == 0
+    written = run_folder.load_config(begun)
+    assert (written.seed, written.model.dtype, written.input.shuffle_block) == (0, "bfloat16", 2)

@@ -215,6 +215,8 @@ def test_the_folder_of_another_sweep_is_refused_before_anything_runs(data_dir, t
     config = recipe.finetune("S/16", tasks.TASKS["cifar10"], 32)
     (tmp_path / "cifar10" / folder).mkdir(parents=True)
     run_folder.save(checks.checked(config), ["a", "b"], tmp_path / "cifar10" / folder)
+    make_sweep(data_dir, tmp_path)  # it has no checkpoint, so it may begin anew
+    (tmp_path / "cifar10" / folder / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{folder} holds a run of another config \(.*batch_size: 512 before, 16 now"):
         make_sweep(data_dir, tmp_path)
 

@@ -22,6 +22,11 @@ def two_runs(data_dir, tmp_path_factory):
     return folders
 
 
+def test_a_config_is_shortened_with_what_belongs_to_its_length(data_dir):
+    found = verify_resume.short(tiny(data_dir, warmup_steps=2, **{"optimizer.warmup_from_zero": True}), 4)
+    assert (found.total_steps, found.warmup_steps, found.optimizer.warmup_from_zero) == (4, 0, False)
+
+
 def test_a_run_does_not_differ_from_itself(two_runs):
     assert verify_resume.differences(two_runs[0], two_runs[0]) == []
 

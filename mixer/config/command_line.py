@@ -183,21 +183,26 @@ def _with_home(argument: str) -> str:
     return flag + equals + files.expanded(value)
 
 
+def config_name() -> str | None:
+    """Returns the name of the file that --config gives, without the ending; None without --config."""
+    flag = flags.FLAGS["config"]
+    return pathlib.Path(config_flags.get_config_filename(flag).split(":")[0]).stem if flag.present else None
+
+
 def from_flags() -> tuple[ConfigDict, str]:
     """Returns the checked config that the flags describe, and the name of its file without the ending.
 
     Raises:
       UserError: there is no config, or a value is not allowed.
     """
-    flag = flags.FLAGS["config"]
-    if not flag.present:
+    flag, name = flags.FLAGS["config"], config_name()
+    if name is None:
         raise UserError(_MISSING)
-    spec = config_flags.get_config_filename(flag)
     if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
-        config_file.run(spec)
+        config_file.run(config_flags.get_config_filename(flag))
     config, overrides = flag.value, config_flags.get_override_values(flag)
     assert isinstance(config, ConfigDict)
-    return checks.checked(with_overrides(config, overrides)), pathlib.Path(spec.split(":")[0]).stem
+    return checks.checked(with_overrides(config, overrides)), name
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:

@@ -1,6 +1,5 @@
 """What a run's folder says of the run: its config and the names of its classes."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -78,7 +77,7 @@ def save(config: ConfigDict, class_names: Sequence[str], workdir: epath.PathLike
 
 
 def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
-    """Reads the config of a run.
+    """Reads the config of a run. Settings that did not exist when the run began have their defaults.
 
     Raises:
       UserError: there is none, or it cannot be read.
@@ -89,32 +88,36 @@ def load_config(workdir: epath.PathLike) -> FrozenConfigDict:
         config = FrozenConfigDict(json.loads(files.read_bytes(path)))
         if missing := [name for name in ("model", "input") if name not in config]:
             raise ValueError(f"it has no {missing[0]}")
-        return config
+        return FrozenConfigDict(_completed(config.to_dict(), json.loads(recipe.base().to_json())))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({first_line(error)})") from None
 
 
-# Settings whose value here leaves it to the run, which keeps what it began with.
+def _completed(config: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    groups = {name: _completed(of, defaults.get(name, {})) for name, of in config.items() if isinstance(of, dict)}
+    return {**defaults, **config, **groups}
+
+
+# Settings that a config may leave to the run, by the value that does. The run keeps what it began with.
 _LEFT_TO_THE_RUN = {"input.shuffle_block": 0, "model.dtype": "auto"}
+# Those that the history of a run notes too: token mixing may have the width of the weights of init_from.
+DECIDED = (*_LEFT_TO_THE_RUN, "model.tokens_mlp_dim")
 
 
-def decided(config: ConfigDict, workdir: epath.PathLike | None, of_new: Mapping[str, Any]) -> ConfigDict:
+def decided(config: ConfigDict, before: Mapping[str, Any], of_new: Mapping[str, Any]) -> ConfigDict:
     """Returns the config with values for the settings that it leaves to the run.
 
     Args:
       config: of a run, locked.
-      workdir: the run's folder; None of a run that begins. One that continues keeps its values, also if its data
-        moves into a bucket or it continues on another machine.
+      before: the values of a run that continues, by name: it keeps them, also if its data moves into a bucket or it
+        continues on another machine.
       of_new: the values of a new run, by name.
     """
     now = flat(config)
     left = {name: of_new[name] for name, value in _LEFT_TO_THE_RUN.items() if now[name] == value and name in of_new}
     if not left:
         return config
-    with contextlib.suppress(UserError, FileNotFoundError):  # check_same says what is wrong with the folder's config
-        if workdir is not None and files.exists(epath.Path(workdir) / CONFIG_FILE):
-            before = flat(load_config(workdir))
-            left |= {name: before[name] for name in left if name in before}
+    left |= {name: before[name] for name in left if before.get(name, now[name]) != now[name]}
     config = unlocked_copy(config)
     config.update_from_flattened_dict(left)
     return config.lock()
@@ -132,8 +135,6 @@ def load_class_names(workdir: epath.PathLike) -> list[str] | None:
 def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool = False) -> list[str]:
     """Compares the config with that of the run in the folder, if there is one.
 
-    Settings that did not exist when the run began count as their defaults.
-
     Returns:
       Each difference, such as "seed: 0 before, 1 now".
 
@@ -143,7 +144,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     if not files.exists(epath.Path(workdir) / CONFIG_FILE):
         return []
     try:
-        before = {**flat(recipe.base()), **flat(load_config(workdir))}
+        before = flat(load_config(workdir))
     except UserError as error:
         _log.warning("%s: it is written anew, without a comparison.", error)
         return []
@@ -151,7 +152,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     changed = {
         key: f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
         for key in sorted({**before, **now})
-        if before.get(key) != now.get(key)
+        if before.get(key) not in (now.get(key), _LEFT_TO_THE_RUN.get(key, now.get(key)))
     }
     for name in _AT_THE_START:
         if name in changed:
@@ -162,7 +163,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(computed)}): give another --workdir, or "
-            "--allow_config_change to continue it with this one"
+            "mixer.train --allow_config_change to continue it with this one"
         )
     return list(changed.values())
 

@@ -122,7 +122,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "model.identity_init": Setting(
         False, "whether the second kernel of each MLP is zero at first, so that every block starts as the identity; "
-        "the paper does not (docs/learning.md)", "models/mlp_mixer.py",
+        "the paper does not (docs/learning.md)", "models/mlp_mixer.py", needs=(Needs("init_from", (None,)),),
     ),
     "model.dropout": Setting(
         0.0, "probability of dropping a unit after each dense layer (Table 4)", "models/mlp_mixer.py", low=0,
@@ -365,7 +365,7 @@ SETTINGS: dict[str, Setting] = {
         "training/checkpoint.py", unit="steps", low=0,
     ),
     "checkpoint.keep_best": Setting(
-        1, "number of most accurate checkpoints that are kept; if not 0, each evaluation is followed by a save",
+        1, "number of most accurate checkpoints that are kept; if not 0, each evaluation of val is followed by a save",
         "training/checkpoint.py", low=0,
     ),
     "checkpoint.on_error": Setting(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from mixer.data.pixels import image_status
 from mixer.models import Model
 from mixer.runtime import cpu, devices
+from mixer.runtime.errors import UserError
 from mixer.training import line_metrics, losses
 from mixer.training.step import Batch, normalize
 
@@ -51,8 +52,8 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-      metrics: by name. Always count (usable images) and unreadable (unusable images). Loss and accuracy, unless there
-        are images and none of them has a label: then no other metric is there either. Accuracy of multi-label data is
+      metrics: by name. Always count (usable images) and unreadable (unusable images). Loss and accuracy, unless no
+        image has a label: then no other metric is there either. Accuracy of multi-label data is
         the share of images whose first guess is among the labels. For single-label data also mean_per_class_accuracy,
         over the classes that occur, and top5_accuracy, if there are more than five classes. If logits were kept,
         mean_average_precision, and what a model that sees nothing would have: baseline_mean_average_precision with
@@ -67,15 +68,19 @@ class Evaluation(NamedTuple):
     class_accuracy: np.ndarray | None
 
 
-def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]], num_examples: int) -> Evaluation:
+def evaluation_of(
+    sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]], num_examples: int, split: str
+) -> Evaluation:
     """Computes the metrics of a whole split.
 
     Args:
       sums: of `make_eval_step`, added up over all batches.
       kept: logits, labels and weight of each batch; empty if logits were not kept.
       num_examples: in the split.
+      split: its name, with that of its dataset.
 
     Raises:
+      UserError: none of its images can be read.
       RuntimeError: an example was left out or counted twice.
     """
     count, labelled = (round(float(sums[name])) for name in ("count", "labelled"))
@@ -83,7 +88,10 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
     unreadable = sum(bad.values())
     if count + unreadable != num_examples:
         raise RuntimeError(f"evaluated {count} + {unreadable} unreadable of {num_examples} examples: a defect of mixer")
-    metrics: dict[str, float] = {"loss": float(sums["loss"]) / max(count, 1)}
+    if not count:
+        kinds = ", ".join(f"{number} {name}" for name, number in bad.items())
+        raise UserError(f"no image of {split} can be read ({kinds}): mend the data, or give another split")
+    metrics: dict[str, float] = {"loss": float(sums["loss"]) / count}
     accuracy = float(sums["correct"]) / max(labelled, 1)
     if kept:
         scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
@@ -98,7 +106,7 @@ def evaluation_of(sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]
         nowhere = np.full_like(class_count, np.nan)
         class_accuracy = np.divide(sums["class_correct"], class_count, out=nowhere, where=class_count > 0)
         metrics["mean_per_class_accuracy"] = float(np.nanmean(class_accuracy)) if labelled else 0.0
-    if count and not labelled:
+    if not labelled:
         metrics = {}
     metrics["count"] = count
     if labelled != count:

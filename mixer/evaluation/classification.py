@@ -35,7 +35,7 @@ class Classification:
           OtherClassesError: the classes of the data are not the model's.
           UserError: the data cannot be used.
         """
-        self._config, self._context = input_of(settings, context.input), context
+        self._config, self._split, self._context = input_of(settings, context.input), settings.split, context
         source = readers.open_source(self._config, settings.split, context.cache_dir)
         self.source = class_matching.matched(source, context, self._config.dataset)
         keep_logits = self.source.multi_label
@@ -61,6 +61,7 @@ class Classification:
         For multi-label data the logits are kept. They take four bytes of host memory for each example and class.
 
         Raises:
+          UserError: no image of the split can be read.
           RuntimeError: an example was left out or counted twice.
         """
         kept = []
@@ -72,7 +73,8 @@ class Classification:
                     kept.append(devices.to_host(self._context.mesh, logits, batch["labels"], batch["weight"]))
                 yield sums
 
-        return accuracy.evaluation_of(evaluator.total(sums_of_batches()), kept, self.source.num_examples)
+        sums, split = evaluator.total(sums_of_batches()), f"{self._config.dataset} {self._split}"
+        return accuracy.evaluation_of(sums, kept, self.source.num_examples, split)
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -34,7 +34,7 @@ class Evaluator(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """Images on which the metrics are measured."""
+        """Images that an evaluation reads."""
 
     @property
     def sources(self) -> Sequence[Source]:

@@ -10,6 +10,7 @@ from etils import epy
 
 from mixer.config.checks import unlocked_copy
 from mixer.config.settings import SETTINGS
+from mixer.data.pixels import image_status
 from mixer.data.sources import Source
 from mixer.evaluation import evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
@@ -68,8 +69,8 @@ class FewShot:
 
     @property
     def num_examples(self) -> int:
-        """Images in the test split."""
-        return self._test.num_examples
+        """Images that an evaluation reads: the test split, and those that the classifier is fitted to."""
+        return self._test.num_examples + len(self._needed)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -80,16 +81,17 @@ class FewShot:
         """Returns the accuracy for each number of shots, as DATASET_5shot: the mean over seeds.
 
         With more than one seed, DATASET_5shot_std is the standard deviation over seeds (n - 1 in the denominator). If
-        some images cannot be read, DATASET_unreadable is their number; DATASET_unlabelled that of test images without a
-        label, which are left out.
+        some images cannot be read, DATASET_unreadable is their number, and bad_images/KIND that of each kind;
+        DATASET_unlabelled is the number of test images without a label, which are left out.
 
         Raises:
           UserError: no image of a split can be read, or none of the test split has a label.
         """
         settings, num_classes = self._settings, len(self._train.class_names)
-        few, few_labels, readable = self._compute(params, self._train, self._needed, through)
+        few, few_labels, few_status = self._compute(params, self._train, self._needed, through)
         all_test = np.arange(self._test.num_examples)
-        test, test_labels, test_readable = self._compute(params, self._test, all_test, through)
+        test, test_labels, test_status = self._compute(params, self._test, all_test, through)
+        readable, test_readable = few_status == image_status.OK, test_status == image_status.OK
         is_used = test_readable & (test_labels >= 0)
         test, test_labels = test[is_used], test_labels[is_used]
         if test_readable.any() and not is_used.any():
@@ -113,22 +115,25 @@ class FewShot:
                 metrics[f"{name}_{shots}shot_std"] = float(np.std(accuracies, ddof=1))
         if unlabelled := int(np.sum(test_readable & ~is_used)):
             metrics[f"{name}_unlabelled"] = unlabelled
-        if unreadable := int(np.sum(~readable) + np.sum(~test_readable)):
+        statuses = np.concatenate([few_status, test_status])
+        if unreadable := int(np.sum(statuses != image_status.OK)):
             metrics[f"{name}_unreadable"] = unreadable
-        return metrics
+        counts = np.bincount(statuses, minlength=len(image_status.STATUSES)).tolist()
+        by_kind = zip(image_status.STATUSES[1:], counts[1:], strict=True)
+        return metrics | {f"bad_images/{kind}": count for kind, count in by_kind if count}
 
     def _compute(self, params: Any, source: Source, records: np.ndarray, through: Through) -> tuple[np.ndarray, ...]:
         """Computes the features of some records.
 
         Returns:
-          Features, float32 [records, width]; labels, int32 [records]; and which can be read, bool [records].
+          Features, float32 [records, width]; labels, int32 [records]; and status, int32 [records].
         """
         found = []
         for batch in evaluator.split_batches(source, self._config, self._context, through, records):
             features = self._features(params, batch["image"])
-            found.append(devices.to_host(self._context.mesh, features, batch["labels"], batch["weight"]))
-        features, labels, weight = (np.concatenate(part)[: len(records)] for part in zip(*found, strict=True))
-        return features, labels[:, 0], weight > 0
+            found.append(devices.to_host(self._context.mesh, features, batch["labels"], batch["status"]))
+        features, labels, status = (np.concatenate(part)[: len(records)] for part in zip(*found, strict=True))
+        return features, labels[:, 0], status
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -141,7 +146,8 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
     found = unlocked_copy(config)
     found.dataset = settings.dataset or config.dataset
     found.data_dir = settings.data_dir or config.data_dir
-    found.label_key, found.max_labels = settings.label_key if settings.dataset else config.label_key, 1
+    found.label_key = settings.label_key if settings.dataset else config.label_key
+    found.max_labels = settings.max_labels or 1  # with more, it says that this evaluation needs one
     found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
     found.eval_resize = settings.eval_resize
     return found

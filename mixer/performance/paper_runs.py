@@ -84,6 +84,8 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
     if name not in PUBLISHED and before is None:
         raise UserError(f"{folder} started from {name}, which is no run's folder here: its pre-training is not known")
     pretrained = data_facts.paper_row(before) if before else None
+    if before and not pretrained:
+        return None
     data = pretrained.pretraining if pretrained else name.rpartition("-")[2]
     fitting = [
         row

@@ -77,8 +77,12 @@ def check_images(
 
 def unusable_images(row: Mapping[str, float]) -> str:
     """Returns the counts in a line of metrics, such as "in training 3 empty; in the last evaluation 1 truncated"."""
-    said = []
-    for prefix, where in (("train/bad_images/", "in training"), ("val/bad_images/", "in the last evaluation")):
-        counts = [f"{row[name]:g} {name.removeprefix(prefix)}" for name in row if name.startswith(prefix)]
-        said += [f"{where} {', '.join(counts)}"] if counts else []
-    return "; ".join(said)
+    counts: dict[str, list[str]] = {}
+    for metric, count in row.items():
+        name, found, kind = metric.partition("/bad_images/")
+        if found and not name.endswith("_ema"):  # its images are those of the evaluator without average
+            counts.setdefault(name, []).append(f"{count:g} {kind}")
+    where = {"train": "in training", "val": "in the last evaluation"}
+    return "; ".join(
+        f"{where.get(name, f'in the last one of {name}')} {', '.join(of_name)}" for name, of_name in counts.items()
+    )

@@ -16,11 +16,12 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from mixer.config import run_folder
+from mixer.config.checks import flat
 from mixer.runtime import files
 from mixer.runtime.errors import UserError, first_line
 
@@ -48,6 +49,7 @@ class Start:
       class_names: the names of the classes, if the run did not always have these. Others have to be allowed.
       weights: the `source`, `step` and `digest` of the weights from which the run started; None if it continued, or
         started from random ones.
+      decided: the values of `run_folder.DECIDED`, in case the run's config is damaged.
     """
 
     step: int
@@ -63,6 +65,7 @@ class Start:
     data_changes: Sequence[str] = ()
     class_names: Sequence[str] | None = None
     weights: dict[str, str | int | None] | None = None
+    decided: dict[str, str | int | None] = dataclasses.field(default_factory=dict)
 
 
 class Begun(NamedTuple):
@@ -155,6 +158,18 @@ def since_it_began(starts: Sequence[Start]) -> list[Start]:
 def first_weights(starts: Sequence[Start]) -> dict[str, str | int | None]:
     """Returns the `Start.weights` from which a run began; none if they are unknown or random."""
     return next((start.weights for start in since_it_began(starts) if start.step == 0 and start.weights), {})
+
+
+def settings(workdir: epath.PathLike) -> dict[str, Any]:
+    """Returns the settings of a run by name. If its config cannot be read, those that its last start decided, if any.
+
+    Raises:
+      OSError: the history cannot be read.
+    """
+    try:
+        return flat(run_folder.load_config(workdir))
+    except UserError:
+        return dict(next((start.decided for start in reversed(since_it_began(read(workdir)))), {}))
 
 
 def begun(workdir: epath.PathLike, starts: Sequence[Start], otherwise: Begun) -> Begun:
@@ -263,7 +278,7 @@ def check_data(changes: Sequence[str], workdir: epath.PathLike, allow_change: bo
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(changes[:_SHOWN])}{more}): give the same data, or "
-            "another --workdir, or --allow_data_change to continue it with these"
+            "another --workdir, or mixer.train --allow_data_change to continue it with these"
         )
 
 

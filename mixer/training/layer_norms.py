@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 METRIC = "layer_norm_ratio"
 _LARGEST = 100.0
-_IMAGES = 8  # of each device, at least; fewer than twice as many
+_IMAGES = 8  # of each device, if it has so many, and up to about twice as many
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def make_ratio(model: Model, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
     """Makes the jitted function from (params, batch) to the largest |mean| / std of any LayerNorm's input.
 
     0 for a model without LayerNorm. An input that is not finite counts as infinite. Of a large batch only some images
-    count, the same number from each device, so it takes little time and memory.
+    count, about as many from each device, so it takes little time and memory.
     """
     # What is seen within a loop or a recomputation cannot leave it. The options change no result.
     options: dict[str, Any] = {name: False for name in ("scan", "remat") if getattr(model, name, False)}

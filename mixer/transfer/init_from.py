@@ -1,15 +1,14 @@
 """config.init_from: a run starts from given weights. They are fitted to its model and placed on its devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from etils import epath
 
 from mixer import models
-from mixer.config import checks, run_folder
+from mixer.config import checks
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime.errors import UserError
 from mixer.training import facts
@@ -20,7 +19,7 @@ from mixer.transfer.weights import Weights
 
 
 def with_token_width(
-    config: ml_collections.ConfigDict, weights: Weights | None, workdir: epath.PathLike
+    config: ml_collections.ConfigDict, weights: Weights | None, before: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """Returns the config with the model.tokens_mlp_dim of the weights, if the config does not set it.
 
@@ -29,14 +28,14 @@ def with_token_width(
     Args:
       config: of the run.
       weights: those of config.init_from, at the run's image size. None if the run has a checkpoint: its weights may
-        have been deleted, so the width is read from the run's folder.
-      workdir: the run's folder.
+        have been deleted.
+      before: the settings of a run that has one, by name (see `history.settings`).
     """
     if not config.init_from or config.model.tokens_mlp_dim is not None:
         return config
-    before = weights.model() if weights else run_folder.load_config(workdir).model
     is_mixer = isinstance(models.create(num_classes=0, **config.model), MlpMixer)
-    width = getattr(before, "tokens_mlp_dim", None) if is_mixer else None
+    of_before = getattr(weights.model(), "tokens_mlp_dim", None) if weights else before.get("model.tokens_mlp_dim")
+    width = of_before if is_mixer else None
     if width is None:
         return config
     config = checks.unlocked_copy(config)

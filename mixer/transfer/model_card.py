@@ -178,8 +178,7 @@ def _recipe(config: FrozenConfigDict) -> dict[str, str]:
     flips, *others = (one.described(config.input) for one in AUGMENTATIONS.values())
     smoothed = f", labels smoothed by {config.label_smoothing:g}" if config.label_smoothing else ""
     clipped = f"clipped to norm {optimizer.clip_norm:g}" if optimizer.clip_norm else "not clipped"
-    multipliers = optimizer.get("multipliers")  # a run of an earlier version has no such setting
-    multiplied = f", learning rate multiplied by {multipliers}" if multipliers else ""
+    multiplied = f", learning rate multiplied by {optimizer.multipliers}" if optimizer.multipliers else ""
     dropped = {"dropout": model.dropout, "stochastic depth": model.stochastic_depth}
     regularisers = [f"{name} {share:g}" for name, share in dropped.items() if share]
     return {

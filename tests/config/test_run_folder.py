@@ -57,6 +57,18 @@ def test_the_classes_are_those_with_which_the_run_began(tmp_path):
         assert run_folder.load_class_names(tmp_path) == written
 
 
+def test_the_config_of_an_earlier_version_is_completed(base_with, tmp_path):
+    config = checks.checked(base_with(seed=3, input__crop_area=(0.2, 1.0)))
+    run_folder.save(config, ["cat"], tmp_path)
+    written = json.loads((tmp_path / run_folder.CONFIG_FILE).read_text())
+    del written["stem_init"], written["model"]["identity_init"], written["mixup"]
+    written["of_a_fork"] = {"option": 1}
+    (tmp_path / run_folder.CONFIG_FILE).write_text(json.dumps(written))
+    found = run_folder.load_config(tmp_path)
+    assert (found.stem_init, found.model.identity_init, found.mixup.p) == ("random", False, 0.0)
+    assert (found.seed, found.input.crop_area, found.of_a_fork.option) == (3, (0.2, 1.0), 1)
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[1, 2]", "3"])
 def test_a_folder_without_a_config_is_refused(base_with, tmp_path, text):
     if text is not None:
@@ -67,38 +79,34 @@ def test_a_folder_without_a_config_is_refused(base_with, tmp_path, text):
 
 
 def test_a_run_keeps_its_shuffle_block_where_its_data_moves(base_with, tmp_path):
-    def decided(config, block):
-        return run_folder.decided(config, tmp_path, {"input.shuffle_block": block})
+    def decided(config, block, before):
+        return run_folder.decided(config, before, {"input.shuffle_block": block})
 
     config = checks.checked(base_with(input__data_dir="gs://bucket/tfds"))
-    assert decided(config, 1).input.shuffle_block == 1
-    new = decided(config, 16)
+    assert decided(config, 1, {}).input.shuffle_block == 1
+    new = decided(config, 16, {})
     assert (new.input.shuffle_block, new.is_locked, config.input.shuffle_block) == (16, True, 0)
     run_folder.save(new, ["cat"], tmp_path)
-    moved = decided(checks.checked(base_with(input__data_dir="/disk")), 1)
+    moved = decided(checks.checked(base_with(input__data_dir="/disk")), 1, checks.flat(new))
     assert moved.input.shuffle_block == 16
     run_folder.check_same(moved, tmp_path)
     given = checks.checked(base_with(input__shuffle_block=4))
-    assert decided(given, 1) is given
-    assert run_folder.decided(config, None, {"input.shuffle_block": 1}).input.shuffle_block == 1  # begins anew
+    assert decided(given, 1, checks.flat(new)) is given
     with pytest.raises(UserError, match=r"input\.shuffle_block: 16 before, 4 now"):
         run_folder.check_same(given, tmp_path)
-    (tmp_path / run_folder.CONFIG_FILE).write_text("{")
-    assert decided(config, 16).input.shuffle_block == 16
 
 
 def test_a_run_keeps_its_dtype_on_another_machine(base_with, tmp_path):
     config = checks.checked(base_with(model__dtype="auto", input__shuffle_block=1))
-    new = run_folder.decided(config, tmp_path, {"model.dtype": "bfloat16", "input.shuffle_block": 16})
+    new = run_folder.decided(config, {}, {"model.dtype": "bfloat16", "input.shuffle_block": 16})
     assert (new.model.dtype, new.input.shuffle_block, config.model.dtype) == ("bfloat16", 1, "auto")
     run_folder.save(new, ["cat"], tmp_path)
-    elsewhere = run_folder.decided(config, tmp_path, {"model.dtype": "float32"})
+    elsewhere = run_folder.decided(config, checks.flat(new), {"model.dtype": "float32"})
     assert elsewhere.model.dtype == "bfloat16"
-    assert run_folder.decided(config, None, {"model.dtype": "float32"}).model.dtype == "float32"
     assert run_folder.check_same(elsewhere, tmp_path) == []
     given = checks.checked(base_with(model__dtype="float32", input__shuffle_block=1))
     with pytest.raises(UserError, match=r"model\.dtype: 'bfloat16' before, 'float32' now"):
-        run_folder.check_same(run_folder.decided(given, tmp_path, {"model.dtype": "bfloat16"}), tmp_path)
+        run_folder.check_same(run_folder.decided(given, checks.flat(new), {"model.dtype": "bfloat16"}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lr=[0.1,0.2]", "a*", "a?b", "a\\b"])

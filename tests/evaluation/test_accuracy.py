@@ -17,6 +17,7 @@ from mixer.data.sources import Source
 from mixer.evaluation import classification, evaluator
 from mixer.evaluation.accuracy import make_eval_step, mean_average_precision
 from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 
 BATCH = 16
 
@@ -168,21 +169,11 @@ def test_more_images_than_float32_counts_are_counted():
     assert evaluator.total(iter(sums[:1])) == {**found, "count": 2**24, "bad": 2, "classes": pytest.approx([2**24, 1])}
 
 
-def test_a_split_without_a_readable_image(evaluate):
-    metrics = evaluate(split_of(3, unreadable={0, 1, 2}), 3).metrics
-    assert metrics == {
-        "loss": 0,
-        "accuracy": 0,
-        "baseline_accuracy": 0,
-        "mean_average_precision": 0,
-        "baseline_mean_average_precision": 0,
-        "count": 0,
-        "unreadable": 3,
-        "bad_images/unknown_format": 3,
-    }
-    by_class = evaluate(split_of(3, unreadable={0, 1, 2}, max_labels=1), 3)
-    assert by_class.metrics["mean_per_class_accuracy"] == 0
-    assert np.isnan(by_class.class_accuracy).all()
+@pytest.mark.parametrize("max_labels", [1, 2])
+def test_a_split_without_a_readable_image_is_an_error(evaluate, max_labels):
+    message = r"^no image of pictures test can be read \(3 unknown_format\): mend the data, or give another split$"
+    with pytest.raises(UserError, match=message):
+        evaluate(split_of(3, unreadable={0, 1, 2}, max_labels=max_labels), 3, multi_label=max_labels == 2)
 
 
 def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):

@@ -166,6 +166,24 @@ def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(data_dir, tmp_path, 
     assert list(map(untimed, read_metrics(stopped))) == list(map(untimed, read_metrics(straight)))
 
 
+def test_a_run_that_makes_up_for_its_last_evaluation_says_what_is_said_at_the_end(data_dir, tmp_path, monkeypatch):
+    accuracies = iter([0.9, None, 0.1])
+
+    def run(due, state, through=iter):
+        accuracy = next(accuracies)
+        if accuracy is None:
+            raise preemption.AbandonedError("asked to stop")
+        return {"val/accuracy": accuracy, "val/count": 8, "val/bad_images/empty": 2}
+
+    monkeypatch.setattr(evaluators, "run", run)
+    config, console = tiny(data_dir, total_steps=4, eval_steps=2), Lines()
+    with pytest.raises(preemption.PreemptedError, match="saved at step 4 of 4"):
+        train(config, tmp_path, Lines())
+    train(config, tmp_path, console)
+    assert "images that could not be used: in the last evaluation 2 empty" in console.kept
+    assert "/checkpoints/2, not the last" in console.kept[-1]
+
+
 def test_an_evaluator_added_to_a_finished_run_is_run_at_its_last_step(data_dir, tmp_path):
     train(tiny(data_dir), tmp_path, Lines())
     train(tiny(data_dir, {"often": NAMED["often"]}), tmp_path, Lines())

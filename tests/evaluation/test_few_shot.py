@@ -158,6 +158,11 @@ def test_images_that_cannot_be_read_do_not_count(tmp_path):
     few_shot = make("folder", tmp_path, **FOLDER)
     metrics = few_shot(params)
     assert metrics.pop("folder_unreadable") == 5
+    assert {kind: metrics.pop(f"bad_images/{kind}") for kind in ("empty", "unknown_format")} == {
+        "empty": 3,
+        "unknown_format": 2,
+    }
+    assert few_shot.num_examples == 24 + len(few_shot._needed)
     expected = expected_metrics(params, few_shot, "folder", (2, 8), 2, l2=0.1)
     assert metrics == pytest.approx(expected)
     assert metrics["folder_8shot"] * 22 == pytest.approx(round(metrics["folder_8shot"] * 22))

@@ -225,9 +225,15 @@ def other_epochs():
     return durations.one_unit_each(config, settings)
 
 
+def misleading(at):
+    """A run whose weights are of no run of the paper, in a folder with such a name."""
+    return write_run(at / "x", finetuning(write_run(at / "l16-i21k", other_epochs())))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (misleading, "the paper has no run of L/16 on imagenet2012"),
         (lambda at: at, "/config.json is not the config of a run"),
         (lambda at: write_run(at / "x", other_model()), "the paper has no run of B/16 on imagenet2012 at 224 pixels"),
         (lambda at: write_run(at / "x", other_epochs()), "the paper has no run of B/16 on imagenet2012 at 224 pixels"),

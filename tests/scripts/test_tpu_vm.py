@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -64,15 +65,19 @@ def test_dry_run_prints_exact_commands(cloud: Cloud) -> None:
     assert result.returncode == 0
     where = "--zone=europe-west4-a --project=p --quiet"
     lines = result.stdout.splitlines()
-    archive = f"{cloud.root}/.cache/mixer-b16.tar.gz"  # in the home, and not where a cleaner of files comes by
+    # In the home, and not where a cleaner of files comes by.
+    archive, new = (f"{cloud.root}/.cache/mixer-b16{kind}.tar.gz" for kind in ("", ".new"))
     assert lines[:3] == [
         f"git -C {cloud.repository} status --porcelain",
         f"mkdir -p {cloud.root}/.cache",
-        f"git -C {cloud.repository} archive --format=tar.gz --output={archive} HEAD",
+        f"git -C {cloud.repository} archive --format=tar.gz --output={new} HEAD",
     ]
     assert lines[4] == (
         f"gcloud compute tpus queued-resources create b16 {where} --node-id=b16 --accelerator-type=v3-128"
         " --spot --runtime-version=tpu-ubuntu2204-base '--network=my net'"
+    )
+    assert lines.index(f"mv {new} {archive}") < lines.index(
+        f"gcloud compute tpus tpu-vm scp {archive} b16:mixer.tar.gz {where} --worker=all"
     )
     assert f"gcloud compute tpus tpu-vm scp {archive} b16:mixer.tar.gz {where} --worker=all" in lines
     words = shlex.split(result.stdout)
@@ -390,6 +395,58 @@ def test_second_run_follows_and_third_starts_again(cloud: Cloud) -> None:
     assert int((here / "worker1" / "mixer" / "pid").read_text()) != remains
     start = ["scp", "setup", "start"]
     assert cloud.changes() == ["create", *start, "tail", *start]
+
+
+def change_the_code(cloud: Cloud) -> None:
+    (cloud.repository / "constraints.txt").write_text("# changed")
+    git = ["git", "-C", str(cloud.repository), "-c", "user.name=n", "-c", "user.email=n@example.com"]
+    subprocess.run([*git, "-c", "commit.gpgsign=false", "commit", "-aqm", "more"], check=True)
+
+
+def code_on(here: pathlib.Path) -> str:
+    with tarfile.open(here / "worker0" / "mixer.tar.gz") as archive:
+        file = archive.extractfile("constraints.txt")
+        assert file is not None
+        return file.read().decode()
+
+
+def begin_and_leave(cloud: Cloud) -> None:
+    """Begins a training that goes on when the launcher is interrupted."""
+    with subprocess.Popen(cloud.words("run", "--type=v3-8"), env=cloud.env, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"step 1\n"
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=30)
+
+
+def test_a_training_that_is_followed_keeps_its_code_over_a_relaunch(cloud: Cloud) -> None:
+    cloud.plan(exits=None, events={6: "echo SUSPENDED > queue; touch gone"})
+    second = cloud.plan()
+    begin_and_leave(cloud)
+    change_the_code(cloud)
+    done = cloud.run()
+    assert done.returncode == 0, done.stderr
+    assert "already runs on b16; a relaunch has the code with which it began" in done.stderr
+    assert "relaunch 1 of" in done.stderr
+    assert code_on(second) == ""
+    third = cloud.plan()
+    cloud.launch("delete")
+    assert cloud.run().returncode == 0
+    assert code_on(third) == "# changed"  # a training that begins has the code of now
+
+
+def test_a_training_that_is_followed_has_its_arguments(cloud: Cloud) -> None:
+    cloud.plan(exits=None)
+    begin_and_leave(cloud)
+    begun, cloud.train = cloud.train, ["--config", "configs/b16_i21k.py"]
+    said = only_error(cloud.run())
+    assert said.startswith("tpu_vm: error: the training that runs on b16 has other arguments: give --config configs/")
+    assert said.endswith("--workdir=gs://bucket/b16, or delete the slice, or give another --name")
+    cloud.train = begun
+    (cloud.root / ".cache" / "mixer-b16.json").unlink()
+    (cloud.root / "slices" / "1" / "worker0" / "exits").write_text("0")
+    # It may have ended by now; else it is followed.
+    assert cloud.run().returncode == 0
 
 
 # ------------------------------- logs, status, delete

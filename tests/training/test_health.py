@@ -25,3 +25,14 @@ def test_a_hundredth_of_at_least_a_thousand_images_may_be_unusable(bad, seen, nu
     check(bad, seen, num_examples)
     with pytest.raises(UserError, match=r"cannot be used \(.* empty\), more than config.input.max_bad_share=1.00%"):
         check(2 * bad + 11, seen, num_examples)
+
+
+def test_unusable_images_are_told_by_evaluator_and_kind():
+    counts = {
+        "train/loss": 0.5, "train/bad_images/empty": 3.0, "val/bad_images/empty": 1, "val_ema/bad_images/empty": 1,
+        "val/accuracy": 0.5, "few/bad_images/truncated": 2, "few/bad_images/empty": 1,
+    }  # fmt: skip
+    assert health.unusable_images(counts) == (
+        "in training 3 empty; in the last evaluation 1 empty; in the last one of few 2 truncated, 1 empty"
+    )
+    assert health.unusable_images({"train/loss": 0.5}) == ""

@@ -11,7 +11,7 @@ from mixer import models
 from mixer.config import checks, recipe
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
-from mixer.training import sharding
+from mixer.training import history, sharding
 from mixer.transfer import init_from
 from mixer.transfer.init_from import head_of, with_token_width
 from mixer.transfer.weights import Weights
@@ -114,24 +114,25 @@ def make_config(**settings):
     return checks.checked(config)
 
 
-def test_an_unset_token_mixing_width_is_that_of_the_weights(tmp_path):
+def test_an_unset_token_mixing_width_is_that_of_the_weights():
     weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20))
-    found = with_token_width(make_config(init_from="runs/b16"), weights, tmp_path)
+    found = with_token_width(make_config(init_from="runs/b16"), weights, {})
     assert found.model.tokens_mlp_dim == 20
     assert found.is_locked
 
 
 @pytest.mark.parametrize("settings", [{}, {"init_from": "runs/b16", "model.tokens_mlp_dim": 7}])
-def test_a_given_width_and_a_run_from_scratch_are_left_alone(tmp_path, settings):
+def test_a_given_width_and_a_run_from_scratch_are_left_alone(settings):
     config = make_config(**settings)
     weights = make_weights(make_params(5, seed=1, tokens_mlp_dim=20)) if settings else None
-    assert with_token_width(config, weights, tmp_path) == config
+    assert with_token_width(config, weights, {}) == config
 
 
 def test_a_continued_run_knows_its_width_without_the_weights(tmp_path):
     folder = write_run(tmp_path / "run", [make_state(make_params(5, seed=1, num_blocks=2))], NAMES)
-    found = with_token_width(make_config(init_from="deleted.npz"), None, folder)
-    assert found.model.tokens_mlp_dim == 12
+    config = make_config(init_from="deleted.npz")
+    assert with_token_width(config, None, history.settings(folder)).model.tokens_mlp_dim == 12
+    assert with_token_width(config, None, {}) == config
 
 
 def test_every_mismatch_is_named_in_one_line():

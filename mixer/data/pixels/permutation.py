@@ -94,7 +94,7 @@ def described(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDic
     """Returns what is permuted, in words for model cards; empty if nothing is.
 
     Args:
-      config: `config.input`, also of a run of an earlier version, which has no such setting.
+      config: `config.input`.
     """
-    permutation = PERMUTATIONS[config.get("permutation", "none")]
+    permutation = PERMUTATIONS[config.permutation]
     return permutation.described.format(patch=config.permutation_patch) if permutation else ""
