@@ -82,7 +82,10 @@ def define_flags() -> None:
     with help_text.group("Models", "--models b16,vit_b16,bit_r50x1 --modes inference,train"):
         flags.DEFINE_list("models", ["b16"], "Such as b16, vit_b16, bit_r50x1; or their variants, B/16, ViT-B/16, ...")
         flags.DEFINE_list("modes", _MODES, "Of inference and train.")
-        flags.DEFINE_list("batch_sizes", ["auto"], "Images on each core, such as 8,16; auto doubles while that helps.")
+        flags.DEFINE_list(
+            "batch_sizes", ["auto"],
+            "Images on each core, such as 8,16; auto doubles while that helps, and is one size with --scaling tokens.",
+        )  # fmt: skip
         flags.DEFINE_integer("image_size", 224, "Pixels.", 1)
         flags.DEFINE_enum("dtype", None, DTYPES, "Of activations; bfloat16, and on a CPU float32, if not given.")
         flags.DEFINE_string("topology", None, "Print the compiler's estimate for a TPU slice, such as v3:2x2.")
@@ -158,7 +161,7 @@ def _prepared() -> model_speed.Settings:
 def _tokens() -> None:
     given = flags.FLAGS
     settings, sizes = _prepared(), _batch_sizes(given.batch_sizes)
-    variants, target = _variants(given.models, settings.image_size), _target(settings)
+    variants, target = _variants(given.models, None), _target(settings)
     if sizes and len(sizes) > 1:
         raise UserError(f"--batch_sizes={','.join(given.batch_sizes)}: expected one number with --scaling tokens")
     batch_size = sizes[0] if sizes else 8 if target.device["platform"] == "cpu" else 64
@@ -296,14 +299,16 @@ def _settings() -> model_speed.Settings:
     return model_speed.Settings(given.image_size, dtype, given.blocks, given.block_seconds)
 
 
-def _variants(names: Sequence[str], size: int) -> list[str]:
-    """Returns the variants of short names. All are checked here, before the first is measured."""
+def _variants(names: Sequence[str], size: int | None) -> list[str]:
+    """Returns the variants of short names. All are checked here, before the first is measured, for images of a size."""
     variants = [models.variant(name.strip()) for name in names]
     for variant in variants:
         try:
             patch_size = getattr(models.create(variant, 0), "patch_size", 1)
         except ValueError as error:
             raise UserError(f"--models: {error}") from None
+        if size is None:
+            continue
         try:
             layers.check_patches(size, size, patch_size)
         except ValueError:

@@ -101,6 +101,7 @@ MISTAKES = [
     (["--scaling=patches", "--models=b16"], "error: --models would not be read with --scaling patches; leave it out"),
     (["--scaling=tokens", "--output=a.png"], "error: --output would not be read with --scaling tokens; leave it out"),
     (["--scaling=tokens", "--batch_sizes=1,2"], "error: --batch_sizes=1,2: expected one number with --scaling tokens"),
+    (["--scaling=tokens", "--models=foo"], "error: --models: model variant 'foo': expected one of Ti, S, B, L, H"),
     (["--scaling=tokens", "--models=bit_r50x1"], "error: --models: BiT-R50x1 has no patches; give a Mixer or a ViT"),
     (["--scaling=patches", "--input"], "error: --scaling would not be read with --input; leave it out"),
     (["--scaling=patches", "--output=no/such/a.png"], "error: --output=no/such/a.png: there is no folder no/such"),
