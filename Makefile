@@ -100,7 +100,7 @@ mutants: install-dev  ## change one operator or number at a time and see whether
 bench: $(VENV)-timm/installed  ## Mixer beside timm's on this CPU; and the input, with PHOTOS=DIR of class folders
 	$(VENV)-timm/bin/python -m scripts.against_timm
 ifdef PHOTOS
-	$(VENV)-timm/bin/python -m mixer.benchmark --input $(PHOTOS_INPUT) --config.input.randaugment.layers=0
+	$(VENV)-timm/bin/python -m mixer.benchmark --input $(PHOTOS_INPUT) --config.input.randaugment.layers=0 --config.input.randaugment.contrast=pil
 	$(VENV)-timm/bin/python -m mixer.benchmark --input $(PHOTOS_INPUT)
 endif
 

@@ -22,8 +22,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     import jax
 
     from mixer import models, series
-    from mixer.config import durations, run_folder
-    from mixer.data import readers
+    from mixer.config import run_folder
     from mixer.runtime import compilation_cache, preemption
 
 # `config.model` of each, for images of 32 pixels. A step of 64 images takes 2.4, 2.7 and 2.4 ms of a core for an image.
@@ -82,12 +81,9 @@ def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
       config: from `checks.checked`.
 
     Raises:
-      UserError: its data cannot be opened, or the folder holds a run of another config.
+      UserError: its data cannot be opened, or the folder holds a run of another config or on other data.
     """
-    data, cache = config.input, folder.parent / "cache"
-    source = readers.open_source(data, data.train_split, cache)
-    readers.open_source(data, data.eval_split, cache)  # what is missing is told now
-    found = series.Run(title, folder, config, durations.steps(config, "total", source.num_examples))
+    found = series.Run(title, folder, config, series.opened(config, folder.parent / "cache"))
     found.result()
     return found
 

@@ -109,6 +109,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         },
         "checkpoint_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(built.shapes)),
         "jax": jax.__version__,
+        "notes": charges.notes(config),
     }
 
 
@@ -127,7 +128,6 @@ def _costs(
         "total_steps": total_steps,
         "paper_core_days": data_facts.paper_core_days(config),
         "compile_seconds": train.compile_seconds,
-        "notes": charges.notes(config),
     }
     if seconds := train.estimated_seconds:
         costs["clock_ghz"] = train.estimated_cycles / seconds / 1e9
@@ -152,9 +152,10 @@ def report(found: dict[str, Any]) -> str:
         f"memory on each core, of {_gib(found['memory'])} that the compiler may use",
         *(f"  {name:38}{_gib(size):>10}" for name, size in found["memory_by_kind"].items()),
     ]
+    notes = [f"note      {note}" for note in found["notes"]]
     if "remedies" in found:
-        return "\n".join([*lines, *_remedy_lines(found)])
-    return "\n".join([*lines, *_memory_lines(found), "", *_cost_lines(found)])
+        return "\n".join([*lines, *_remedy_lines(found), *notes])
+    return "\n".join([*lines, *_memory_lines(found), "", *_cost_lines(found), *notes])
 
 
 def _gib(size: float) -> str:
@@ -207,7 +208,7 @@ def _cost_lines(found: dict[str, Any]) -> list[str]:
         f"sent      of each core and step: {by_kind}{twice}",
         *_time_lines(found),
     ]
-    return [*lines, f"checkpoint  {_gib(found['checkpoint_bytes'])}", *(f"note      {note}" for note in found["notes"])]
+    return [*lines, f"checkpoint  {_gib(found['checkpoint_bytes'])}"]
 
 
 def _time_lines(found: dict[str, Any]) -> list[str]:

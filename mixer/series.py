@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
 from ml_collections import ConfigDict
 
+from mixer.config import durations
 from mixer.runtime import files
 from mixer.runtime.errors import DivergedError, UserError
 from mixer.train import train
@@ -19,11 +21,37 @@ from mixer.training.metrics import read_metrics
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     from mixer.config import run_folder
+    from mixer.data import readers
     from mixer.runtime import preemption
     from mixer.training import checkpoint_reader, facts, history
     from mixer.transfer import init_from
 
-DIVERGED_FILE = "diverged.txt"  # in the folder of a run whose loss was no longer finite: what it said
+_SPLITS = ("train_split", "eval_split")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+      num_examples: for training.
+      class_names: in the order of the labels.
+      facts: of both splits (see `facts.of_data`), by which other data are known.
+    """
+
+    num_examples: int
+    class_names: Sequence[str]
+    facts: Mapping[str, str]
+
+
+def opened(config: ConfigDict, cache: epath.PathLike) -> Data:
+    """Opens the data of a run, so that what is missing is told before another run begins.
+
+    Raises:
+      UserError: it cannot be opened.
+    """
+    train, evaluated = (readers.open_source(config.input, config.input[split], cache) for split in _SPLITS)
+    return Data(train.num_examples, train.class_names, facts.of_data(train, {"val": [evaluated]}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,32 +62,47 @@ class Run:
       title: what the lines that it prints begin with.
       folder: of the run.
       config: from `checks.checked`.
-      total_steps: its length.
+      data: that the config names.
     """
 
     title: str
     folder: epath.Path
     config: ConfigDict
-    total_steps: int
+    data: Data
+
+    @property
+    def total_steps(self) -> int:
+        """The length of the run."""
+        return durations.steps(self.config, "total", self.data.num_examples)
+
+    @property
+    def metric(self) -> str:
+        """The accuracy that counts: of the averaged parameters, if there are any."""
+        return "val_ema/accuracy" if self.config.ema_decay else "val/accuracy"
 
     def result(self) -> dict[str, float] | None:
         """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
 
         Raises:
-          UserError: the folder holds a run of another config.
+          UserError: the folder holds a run of another config, or on other data.
         """
-        diverged = files.exists(self.folder / DIVERGED_FILE)
+        diverged = run_folder.diverged(self.folder) is not None
         lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
-        if not (diverged or lines or checkpoint_reader.has_checkpoints(self.folder)):
+        saved = checkpoint_reader.steps_of(self.folder)
+        if not (diverged or lines or saved):
             return None  # it has nothing to continue, so it may begin anew with another config
         before = history.settings(self.folder)
         config = init_from.with_token_width(self.config, None, before)
         # The folder has the run's own values; these stand in for those that an earlier version did not write.
         undecided = {"input.shuffle_block": 1, "model.dtype": "float32"}
         run_folder.check_same(run_folder.decided(config, before, undecided), self.folder)
+        starts, names = history.since_it_began(history.read(self.folder)), history.class_names(self.folder)
+        changes = history.data_changes(starts, names, dict(self.data.facts), self.data.class_names)
+        history.check_data(changes, self.folder, allow_change=False)
         if diverged:
             return {}
-        return lines[-1] if lines else None
+        is_saved = not saved or self.total_steps in saved  # the metrics are written first; somebody may have made room
+        return lines[-1] if lines and is_saved else None
 
 
 class Series:
@@ -88,7 +131,7 @@ class Series:
         result = run.result()
         self._check_weights(run, done=result is not None)
         if result is not None:
-            said = f"done before, accuracy {result['val/accuracy']:.4f}" if result else "diverged before"
+            said = f"done before, accuracy {result[run.metric]:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
             return result
         # This assumes that the runs to come are as long as this one and as fast as those before.
@@ -97,7 +140,7 @@ class Series:
         try:
             result = train(run.config, run.folder, Console(prefix, left), self._stop)
         except DivergedError as error:
-            files.write_text(run.folder / DIVERGED_FILE, f"{error}\n")
+            files.write_text(run.folder / run_folder.DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
             return {}
         except UserError as error:

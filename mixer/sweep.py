@@ -131,9 +131,15 @@ def main(argv: list[str]) -> None:
         "config": spec,
         "overrides": overrides,
         "eval_crop": config.input.eval_crop,
+        "averaged": bool(config.ema_decay),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"mixer": mixer.__version__} | {name: importlib.metadata.version(name) for name in ("jax", "flax")},
     }
+    if others := sweep_results.other_tasks(workdir, names):
+        print(
+            f"the table in {workdir} will no longer have {', '.join(others)}: give these to --tasks too; runs that are "
+            "done are not trained again"
+        )
     outcomes: dict[str, Outcome] = {}
     try:
         for name, outcome in sweep.outcomes():
@@ -142,7 +148,8 @@ def main(argv: list[str]) -> None:
     except preemption.PreemptedError as preempted:
         print(f"{preempted}; the same command continues the sweep")
         sys.exit(preemption.EXIT_STATUS)
-    print(f"\n{sweep_results.table(outcomes, row)}\n\n{sweep_results.note(row, config.input.eval_crop)}")
+    note = sweep_results.note(row, config.input.eval_crop, averaged=bool(config.ema_decay))
+    print(f"\n{sweep_results.table(outcomes, row)}\n\n{note}")
     print(f"The table and what made it are in {workdir}/results.md and results.json")
 
 

@@ -9,13 +9,12 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from mixer import series
-from mixer.config import command_line, config_file, durations, tasks
+from mixer.config import command_line, config_file, tasks
 from mixer.runtime.errors import UserError
 from mixer.transfer.sweep_results import Outcome
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     from mixer.config import checks
-    from mixer.data import readers
     from mixer.runtime import preemption
 
 
@@ -48,18 +47,18 @@ class Sweep:
           stop: tells when to save and leave; never, if not given.
 
         Raises:
-          UserError: a config is wrong, its data is not there, or a folder holds a run of another config.
+          UserError: a config is wrong, its data is not there, or a folder holds a run of another config or on other
+            data.
         """
         self._spec, self._overrides, self._workdir, self._stop = spec, overrides, epath.Path(workdir), stop
         self._rates, self._seeds = {name: sorted(set(given)) for name, given in rates.items()}, range(num_seeds)
-        # Training images of each task, and whether while its learning rate is chosen.
-        self._num_examples: dict[tuple[str, bool], int] = {}
+        # Of each task, and whether while its learning rate is chosen.
+        self._data = {
+            (name, dev): series.opened(self._config(name, self._rates[name][0], 0, dev), self._workdir / "cache")
+            for name in rates
+            for dev in (True, False)
+        }
         for name in rates:
-            for dev in (True, False):
-                data = self._config(name, self._rates[name][0], 0, dev).input
-                cache = self._workdir / "cache"
-                readers.open_source(data, data.eval_split, cache)  # what is missing is told now
-                self._num_examples[name, dev] = readers.open_source(data, data.train_split, cache).num_examples
             finals = [run for rate in self._rates[name] for run in self._final_runs(name, rate)]
             for run in (*self._grid_runs(name).values(), *finals):
                 run.result()
@@ -74,12 +73,14 @@ class Sweep:
         runs = sum((len(rates) if len(rates) > 1 else 0) + len(self._seeds) for rates in self._rates.values())
         of_all = series.Series(runs, self._stop)
         for name, rates in self._rates.items():
-            results = {rate: of_all.finished(run) for rate, run in self._grid_runs(name).items()}
-            grid = {rate: result.get("val/accuracy") for rate, result in results.items()}
+            runs_of_grid = self._grid_runs(name)
+            results = {rate: of_all.finished(run) for rate, run in runs_of_grid.items()}
+            grid = {rate: result.get(runs_of_grid[rate].metric) for rate, result in results.items()}
             chosen = choose(grid) if grid else rates[0]
             if chosen is None:
                 raise UserError(f"{name}: the loss was not finite with any learning rate; give lower --learning_rates")
-            finals = [of_all.finished(run) for run in self._final_runs(name, chosen)]
+            final_runs = self._final_runs(name, chosen)
+            finals = [of_all.finished(run) for run in final_runs]
             counts = [int(final["val/count"]) for final in finals if final]
             yield (
                 name,
@@ -87,7 +88,7 @@ class Sweep:
                     grid=grid,
                     dev_count=int(results[chosen]["val/count"]) if grid else None,
                     chosen=chosen,
-                    seeds=[final.get("val/accuracy") for final in finals],
+                    seeds=[final.get(run.metric) for run, final in zip(final_runs, finals, strict=True)],
                     count=counts[0] if counts else None,
                 ),
             )
@@ -108,8 +109,7 @@ class Sweep:
     def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> series.Run:
         config = self._config(name, rate, seed, dev)
         title = f"{name}, learning rate {rate}" + ("" if dev else f", seed {seed}")
-        total_steps = durations.steps(config, "total", self._num_examples[name, dev])
-        return series.Run(title, self._workdir / name / label, config, total_steps)
+        return series.Run(title, self._workdir / name / label, config, self._data[name, dev])
 
     def _grid_runs(self, name: str) -> dict[float, series.Run]:
         """Returns the runs on the dev split by learning rate; none if there is only one rate."""

@@ -116,11 +116,11 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
         else:
             state = runs.first_state(run, weights)
         owed = runs.owed(run, step)
+        runs.check_stop(run, step)
         if step >= run.steps.total and not owed:  # nothing is written to the folder of a run that is done
             console.keep(f"the run in {workdir} is done: it stands at step {step} of {run.steps.total}")
             checkpoints.close()
             return
-        runs.check_stop(run, step)
         # All this is written only now: if the weights had not fitted, another attempt could use the same folder.
         if jax.process_index() == 0:
             for warning in history.warnings(run.before[-1], run.start) if run.before and step else ():

@@ -97,6 +97,7 @@ def test_what_does_not_fit_is_compiled_with_each_remedy(mesh):
     text = preflight.report({**found, "topology": "here", "libtpu": "none"})
     assert "does NOT fit" in text
     assert re.search(r"with --config.sharding=fully_sharded +fits, 0\.\d\d GiB", text)
+    assert "note      float32 products are one bfloat16 pass" in text
 
 
 @pytest.mark.parametrize(

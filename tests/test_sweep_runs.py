@@ -1,5 +1,6 @@
 """The runs of a sweep: which learning rate is chosen, what each run is made of, and what is done only once."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -42,6 +43,9 @@ def test_the_choice_of_a_learning_rate(grid, chosen):
     assert choose(grid) == chosen
 
 
+CLASSES = [str(number) for number in range(10)]  # as TFDS has them of data that it did not build
+
+
 def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> sweep_runs.Sweep:
     settings = {**TINY, "input.data_dir": data_dir, **overrides}
     spec = str(ROOT / "configs" / "finetune.py:model=s16,size=32")
@@ -51,7 +55,7 @@ def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> s
 def keep(config, workdir, accuracy: float) -> dict[str, float]:
     """Leaves in the folder what a run leaves there, as far as the sweep reads it."""
     workdir.mkdir(parents=True)
-    run_folder.save(config, ["a", "b"], workdir)
+    run_folder.save(config, CLASSES, workdir)
     if math.isnan(accuracy):
         raise DivergedError("loss or gradient is not finite at step 3 (loss nan): the run stops")
     result = {"step": config.total_steps, "val/accuracy": accuracy, "val/count": 50}
@@ -68,7 +72,7 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
         return {"val/accuracy": {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}[config.optimizer.learning_rate], "val/count": 50}
 
     monkeypatch.setattr(series, "train", fake_train)
-    ((name, found),) = make_sweep(data_dir, tmp_path, rates=(0.06, 0.03, 0.01), ema_decay=0.5).outcomes()
+    ((name, found),) = make_sweep(data_dir, tmp_path, rates=(0.06, 0.03, 0.01), label_smoothing=0.5).outcomes()
     assert (name, found.chosen, found.seeds) == ("cifar10", 0.03, [0.4])
     assert found.grid == {0.01: 0.2, 0.03: 0.4, 0.06: 0.4}
     assert list(seen) == ["lr_0.01", "lr_0.03", "lr_0.06", "lr_0.03_seed_0"]
@@ -76,7 +80,7 @@ def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
     for folder, config in seen.items():
         expected = (row.train, row.test) if folder.endswith("_seed_0") else (row.sweep_train, row.sweep_dev)
         assert (config.input.train_split, config.input.eval_split) == expected
-        assert (config.optimizer.name, config.total_steps, config.ema_decay) == ("momentum", 4, 0.5)
+        assert (config.optimizer.name, config.total_steps, config.label_smoothing) == ("momentum", 4, 0.5)
         assert config.is_locked
 
 
@@ -132,12 +136,18 @@ def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, t
     assert list(make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=3).outcomes()) == [("cifar10", found)]
     assert "[2/3] cifar10, learning rate 0.02, seed 1  diverged before" in capsys.readouterr().out
 
-    made_by = {"device": "1 x cpu", "versions": {"jax": "0"}, "command": "python", "eval_crop": "resize_square"}
+    made_by = {"device": "1 x cpu", "versions": {"jax": "0"}, "command": "python"}
+    made_by |= {"eval_crop": "resize_square", "averaged": True}
     sweep_results.write(epath.Path(tmp_path), {"cifar10": found}, paper.find("H/14", "jft", 448), made_by)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["tasks"]["cifar10"]["seeds"] == [0.5, None, 0.7]
     assert (results["eval_crop"], results["paper"]["eval_crop"]) == ("resize_square", "resize_square")
-    assert "| cifar10 | 60.00 | 14.14 | 2 (1 diverged) | 50 |" in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "| cifar10 | 60.00 | 14.14 | 2 (1 diverged) | 50 |" in text
+    assert "in per cent of the averaged parameters, evaluated" in text
+    assert sweep_results.other_tasks(epath.Path(tmp_path), ["cifar100"]) == ["cifar10"]
+    assert sweep_results.other_tasks(epath.Path(tmp_path), ["cifar100", "cifar10"]) == []
+    assert sweep_results.other_tasks(epath.Path(tmp_path) / "missing", ["cifar100"]) == []
 
 
 def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):
@@ -189,6 +199,59 @@ def test_runs_from_other_weights_under_the_same_name_are_not_mixed(data_dir, tmp
     ((_, found),) = make_sweep(data_dir, tmp_path / "sweep", seeds=2, **options).outcomes()  # nothing is left to train
     with pytest.raises(UserError, match=r"holds other weights for .*lr_0.03_seed_2 than .*lr_0.01 began from: give"):
         list(make_sweep(data_dir, tmp_path / "sweep", seeds=3, **options).outcomes())
+
+
+def test_runs_on_other_data_are_not_mixed(data_dir, tmp_path, monkeypatch):
+    """Their config is the same: the folder of the data has been prepared anew, or is another."""
+    noted = {}
+
+    def fake_train(config, workdir, console, stop):
+        result = keep(config, workdir, 0.5)
+        data = series.opened(config, tmp_path / "cache").facts
+        noted[workdir.name] = history.Start(0, "", "", {}, {}, 8, {}, {}, dict(data))
+        history.add(workdir, noted[workdir.name])
+        return result
+
+    monkeypatch.setattr(series, "train", fake_train)
+    list(make_sweep(data_dir, tmp_path).outcomes())
+    make_sweep(data_dir, tmp_path, seeds=2)
+    name = "the number of examples of the data of evaluator val (cifar10 test)"
+    assert noted["lr_0.01_seed_0"].data[name] == "50"
+    other = dataclasses.replace(noted["lr_0.01_seed_0"], data={**noted["lr_0.01_seed_0"].data, name: "25"})
+    history.add(tmp_path / "cifar10" / "lr_0.01_seed_0", other)
+    with pytest.raises(UserError, match=r"lr_0.01_seed_0 holds a run on other data \(.*25 before, 50 now\): give"):
+        make_sweep(data_dir, tmp_path, seeds=2)
+
+
+def test_the_averaged_parameters_count_where_there_are_any(data_dir, tmp_path, monkeypatch, capsys):
+    def fake_train(config, workdir, *_):
+        rate = config.optimizer.learning_rate
+        return keep(config, workdir, 1 - rate) | {"val_ema/accuracy": rate}
+
+    monkeypatch.setattr(series, "train", fake_train)
+    ((_, found),) = make_sweep(data_dir, tmp_path, ema_decay=0.9).outcomes()
+    assert (found.chosen, found.grid, found.seeds) == (0.03, {0.01: 0.01, 0.03: 0.03}, [0.03])
+
+
+def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_path, monkeypatch):
+    """Its metrics are written first."""
+    ran = []
+
+    def fake_train(config, workdir, *_):
+        ran.append(workdir.name)
+        (workdir / "checkpoints" / "4").mkdir(parents=True)
+        return {"val/accuracy": 0.5, "val/count": 50}
+
+    monkeypatch.setattr(series, "train", fake_train)
+    sweep = make_sweep(data_dir, tmp_path, rates=(0.02,))
+    (run,) = sweep._final_runs("cifar10", 0.02)
+    keep(run.config, run.folder, 0.7)
+    assert run.result()["val/accuracy"] == 0.7  # somebody has deleted its checkpoints
+    (run.folder / "checkpoints" / "2").mkdir(parents=True)
+    assert run.result() is None
+    list(sweep.outcomes())
+    assert ran == ["lr_0.02_seed_0"]
+    assert run.result()["val/accuracy"] == 0.7
 
 
 def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch):

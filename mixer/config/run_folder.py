@@ -18,6 +18,7 @@ from mixer.runtime.errors import UserError, first_line
 _log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+DIVERGED_FILE = "diverged.txt"  # of a run of a series whose loss was no longer finite: what it said
 CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outputs
 
 # Settings that may change when a run is continued, because they do not change what is computed: where data lies, how
@@ -123,6 +124,14 @@ def decided(config: ConfigDict, before: Mapping[str, Any], of_new: Mapping[str, 
     return config.lock()
 
 
+def diverged(workdir: epath.PathLike) -> str | None:
+    """Returns what a run of a series said when its loss was no longer finite; None if it was."""
+    try:
+        return files.read_text(epath.Path(workdir) / DIVERGED_FILE).strip()
+    except FileNotFoundError:
+        return None
+
+
 def load_class_names(workdir: epath.PathLike) -> list[str] | None:
     """Reads the names of a run's classes; None if the folder has none."""
     try:
@@ -162,7 +171,7 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
             )
     if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another --workdir, or "
+            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another folder, or "
             "mixer.train --allow_config_change to continue it with this one"
         )
     return list(changed.values())

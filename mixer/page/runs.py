@@ -59,15 +59,19 @@ def read(workdirs: Sequence[str]) -> list[Run]:
     """Reads the folders of runs.
 
     Raises:
-      UserError: a folder is not that of a run, or has no metrics yet.
+      UserError: a folder is not that of a run, has no metrics yet, or is given twice.
     """
     found = []
+    paths = [workdir.rstrip("/") for workdir in workdirs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"--workdir: {twice[0]} is given twice")
     for name, workdir in zip(_short(workdirs), workdirs, strict=True):
         path = epath.Path(workdir)
         config = run_folder.load_config(path)
         lines = read_metrics(path)
         if not lines:
-            raise UserError(f"{path} has no metrics yet: the run has not logged a step")
+            why = run_folder.diverged(path) or "the run has not logged a step yet"
+            raise UserError(f"{path} has no metrics: {why}")
         found.append(Run(name, path, config, history.read(path), lines))
     return found
 
@@ -87,7 +91,7 @@ def summary(runs: Sequence[Run]) -> Rows:
         ("model", [models.name_of(models.create(num_classes=0, **run.config.model)) for run in runs]),
         ("data", [f"{run.config.input.dataset}, {run.config.input.train_split}" for run in runs]),
         ("image size", [f"{run.config.input.image_size} pixels" for run in runs]),
-        ("steps", [f"{run.lines[-1]['step']:,} of {run.config.batch_size:,} images" for run in runs]),
+        ("steps", [f"{run.lines[-1]['step']:,} of {_batch_sizes(run)} images" for run in runs]),
         ("started from", [run.config.init_from or "random weights" for run in runs]),
         ("optimizer", [f"{run.config.optimizer.name}, {run.config.optimizer.learning_rate:g}" for run in runs]),
         ("seed", [str(run.config.seed) for run in runs]),
@@ -97,11 +101,17 @@ def summary(runs: Sequence[Run]) -> Rows:
     rows += [(name, [_number(run, name) for run in runs]) for name in _in_any(runs, r".+/loss")]
     speed, wait = "train/images_per_sec_per_core", "train/device_wait_share"
     rows += [
-        ("images a second on each core, last", [_number(run, speed) for run in runs]),
-        ("waiting for images, last", [f"{run.last(wait).get(wait, math.nan):.1%}" for run in runs]),
+        ("images a second on each core, last", [_measured(run, speed, ".4g") for run in runs]),
+        ("waiting for images, last", [_measured(run, wait, ".1%") for run in runs]),
         ("devices", [", ".join({start.machine.get("devices", ""): None for start in run.starts}) for run in runs]),
     ]
     return rows
+
+
+def _batch_sizes(run: Run) -> str:
+    """Returns the images in a step, in their order if a later start changed them."""
+    sizes = dict.fromkeys(start.batch_size for start in history.not_undone(run.starts)) or [run.config.batch_size]
+    return " and then ".join(f"{size:,}" for size in sizes)
 
 
 def _in_any(runs: Sequence[Run], pattern: str) -> list[str]:
@@ -114,18 +124,24 @@ def _share(run: Run, name: str) -> str:
         return ""
     evaluator, _, metric = name.rpartition("/")
     count = run.last(re.escape(f"{evaluator}/labelled")) or run.last(re.escape(f"{evaluator}/count"))
+    if not math.isfinite(found[name]):
+        return str(found[name])
     if metric != "accuracy" or not count:
         spread = run.last(re.escape(f"{name}_std"))
         return f"{found[name]:.2%}" + "".join(f" ± {value:.2%}" for value in spread.values())
     (images,) = count.values()
-    if not math.isfinite(found[name]):
-        return str(found[name])
     return f"{found[name]:.2%} ({round(found[name] * images):,} of {images:,.0f})"
 
 
 def _number(run: Run, name: str) -> str:
     found = run.last(re.escape(name))
     return f"{found[name]:.4g}" if found else ""
+
+
+def _measured(run: Run, name: str, form: str) -> str:
+    """Returns what needs two steps to be measured; nothing of a run that has logged the first one alone."""
+    value = run.last(re.escape(name)).get(name, math.nan)
+    return f"{value:{form}}" if math.isfinite(value) else ""
 
 
 def differences(runs: Sequence[Run]) -> Rows:

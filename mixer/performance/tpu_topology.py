@@ -27,6 +27,13 @@ KINDS = {
 # A host of v4 shows the two cores of a chip as one device. libtpu describes them as two unless it is told.
 _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
 
+# Slices whose one host has another number of chips than libtpu takes for granted, which is four.
+_HOSTS = {
+    f"{kind}:{shape}": {"chips_per_host_bounds": (*map(int, shape.split("x")), 1)}
+    for kind in ("v5e", "v6e")
+    for shape in ("1x1", "2x4")
+}
+
 # These variables keep libtpu from searching for a TPU, waiting for it and logging errors. Variables that are already
 # set, as on a machine with a TPU, keep their values.
 _WITHOUT_A_TPU = {
@@ -50,7 +57,8 @@ def mesh_of(spec: str) -> Mesh:
     for name, value in _WITHOUT_A_TPU.items():
         os.environ.setdefault(name, value)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=spec, **_CHIP_CONFIGS.get(kind, {}))
+        options = _CHIP_CONFIGS.get(kind, {}) | _HOSTS.get(spec, {})
+        described = topologies.get_topology_desc(platform="tpu", topology_name=spec, **options)
     except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:

@@ -278,7 +278,7 @@ def check_data(changes: Sequence[str], workdir: epath.PathLike, allow_change: bo
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(changes[:_SHOWN])}{more}): give the same data, or "
-            "another --workdir, or mixer.train --allow_data_change to continue it with these"
+            "another folder, or mixer.train --allow_data_change to continue it with these"
         )
 
 

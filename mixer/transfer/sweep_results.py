@@ -1,13 +1,17 @@
 """The results of a fine-tuning sweep: an outcome for each task, and the table with the paper's numbers."""
 
 import dataclasses
+import json
 import statistics
+from collections.abc import Collection
 from typing import Any
 
 from etils import epath
 
 from mixer.config import paper, tasks
 from mixer.runtime import files, json_text
+
+RESULTS_FILE = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +88,9 @@ def _seeds(outcome: Outcome) -> str:
     return f"{len(outcome.finite)} ({diverged} diverged)" if diverged else str(len(outcome.finite))
 
 
-def note(row: paper.Row | None, eval_crop: str) -> str:
-    """What the numbers of the table are: ours and the paper's."""
-    ours = f"Accuracies in per cent, evaluated with eval_crop={eval_crop}."
+def note(row: paper.Row | None, eval_crop: str, averaged: bool = False) -> str:
+    """What the numbers of the table are: ours, of averaged parameters or the last ones, and the paper's."""
+    ours = f"Accuracies in per cent{' of the averaged parameters' * averaged}, evaluated with eval_crop={eval_crop}."
     if row is None:
         return f"{ours} The paper has no row for this model."
     crop = "the same crop" if row.eval_crop == eval_crop else f"the other crop, {row.eval_crop}"
@@ -96,12 +100,28 @@ def note(row: paper.Row | None, eval_crop: str) -> str:
     )
 
 
+def other_tasks(workdir: epath.Path, names: Collection[str]) -> list[str]:
+    """Returns the tasks of the table in a folder that are not among these; none if there is no table."""
+    try:
+        there = json.loads(files.read_text(workdir / RESULTS_FILE))["tasks"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [name for name in there if name not in names]
+
+
 def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | None, made_by: dict[str, Any]) -> None:
-    """Writes results.md and results.json to the folder of the runs."""
+    """Writes results.md and results.json to the folder of the runs.
+
+    Args:
+      workdir: the folder.
+      outcomes: of the tasks.
+      row: of the paper, if it has one.
+      made_by: `eval_crop`, `averaged` (parameters), `device`, `versions`, `command`, and more for results.json.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
     files.write_text(
         workdir / "results.md",
-        f"{table(outcomes, row)}\n\n{note(row, made_by['eval_crop'])}\n\n"
+        f"{table(outcomes, row)}\n\n{note(row, made_by['eval_crop'], made_by['averaged'])}\n\n"
         f"Made on {made_by['device']} with {versions} by:\n\n    {made_by['command']}\n",
     )
     each = {
@@ -110,4 +130,4 @@ def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | No
     }
     published = row and {**dataclasses.asdict(row), "eval_crop": row.eval_crop}
     results = {"tasks": each, "average_of_five": average(outcomes), "paper": published, **made_by}
-    files.write_text(workdir / "results.json", json_text.dumps(results, indent=2) + "\n")
+    files.write_text(workdir / RESULTS_FILE, json_text.dumps(results, indent=2) + "\n")

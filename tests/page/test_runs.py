@@ -6,9 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from mixer.config import recipe
+from mixer.config import recipe, run_folder
 from mixer.page import runs, write
 from mixer.runtime.errors import UserError
+from mixer.training import history
 
 
 def write_run(folder, lines, **settings):
@@ -29,6 +30,33 @@ def test_shares_have_their_counts(tmp_path):
     rows = dict(runs.summary(runs.read([write_run(tmp_path / "a", lines)])))
     assert rows["val/accuracy"] == ["50.00% (4 of 8)"]
     assert rows["few/digits_5shot"] == ["25.00% ± 12.50%"]
+
+
+def test_what_was_not_measured_is_no_number(tmp_path):
+    lines = [line(1, train__device_wait_share=None, val__accuracy=0.5, val__count=8)]
+    rows = dict(runs.summary(runs.read([write_run(tmp_path / "a", lines)])))
+    assert rows["waiting for images, last"] == rows["images a second on each core, last"] == [""]
+    rows = dict(runs.summary(runs.read([write_run(tmp_path / "b", [line(9, train__device_wait_share=0.125)])])))
+    assert rows["waiting for images, last"] == ["12.5%"]
+
+
+def test_steps_of_several_sizes_are_told_apart(tmp_path):
+    folder = write_run(tmp_path / "a", [line(12)], batch_size=64)
+    assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 64 images"]
+    for step, size in ((0, 32), (6, 64), (9, 64)):
+        history.add(folder, history.Start(step, "", "", {}, {}, size, {}, {}, {}))
+    assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 32 and then 64 images"]
+
+
+def test_folders_that_cannot_be_compared_are_refused(tmp_path):
+    folder, diverged = write_run(tmp_path / "a", [line(1)]), write_run(tmp_path / "b", [])
+    with pytest.raises(UserError, match=r"^--workdir: .*/a is given twice$"):
+        runs.read([folder, f"{folder}/"])
+    with pytest.raises(UserError, match=r"/b has no metrics: the run has not logged a step yet$"):
+        runs.read([diverged])
+    (tmp_path / "b" / run_folder.DIVERGED_FILE).write_text("loss is not finite\n")
+    with pytest.raises(UserError, match=r"/b has no metrics: loss is not finite$"):
+        runs.read([folder, diverged])
 
 
 def test_images_without_a_label_do_not_count_for_accuracy(tmp_path):
@@ -91,5 +119,5 @@ def test_what_is_no_run_is_told(tmp_path, files):
     for name in ("config.json", "metrics.jsonl"):
         if name not in files:
             (tmp_path / "a" / name).unlink()
-    with pytest.raises(UserError, match="not the config of a run" if not files else "no metrics yet"):
+    with pytest.raises(UserError, match="not the config of a run" if not files else "has no metrics: the run has not"):
         runs.read([folder])

@@ -150,7 +150,7 @@ def test_scaling(tmp_path):
 
 def test_a_mistake_is_one_line_and_trains_nothing(data_dir, tmp_path):
     other = tmp_path / "other"
-    (other / "bit_pixels_0").mkdir(parents=True)
+    (other / "bit_pixels_0" / "checkpoints" / "5").mkdir(parents=True)
     run_folder.save(checks.checked(recipe.base()), ["a", "b"], other / "bit_pixels_0")
     mistakes = {
         ("--epochs=0",): "error: --epochs=0.0: expected a finite number above 0",

@@ -202,7 +202,8 @@ def test_of_two_runs_that_differ_in_epochs(epochs, others, tmp_path, capsys):
 def test_published_weights_and_a_sweep_of_them(tmp_path, capsys):
     tuned = write_run(tmp_path / "tuned", finetuning("L/16-i21k"))
     outcome = sweep_results.Outcome({}, None, 0.03, [0.75, 0.85], 50_000)
-    made_by = {"eval_crop": "resize_small", "device": "8 x TPU v3", "versions": {}, "command": "mixer-sweep"}
+    made_by = {"eval_crop": "resize_small", "averaged": False, "device": "8 x TPU v3", "versions": {}}
+    made_by["command"] = "mixer-sweep"
     row = paper.find("B/16", "i21k", 224)
     sweep_results.write(epath.Path(tmp_path), dict.fromkeys(tasks.AVG5, outcome), row, made_by)
     tables, told = printed(capsys, tuned, tmp_path)

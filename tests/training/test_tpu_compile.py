@@ -119,6 +119,15 @@ def test_cores_and_the_memory_that_the_compiler_allows(topology, cores, gib):
     assert tpu_topology.memory_of(mesh) / 2**30 == pytest.approx(gib, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("topology", "chips", "hosts"),
+    [("v5e:1x1", 1, 1), ("v5e:2x4", 8, 1), ("v6e:1x1", 1, 1), ("v6e:2x4", 8, 1), ("v6e:4x4", 16, 4)],
+)
+def test_slices_have_the_hosts_that_docs_tpu_says(topology, chips, hosts):
+    mesh = tpu_topology.mesh_of(topology)
+    assert (mesh.size, tpu_topology.num_hosts(mesh)) == (chips, hosts)
+
+
 def test_a_loop_over_blocks_is_counted_with_all_its_iterations():
     written_out, loop = (
         preflight(*B16, "--config.model.num_blocks=3", f"--config.model.scan={scan}") for scan in (False, True)
