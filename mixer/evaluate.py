@@ -30,7 +30,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 
     from mixer import models
     from mixer.data.pixels import crops
-    from mixer.evaluation import scoring
+    from mixer.evaluation import few_shot, scoring
     from mixer.transfer import loading
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def _features_scored(
     through = functools.partial(console.counted, "computing features")
     with _flags_in_messages():
         metrics = scoring.few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
-    return metrics, {name: settings[name] for name in ("train_split", "eval_crop", "seeds")}, []
+    used = few_shot.input_of(settings, config)
+    of_images = {"eval_crop": used.eval_crop, "eval_resize": crops.eval_resize(used)}
+    return metrics, {"train_split": settings.train_split, "seeds": settings.seeds, **of_images}, []
 
 
 @contextlib.contextmanager

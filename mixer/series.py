@@ -87,21 +87,23 @@ class Run:
           UserError: the folder holds a run of another config, or on other data.
         """
         diverged = run_folder.diverged(self.folder) is not None
-        lines = [line for line in read_metrics(self.folder) if line["step"] == self.total_steps and "val/count" in line]
+        evaluated = [line for line in read_metrics(self.folder) if line["step"] and "val/count" in line]
         saved = checkpoint_reader.steps_of(self.folder)
-        if not (diverged or lines or saved):
+        if not (diverged or evaluated or saved):
             return None  # it has nothing to continue, so it may begin anew with another config
         before = history.settings(self.folder)
         config = init_from.with_token_width(self.config, None, before)
         # The folder has the run's own values; these stand in for those that an earlier version did not write.
         undecided = {"input.shuffle_block": 1, "model.dtype": "float32"}
-        run_folder.check_same(run_folder.decided(config, before, undecided), self.folder)
+        run_folder.check_same(run_folder.decided(config, before, undecided), self.folder, allow_change=None)
         starts, names = history.since_it_began(history.read(self.folder)), history.class_names(self.folder)
         changes = history.data_changes(starts, names, dict(self.data.facts), self.data.class_names)
-        history.check_data(changes, self.folder, allow_change=False)
+        history.check_data(changes, self.folder, allow_change=None)
         if diverged:
             return {}
-        is_saved = not saved or self.total_steps in saved  # the metrics are written first; somebody may have made room
+        lines = [line for line in evaluated if line["step"] == self.total_steps]
+        # Metrics are written before a checkpoint, and whoever needs room deletes all checkpoints of a run.
+        is_saved = not saved or self.total_steps in saved
         return lines[-1] if lines and is_saved else None
 
 
@@ -159,7 +161,8 @@ class Series:
         """
         if run.config.init_from is None:
             return
-        digest = history.first_weights(history.read(run.folder)).get("digest")
+        begun = done or checkpoint_reader.has_checkpoints(run.folder)  # an attempt that saved nothing does not count
+        digest = history.first_weights(history.read(run.folder)).get("digest") if begun else None
         if digest is None:
             if done or not self._began:  # of an earlier version; or the first run, which shows what the file holds
                 return

@@ -84,7 +84,8 @@ def train(
             continues = checkpoint_reader.has_checkpoints(workdir)
             if config.init_from and not continues:
                 weights = init_from.loaded(config)
-            config = init_from.with_token_width(config, weights, history.settings(workdir) if continues else {})
+            before = history.settings(workdir) if continues and config.init_from else {}
+            config = init_from.with_token_width(config, weights, before)
             run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
             meeting.compare(_alike(run), within=_OPENED_WITHIN)
         _run(run, weights)

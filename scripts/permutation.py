@@ -108,7 +108,7 @@ def _config(model: str, way: str, seed: int) -> ConfigDict:
 
 
 def _accuracy(run: Any) -> float:
-    return float(run.result()["val/accuracy"])
+    return float(run.result()[run.metric])
 
 
 def _drop(of: dict[str, list[float]], way: str) -> str:

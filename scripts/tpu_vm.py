@@ -11,7 +11,7 @@ You may interrupt this program: the training goes on, and the same `run` command
 import argparse
 import contextlib
 import functools
-import json
+import hashlib
 import os
 import pathlib
 import posixpath
@@ -109,6 +109,12 @@ echo "$state"
 tail -c +{first_byte} train.log 2> /dev/null || true"""
 
 
+# Prints a digest of the code on worker 0, then the command line of its training.
+BEGUN = """\
+sha256sum < ~/mixer.tar.gz | cut -c 1-64
+tr '\\0' '\\n' < "/proc/$(cat ~/mixer/pid)/cmdline\""""
+
+
 def config_of(train: Sequence[str]) -> str:
     """Returns the --config of the training's arguments.
 
@@ -139,6 +145,18 @@ def check_tracked(config: str, tracked: Sequence[str]) -> None:
         )
 
 
+def training_of(args: argparse.Namespace) -> str:
+    """Returns the script that trains on each worker."""
+    hosts = parse_type(args.type)[1]
+    words = [*args.train, f"--workdir={args.workdir}", *["--distributed"] * (hosts > 1)]
+    return TRAIN.format(train=shlex.join(words))
+
+
+def archive_of(args: argparse.Namespace) -> pathlib.Path:
+    """Returns where the code of a training is kept for its relaunches."""
+    return ARCHIVES / f"mixer-{args.project}-{args.zone}-{args.name}.tar.gz"
+
+
 def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[str]]:
     """Returns all commands by name. `offset` is the first byte of the log to print."""
     # The queued resource and its node have the same name.
@@ -147,18 +165,19 @@ def build_commands(args: argparse.Namespace, offset: int = 0) -> dict[str, list[
     # Without the two ssh flags, a vanished machine would be noticed only after TCP's own timeout.
     ssh = [*node, "ssh", *where, "--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=30"]
     tail = 'tail -n 30 ~/mixer/train.log | sed "s/^/$(hostname): /"'
-    archive, new = f"{ARCHIVES}/mixer-{args.name}.tar.gz", f"{ARCHIVES}/mixer-{args.name}.new.tar.gz"
-    image, hosts = parse_type(args.type) if args.command == "run" else ("", 1)
+    archive, new = str(archive_of(args)), f"{archive_of(args)}.new"
+    is_run = args.command == "run"
+    image = parse_type(args.type)[0] if is_run else ""
     create = [f"--node-id={args.name}", f"--accelerator-type={args.type}", *["--spot"] * args.spot]
     create += [f"--runtime-version={args.runtime_version or image}", *args.create_flag]
-    train = [*args.train, f"--workdir={args.workdir}", *["--distributed"] * (hosts > 1)]
-    start = START.format(shell=shlex.quote(TRAIN.format(train=shlex.join(train))))
+    start = START.format(shell=shlex.quote(training_of(args))) if is_run else ""
     return {
         "tracked": [*GIT, "ls-files", "-z"],
         "uncommitted": [*GIT, "status", "--porcelain"],
         "folder": ["mkdir", "-p", str(ARCHIVES)],
         "pack": [*GIT, "archive", "--format=tar.gz", f"--output={new}", "HEAD"],
         "adopt": ["mv", new, archive],
+        "begun": [*ssh, "--worker=0", f"--command={BEGUN}"],
         "create": [*queue, "create", *where, *create],
         "queue": [*queue, "describe", *where, "--format=value(state.state,state.failedData.error.message)"],
         "node": [*node, "describe", *where, "--format=value(state)"],
@@ -184,9 +203,7 @@ class Launcher:
         self.args = args
         self.commands = build_commands(args)
         self.trains: bool | None = None  # whether the training runs, as far as is known
-        self.arguments = [*args.train, f"--workdir={args.workdir}"]
-        self.begun_with = ARCHIVES / f"mixer-{args.name}.json"  # the arguments of the training, beside its code
-        self.keeps_code = False  # whether a relaunch has the code and the arguments with which the training began
+        self.keeps_code = False  # whether the archive has the code with which the training began
 
     def call(self, name: str, capture: bool = False) -> bytes:
         """Runs a command.
@@ -308,31 +325,24 @@ class Launcher:
                 return PREEMPTED if state == "lost" else int(state.removeprefix("exited "))
             time.sleep(self.args.poll_seconds)
 
-    def adopt(self) -> None:
-        """Makes the code that was packed, and the arguments that were given, those of the training from here on."""
-        self.call("adopt")
-        if not self.args.dry_run:
-            self.begun_with.write_text(json.dumps(self.arguments))
-        self.keeps_code = True
-
     def check_follows(self) -> None:
-        """Says that a training runs already, and what a relaunch will start.
+        """Says that a training runs already, and with which code a relaunch will continue it.
 
         Raises:
-          LaunchError: it was begun with other arguments.
+          LaunchError: it has other arguments.
         """
-        says = f"following the training that already runs on {self.args.name}"
-        if not self.begun_with.exists():
-            say(f"{says}, which was begun elsewhere; a relaunch has the code of here and the arguments after --")
-            return
-        begun = json.loads(self.begun_with.read_text())
-        if begun != self.arguments:
+        begun = functools.partial(self.call, "begun", capture=True)
+        digest, _, command = self.patiently(begun).decode(errors="replace").partition("\n")
+        if training_of(self.args) not in command:
+            training = re.search("mixer.train (.*) > ", command)
             raise LaunchError(
-                f"the training that runs on {self.args.name} has other arguments: give {shlex.join(begun)}, or delete "
-                "the slice, or give another --name"
+                f"the training that runs on {self.args.name} has other arguments ({training[1] if training else ''}): "
+                "give these, or delete the slice, or give another --name"
             )
-        say(f"{says}; a relaunch has the code with which it began")
-        self.keeps_code = True
+        archive = archive_of(self.args)
+        self.keeps_code = archive.exists() and hashlib.sha256(archive.read_bytes()).hexdigest() == digest
+        code = "it began" if self.keeps_code else "this repository has now, since its own is not here"
+        say(f"following the training that already runs on {self.args.name}; a relaunch has the code with which {code}")
 
     def train_on_slice(self) -> int:
         """Trains until the training ends or the slice is lost. Returns the exit status, or PREEMPTED."""
@@ -343,7 +353,8 @@ class Launcher:
             else:
                 say(f"setting up {self.args.name}")
                 if not self.keeps_code:
-                    self.adopt()
+                    self.call("adopt")
+                    self.keeps_code = True
                 for name in ("copy", "setup", "start"):
                     self.patiently(functools.partial(self.call, name))
             self.trains = True
@@ -366,6 +377,13 @@ class Launcher:
             raise LaunchError("uncommitted changes would not be copied to the slice: commit or stash them")
         self.call("folder")
         self.call("pack")  # before anything is rented
+        try:
+            self.train_to_the_end()
+        finally:
+            pathlib.Path(f"{archive_of(self.args)}.new").unlink(missing_ok=True)
+
+    def train_to_the_end(self) -> None:
+        """Trains, on one slice after the other."""
         bill = f"{self.args.name} still costs money; to delete it: {shlex.join(self.commands['delete'])}"
         for relaunches in range(self.args.max_relaunches + 1):
             if relaunches:

@@ -108,6 +108,7 @@ def test_few_shot_accuracy_of_a_run(run):
         "train_split": "train",
         "split": "validation",
         "eval_crop": "resize_square",
+        "eval_resize": 18,  # 8/7 of 16, as in a run's own few-shot evaluation; the run's input has 16
         "seeds": 2,
     }
     assert {name: found[name] for name in asked} == asked

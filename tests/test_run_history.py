@@ -29,6 +29,7 @@ from mixer.runtime.errors import UserError
 from mixer.training import facts, history
 from mixer.training.metrics import read_metrics
 from mixer.transfer import loading
+from tests import commands
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -197,6 +198,17 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     with pytest.raises(UserError, match="gone 'bee', new 'bug'"):
         train.train(on_folder(root), workdir)
     assert files_of(workdir) == before
+
+
+def test_of_several_processes_each_looks_before_it_joins_also_in_the_default_folder(tmp_path):
+    folder = tmp_path / "runs" / "cifar10_plain"
+    folder.mkdir(parents=True)
+    with lock.held(folder, print):
+        arguments = ("--config=cifar10_plain", "--distributed", "--coordinator=localhost:9", "--num_processes=2")
+        done = commands.run("mixer.train", *arguments, "--process_id=1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "runs/cifar10_plain is in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_evaluator_may_come_and_go_but_its_data_count(begun, tmp_path):

@@ -55,7 +55,8 @@ def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> s
 def keep(config, workdir, accuracy: float) -> dict[str, float]:
     """Leaves in the folder what a run leaves there, as far as the sweep reads it."""
     workdir.mkdir(parents=True)
-    run_folder.save(config, CLASSES, workdir)
+    decided = run_folder.decided(config, {}, {"input.shuffle_block": 1, "model.dtype": "float32"})
+    run_folder.save(decided, CLASSES, workdir)
     if math.isnan(accuracy):
         raise DivergedError("loss or gradient is not finite at step 3 (loss nan): the run stops")
     result = {"step": config.total_steps, "val/accuracy": accuracy, "val/count": 50}
@@ -231,6 +232,14 @@ def test_the_averaged_parameters_count_where_there_are_any(data_dir, tmp_path, m
     monkeypatch.setattr(series, "train", fake_train)
     ((_, found),) = make_sweep(data_dir, tmp_path, ema_decay=0.9).outcomes()
     assert (found.chosen, found.grid, found.seeds) == (0.03, {0.01: 0.01, 0.03: 0.03}, [0.03])
+
+
+def test_a_run_whose_checkpoints_are_gone_is_still_that_of_its_config(data_dir, tmp_path):
+    sweep = make_sweep(data_dir, tmp_path, rates=(0.02,))
+    (run,) = sweep._final_runs("cifar10", 0.02)
+    keep(run.config, run.folder, 0.7)
+    with pytest.raises(UserError, match=r" another config \(total_steps: 4 before, 3 now\): give another folder for it$"):
+        make_sweep(data_dir, tmp_path, rates=(0.02,), total_steps=3)
 
 
 def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_path, monkeypatch):

@@ -289,6 +289,8 @@ def test_a_run_that_stands_where_it_is_to_stop_goes_no_further(data_dir, tmp_pat
             train.train(config, tmp_path, stop=preemption.Stop(after=after))
     assert len(history.read(tmp_path)) == 1
     assert train.train(config, tmp_path, stop=preemption.Stop(after=12))["val/count"] == 8
+    with pytest.raises(UserError, match=r"^--stop_after=13: the run has only 12 steps; give fewer"):
+        train.train(config, tmp_path, stop=preemption.Stop(after=13))  # also of a run that is done
 
 
 def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_dir, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from mixer.evaluation import class_matching, classification, evaluator
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from mixer.training.step import Batch, normalize
 
 with epy.lazy_imports():  # it imports TensorFlow
@@ -44,6 +45,7 @@ class Lens:
         """Opens the split; see `classification.Classification`, which has the same arguments and errors."""
         assert isinstance(context.model, MlpMixer)
         self._config, self._context = classification.input_of(settings, context.input), context
+        self._split = settings.split
         source = readers.open_source(self._config, settings.split, context.cache_dir)
         self.source = class_matching.matched(source, context, self._config.dataset)
         self._step = jax.jit(functools.partial(_counts, context.model), out_shardings=devices.replicated(context.mesh))
@@ -58,6 +60,9 @@ class Lens:
 
         An image without a label does not count. If no image has one, there are no accuracies.
 
+        Raises:
+          UserError: no image can be read.
+
         Args:
           params: of the context's model; they may lie anywhere.
           through: passes the batches on, and may show how many are done.
@@ -65,13 +70,15 @@ class Lens:
         params = jax.device_put(params, devices.replicated(self._context.mesh))
         batches = evaluator.split_batches(self.source, self._config, self._context, through)
         with jax.default_matmul_precision("float32"):  # TPUs and GPUs round the factors of products by default
-            correct, labelled = evaluator.total(self._step(params, batch) for batch in batches)
+            correct, labelled, usable = evaluator.total(self._step(params, batch) for batch in batches)
+        if not usable:
+            raise UserError(f"no image of {self._config.dataset} {self._split} can be read")
         return [float(share) for share in correct / labelled] if labelled else []
 
 
-def _counts(model: MlpMixer, params: Any, batch: Batch) -> tuple[Array, Array]:
-    """Counts the correct guesses of a batch after each block, and the images that have a label."""
+def _counts(model: MlpMixer, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
+    """Counts the correct guesses of a batch after each block, the images with a label, and those that are usable."""
     guesses = jnp.argmax(logits_after_blocks(model, params, normalize(batch["image"])), axis=-1)
-    correct = jnp.any(guesses[:, :, None] == batch["labels"], axis=2)
+    correct = jnp.any(guesses[:, :, None] == batch["labels"][None], axis=2)
     labelled = batch["weight"] * jnp.any(batch["labels"] >= 0, axis=1)
-    return jnp.sum(correct * batch["weight"], axis=1), jnp.sum(labelled)
+    return jnp.sum(correct * batch["weight"][None], axis=1), jnp.sum(labelled), jnp.sum(batch["weight"])

@@ -18,7 +18,7 @@ from mixer.runtime.errors import UserError, first_line
 _log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-DIVERGED_FILE = "diverged.txt"  # of a run of a series whose loss was no longer finite: what it said
+DIVERGED_FILE = "diverged.txt"  # what a run of a series said when it ended because its loss was not finite
 CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outputs
 
 # Settings that may change when a run is continued, because they do not change what is computed: where data lies, how
@@ -125,7 +125,7 @@ def decided(config: ConfigDict, before: Mapping[str, Any], of_new: Mapping[str, 
 
 
 def diverged(workdir: epath.PathLike) -> str | None:
-    """Returns what a run of a series said when its loss was no longer finite; None if it was."""
+    """Returns what a run of a series said when it ended because its loss was not finite; None if it did not."""
     try:
         return files.read_text(epath.Path(workdir) / DIVERGED_FILE).strip()
     except FileNotFoundError:
@@ -141,8 +141,13 @@ def load_class_names(workdir: epath.PathLike) -> list[str] | None:
         return None
 
 
-def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool = False) -> list[str]:
+def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool | None = False) -> list[str]:
     """Compares the config with that of the run in the folder, if there is one.
+
+    Args:
+      config: of the run, decided.
+      workdir: the run's folder.
+      allow_change: whether --allow_config_change is given; None where there is no such flag.
 
     Returns:
       Each difference, such as "seed: 0 before, 1 now".
@@ -161,8 +166,10 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
     changed = {
         key: f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
         for key in sorted({**before, **now})
-        if before.get(key) not in (now.get(key), _LEFT_TO_THE_RUN.get(key, now.get(key)))
+        if before.get(key) != now.get(key)
     }
+    if config.init_from:
+        changed.pop("model.identity_init", None)  # it was allowed and not read
     for name in _AT_THE_START:
         if name in changed:
             raise UserError(
@@ -170,9 +177,9 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool =
                 "it was, or start another run with another --workdir"
             )
     if not allow_change and (computed := [text for key, text in changed.items() if not key.startswith(_HARMLESS)]):
+        instead = "" if allow_change is None else ", or --allow_config_change to continue it with this one"
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another folder, or "
-            "mixer.train --allow_config_change to continue it with this one"
+            f"{workdir} holds a run of another config ({'; '.join(computed)}): give another folder for it{instead}"
         )
     return list(changed.values())
 

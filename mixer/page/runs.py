@@ -1,5 +1,6 @@
 """What the folder of a run says of the run: results, settings, starts and curves, ready to be shown."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -105,13 +106,15 @@ def summary(runs: Sequence[Run]) -> Rows:
         ("waiting for images, last", [_measured(run, wait, ".1%") for run in runs]),
         ("devices", [", ".join({start.machine.get("devices", ""): None for start in run.starts}) for run in runs]),
     ]
+    if any(diverged := [run_folder.diverged(run.workdir) or "" for run in runs]):
+        rows.append(("ended early", diverged))
     return rows
 
 
 def _batch_sizes(run: Run) -> str:
     """Returns the images in a step, in their order if a later start changed them."""
-    sizes = dict.fromkeys(start.batch_size for start in history.not_undone(run.starts)) or [run.config.batch_size]
-    return " and then ".join(f"{size:,}" for size in sizes)
+    sizes = [size for size, _ in itertools.groupby(start.batch_size for start in history.not_undone(run.starts))]
+    return " and then ".join(f"{size:,}" for size in sizes or [run.config.batch_size])
 
 
 def _in_any(runs: Sequence[Run], pattern: str) -> list[str]:
@@ -139,7 +142,7 @@ def _number(run: Run, name: str) -> str:
 
 
 def _measured(run: Run, name: str, form: str) -> str:
-    """Returns what needs two steps to be measured; nothing of a run that has logged the first one alone."""
+    """Returns what needs two steps to be measured; nothing if a start has logged its first step alone."""
     value = run.last(re.escape(name)).get(name, math.nan)
     return f"{value:{form}}" if math.isfinite(value) else ""
 

@@ -97,13 +97,17 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
 
 
 def _accuracies(config: Any, lines: Sequence[dict[str, float]]) -> tuple[float | None, float | None]:
-    """Returns the last accuracy on ImageNet's validation images, and the last one with the ReaL labels."""
+    """Returns the last accuracy on ImageNet's validation images, and the last one with the ReaL labels.
+
+    Those of the averaged parameters, if there are any.
+    """
     on = {"val": (config.input.dataset, config.input.eval_split)}
     others = {name: one for name, one in config.evaluators.items() if one.kind == "classification"}
     on |= {name: (one.dataset or config.input.dataset, one.split) for name, one in others.items()}
     found = []
     for task in (tasks.IMAGENET, tasks.TASKS["imagenet_real"]):
-        names = [f"{name}/accuracy" for name, split in on.items() if split == (task.dataset, task.test)]
+        kind = "_ema" if config.ema_decay else ""
+        names = [f"{name}{kind}/accuracy" for name, split in on.items() if split == (task.dataset, task.test)]
         values = [line[name] for line in lines for name in names if name in line]
         found.append(100 * values[-1] if values else None)
     return found[0], found[1]
@@ -130,7 +134,8 @@ def _sweep(folder: str) -> Measured:
             (row for row in paper.ROWS if published and all(getattr(row, of) == published[of] for of in names)), None
         )
         shares = (seeds.get("mean"), None, results["average_of_five"])
-        told = f"{folder}: mixer.sweep, evaluated with {results['eval_crop']}, on {results['device']}"
+        averaged = " of averaged parameters" if results.get("averaged") else ""
+        told = f"{folder}: mixer.sweep{averaged}, evaluated with {results['eval_crop']}, on {results['device']}"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{folder}/results.json is not of mixer.sweep ({first_line(error)})") from None
     if row is None:

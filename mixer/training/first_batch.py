@@ -13,7 +13,7 @@ from mixer.config import run_folder
 from mixer.data import contact_sheet, pipeline, readers
 from mixer.data.pixels import image_status
 from mixer.runtime import devices
-from mixer.training import history, sharding
+from mixer.training import checkpoint_reader, history, sharding
 from mixer.training.step import Batch, keys_of_step, prepare
 
 
@@ -27,7 +27,8 @@ def write_picture(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
     sharding.check_divides(config, devices.make_mesh(jax.local_devices()[:1]))
     workdir = run_folder.make(workdir)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
-    config = run_folder.decided(config, history.settings(workdir), {"input.shuffle_block": source.shuffle_block})
+    before = history.settings(workdir) if checkpoint_reader.has_checkpoints(workdir) else {}
+    config = run_folder.decided(config, before, {"input.shuffle_block": source.shuffle_block})
     batches = pipeline.train_batches(
         source, config.input, seed=config.seed, batch_size=config.batch_size,
         rows=slice(0, config.batch_size), steps=range(1),

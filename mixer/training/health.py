@@ -82,7 +82,6 @@ def unusable_images(row: Mapping[str, float]) -> str:
         name, found, kind = metric.partition("/bad_images/")
         if found and not name.endswith("_ema"):  # its images are those of the evaluator without average
             counts.setdefault(name, []).append(f"{count:g} {kind}")
-    where = {"train": "in training", "val": "in the last evaluation"}
-    return "; ".join(
-        f"{where.get(name, f'in the last one of {name}')} {', '.join(of_name)}" for name, of_name in counts.items()
-    )
+    known = {"train": "in training", "val": "in the last evaluation"}
+    where = {name: known.get(name, f"in the last evaluation of {name}") for name in counts}
+    return "; ".join(f"{where[name]} {', '.join(of_name)}" for name, of_name in counts.items())

@@ -268,17 +268,23 @@ def check_classes(before: Sequence[str] | None, now: Sequence[str], workdir: epa
         )
 
 
-def check_data(changes: Sequence[str], workdir: epath.PathLike, allow_change: bool) -> None:
+def check_data(changes: Sequence[str], workdir: epath.PathLike, allow_change: bool | None) -> None:
     """Checks that a run has the data that it had.
+
+    Args:
+      changes: from `data_changes`.
+      workdir: the run's folder.
+      allow_change: whether --allow_data_change is given; None where there is no such flag.
 
     Raises:
       UserError: there are changes, and they are not allowed.
     """
     if changes and not allow_change:
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        instead = "" if allow_change is None else ", or --allow_data_change to continue it with these"
         raise UserError(
             f"{workdir} holds a run on other data ({'; '.join(changes[:_SHOWN])}{more}): give the same data, or "
-            "another folder, or mixer.train --allow_data_change to continue it with these"
+            f"another folder{instead}"
         )
 
 

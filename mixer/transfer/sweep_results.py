@@ -103,10 +103,9 @@ def note(row: paper.Row | None, eval_crop: str, averaged: bool = False) -> str:
 def other_tasks(workdir: epath.Path, names: Collection[str]) -> list[str]:
     """Returns the tasks of the table in a folder that are not among these; none if there is no table."""
     try:
-        there = json.loads(files.read_text(workdir / RESULTS_FILE))["tasks"]
+        return [name for name in json.loads(files.read_text(workdir / RESULTS_FILE))["tasks"] if name not in names]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    return [name for name in there if name not in names]
 
 
 def write(workdir: epath.Path, outcomes: dict[str, Outcome], row: paper.Row | None, made_by: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from mixer.data import readers
 from mixer.data.sources import Source
 from mixer.evaluation import evaluator
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime import devices
+from mixer.runtime.errors import UserError
 from tests import float64
 
 MODEL = MlpMixer(5, patch_size=4, num_blocks=3, hidden_dim=16, tokens_mlp_dim=6, channels_mlp_dim=24)
@@ -51,6 +53,18 @@ def test_shared_blocks_are_computed_once():
     alone = jax.jit(lambda p, x: MODEL.apply({"params": p}, x)).lower(params, image).compile()
     all_depths = jax.jit(lambda p, x: lens.logits_after_blocks(MODEL, p, x)).lower(params, image).compile()
     assert all_depths.cost_analysis()["flops"] < 1.2 * alone.cost_analysis()["flops"]
+
+
+def test_a_split_of_which_nothing_can_be_read_is_an_error(mesh, monkeypatch):
+    source = Source(8, [str(number) for number in range(5)], 1, False, lambda numbers: [])
+    images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.full((8, 1), -1)
+    batch = {"image": images, "labels": labels, "weight": np.zeros(8, np.float32)}
+    monkeypatch.setattr(readers, "open_source", lambda *arguments: source)
+    monkeypatch.setattr(evaluator, "split_batches", lambda *arguments: [devices.to_devices(batch, mesh)])
+    context = evaluator.Context(MODEL, source.class_names, "", recipe.base().input, mesh, 8, "")
+    found = lens.Lens(recipe.evaluator_settings("classification", split="test"), context)
+    with pytest.raises(UserError, match=r"^no image of imagenet2012 test can be read$"):
+        found.accuracies(random_params())
 
 
 @pytest.mark.parametrize(("multi_label", "chance"), [(False, 0.2), (True, None)])

@@ -109,6 +109,14 @@ def test_a_run_keeps_its_dtype_on_another_machine(base_with, tmp_path):
         run_folder.check_same(run_folder.decided(given, checks.flat(new), {"model.dtype": "bfloat16"}), tmp_path)
 
 
+def test_a_beginning_that_was_allowed_and_not_read_may_be_mended(base_with, tmp_path):
+    """Earlier versions took model.identity_init beside init_from."""
+    run_folder.save(base_with(init_from="a.npz", model__identity_init=True), ["cat"], tmp_path)
+    assert run_folder.check_same(checks.checked(base_with(init_from="a.npz")), tmp_path) == []
+    with pytest.raises(UserError, match=r"config\.init_from: 'a\.npz' before, None now, but a run that continues"):
+        run_folder.check_same(checks.checked(base_with()), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["lr=[0.1,0.2]", "a*", "a?b", "a\\b"])
 def test_a_folder_whose_name_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
     """Orbax does not find the arrays that it wrote there (orbax-checkpoint 0.12.8); TensorStore takes \\ for /."""

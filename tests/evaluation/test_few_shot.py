@@ -255,6 +255,8 @@ def test_several_labels_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("mixer.data.readers.open_source", lambda *of: several)
     with pytest.raises(UserError, match=r"^few-shot evaluation: tags has several labels an example"):
         make("tags", tmp_path)
+    settings = recipe.evaluator_settings("few_shot", dataset="tags", max_labels=3)
+    assert few_shot.input_of(settings, recipe.base().input).max_labels == 3  # it is read, so that this can be said
 
 
 def test_it_has_its_own_folder_and_evaluation_crop(data_dir, tmp_path):

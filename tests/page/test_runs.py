@@ -43,9 +43,9 @@ def test_what_was_not_measured_is_no_number(tmp_path):
 def test_steps_of_several_sizes_are_told_apart(tmp_path):
     folder = write_run(tmp_path / "a", [line(12)], batch_size=64)
     assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 64 images"]
-    for step, size in ((0, 32), (6, 64), (9, 64)):
+    for step, size in ((0, 32), (6, 64), (8, 64), (9, 32)):
         history.add(folder, history.Start(step, "", "", {}, {}, size, {}, {}, {}))
-    assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 32 and then 64 images"]
+    assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 32 and then 64 and then 32 images"]
 
 
 def test_folders_that_cannot_be_compared_are_refused(tmp_path):
@@ -55,6 +55,9 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"/b has no metrics: the run has not logged a step yet$"):
         runs.read([diverged])
     (tmp_path / "b" / run_folder.DIVERGED_FILE).write_text("loss is not finite\n")
+    assert "ended early" not in dict(runs.summary(runs.read([folder])))
+    (tmp_path / "a" / run_folder.DIVERGED_FILE).write_text("loss is not finite\n")
+    assert dict(runs.summary(runs.read([folder])))["ended early"] == ["loss is not finite"]
     with pytest.raises(UserError, match=r"/b has no metrics: loss is not finite$"):
         runs.read([folder, diverged])
 

@@ -66,7 +66,8 @@ def test_dry_run_prints_exact_commands(cloud: Cloud) -> None:
     where = "--zone=europe-west4-a --project=p --quiet"
     lines = result.stdout.splitlines()
     # In the home, and not where a cleaner of files comes by.
-    archive, new = (f"{cloud.root}/.cache/mixer-b16{kind}.tar.gz" for kind in ("", ".new"))
+    archive = f"{cloud.root}/.cache/mixer-p-europe-west4-a-b16.tar.gz"
+    new = f"{archive}.new"
     assert lines[:3] == [
         f"git -C {cloud.repository} status --porcelain",
         f"mkdir -p {cloud.root}/.cache",
@@ -438,15 +439,27 @@ def test_a_training_that_is_followed_keeps_its_code_over_a_relaunch(cloud: Cloud
 def test_a_training_that_is_followed_has_its_arguments(cloud: Cloud) -> None:
     cloud.plan(exits=None)
     begin_and_leave(cloud)
-    begun, cloud.train = cloud.train, ["--config", "configs/b16_i21k.py"]
+    cloud.train = ["--config", "configs/b16_i21k.py"]
     said = only_error(cloud.run())
-    assert said.startswith("tpu_vm: error: the training that runs on b16 has other arguments: give --config configs/")
-    assert said.endswith("--workdir=gs://bucket/b16, or delete the slice, or give another --name")
-    cloud.train = begun
-    (cloud.root / ".cache" / "mixer-b16.json").unlink()
-    (cloud.root / "slices" / "1" / "worker0" / "exits").write_text("0")
-    # It may have ended by now; else it is followed.
-    assert cloud.run().returncode == 0
+    assert said.startswith("tpu_vm: error: the training that runs on b16 has other arguments (--config configs/b16")
+    assert said.endswith("--workdir=gs://bucket/b16): give these, or delete the slice, or give another --name")
+
+
+@pytest.mark.parametrize("damage", [pathlib.Path.unlink, pathlib.Path.touch, lambda path: path.write_text("other")])
+def test_where_the_code_of_a_training_is_not_here_a_relaunch_has_that_of_now(cloud: Cloud, damage) -> None:
+    cloud.plan(exits=None, events={6: "echo SUSPENDED > queue; touch gone"})
+    second = cloud.plan()
+    begin_and_leave(cloud)
+    change_the_code(cloud)
+    (archive,) = (cloud.root / ".cache").glob("*.tar.gz")
+    damage(archive)
+    done = cloud.run()
+    assert done.returncode == 0, done.stderr
+    kept = damage is pathlib.Path.touch
+    assert ("a relaunch has the code with which it began\n" in done.stderr) == kept
+    assert ("with which this repository has now, since its own is not here" in done.stderr) != kept
+    assert code_on(second) == ("" if kept else "# changed")
+    assert [path.name for path in (cloud.root / ".cache").iterdir()] == ["mixer-p-europe-west4-a-b16.tar.gz"]
 
 
 # ------------------------------- logs, status, delete
