@@ -238,7 +238,7 @@ def test_a_run_whose_checkpoints_are_gone_is_still_that_of_its_config(data_dir, 
     sweep = make_sweep(data_dir, tmp_path, rates=(0.02,))
     (run,) = sweep._final_runs("cifar10", 0.02)
     keep(run.config, run.folder, 0.7)
-    with pytest.raises(UserError, match=r" another config \(total_steps: 4 before, 3 now\): give another folder for it$"):
+    with pytest.raises(UserError, match=r"\(total_steps: 4 before, 3 now\): give another folder for it$"):
         make_sweep(data_dir, tmp_path, rates=(0.02,), total_steps=3)
 
 
