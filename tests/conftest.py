@@ -48,6 +48,11 @@ hypothesis.settings.load_profile("steady")
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest test, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_learning.py")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """Real images that may lie beside the checkout; tests that need them skip where they do not."""
