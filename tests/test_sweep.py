@@ -84,8 +84,10 @@ def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
     before = [path.stat().st_mtime_ns for path in done]
     assert not (folder / "results.json").exists()
 
+    (folder / "results.json").write_text('{"tasks": {"oxford_iiit_pet": {}, "cifar10": {}}}')  # of another sweep
     continued = run(arguments)
     assert continued.returncode == 0, continued.stderr
+    assert "will no longer have oxford_iiit_pet: give these to --tasks too" in continued.stdout
     assert continued.stderr == ""
     assert [path.stat().st_mtime_ns for path in done] == before
     assert "[1/4] cifar10, learning rate 0.01  done before, accuracy" in continued.stdout

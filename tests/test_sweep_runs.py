@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 
 import pytest
 from absl import flags
@@ -200,6 +201,14 @@ def test_runs_from_other_weights_under_the_same_name_are_not_mixed(data_dir, tmp
     ((_, found),) = make_sweep(data_dir, tmp_path / "sweep", seeds=2, **options).outcomes()  # nothing is left to train
     with pytest.raises(UserError, match=r"holds other weights for .*lr_0.03_seed_2 than .*lr_0.01 began from: give"):
         list(make_sweep(data_dir, tmp_path / "sweep", seeds=3, **options).outcomes())
+
+    # An attempt that saved nothing does not count: it began from the weights of before.
+    attempt = tmp_path / "anew" / "cifar10" / "lr_0.02_seed_0"
+    attempt.mkdir(parents=True)
+    shutil.copy(tmp_path / "sweep" / "cifar10" / "lr_0.01" / history.FILE, attempt)
+    monkeypatch.setattr(series, "train", lambda config, folder, *of: fake_train(config, folder / "now", *of))
+    ((_, found),) = make_sweep(data_dir, tmp_path / "anew", rates=(0.02,), seeds=2, **options).outcomes()
+    assert found.seeds == [0.02, 0.02]
 
 
 def test_runs_on_other_data_are_not_mixed(data_dir, tmp_path, monkeypatch):

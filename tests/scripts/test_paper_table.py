@@ -173,6 +173,15 @@ def test_a_run_on_imagenet_1k(tmp_path, capsys):
     assert told[-1] == (f"{folder}: 300 epochs of imagenet2012, at step 100, evaluated with resize_small, on unknown")
 
 
+def test_averaged_parameters_count_where_there_are_any(tmp_path, capsys):
+    config = recipe.imagenet1k("B/16")
+    config.ema_decay = 0.999
+    last = {"step": 100, "val/accuracy": 0.5, "val_ema/accuracy": 0.75}
+    folder = write_run(tmp_path / "mine", config, [*LINES, last])
+    tables, _ = printed(capsys, folder)
+    assert the_row(tables, "3", "B/16", "ImageNet-1k", "224")["ImageNet, yours"] == "75.00"
+
+
 def test_a_pre_training_counts_in_each_row_of_its_weights_and_fine_tuning_in_its_own(tmp_path, capsys):
     pretrained = write_run(tmp_path / "l16", recipe.imagenet21k("L/16", magnitude=20, mixup=0.5))
     small = write_run(tmp_path / "at_224", finetuning(pretrained))
