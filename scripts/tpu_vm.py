@@ -109,10 +109,10 @@ echo "$state"
 tail -c +{first_byte} train.log 2> /dev/null || true"""
 
 
-# Prints a digest of the code on worker 0, then the command line of its training.
+# Prints a digest of the code on worker 0, then the command line of its training; nothing if that has just ended.
 BEGUN = """\
 sha256sum < ~/mixer.tar.gz | cut -c 1-64
-tr '\\0' '\\n' < "/proc/$(cat ~/mixer/pid)/cmdline\""""
+tr '\\0' '\\n' 2> /dev/null < "/proc/$(cat ~/mixer/pid)/cmdline" || true"""
 
 
 def config_of(train: Sequence[str]) -> str:
@@ -333,7 +333,7 @@ class Launcher:
         """
         begun = functools.partial(self.call, "begun", capture=True)
         digest, _, command = self.patiently(begun).decode(errors="replace").partition("\n")
-        if training_of(self.args) not in command:
+        if command and training_of(self.args) not in command:
             training = re.search("mixer.train (.*) > ", command)
             raise LaunchError(
                 f"the training that runs on {self.args.name} has other arguments ({training[1] if training else ''}): "
@@ -341,8 +341,8 @@ class Launcher:
             )
         archive = archive_of(self.args)
         self.keeps_code = archive.exists() and hashlib.sha256(archive.read_bytes()).hexdigest() == digest
-        code = "it began" if self.keeps_code else "this repository has now, since its own is not here"
-        say(f"following the training that already runs on {self.args.name}; a relaunch has the code with which {code}")
+        code = "with which it began" if self.keeps_code else "that this repository has now, since its own is not here"
+        say(f"following the training that already runs on {self.args.name}; a relaunch has the code {code}")
 
     def train_on_slice(self) -> int:
         """Trains until the training ends or the slice is lost. Returns the exit status, or PREEMPTED."""

@@ -445,6 +445,18 @@ def test_a_training_that_is_followed_has_its_arguments(cloud: Cloud) -> None:
     assert said.endswith("--workdir=gs://bucket/b16): give these, or delete the slice, or give another --name")
 
 
+def test_a_training_that_ends_while_it_is_looked_at_is_followed_to_its_end(cloud: Cloud) -> None:
+    here = cloud.plan(exits=None)
+    begin_and_leave(cloud)
+    looks = len((here / "looks").read_text().splitlines())
+    ends = 'echo 0 > worker0/exits; while kill -0 "$(cat worker0/mixer/pid)" 2> /dev/null; do sleep 0.05; done'
+    (here / f"event{looks + 2}").write_text(ends)  # after the launcher has seen that it runs
+    done = cloud.run()
+    assert done.returncode == 0, done.stderr
+    assert "trying again" not in done.stderr
+    assert "already runs on b16" in done.stderr
+
+
 @pytest.mark.parametrize("damage", [pathlib.Path.unlink, pathlib.Path.touch, lambda path: path.write_text("other")])
 def test_where_the_code_of_a_training_is_not_here_a_relaunch_has_that_of_now(cloud: Cloud, damage) -> None:
     cloud.plan(exits=None, events={6: "echo SUSPENDED > queue; touch gone"})
@@ -457,7 +469,7 @@ def test_where_the_code_of_a_training_is_not_here_a_relaunch_has_that_of_now(clo
     assert done.returncode == 0, done.stderr
     kept = damage is pathlib.Path.touch
     assert ("a relaunch has the code with which it began\n" in done.stderr) == kept
-    assert ("with which this repository has now, since its own is not here" in done.stderr) != kept
+    assert ("that this repository has now, since its own is not here" in done.stderr) != kept
     assert code_on(second) == ("" if kept else "# changed")
     assert [path.name for path in (cloud.root / ".cache").iterdir()] == ["mixer-p-europe-west4-a-b16.tar.gz"]
 
