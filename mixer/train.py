@@ -171,7 +171,8 @@ def _loop(
             if step == first_step + 1:
                 picture = functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config)
                 log.describe(step, config, picture)
-            with run.console.timed("compiling the training step") if step == first_step + 1 else nullcontext():
+            compiling = run.console.timed("compiling the training step") if step == first_step + 1 else nullcontext()
+            with compiling, trace.step(step):
                 state, metrics = run.built.train_step(state, batch)
             if step == first_step + 1:  # measure the speed from here
                 jax.block_until_ready(metrics)

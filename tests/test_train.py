@@ -3,9 +3,11 @@
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
 import dataclasses
+import pathlib
 import signal
 import socket
 import subprocess
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -87,14 +89,26 @@ def test_inspect_writes_a_picture_and_nothing_else(data_dir, tmp_path):
 
 
 def test_a_profile_is_traced_on_demand(data_dir, tmp_path):
-    train.train(tiny(data_dir, profile_steps=1), tmp_path)
-    assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+    done = run(command(data_dir, tmp_path, profile_steps=2))
+    assert done.returncode == 0, done.stderr
+    assert traced_steps(tmp_path) == [11, 12]
 
 
 def test_a_profile_is_written_by_a_run_that_is_asked_to_stop_meanwhile(data_dir, tmp_path):
-    with pytest.raises(preemption.PreemptedError):
-        train.train(tiny(data_dir, profile_steps=50, total_steps=100), tmp_path, stop=preemption.Stop(after=12))
-    assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+    done = run(command(data_dir, tmp_path, "--stop_after=13", profile_steps=50, total_steps=100))
+    assert done.returncode == preemption.EXIT_STATUS, done.stderr
+    assert traced_steps(tmp_path) == [11, 12, 13]
+
+
+def traced_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps that a run's only trace marks for TensorBoard. It traces no call of a Python function."""
+    [file] = (workdir / "plugins" / "profile").rglob("*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(file))  # keeps the memory of all below
+    events = [event for plane in profile.planes for line in plane.lines for event in line.events]
+    assert not [event.name for event in events if event.name.startswith("$")]  # as calls are named
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # JAX's class for these values has no module's name
+        return sorted(dict(event.stats)["step_num"] for event in events if event.name == "train")
 
 
 def test_a_stop_between_two_lines_changes_no_line(data_dir, tmp_path):
