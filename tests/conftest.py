@@ -2,7 +2,8 @@
 
 Half of their time was compiling the same small programs. What one test has compiled is therefore there for all, and
 pytest-xdist's workers inherit the folder from the process that started them; and LLVM does not optimise (a third of the
-time of tests/training and tests/models). Commands whose bits are compared with a test's own run are compiled so too.
+time of tests/training and tests/models). jaxlib up to 0.10 compiles fusions in an old way that takes half the time; later
+versions have one way. Commands whose bits are compared with a test's own run are compiled so too.
 """
 
 import atexit
@@ -17,6 +18,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+
+import jaxlib.version
+
+if jaxlib.version.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 import pathlib
 import signal
