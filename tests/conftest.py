@@ -2,8 +2,8 @@
 
 Half of their time was compiling the same small programs. What one test has compiled is therefore there for all, and
 pytest-xdist's workers inherit the folder from the process that started them; and LLVM does not optimise (a third of the
-time of tests/training and tests/models). jaxlib up to 0.10 compiles fusions in an old way that takes half the time; later
-versions have one way. Commands whose bits are compared with a test's own run are compiled so too.
+time of tests/training and tests/models). jaxlib up to 0.10 can compile fusions in an old way that takes half the time.
+Commands whose bits are compared with a test's own run are compiled so too.
 """
 
 import atexit
