@@ -29,7 +29,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer import models
     from mixer.models import layers
     from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
-    from mixer.runtime import machine
+    from mixer.runtime import cpu, devices, machine
 
 if TYPE_CHECKING:
     from mixer.performance.model_speed import Measurement
@@ -87,7 +87,7 @@ def define_flags() -> None:
             "Images on each core, such as 8,16; auto doubles while that helps, and is one size with --scaling tokens.",
         )  # fmt: skip
         flags.DEFINE_integer("image_size", 224, "Pixels.", 1)
-        flags.DEFINE_enum("dtype", None, DTYPES, "Of activations; bfloat16, and on a CPU float32, if not given.")
+        flags.DEFINE_enum("dtype", None, DTYPES, "Of activations; by default bfloat16, on a CPU or an old GPU float32.")
         flags.DEFINE_string("topology", None, "Print the compiler's estimate for a TPU slice, such as v3:2x2.")
     with help_text.group("The input pipeline", "--input --config b16_i21k --config.input.data_dir=DIR"):
         flags.DEFINE_bool("input", False, "Measure the input pipeline of --config instead of models.")
@@ -294,8 +294,10 @@ _KINDS = {
 
 def _settings() -> model_speed.Settings:
     given = flags.FLAGS
-    on_cpu = not given.topology and jax.devices()[0].platform == "cpu"
-    dtype = given.dtype or ("float32" if on_cpu else "bfloat16")
+    if given.dtype or given.topology:
+        dtype = given.dtype or "bfloat16"
+    else:
+        dtype = "float32" if jax.devices()[0].platform == "cpu" else cpu.dtype("auto", devices.make_mesh())
     return model_speed.Settings(given.image_size, dtype, given.blocks, given.block_seconds)
 
 

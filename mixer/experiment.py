@@ -124,12 +124,13 @@ def costs_in_words(costs: dict[str, dict[str, Any]]) -> str:
     return f"{'; '.join(each)} (forward, one image)."
 
 
-def spread(shares: Sequence[float]) -> str:
-    """Returns mean and standard deviation in per cent, given those of the runs that did not diverge."""
+def spread(shares: Sequence[float], runs: int) -> str:
+    """Returns mean and standard deviation in per cent, given those of the runs that did not diverge, of so many."""
     if not shares:
         return "diverged"
     deviation = f" +- {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * statistics.mean(shares):.1f}{deviation}"
+    diverged = f" ({runs - len(shares)} diverged)" if len(shares) < runs else ""
+    return f"{100 * statistics.mean(shares):.1f}{deviation}{diverged}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -32,7 +32,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer.analysis import lens as of_blocks
     from mixer.evaluation import scoring
     from mixer.page import live_model, pictures, runs, write
-    from mixer.training import losses
+    from mixer.training import line_metrics, losses
     from mixer.transfer import loading
 
 if TYPE_CHECKING:
@@ -164,11 +164,13 @@ def _predictions(drawn: samples.Samples, loss: losses.Loss, names: Sequence[str]
     shares = np.asarray(loss.probabilities(jnp.asarray(drawn.logits)))
     found = []
     guesses = np.argmax(drawn.logits, axis=1)  # probabilities near 1 are equal in float32
-    for picture, labels, of_sample, guess in zip(drawn.pictures, drawn.labels, shares, guesses, strict=True):
+    firsts = np.asarray(line_metrics.ranks(jnp.asarray(drawn.logits), jnp.asarray(drawn.labels))) == 0
+    columns = (drawn.pictures, drawn.labels, shares, guesses, firsts)
+    for picture, labels, of_sample, guess, first in zip(*columns, strict=True):
         own = labels[labels >= 0]
         found.append({
             "source": pictures.thumbnail(picture), "guess": names[guess], "share": float(of_sample[guess]),
-            "label": ", ".join(names[label] for label in own), "right": bool(guess in own),
+            "label": ", ".join(names[label] for label in own), "right": bool(first) if len(own) else None,
         })  # fmt: skip
     return found
 

@@ -241,9 +241,9 @@ def define_flags() -> None:
         flags.DEFINE_bool("inspect", False, "Write a picture of the first augmented batch with its labels.")
     with help_text.group("Several hosts", "--config b16_i21k --workdir gs://BUCKET/b16_i21k --distributed"):
         flags.DEFINE_bool("distributed", False, "Start jax.distributed first.")
-        flags.DEFINE_string("coordinator", None, "Address and port of the first host; a TPU slice knows by itself.")
-        flags.DEFINE_integer("num_processes", None, "How many processes there are; a TPU slice knows by itself.")
-        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; a TPU slice knows by itself.")
+        flags.DEFINE_string("coordinator", None, "Address and port of the first host; TPU slices and SLURM know it.")
+        flags.DEFINE_integer("num_processes", None, "How many processes there are; TPU slices and SLURM know it.")
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; TPU slices and SLURM know it.")
 
 
 # The command reads these only if it trains.
@@ -291,11 +291,11 @@ def main(argv: list[str]) -> None:
         print(preempted)
         sys.exit(preemption.EXIT_STATUS)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise UserError(
-            f"process {jax.process_index()} has lost the others ({first_line(error)}): see their logs, then start all "
-            "again, and they continue"
+            f"process {jax.process_index()} cannot go on ({first_line(error)}): if it has lost another, see that one's "
+            "log, then start all again, and they continue"
         ) from None
     if jax.process_index() == 0:
         print(f"done: checkpoints and metrics are in {workdir}")

@@ -156,7 +156,8 @@ def _verdict(folder: epath.Path, steps: int) -> str:
     if found:
         raise UserError(
             f"interrupted after step {steps // 2} of {steps}, the run did NOT end at the same bits: {len(found)} "
-            f"arrays and metrics differ, the first {', '.join(found[:5])}; both runs are in {folder}"
+            f"arrays and metrics differ, the first {', '.join(found[:5])}; both runs are in {folder}. On GPUs "
+            "XLA's fast kernels may differ from time to time: try XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
     arrays = len(arrays_of(folder / "straight"))
     folder.rmtree()

@@ -74,8 +74,8 @@ def _experiment(stop: preemption.Stop) -> None:
     costs = {model: experiment.cost(_config(model, "none", 0), 10) for model in COMPARED}
     rows = [
         [
-            model, LABELS[way], experiment.spread(of[way]), ", ".join(f"{100 * one:.1f}" for one in of[way]),
-            _drop(of, way), WAYS[way][model],
+            model, LABELS[way], experiment.spread(of[way], len(seeds)),
+            ", ".join(f"{100 * one:.1f}" for one in of[way]), _drop(of, way), WAYS[way][model],
         ]
         for model, of in accuracies.items()
         for way in WAYS

@@ -50,7 +50,7 @@ def _tour(stop: preemption.Stop) -> None:
     stages = 1 + len(runs)
 
     console = Console(f"[1/{stages}] fractals  ", len(runs) * _EXPECTED_SECONDS)
-    console.keep("12,800 fractals of 64 kinds: the model learns to tell the kinds apart")
+    console.keep("11,520 fractals of 64 kinds: the model learns to tell the kinds apart")
     _run(_config("fractals"), PRETRAINING, console, stop)
 
     seconds: list[float] = []

@@ -202,22 +202,21 @@ def _text(
     costs: dict[str, dict[str, Any]],
 ) -> str:  # fmt: skip
     """Returns the table, and how its numbers were made."""
-    rows = []
+    rows, seeds = [], flags.FLAGS.seeds
     images_seen = flags.FLAGS.steps * BATCH_SIZE
     for model in best:
-        rows.append([model, "none", "0", "0", experiment.spread(untrained[model]), "", ""])
+        rows.append([model, "none", "0", "0", experiment.spread(untrained[model], seeds), "", ""])
         rows += [
             [
                 model, f"{subset.share}%", f"{subset.images:,}", f"{images_seen / subset.images:.1f}",
-                experiment.spread([one.few_shot for one in best[model][subset.share]]),
-                experiment.spread([one.validation for one in best[model][subset.share]]),
+                experiment.spread([one.few_shot for one in best[model][subset.share]], seeds),
+                experiment.spread([one.validation for one in best[model][subset.share]], seeds),
                 ", ".join(f"{one.step:,}" for one in best[model][subset.share]),
             ]
             for subset in subsets
         ]  # fmt: skip
     head = ("model", "data", "images", "epochs", f"{SHOTS}-shot digits (%)", "upstream validation (%)", "best at step")
     upstream, smallest = UPSTREAMS[flags.FLAGS.upstream], subsets[0]
-    seeds = flags.FLAGS.seeds
     about = (
         f"Upstream {upstream.dataset}, {flags.FLAGS.steps:,} steps of {BATCH_SIZE} images, {seeds} "
         f"seed{'s' * (seeds > 1)}. The subsets are nested; the smallest has {smallest.least} to {smallest.most} images "

@@ -275,6 +275,13 @@ def test_first_guesses_are_by_logits():
     assert (found["guess"], found["label"], found["right"]) == ("hen", "hen", True)
 
 
+def test_a_guess_without_a_label_is_neither_right_nor_wrong_and_nan_is_no_guess():
+    logits = np.array([[0, 1], [1, 0], [0, 1], [np.nan, np.nan]], np.float32)
+    drawn = samples.Samples(np.zeros((4, 4, 4, 3), np.uint8), np.array([[1], [1], [-1], [0]]), logits)
+    found = report._predictions(drawn, losses.LOSSES["softmax_xent"], ["cat", "dog"])
+    assert [one["right"] for one in found] == [True, False, None, False]
+
+
 def test_the_page_is_small(file):
     assert file.stat().st_size < 1e6
 

@@ -17,6 +17,7 @@ from mixer.evaluation import class_matching, classification, evaluator
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import devices
 from mixer.runtime.errors import UserError
+from mixer.training import line_metrics
 from mixer.training.step import Batch, normalize
 
 with epy.lazy_imports():  # it imports TensorFlow
@@ -78,7 +79,7 @@ class Lens:
 
 def _counts(model: MlpMixer, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
     """Counts the correct guesses of a batch after each block, the images with a label, and those that are usable."""
-    guesses = jnp.argmax(logits_after_blocks(model, params, normalize(batch["image"])), axis=-1)
-    correct = jnp.any(guesses[:, :, None] == batch["labels"][None], axis=2)
+    logits = logits_after_blocks(model, params, normalize(batch["image"]))
+    correct = jax.vmap(line_metrics.ranks, (0, None))(logits, batch["labels"]) == 0
     labelled = batch["weight"] * jnp.any(batch["labels"] >= 0, axis=1)
     return jnp.sum(correct * batch["weight"][None], axis=1), jnp.sum(labelled), jnp.sum(batch["weight"])

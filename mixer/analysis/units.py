@@ -78,6 +78,8 @@ def opposites(units: Units) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray
       The number of that other unit, and their correlation.
     """
     correlation = _correlations(units)
+    if len(units) > 1:
+        np.fill_diagonal(correlation, np.inf)
     other = np.argmin(correlation, axis=1)
     return other, correlation[np.arange(len(units)), other]
 

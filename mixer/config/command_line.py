@@ -96,6 +96,12 @@ def _problem(error: Exception) -> str:
         return f"error: {error}"
     if isinstance(error, OSError) and (error.errno in _DISK_ERRORS or bucket.is_remote(str(error.filename))):
         return f"error: {error}"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # of XLA, in compiling or in running
+        return (
+            f"error: the devices have too little memory ({first_line(error)}): give them fewer images at a time, by "
+            "--batch_size, or in training by --config.accumulate_steps; then try --config.sharding=fully_sharded and "
+            "--config.model.remat=True"
+        )
     platforms = os.environ.get("JAX_PLATFORMS")
     if not platforms or not isinstance(error, RuntimeError | AssertionError):  # the second: cuda without a GPU (0.10.2)
         return ""

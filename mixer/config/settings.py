@@ -149,7 +149,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "model.dtype": Setting(
         "bfloat16", "type of activations and matrix products; parameters are float32. auto: bfloat16, but float32 on a "
-        "CPU that multiplies it no faster; a run keeps what it began with", "models/mlp_mixer.py",
+        "CPU or GPU that multiplies it no faster; a run keeps what it began with", "models/mlp_mixer.py",
         choices=("bfloat16", "float32", "auto"),
     ),
     "model.remat": Setting(

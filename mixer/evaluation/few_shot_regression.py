@@ -94,5 +94,9 @@ def regress(
 def accuracy(
     classifier: Classifier, features: Float[np.ndarray, "examples features"], labels: Int[np.ndarray, " examples"]
 ) -> float:
-    """Returns the share of examples whose class has the highest score. Of equal scores, the first class is taken."""
-    return float(np.mean(np.argmax(features @ classifier.kernel + classifier.bias, axis=1) == labels))
+    """Returns the share of examples whose class has the highest score. Of equal scores, the first class is taken.
+
+    Scores that are not numbers guess nothing.
+    """
+    scores = features @ classifier.kernel + classifier.bias
+    return float(np.mean((np.argmax(scores, axis=1) == labels) & ~np.isnan(scores).any(axis=1)))

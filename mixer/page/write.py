@@ -20,7 +20,8 @@ class Evaluated(NamedTuple):
 
     Attributes:
       missing: why there are no predictions; empty if there are.
-      predictions: pictures, each with source (a data URL), guess, share, label (empty if unknown) and right.
+      predictions: pictures, each with source (a data URL), guess, share, label (empty if unknown) and right (None
+        without a label).
       classes: name and accuracy of each class that occurs, the most accurate first; none for multi-label data.
       said: what was evaluated, and on how many images.
       figures: drawings of the weights, each with title and source.

@@ -48,11 +48,11 @@ CHIPS = {
     "TPU v6 lite": _tpu(918),
     "TPU v6e": _tpu(918),
     "TPU7x": _tpu(1153.5),
-    "Tesla V100S": _gpu(130, 16.4),  # of the V100 and T4: float16, since they have no bfloat16
-    "Tesla V100-PCIE": _gpu(112, 14),
-    "Tesla V100": _gpu(125, 15.7),
-    "NVIDIA V100": _gpu(125, 15.7),
-    "Tesla T4": _gpu(65, 8.1),
+    "Tesla V100S": _gpu(16.4, 16.4),  # V100 and T4 have no bfloat16: XLA multiplies it in float32
+    "Tesla V100-PCIE": _gpu(14, 14),
+    "Tesla V100": _gpu(15.7, 15.7),
+    "NVIDIA V100": _gpu(15.7, 15.7),
+    "Tesla T4": _gpu(8.1, 8.1),
     "NVIDIA A100": _gpu(312, 156),
     "NVIDIA L4": _gpu(121, 60),
     "NVIDIA L40": _gpu(181.05, 90.5),

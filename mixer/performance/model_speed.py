@@ -6,6 +6,7 @@ is split over all devices, as in a run. `batch_size_search.py` finds the fastest
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,7 @@ class Measurement:
       gflop_per_image: by the formula: two FLOPs for each multiply-accumulate of a matrix product, six in training.
       compiler_gflop_per_image: by XLA, before it optimises: FLOPs of two images minus FLOPs of one. So it leaves out
         the work that does not depend on the batch size, which is mostly the optimizer's: 4% of BiT-R50x1's training
-        at batch size 1.
+        at batch size 1. nan if `JAX_PLATFORMS` leaves out the CPU.
       utilisation: FLOP/s by the formula, divided by the peak; None where the peak is not known.
       peak_memory_bytes: on each core, as XLA plans it: arguments, results, temporaries and code.
       swept: images_per_sec_per_core by batch size, for all batch sizes tried.
@@ -246,8 +247,14 @@ def _measurement(
 
 @functools.cache
 def xla_flops(variant: str, mode: str, settings: Settings, **widths: int) -> float:
-    """Returns XLA's FLOPs for two images minus those for one. The programs are lowered but not compiled."""
-    mesh = devices.make_mesh(jax.devices()[:1])
+    """Returns XLA's FLOPs for two images minus those for one; nan if `JAX_PLATFORMS` leaves out the CPU.
+
+    The programs are lowered for the CPU and not compiled: before a compilation, JAX counts there alone.
+    """
+    try:
+        mesh = devices.make_mesh(jax.devices("cpu")[:1])
+    except RuntimeError:
+        return math.nan
     one, two = (
         _program(variant, mode, batch_size, settings, mesh, **widths).lower().cost_analysis()["flops"]
         for batch_size in (1, 2)

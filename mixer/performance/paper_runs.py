@@ -99,10 +99,16 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
 def _accuracies(config: Any, lines: Sequence[dict[str, float]]) -> tuple[float | None, float | None]:
     """Returns the last accuracy on ImageNet's validation images, and the last one with the ReaL labels.
 
-    Those of the averaged parameters, if there are any.
+    Those of the averaged parameters, if there are any, and by the run's own crop alone.
     """
     on = {"val": (config.input.dataset, config.input.eval_split)}
-    others = {name: one for name, one in config.evaluators.items() if one.kind == "classification"}
+    own = (config.input.eval_crop, config.input.eval_resize)
+    others = {
+        name: one
+        for name, one in config.evaluators.items()
+        if one.kind == "classification"
+        and (one.eval_crop or own[0], own[1] if one.eval_resize is None else one.eval_resize) == own
+    }
     on |= {name: (one.dataset or config.input.dataset, one.split) for name, one in others.items()}
     found = []
     for task in (tasks.IMAGENET, tasks.TASKS["imagenet_real"]):

@@ -3,7 +3,7 @@
 Each trick applies where JAX computes on a CPU and changes nothing elsewhere:
 
     keep_freed_memory   no other device, and glibc    a step reuses the memory of the step before
-    dtype               a mesh of CPU devices         model.dtype=auto is bfloat16 only where that is faster
+    dtype               a mesh of CPU devices         model.dtype=auto is bfloat16 only where it is faster; GPUs too
     suited              a mesh of CPU devices         dense layers and the stem multiply in a faster order; in bfloat16,
                                                       bias and GELU are float32, which XLA computes three times as fast
     options             a mesh of CPU devices         bfloat16 programs use vectors of 512 bits
@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -61,12 +62,18 @@ def _is_only_device() -> bool:
 def dtype(setting: str, mesh: Mesh) -> str:
     """Returns the type of activations that a setting of `model.dtype` means: itself, or what is fastest for "auto".
 
-    That is bfloat16, except on CPU devices without instructions for it, or with a JAX that does not use them: products
-    then take as long as in float32, and all else longer.
+    That is bfloat16, except on CPU devices without instructions for it, or with a JAX that does not use them, and on
+    NVIDIA's GPUs before Ampere (compute capability 8.0), which have no units for it: products then take as long as in
+    float32, and all else longer.
     """
     if setting != "auto":
         return setting
-    return "bfloat16" if not _is_cpu(mesh) or _multiplies_bfloat16() else "float32"
+    if _is_cpu(mesh):
+        faster = _multiplies_bfloat16()
+    else:
+        capability = getattr(mesh.devices.flat[0], "compute_capability", None)  # "7.5" of a T4; other makers': "gfx942"
+        faster = not re.fullmatch(r"[1-7]\.\d", str(capability))
+    return "bfloat16" if faster else "float32"
 
 
 def _multiplies_bfloat16() -> bool:

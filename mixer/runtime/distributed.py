@@ -16,7 +16,10 @@ JOIN_WITHIN = 300  # seconds, JAX's own default
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process to the others. On a TPU slice all arguments may be None, since JAX finds them itself.
+    """Joins this process to the others. What is None, JAX finds itself: on a TPU slice, under SLURM or Open MPI.
+
+    Under SLURM or Open MPI, JAX then gives each process one GPU, by its number on its host. If all arguments are given,
+    the process has all that it sees.
 
     If another process dies, or does not join in time, JAX ends this one from C++ ("Terminating process because the JAX
     distributed service detected fatal errors", a stack trace and status 134 in jax 0.10.2). Python cannot handle that,
@@ -40,9 +43,10 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         "them is lost, or a number is given twice, JAX ends all: start all again, and they continue",
         file=sys.stderr, flush=True,
     )  # fmt: skip
+    told = None not in (coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id,
+            coordinator, num_processes, process_id, cluster_detection_method="deactivate" if told else None,
             heartbeat_timeout_seconds=_LOST_AFTER, initialization_timeout=JOIN_WITHIN,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:

@@ -36,9 +36,13 @@ class DivergedError(UserError):
 
 
 def quiet_libraries() -> None:
-    """Silences the logs of libraries, whose errors reach the user in one line. Shows this project's warnings."""
+    """Silences the logs of libraries, whose errors reach the user in one line. Shows this project's warnings.
+
+    Also JAX's warnings in its search for devices: that it falls back to the CPU, or cannot load a GPU's library.
+    """
     absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("mixer").setLevel(logging.WARNING)
+    for name in ("mixer", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager

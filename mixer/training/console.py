@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from etils import epy
 
-with epy.lazy_imports():  # it takes a second, for which --help does not wait
-    import jax
+with epy.lazy_imports():  # it imports jax, which takes a second, for which --help does not wait
+    from mixer.runtime import distributed
 
 # From one line of an evaluation to the next.
 _FILE_SECONDS, _TERMINAL_SECONDS = 60.0, 0.2
@@ -35,7 +35,7 @@ class Console:
         self._prefix, self._seconds_after = prefix, seconds_after
         self._stream = sys.stderr if to_stderr else sys.stdout
         self._is_terminal = self._stream.isatty()
-        self._writes = jax.process_index() == 0
+        self._writes = distributed.is_first()
 
     def show(self, step: int, total_steps: int, scalars: dict[str, float]) -> None:
         """Shows step, loss, learning rate, gradient norm, speed, waiting time and time left.

@@ -21,10 +21,11 @@ from mixer.config.checks import flat
 from mixer.data.sources import Source
 from mixer.runtime import machine
 
-# What decides the program or the pixels. On most machines, TensorFlow's package is tensorflow-cpu.
+# What decides the program or the pixels. On most machines, TensorFlow's package is tensorflow-cpu; on one with GPUs,
+# JAX's plugin and NVIDIA's libraries compute.
 _PACKAGES = (
     "jax", "jaxlib", "libtpu", "flax", "optax", "numpy", "tensorflow", "tensorflow-cpu", "opencv-python-headless",
-    "pillow",
+    "pillow", "jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
 _JAX_OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 TRAINING_DATA = "the training data"  # what messages, and a run's history, call its training split

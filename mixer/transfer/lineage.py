@@ -60,8 +60,8 @@ def duration(config: Any, name: str) -> str:
     return f"{f'{amount:g}' if unit == 'epochs' else f'{amount:,}'} {unit}"
 
 
-def changes(workdir: epath.Path | None, step: int, named: Callable[[str], str] = str) -> list[str]:
-    """Returns a line for each change of a run's config or data on the way to a checkpoint.
+def changes(workdir: epath.Path | None, step: int, named: Callable[[str], str] = str) -> tuple[list[str], list[str]]:
+    """Returns a line for each change of a run's config or data: on the way to a checkpoint, and after it.
 
     Args:
       workdir: the run's folder; None for weights that are not of a run here.
@@ -69,12 +69,13 @@ def changes(workdir: epath.Path | None, step: int, named: Callable[[str], str] =
       named: how a run, a file or a folder is called, given its path.
     """
     kept = history.not_undone(history.read(workdir)) if workdir else []
-    return [
-        f"from step {start.step:,}: "
-        + "; ".join([*(_named(one, named) for one in start.config_changes), *start.data_changes])
-        for start in kept
-        if start.step < step and (start.config_changes or start.data_changes)
-    ]
+    before: list[str] = []
+    later: list[str] = []
+    for start in kept:
+        if start.config_changes or start.data_changes:
+            told = "; ".join([*(_named(one, named) for one in start.config_changes), *start.data_changes])
+            (before if start.step < step else later).append(f"from step {start.step:,}: {told}")
+    return before, later
 
 
 def _named(change: str, named: Callable[[str], str]) -> str:

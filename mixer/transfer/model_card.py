@@ -75,15 +75,15 @@ def card(
 
 def _history(weights: Weights, named: Callable[[str], str]) -> list[str]:
     """Returns the lines that say what changed while the run was trained; none if nothing did."""
-    told = lineage.changes(weights.workdir, weights.step or 0, named)
-    if not told:
-        return []
-    return [
-        "The run was continued with changes; what stands above is how it was at last:",
-        "",
-        *(f"- {line}" for line in told),
-        "",
-    ]
+    before, later = lineage.changes(weights.workdir, weights.step or 0, named)
+    lines = []
+    for told, about in (
+        (before, "The run was continued with changes; what stands above is how it was at last:"),
+        (later, "After this checkpoint the run was continued with changes, and what stands above is how it was then:"),
+    ):
+        if told:
+            lines += [about, "", *(f"- {line}" for line in told), ""]
+    return lines
 
 
 def _named_classes(weights: Weights, exported: Exported, to: str) -> list[str]:
@@ -201,6 +201,9 @@ def _accuracy(weights: Weights, measured: dict[str, float]) -> str:
             f"{accuracy}% on the validation split of ImageNet, as published (arXiv 2105.01601, Table 3), not measured "
             "here."
         )
+    if measured.get("labelled") == 0:
+        of_split = f"{config.input.dataset}, split {config.input.eval_split}"
+        return f"{_UNKNOWN.capitalize()}: no image of {of_split}, has a label."
     if config is None or "accuracy" not in measured:
         when = "" if config is None else f": the run was not evaluated at step {weights.step:,}"
         return f"{_UNKNOWN.capitalize()}{when}."
@@ -208,7 +211,7 @@ def _accuracy(weights: Weights, measured: dict[str, float]) -> str:
     resize = crops.eval_resize(images)
     resized = crops.EVAL_CROPS[images.eval_crop].described.format(size=resize)
     return (
-        f"{_headline(measured)} of {measured['count']:,} images of {images.dataset}, split "
+        f"{_headline(measured)} of {measured.get('labelled', measured['count']):,} images of {images.dataset}, split "
         f"{images.eval_split}, {resized} and the central {images.image_size}x{images.image_size} taken "
         f"(eval_crop={images.eval_crop}, eval_resize={resize}). Measured by the run at step {weights.step:,}, "
         f"in {config.model.dtype}."

@@ -1,6 +1,7 @@
 """The guess after each block, against a model in NumPy that ends there."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +54,18 @@ def test_shared_blocks_are_computed_once():
     alone = jax.jit(lambda p, x: MODEL.apply({"params": p}, x)).lower(params, image).compile()
     all_depths = jax.jit(lambda p, x: lens.logits_after_blocks(MODEL, p, x)).lower(params, image).compile()
     assert all_depths.cost_analysis()["flops"] < 1.2 * alone.cost_analysis()["flops"]
+
+
+def test_logits_that_are_nan_guess_nothing(monkeypatch):
+    """As in the accuracy of an evaluation."""
+    logits = np.zeros((2, 3, 5), np.float32)
+    logits[0, 1] = np.nan
+    monkeypatch.setattr(lens, "logits_after_blocks", lambda *arguments: jnp.asarray(logits))
+    batch = {
+        "image": jnp.zeros((3, 8, 8, 3), jnp.uint8), "labels": jnp.array([[0], [0], [-1]]), "weight": jnp.ones(3),
+    }  # fmt: skip
+    correct, labelled, usable = lens._counts(MODEL, {}, batch)
+    assert (correct.tolist(), float(labelled), float(usable)) == ([1, 2], 2, 3)
 
 
 def test_a_split_of_which_nothing_can_be_read_is_an_error(mesh, monkeypatch):

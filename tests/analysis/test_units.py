@@ -39,6 +39,16 @@ def test_the_order_names_every_unit_once(number):
     assert sorted(order.tolist()) == list(range(number))
 
 
+def test_the_opposite_is_another_unit_where_all_are_alike():
+    """A unit correlates by 0 with itself in the matrix, which is less than with any other here."""
+    wave = np.sin(np.arange(16))
+    other, correlation = units.opposites(np.stack([wave, 2 * wave + 0.1 * np.arange(16)]).astype(np.float32))
+    assert other.tolist() == [1, 0]
+    assert correlation.min() > 0.9
+    other, correlation = units.opposites(wave[None].astype(np.float32))
+    assert (other.tolist(), correlation.tolist()) == ([0], [0])
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_unit_without_a_pattern_is_nobodys_opposite():
     constant = np.stack([np.full(16, 0.3), np.zeros(16), np.linspace(-1, 1, 16), np.linspace(1, -1, 16)])

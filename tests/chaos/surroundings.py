@@ -145,7 +145,7 @@ def peer(trial: Trial) -> None:
     status = other.end(_PATIENCE)
     trial.did(f"the other ended after {other.seconds - since:.0f} s with status {status}")
     trial.expect(status != 0, "the other process ended with status 0")
-    told = re.search(rf"error: process {1 - victim} has lost the others|{_ENDED_BY_JAX}", other.stderr)
+    told = re.search(rf"error: process {1 - victim} cannot go on|{_ENDED_BY_JAX}", other.stderr)
     trial.expect(bool(told), f"the other process did not say why it ended: {other.stderr[-2000:]}")
     pairs.whole(trial, trial.workdir)
     for problem in compare.differences(expected, trial.workdir, trial.total):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -282,6 +283,29 @@ def test_none_is_no_name_of_a_folder(command_line, name):
     given = ["--config.fewshot.dataset=cifar10"] if name.startswith("fewshot") else []
     config, _ = command_line("--config", CONFIG, *given, f"--config.{name}=None")
     assert checks.flat(config)[name] is None
+
+
+def test_too_little_memory_is_one_line():
+    script = (
+        "import jax.numpy as jnp\nfrom mixer.config import command_line\n"
+        "command_line.run(lambda argv: jnp.ones((10**7, 10**7)).block_until_ready(), lambda: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: the devices have too little memory \(RESOURCE_EXHAUSTED: [^\n]+\): give them fewer images at a time, "
+        r"by --batch_size, or in training by --config.accumulate_steps; then try --config.sharding=fully_sharded and "
+        r"--config.model.remat=True\n", done.stderr,
+    ), done.stderr  # fmt: skip
+
+
+def test_jax_says_that_it_falls_back_to_the_cpu():
+    script = (
+        "import logging\nfrom mixer.config import command_line\n"
+        "command_line.run(lambda argv: logging.getLogger('jax._src.xla_bridge').warning('Falling back'), lambda: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Falling back" in done.stderr
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nosuch"])

@@ -96,6 +96,12 @@ def test_of_equal_scores_the_first_class_is_taken():
     assert few_shot_regression.accuracy(classifier, np.zeros((4, 2), np.float32), np.array([0, 1, 2, 0])) == 0.5
 
 
+def test_scores_that_are_nan_guess_nothing():
+    classifier = few_shot_regression.Classifier(np.eye(2), np.zeros(2))
+    features = np.array([[1, 0], [np.nan, 0], [0, np.nan]], np.float32)
+    assert few_shot_regression.accuracy(classifier, features, np.array([0, 0, 1])) == pytest.approx(1 / 3)
+
+
 # -------------------------------------------------------------------------------------------------------------- choice
 
 

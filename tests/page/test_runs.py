@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,27 @@ def test_no_text_of_a_run_can_become_part_of_the_page(tmp_path):
     for tag in ("<b>", "<i>", "<u>", "<s>"):
         assert tag not in text
     assert text.count("</script>") == 2
+
+
+@pytest.mark.parametrize(
+    ("right", "headings"),
+    [
+        ([True, False, None, True], [("wrong", 1), ("right", 2), ("without a label", 1)]),
+        ([None, None], [("without a label", 2)]),
+    ],
+)
+def test_predictions_are_wrong_right_or_without_a_label(tmp_path, right, headings):
+    (run,) = runs.read([write_run(tmp_path / "a", [line(1, train__loss=1.0)])])
+    pictures = [
+        {"source": "data:,", "guess": "cat", "share": 0.5, "label": "" if one is None else "dog", "right": one}
+        for one in right
+    ]
+    text = write.page(
+        [run], [write.Evaluated(predictions=pictures)], model=None, no_model="", pictures={"labels": []}, command="c"
+    )
+    found = re.findall(r"<summary>(\d+) (wrong|right|without a label)</summary>", text)
+    assert [(title, int(count)) for count, title in found] == headings
+    assert len(re.findall(r"<br>it is dog", text)) == right.count(False)
 
 
 @pytest.mark.parametrize("files", [[], ["config.json"]])

@@ -36,9 +36,10 @@ def test_chips_by_the_name_that_jax_gives_them(kind, tera):
         ("NVIDIA H100 PCIe", 756, 378),
         ("NVIDIA H200", 989, 494),
         ("NVIDIA H200 NVL", 835.5, 417.5),
-        ("Tesla V100-SXM2-16GB", 125, 15.7),
-        ("Tesla V100-PCIE-16GB", 112, 14),
-        ("Tesla V100S-PCIE-32GB", 130, 16.4),
+        ("Tesla V100-SXM2-16GB", 15.7, 15.7),
+        ("Tesla V100-PCIE-16GB", 14, 14),
+        ("Tesla V100S-PCIE-32GB", 16.4, 16.4),
+        ("Tesla T4", 8.1, 8.1),
     ],
 )
 def test_gpus_by_the_name_that_their_driver_gives_them(kind, bfloat16, float32):

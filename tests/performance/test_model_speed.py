@@ -1,6 +1,7 @@
 """A measurement's arithmetic is checked with a fake clock, and its FLOPs are compared with the compiler's."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,20 @@ def test_the_formula_and_the_compiler_agree_within_3_percent(variant, mode):
     macs = models.create(variant, num_classes=1000).forward_macs(224)
     flops = model_speed.xla_flops(variant, mode, model_speed.Settings())
     assert {"inference": 2, "train": 6}[mode] * macs == pytest.approx(flops, rel=0.03)
+
+
+def test_the_compilers_count_asks_for_the_cpu(monkeypatch):
+    """JAX has none for a program on a TPU or GPU before it is compiled."""
+    asked, find = [], jax.devices
+    monkeypatch.setattr(jax, "devices", lambda platform=None: asked.append(platform) or find(platform))
+    assert model_speed.xla_flops.__wrapped__("Ti/8", "inference", SETTINGS) > 0
+    assert set(asked) == {"cpu"}
+
+    def no_cpu(platform=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "devices", no_cpu)
+    assert math.isnan(model_speed.xla_flops.__wrapped__("Ti/8", "inference", SETTINGS))
 
 
 @pytest.mark.parametrize("mode", model_speed.MODES)

@@ -1,5 +1,6 @@
 """A program that one process compiles is not compiled again by the next process."""
 
+import pytest
 from run_python import run_python
 
 COMPILED = """
@@ -25,6 +26,27 @@ def test_the_folder_of_jax_s_own_variable_wins(tmp_path):
     run_python(COMPILED.format(folder=str(tmp_path / "compiled")), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert (tmp_path / "own").is_dir()
     assert not (tmp_path / "compiled").exists()
+
+
+REMOTE = """
+import jax
+from mixer.runtime import compilation_cache
+compilation_cache.keep_compiled({folder!r})
+print(jax.config.jax_persistent_cache_enable_xla_caches)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "own", "kept"),
+    [
+        ("gs://bucket/run/compiled", "", "none"),
+        ("compiled", "gs://bucket/own", "none"),
+        ("compiled", "", "xla_gpu_per_fusion_autotune_cache_dir"),
+    ],
+)
+def test_xla_keeps_nothing_in_a_bucket(folder, own, kept):
+    """It cannot write there."""
+    assert run_python(REMOTE.format(folder=folder), JAX_COMPILATION_CACHE_DIR=own) == [kept]
 
 
 RESTART = """

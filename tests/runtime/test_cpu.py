@@ -92,6 +92,16 @@ def test_other_devices_get_the_model_as_it_is(tpu_mesh, variant):
 
 
 @pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("7.0", "float32"), ("7.5", "float32"), ("8.0", "bfloat16"), ("10.0", "bfloat16"), ("gfx942", "bfloat16")],
+)
+def test_auto_is_bfloat16_where_a_gpu_has_units_for_it(tpu_mesh, capability, expected):
+    tpu_mesh.devices[0] = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    assert cpu.dtype("auto", tpu_mesh) == expected
+    assert [cpu.dtype(given, tpu_mesh) for given in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(
     ("vendor", "flags", "version", "expected"),
     [
         ("AuthenticAMD", "fma avx512_bf16", (0, 12, 0), "bfloat16"),

@@ -4,6 +4,7 @@ import socket
 
 import jax
 import pytest
+from run_python import run_python
 
 from mixer.runtime import distributed
 from mixer.runtime.errors import UserError
@@ -38,6 +39,24 @@ def test_what_to_do_about_a_lost_process_is_said_before_joining(monkeypatch, cap
     told = "if one of them is lost, or a number is given twice, JAX ends all: start all again, and they continue"
     expected = f"{said}{told}\n"
     assert capsys.readouterr().err == expected
+
+
+JOINED = """
+from jax._src import xla_bridge
+from mixer.runtime import distributed
+distributed.start("localhost:{port}", 1, 0)
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
+"""
+
+
+def test_a_process_that_is_told_all_keeps_all_gpus_under_slurm():
+    """Left to itself, JAX gives it the one whose number it has on its host."""
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node1", "NTASKS": "1", "PROCID": "0", "LOCALID": "3"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    variables = {f"SLURM_{name}": value for name, value in slurm.items()}
+    assert run_python(JOINED.format(port=port), **variables) == ["all"]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -168,9 +168,11 @@ def test_a_mistake_is_one_line_and_trains_nothing(data_dir, tmp_path):
 
 
 def test_a_spread_is_the_standard_deviation_in_per_cent():
-    assert experiment.spread([0.5, 0.52, 0.54]) == "52.0 +- 2.0"
-    assert experiment.spread([0.5]) == "50.0"
-    assert experiment.spread([]) == "diverged"
+    assert experiment.spread([0.5, 0.52, 0.54], 3) == "52.0 +- 2.0"
+    assert experiment.spread([0.5, 0.52, 0.54], 4) == "52.0 +- 2.0 (1 diverged)"
+    assert experiment.spread([0.5], 1) == "50.0"
+    assert experiment.spread([0.5], 3) == "50.0 (2 diverged)"
+    assert experiment.spread([], 2) == "diverged"
 
 
 def test_a_table_is_aligned():

@@ -161,7 +161,11 @@ def test_a_run_on_imagenet_1k(tmp_path, capsys):
     config = recipe.imagenet1k("B/16")
     config.evaluators.real.dataset = "imagenet2012_real"
     config.evaluators.again = recipe.evaluator_settings("classification", split="validation")  # the run's own dataset
-    lines = [*LINES, {"step": 100, "again/accuracy": 0.5}]
+    config.evaluators.square = recipe.evaluator_settings("classification", split="validation")
+    config.evaluators.square.eval_crop = "resize_square"
+    config.evaluators.larger = recipe.evaluator_settings("classification", split="validation")
+    config.evaluators.larger.eval_resize = 300
+    lines = [*LINES, {"step": 100, "again/accuracy": 0.5, "square/accuracy": 0.9, "larger/accuracy": 0.9}]
     folder = write_run(tmp_path / "mine", config, [*({**line, "val/accuracy": 0.1} for line in lines[:2]), *lines[2:]])
     tables, told = printed(capsys, folder)
     row = the_row(tables, "3", "B/16", "ImageNet-1k", "224")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer.runtime import distributed
 from mixer.training import console as console_module
 from mixer.training.console import Console, format_seconds
 
@@ -145,6 +146,15 @@ def test_console_is_silent_on_other_processes(capsys, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     Console().keep("done")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("index", "said"), [(0, "done\n"), (1, "")])
+def test_a_console_of_several_processes_does_not_look_for_devices(index, said, capsys, monkeypatch):
+    """All would wait there for one that has failed."""
+    monkeypatch.setattr(distributed, "store", lambda: (object(), index, 2))
+    monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("looked for devices"))
+    Console().keep("done")
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,24 @@ def test_the_changes_of_a_run_on_the_way_to_the_checkpoint(tmp_path):
         history.add(tmp_path, history.Start(step, "", "", {}, {}, 4096, {}, {}, {}, changes, changes and ["the data"]))
     weights = dataclasses.replace(make_weights(config=recipe.imagenet1k("B/16")), workdir=epath.Path(tmp_path))
     lines = card(weights).splitlines()
-    told = [line for line in lines if line.startswith("- from step")]
+    told = [line for line in lines if line.startswith(("- from step", "The run was", "After this"))]
     assert told == [
+        "The run was continued with changes; what stands above is how it was at last:",
         "- from step 0: seed: 0 before, 1 now; the data",
         "- from step 50,000: batch_size: 4096 before, 8192 now; the data",
+        "After this checkpoint the run was continued with changes, and what stands above is how it was then:",
+        "- from step 93,000: mixup.p: 0.5 before, 0 now; the data",
     ]
     assert "continued with changes" in card(weights)
     assert "continued with changes" not in card(dataclasses.replace(weights, workdir=None))
+
+
+def test_images_without_a_label_are_not_those_of_an_accuracy():
+    weights = make_weights(config=recipe.imagenet1k("B/16"))
+    text = card(weights, measured={"accuracy": 0.8, "count": 10, "labelled": 5})
+    assert "**80.00%** of 5 images of imagenet2012" in text
+    text = card(weights, measured={"count": 10, "labelled": 0})
+    assert "## Accuracy\n\nUnknown: no image of imagenet2012, split validation, has a label.\n" in text
 
 
 def test_a_step_at_which_the_run_was_not_evaluated_has_no_accuracy():
