@@ -149,7 +149,7 @@ $(VENV)-wandb/installed: pyproject.toml constraints.txt
 lock:  ## resolve constraints.txt anew, for Python 3.11 to 3.13 on Linux and macOS
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-	  --extra dev --extra preflight --extra wandb --extra onnx --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
+	  --extra dev --extra preflight --extra wandb --extra onnx --extra cuda --no-header --no-annotate --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:  ## remove the environment and what tools left
 	rm -rf $(VENV) $(VENV)-preflight $(VENV)-timm $(VENV)-lowest $(VENV)-newest $(VENV)-wandb $(VENV)-onnx $(VENV)-onnxruntime $(VENV)-iree .pytest_cache .mypy_cache .ruff_cache .hypothesis
