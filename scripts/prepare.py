@@ -242,7 +242,9 @@ def _prepare_folder(args: argparse.Namespace) -> str:
         max_pixels=max_pixels,
         report=_report,
     )
-    return _summary(tfds.builder(args.name, data_dir=args.data_dir), args.name, args.data_dir, there)
+    builder = tfds.builder(args.name, data_dir=args.data_dir)
+    _check_whole(builder)
+    return _summary(builder, args.name, args.data_dir, there)
 
 
 def _index(folder: str) -> str:

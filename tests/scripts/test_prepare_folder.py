@@ -212,6 +212,14 @@ def test_a_dataset_without_one_of_its_shards_is_said_to_be_incomplete(prepare, t
     assert "is incomplete, 1 of its shards are missing: delete it" in capsys.readouterr().err
 
 
+def test_so_is_one_of_class_folders(prepare, photos, tmp_path, capsys):
+    command = ["folder", f"--images={photos}", f"--data_dir={tmp_path}", "--name=mine"]
+    assert prepare.main(command) == 0
+    next((tmp_path / "mine/1.0.0").glob("*train.tfrecord*")).unlink()
+    assert prepare.main(command) == 1
+    assert "is incomplete, 1 of its shards are missing: delete it" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------- buckets
 
 COMMANDS = """

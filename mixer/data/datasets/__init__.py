@@ -5,15 +5,12 @@ without this project.
 """
 
 import contextlib
-import fcntl
 import io
-import pathlib
 import sys
-from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from mixer.data.datasets import base
+from mixer.data.datasets import base, dataset_files
 from mixer.data.datasets.digits import Digits
 from mixer.data.datasets.fractals import Fractals
 from mixer.data.datasets.leaves import Leaves
@@ -44,8 +41,8 @@ def prepare_embedded(name: str, data_dir: str) -> None:
         if builder.is_prepared():  # before the lock, because the folder may be read-only
             return
         tfds.disable_progress_bar()
-        with _lock(data_dir, dataset), contextlib.redirect_stderr(io.StringIO()):  # takes seconds: no progress needed
-            prepare(builder)
+        with dataset_files.lock(data_dir, dataset), contextlib.redirect_stderr(io.StringIO()):
+            prepare(builder)  # takes seconds: no progress needed
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from None
 
@@ -57,16 +54,3 @@ def prepare(builder: base.Builder) -> None:
             builder.download_and_prepare()
     if not records.has_index(str(builder.data_dir)):
         records.write_index(str(builder.data_dir))
-
-
-@contextlib.contextmanager
-def _lock(data_dir: str, dataset: str) -> Iterator[None]:
-    """Holds a lock file in a local folder while the `with` block runs. A bucket has no lock."""
-    if "://" in data_dir:
-        yield
-        return
-    folder = pathlib.Path(data_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{dataset}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also when the process is killed
-        yield

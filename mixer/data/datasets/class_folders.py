@@ -59,17 +59,19 @@ def prepare(
       report: is called with what was found in the folder, and with lines about the progress.
 
     Raises:
-      UserError: there are no class folders, or none of the images can be used.
+      UserError: there are no class folders, none of the images can be used, or another process prepares the dataset.
       OSError: a file cannot be written, or a bucket cannot be read.
     """
     target = dataset_folder(data_dir, name)
     if not is_prepared(target):
         plan = shard_plan.make_plan(images, name, validation_share, shard_bytes, max_pixels)
         report("\n".join(plan.report))
-        done = _continue(target, name, plan, report)
-        done |= _write_missing(target, plan, done, max_pixels)
-        dataset_files.write(target, base.PREPARED_FROM, json.dumps(plan.prepared_from, indent=2).encode())
-        _complete(target, name, plan, done)
+        with dataset_files.lock(data_dir, name, wait=False):
+            done = _continue(target, name, plan, report)
+            done |= _write_missing(target, plan, done, max_pixels)
+            _check_written(target, done)
+            dataset_files.write(target, base.PREPARED_FROM, json.dumps(plan.prepared_from, indent=2).encode())
+            _complete(target, name, plan, done)
     with contextlib.suppress(OSError):  # of no use any more, and no harm
         dataset_files.delete(target, [file for file in dataset_files.sizes(target) if file.endswith(_PROGRESS)])
 
@@ -127,6 +129,21 @@ def _write_missing(
             dataset_files.write(target, shard.name + _PROGRESS, json.dumps(record).encode())
             written[shard.name] = record
     return written
+
+
+def _check_written(target: str, records: dict[str, dict[str, Any]]) -> None:
+    """Checks that all shards are there, since a bucket has no lock against a second process that begins anew.
+
+    Raises:
+      UserError: some are not.
+    """
+    sizes = dataset_files.sizes(target)
+    missing = [shard for shard, record in records.items() if sizes.get(shard) != sum(record["lengths"])]
+    if missing:
+        raise UserError(
+            f"{target}: {len(missing)} of {len(records)} shards are gone or changed, the first is {missing[0]}: "
+            "prepare it by one process alone, with the same command"
+        )
 
 
 def _read_shard(

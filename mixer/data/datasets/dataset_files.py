@@ -1,14 +1,18 @@
 """The files of a dataset that is made shard by shard: local or in a bucket, each written whole or not at all."""
 
 import concurrent.futures
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mixer.data.records import tfrecord_index
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files
+from mixer.runtime.errors import UserError
 
 _DELETED = 16  # files that are deleted at a time
 
@@ -45,6 +49,28 @@ def delete(target: str, names: Sequence[str]) -> None:
     """Deletes files of a folder, those in a bucket several at a time."""
     with concurrent.futures.ThreadPoolExecutor(_DELETED) as pool:
         list(pool.map(lambda name: files.delete(os.path.join(target, name)), names))
+
+
+@contextlib.contextmanager
+def lock(data_dir: str, dataset: str, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file in a local folder while the `with` block runs. A bucket has no lock.
+
+    Raises:
+      UserError: another process holds it, and `wait` is False.
+    """
+    if bucket.is_remote(data_dir):
+        yield
+        return
+    folder = pathlib.Path(data_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{dataset}.lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # released also by the end of the process
+        except BlockingIOError:
+            raise UserError(
+                f"{folder / dataset} is being prepared by another process: wait until it is done, or give another name"
+            ) from None
+        yield
 
 
 def record(image: bytes, label: int) -> bytes:

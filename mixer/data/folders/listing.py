@@ -14,7 +14,7 @@ import json
 import os
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from etils import epath
 
 from mixer.data.folders.image_files import IMAGE_SUFFIXES
 from mixer.runtime import bucket, files
+from mixer.runtime.errors import UserError
 
 _LISTED = 32  # folders that are listed at a time; those in a bucket with a request for a thousand files each
 _KEPT_FROM = 10_000  # images; listing fewer takes no time
@@ -123,9 +124,10 @@ class Lister:
         )
 
     def contents(self, folder: str) -> Contents:
-        """Returns what a folder holds; nothing if it is no folder or may not be read.
+        """Returns what a folder holds; nothing if it is no folder, or a file system's own lost+found.
 
         Raises:
+          UserError: a local folder cannot be listed, so that a class might be missing.
           OSError: the bucket cannot be listed.
         """
         if folder not in self._known:
@@ -180,8 +182,13 @@ class Lister:
                 found_files: list[str] = []
                 for entry in entries:
                     (found_folders if _is_folder(entry) else found_files).append(entry.name)
-        except OSError:
-            return _Known([], Contents((), b"", {}, 0))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) or os.path.basename(folder) == "lost+found":
+                return _Known([], Contents((), b"", {}, 0))
+            raise UserError(
+                f"{readable(folder)} cannot be listed ({error.strerror}): see to its permissions or its disk, or move "
+                "it away"
+            ) from None
         settled = now - status.st_ctime_ns > _SETTLED
         return _Known(version if settled else [], _contents(found_folders, found_files))
 
@@ -193,19 +200,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _contents(folders: Iterable[str], found: Iterable[str]) -> Contents:
+def _contents(folders: Sequence[str], found: Iterable[str]) -> Contents:
     images: list[bytes] = []
     others: collections.Counter[str] = collections.Counter()
     hidden = 0
     for name in found:
-        if name[0] == ".":
+        if name.startswith("."):
             hidden += 1
         elif name.lower().endswith(IMAGE_SUFFIXES):
             images.append(encoded(name))
         else:
             others[os.path.splitext(name)[1].lower()] += 1
-    shown = [name for name in folders if name[0] != "."]
-    hidden += sum(name[0] == "." for name in folders)
+    shown = [name for name in folders if name and not name.startswith(".")]  # "" lies behind // in a bucket
+    hidden += len(folders) - len(shown)
     images.sort()
     return Contents(tuple(sorted(shown)), b"".join(name + b"\0" for name in images), dict(others), hidden)
 

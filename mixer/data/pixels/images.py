@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps, features
@@ -136,7 +137,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str, exif: st
     if image.width * image.height > max_pixels:
         return unusable(TOO_LARGE)
     try:
-        pixels = _to_rgb(image, transparent, exif)
+        pixels = _to_rgb(image, data, transparent, exif)
     except _UnknownRangeError:
         return unusable(UNKNOWN_FORMAT)
     except Exception as error:
@@ -163,27 +164,39 @@ EXIF: dict[str, Callable[[PillowImage.Image], PillowImage.Image]] = {
 }  # fmt: skip
 
 
-def _to_rgb(image: PillowImage.Image, transparent: str, exif: str) -> np.ndarray:
-    """Returns the first frame: uint8 [height, width, 3].
+def _to_rgb(image: PillowImage.Image, data: bytes, transparent: str, exif: str) -> np.ndarray:
+    """Returns the first frame of an image, opened from its file's data: uint8 [height, width, 3].
 
     Raises:
       _UnknownRangeError: the values are no colours that can be scaled to 0..255.
     """
     bits, white = _range_of(image)
-    image = EXIF[exif](image)
+    if white is None:
+        raise _UnknownRangeError
     if image.mode.startswith("I") or image.mode == "F":
-        return np.repeat(_grey(np.asarray(image), bits, white)[:, :, None], 3, axis=2)
-    pixels = np.asarray(TRANSPARENT[transparent](image).convert("RGB"))
-    if bits == 16:
-        _check_brightest(int(pixels.max()), 255)
-    return pixels
+        grey = _grey(np.asarray(EXIF[exif](image)), bits, white)
+        if image.format == "TIFF" and image.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8 bits
+            grey = 255 - grey
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if bits == 16:  # of which Pillow keeps the upper eight
+        brightest = int(np.asarray(image.convert("RGB")).max())
+        if 0 < brightest < 256 / 16 or not (brightest or _is_black(data)):
+            raise _UnknownRangeError
+    return np.asarray(TRANSPARENT[transparent](EXIF[exif](image)).convert("RGB"))
+
+
+def _is_black(data: bytes) -> bool:
+    """Returns whether all colours of a file with 16 bits are 0, also in the lower eight."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return pixels is not None and not pixels[..., :3].any()
 
 
 class _UnknownRangeError(ValueError):
     """Nothing says which of an image's values is white."""
 
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED, _FLOAT = 258, 339, 1, 3  # TIFF tags, and two values of the second
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags, and values of the last two
+_WHITE_IS_ZERO, _UNSIGNED, _FLOAT = 0, 1, 3
 
 
 def _range_of(image: PillowImage.Image) -> tuple[int, float | None]:
@@ -199,24 +212,14 @@ def _range_of(image: PillowImage.Image) -> tuple[int, float | None]:
     return int(bits), {_UNSIGNED: 2.0 ** int(bits) - 1, _FLOAT: 1.0}.get(int(kind))
 
 
-def _grey(values: np.ndarray, bits: int, white: float | None) -> np.ndarray:
+def _grey(values: np.ndarray, bits: int, white: float) -> np.ndarray:
     """Scales values from 0..white to 0..255: uint8. Pillow's own conversion would clip them at 255."""
-    if white is None:
-        raise _UnknownRangeError
     if values.dtype == np.int32 and bits == 32:
         values = values.view(np.uint32)  # Pillow has no mode for unsigned 32 bits
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= white:  # NaN is in no range
         raise _UnknownRangeError
-    _check_brightest(high, white)
+    if 0 < high < white / 16:  # so look 12 bits stored in 16, counts, and depths in mm; as colours, nearly black
+        raise _UnknownRangeError
     scaled: np.ndarray = np.rint(values.astype(np.float32) / np.float32(white / 255))
     return scaled.astype(np.uint8)
-
-
-def _check_brightest(value: float, white: float) -> None:
-    """Refuses a picture without a pixel of a sixteenth of white, unless all is black.
-
-    12 bits that are stored in 16, counts and depths in millimetres look so. As colours they would be nearly black.
-    """
-    if 0 < value < white / 16:
-        raise _UnknownRangeError

@@ -73,7 +73,8 @@ def _open_shards(builder: tfds.core.DatasetBuilder, instructions: Sequence[Any],
     sizes = shards.sizes(paths)
     file_format = builder.info.file_format.value
     if file_format == "tfrecord":
-        return tfrecords.reader(_indexed_shards(builder, sizes, cache_dir))
+        indexed = _indexed_shards(builder, sizes, cache_dir)
+        return tfrecords.reader([(path, indexed[path]) for path in paths])  # train[:10%]+train[20%:] names a file twice
     if file_format != "array_record":
         raise UserError(
             f"dataset {builder.name}: file format {file_format!r} has no random access; prepare it as tfrecord or "
@@ -120,7 +121,7 @@ def write_index(prepared_dir: epath.PathLike, report: Callable[[str], None] | No
 
 def _indexed_shards(
     builder: tfds.core.DatasetBuilder, sizes: dict[str, int], cache_dir: epath.Path
-) -> list[tuple[str, np.ndarray]]:
+) -> dict[str, np.ndarray]:
     """Loads or makes the index of some files.
 
     Args:
@@ -129,7 +130,7 @@ def _indexed_shards(
       cache_dir: see `open_records`.
 
     Returns:
-      For each file its path, and the offsets of its records followed by its size (int64 [records + 1]).
+      For each file's path, the offsets of its records followed by its size (int64 [records + 1]).
     """
     folder, dataset = epath.Path(builder.data_path), builder.info.full_name.replace("/", "-")
     found: dict[str, np.ndarray] = {}
@@ -148,4 +149,4 @@ def _indexed_shards(
                 f"{path} holds {size} bytes where its index says {found[path][-1]}: it was cut short or replaced; copy "
                 f"it again, or delete the index ({tfrecord_index.file_name('*')}) if the file is right"
             )
-    return [(path, found[path]) for path in sizes]
+    return {path: found[path] for path in sizes}

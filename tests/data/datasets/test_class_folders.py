@@ -221,6 +221,31 @@ def _interrupt(root, data_dir, monkeypatch):
             prepare(root, data_dir)
 
 
+def test_only_one_process_prepares_a_dataset(root, tmp_path):
+    with dataset_files.lock(str(tmp_path / "d"), "mine"):
+        with pytest.raises(UserError, match=r"/d/mine is being prepared by another process: wait until it is done"):
+            prepare(root, tmp_path / "d")
+        prepare(root, tmp_path / "e")
+    prepare(root, tmp_path / "d")
+    assert contents(tmp_path / "d") == contents(tmp_path / "e")
+
+
+@pytest.mark.parametrize("change", [lambda shard: shard.unlink(), lambda shard: shard.write_bytes(b"x")])
+def test_a_shard_that_another_process_takes_away_is_missed(root, tmp_path, monkeypatch, change):
+    """In a bucket nothing keeps a second process out."""
+    write_missing = class_folders._write_missing
+
+    def write_and_lose(target, *arguments):
+        written = write_missing(target, *arguments)
+        change(pathlib.Path(target, min(written)))
+        return written
+
+    monkeypatch.setattr(class_folders, "_write_missing", write_and_lose)
+    with pytest.raises(UserError, match=r"1 of \d+ shards are gone or changed, the first is mine-"):
+        prepare(root, tmp_path / "d")
+    assert not class_folders.is_prepared(class_folders.dataset_folder(str(tmp_path / "d"), "mine"))
+
+
 def test_a_finished_dataset_stays_as_it_is(root, tmp_path):
     prepare(root, tmp_path / "d")
     folder = tmp_path / "d/mine/1.0.0"

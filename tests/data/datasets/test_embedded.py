@@ -4,6 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mixer.data import datasets
+from mixer.data.datasets import dataset_files
 from mixer.data.records import records
 from mixer.runtime.errors import UserError
 
@@ -47,7 +48,7 @@ def test_a_prepared_dataset_may_be_in_a_read_only_folder(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("read-only file system")
 
-    monkeypatch.setattr(datasets.fcntl, "flock", refuse)
+    monkeypatch.setattr(dataset_files.fcntl, "flock", refuse)
     datasets.prepare_embedded("fractals/2x4x8", str(tmp_path))
     with pytest.raises(OSError, match="read-only"):
         datasets.prepare_embedded("fractals/3x4x8", str(tmp_path))

@@ -1,5 +1,6 @@
 """A long listing is kept for the next start, and whatever has changed since is listed anew."""
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -12,6 +13,7 @@ from making import all_of, input_config
 from mixer.data.folders import folder_layout, listing
 from mixer.data.readers import open_source
 from mixer.data.sources import Source
+from mixer.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -54,6 +56,39 @@ def test_a_kept_listing_gives_the_same_and_lists_nothing(root, listed):
         assert "1 image in folders within class folders" in again.report[2 if split == "all" else 3]
         assert "1 .txt" in again.report[3 if split == "all" else 4]
     assert listed == []
+
+
+@pytest.mark.parametrize("name", ["dog", "cat/deep"])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(root, monkeypatch, name):
+    """Else a class would be missing, and the classes after it have other numbers."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(root / name):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=rf"/{name} cannot be listed \(Permission denied\): see to its permissions"):
+        opened(root)
+
+
+def test_what_a_file_system_keeps_for_itself_is_no_class(root, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    (root / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert tuple(opened(root).class_names) == ("cat", "dog", "k\\xf6ter")
+
+
+def test_what_lies_behind_two_slashes_in_a_bucket_is_left_out():
+    found = listing._contents(["", "cat", ".git"], ["x.jpg"])
+    assert (found.folders, found.hidden) == (("cat",), 2)
 
 
 CHANGES = {

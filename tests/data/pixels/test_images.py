@@ -117,7 +117,9 @@ DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7), np.uint16)
 ALPHA = np.dstack([PHOTO, GREY])
 
 
-def tiff_of(bits: int, kind: int, code: str | None, values: np.ndarray, order: str = "<") -> bytes:
+def tiff_of(
+    bits: int, kind: int, code: str | None, values: np.ndarray, order: str = "<", photometric: int = 1
+) -> bytes:
     """Returns a grey TIFF of any type: bits, SampleFormat and NumPy's code of a value (None packs 12 bits)."""
     height, width = values.shape
     if code is None:
@@ -127,7 +129,8 @@ def tiff_of(bits: int, kind: int, code: str | None, values: np.ndarray, order: s
         )
     else:
         body = values.astype(np.dtype(code).newbyteorder(order)).tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(body), 339: kind}
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(body),
+            339: kind}  # fmt: skip
     body += b"\0" * (len(body) % 2)
     entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(body))
@@ -161,6 +164,12 @@ def tiff_of(bits: int, kind: int, code: str | None, values: np.ndarray, order: s
          rgb(np.rint(DEEP / 257).astype(np.uint8))),
         ("16-bit tiff, big-endian", tiff_of(16, 1, "H", DEEP, ">"), rgb(np.rint(DEEP / 257).astype(np.uint8))),
         ("16-bit grey, all black", encode(0 * DEEP), rgb(np.zeros((5, 7), np.uint8))),
+        ("8-bit tiff, 0 is white", tiff_of(8, 1, "B", GREY, photometric=0), rgb(255 - GREY)),
+        ("16-bit tiff, 0 is white", tiff_of(16, 1, "H", DEEP, photometric=0),
+         rgb(255 - np.rint(DEEP / 257).astype(np.uint8))),
+        ("float tiff, 0 is white", tiff_of(32, 3, "f", GREY / np.float32(255), photometric=0), rgb(255 - GREY)),
+        ("16-bit rgb, all black", png_of((1, 1, 16, 2), b"\0" * 7), rgb(np.zeros((1, 1), np.uint8))),
+        ("16-bit rgba, all black", png_of((1, 1, 16, 6), b"\0" * 7 + b"\1\1"), rgb(np.zeros((1, 1), np.uint8))),
         ("webp, animated",
          encode(PHOTO, "WEBP", save_all=True, lossless=True, append_images=[PillowImage.fromarray(255 - PHOTO)]),
          PHOTO),
@@ -206,6 +215,12 @@ def test_a_transparent_drawing_is_laid_on_white_by_option(data):
     dropped = inspect(data, MOST)
     if dropped.encoding == RAW:
         np.testing.assert_array_equal(pixels(dropped), DRAWING[..., :3])
+
+
+@pytest.mark.parametrize("transparent", ["drop", "white"])
+def test_a_dark_picture_is_not_bright_where_it_is_transparent(transparent):
+    data = png_of((2, 1, 16, 6), b"\0" + struct.pack(">8H", 9, 100, 255, 0, 4000, 9, 9, 65535))
+    assert STATUSES[inspect(data, MOST, transparent).status] == "unknown_format"
 
 
 def test_half_transparent_is_mixed_with_white():
@@ -254,6 +269,8 @@ def test_bytes_after_the_end_marker_do_no_harm():
         (encode(DEEP // 17, "TIFF"), "unknown_format"),  # 12 bits in 16
         (encode(DEEP // 17), "unknown_format"),
         (png_of((1, 1, 16, 2), b"\0" + struct.pack(">3H", 0, 100, 4095)), "unknown_format"),
+        (png_of((1, 1, 16, 2), b"\0" + struct.pack(">3H", 0, 100, 255)), "unknown_format"),  # 8 bits in 16
+        (tiff_of(8, 2, "b", GREY), "unknown_format"),
         (encode(PHOTO, "JPEG")[:-400], "truncated"),
         (encode(PHOTO, "PNG")[:-400], "truncated"),
         (encode(PHOTO, "BMP")[:-400], "truncated"),

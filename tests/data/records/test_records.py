@@ -14,7 +14,10 @@ from mixer.data.records import array_records, records, tfrecord_index, tfrecords
 from mixer.runtime.errors import UserError
 
 FORMATS = ("tfrecord", "array_record")
-SPLITS = ("train", "validation", "train[10%:55%]", "train[5:9]+validation", "validation+train[:3]", "train[-4:]", "all")
+SPLITS = (
+    "train", "validation", "train[10%:55%]", "train[5:9]+validation", "validation+train[:3]", "train[-4:]", "all",
+    "train[:3]+train[5:]", "train+validation+train[2:]",
+)  # fmt: skip
 VERSION = "pictures/1.0.0"
 
 
