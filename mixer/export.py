@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def _name_of(source: str) -> str:
     """Returns the last part of a path; the name of a published checkpoint, or an address of the web, as it is."""
     if source in published.PUBLISHED or source.startswith("https://"):
         return source
-    parts = epath.Path(source).parts
+    parts = epath.Path(source if bucket.is_remote(source) else os.path.abspath(source)).parts
     return "/".join(parts[-3:] if parts[-2:-1] == ("checkpoints",) else parts[-1:])
 
 
@@ -234,7 +235,7 @@ def _out(arguments: list[str], to: str | None) -> epath.Path:
     bucket_check.check(arguments[0])
     out = epath.Path(arguments[0]) if bucket.is_remote(arguments[0]) else epath.Path(arguments[0]).expanduser()
     if to == "timm" and _is_folder(out):
-        return out
+        return out if bucket.is_remote(out) else epath.Path(os.path.abspath(out))  # whose name is not "." or ".."
     if out.suffix != suffix:
         raise UserError(f"{arguments[0]}: the name of a file for --to {to} ends in {suffix}")
     if not (bucket.is_remote(out) or out.parent.is_dir()):

@@ -96,11 +96,13 @@ def train(
 def _alike(run: runs.Run) -> agreement.Facts:
     """Returns what all processes must have alike before the first step."""
     digest = (run.start.weights or {}).get("digest")
-    here = {"input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype}
     return {
-        "data": run.start.data | {"the digest of the weights of init_from": str(digest)} | here,
+        "settings": {
+            "input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype,
+        },
+        "data": run.start.data | {"the digest of the weights of init_from": str(digest)},
         "devices": {"the number of its devices": str(jax.local_device_count())},
-    }
+    }  # fmt: skip
 
 
 def _run(run: runs.Run, weights: Weights | None) -> None:
@@ -135,6 +137,12 @@ def _run(run: runs.Run, weights: Weights | None) -> None:
     _loop(run, state, checkpoints, log, owed)
 
 
+def _keep(state: TrainState, checkpoints: Checkpoints) -> None:
+    """Saves what was learned before an error ends the run, if no other process waits for this one."""
+    if jax.process_count() == 1:
+        checkpoints.save(state, {})
+
+
 def _loop(
     run: runs.Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog, owed: Sequence[evaluators.Scheduled]
 ) -> None:
@@ -157,16 +165,16 @@ def _loop(
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         if owed:
             made_up_for = runs.evaluate(run, owed, state, first_step)
+            checkpoints.evaluated(first_step, made_up_for)  # before the log: what the log has is not owed any more
             log.write(first_step, made_up_for)
-            checkpoints.evaluated(first_step, made_up_for)
             if first_step == steps.total:
                 runs.say_last(run, made_up_for, checkpoints.most_accurate(), first_step)
         for step in range(first_step + 1, steps.total + 1):
             try:
                 batch = next(feed)
-            except UserError:  # the data cannot be read any more: keep what was learned (if no other process waits)
-                if step > first_step + 1 and jax.process_count() == 1:
-                    checkpoints.save(state, {})
+            except UserError:  # the data cannot be read any more
+                if step > first_step + 1:
+                    _keep(state, checkpoints)
                 raise
             if step == first_step + 1:
                 picture = functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config)
@@ -210,6 +218,10 @@ def _loop(
                         line |= runs.evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
+                except UserError:  # its images cannot be read
+                    log.write(step, line)
+                    _keep(state, checkpoints)
+                    raise
             # What is evaluated may be one of the best, which only a saved step can be.
             saves = saves or (config.checkpoint.keep_best > 0 and runs.best_metric(run) in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.

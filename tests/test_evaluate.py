@@ -88,6 +88,13 @@ def test_classes_that_are_not_those_of_the_data_are_refused(run, data_dir, tmp_p
         scoring.evaluate(other, config, split, loss="softmax_xent", batch_size=8)
 
 
+def test_another_image_size_sees_the_same_part_of_a_picture(run):
+    weights = loading.load(str(run))
+    assert (weights.config.input.eval_resize, weights.image_size) == (16, 16)
+    config, _ = scoring.input_config(weights.at_image_size(32, "extend"), None)
+    assert (config.eval_resize, config.image_size) == (32, 32)
+
+
 def test_a_permutation_is_of_one_image_size(run):
     weights = loading.load(str(run))
     permuted = ml_collections.ConfigDict(weights.config.to_dict())

@@ -337,6 +337,19 @@ def test_an_export_replaces_an_earlier_one_and_its_card(run, tmp_path):
     assert "earlier" not in (tmp_path / "m.npz.md").read_text()
 
 
+@pytest.mark.parametrize("place", [".", "../pets"])
+def test_a_folder_for_timm_has_its_name_wherever_one_stands(tmp_path, place, monkeypatch):
+    folder, out, settings = tmp_path / "run", tmp_path / "pets", {"input.image_size": 64, "input.eval_resize": 64}
+    write_run(folder, [make_state(make_params(models.create("S/32", 5), 64), None, step=3)], NAMES, **settings)
+    out.mkdir()
+    monkeypatch.chdir(out)
+    done = commands.run("mixer.export", "--checkpoint=../run", "--to=timm", place, cwd=out, XLA_FLAGS="")
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text()
+    assert 'timm.create_model("local-dir:pets"' in card
+    assert "--checkpoint run --to timm pets\n" in card
+
+
 def test_a_folder_for_timm_and_the_hub(tmp_path):
     params = make_params(models.create("S/32", 5), 64)
     (tmp_path / "at_home").mkdir()

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
 import mixer
+from mixer import run as runs
 from mixer import train
 from mixer.config import run_folder
 from mixer.data import pipeline, readers
@@ -331,6 +332,23 @@ def test_a_run_whose_data_can_no_longer_be_read_keeps_what_it_has_learned(data_d
     train.train(tiny(data_dir, **settings), tmp_path / "run")
     train.train(tiny(data_dir, **settings), tmp_path / "straight")
     assert deterministic(tmp_path / "run") == deterministic(tmp_path / "straight")
+
+
+def test_a_run_whose_evaluation_cannot_read_its_images_keeps_what_it_has_learned(data_dir, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise UserError("gs://bucket/validation cannot be read")
+
+    config = tiny(data_dir, log_steps=2, checkpoint_steps=12, eval_steps=4)
+    monkeypatch.setattr(runs, "evaluate", fail)
+    with pytest.raises(UserError, match="validation cannot be read"):
+        train.train(config, tmp_path / "run")
+    assert load_params(tmp_path / "run")[0] == 4
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [2, 4]
+    monkeypatch.undo()
+    train.train(config, tmp_path / "run")
+    train.train(config, tmp_path / "straight")
+    assert load_params(tmp_path / "run")[0] == 12
+    jax.tree.map(np.testing.assert_array_equal, *(load_params(tmp_path / name)[1] for name in ("run", "straight")))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])

@@ -13,6 +13,7 @@ from mixer import export, models, train
 from mixer.data import readers
 from mixer.training import facts, history
 from mixer.training.checkpoint_reader import load_params
+from mixer.transfer import init_from, loading
 from mixer.transfer.weights import Weights
 
 
@@ -42,6 +43,16 @@ def test_weights_that_saw_other_pixels_are_told(data_dir, tmp_path, capsys):
     train.train(tiny(data_dir, total_steps=1, **{"input.permutation": "pixels"}), tmp_path / "first")
     train.train(tiny(data_dir, total_steps=1, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert "; their input.permutation was pixels, here it is none\n" in capsys.readouterr().out
+
+
+def test_a_permutation_at_another_size_is_told(data_dir, tmp_path):
+    permuted = {"input.permutation": "pixels"}
+    train.train(tiny(data_dir, total_steps=1, **permuted), tmp_path / "first")
+    weights = loading.load(str(tmp_path / "first"))
+    assert init_from.other_pixels(weights, tiny(data_dir, **permuted)) == ""
+    larger = tiny(data_dir, **permuted, **{"input.image_size": 32, "input.eval_resize": 32})
+    said = "; their pixels were permuted at 16 pixels, which says nothing of the order at another size"
+    assert init_from.other_pixels(weights, larger) == said
 
 
 def test_a_head_bias_that_is_not_read_is_told(data_dir, tmp_path, capsys):

@@ -98,9 +98,8 @@ def _problem(error: Exception) -> str:
         return f"error: {error}"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # of XLA, in compiling or in running
         return (
-            f"error: the devices have too little memory ({first_line(error)}): give them fewer images at a time, by "
-            "--batch_size, or in training by --config.accumulate_steps; then try --config.sharding=fully_sharded and "
-            "--config.model.remat=True"
+            f"error: the devices have too little memory ({first_line(error)}): give them fewer images at a time; in "
+            "training by more config.accumulate_steps, then try config.sharding=fully_sharded and config.model.remat"
         )
     platforms = os.environ.get("JAX_PLATFORMS")
     if not platforms or not isinstance(error, RuntimeError | AssertionError):  # the second: cuda without a GPU (0.10.2)

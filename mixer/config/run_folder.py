@@ -46,10 +46,9 @@ def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
     try:
         if not bucket.is_remote(path):  # a bucket has no folders
             path.mkdir(parents=True, exist_ok=True)
-        if distributed.is_first():
-            probe = path / ".writable"
-            files.write_text(probe, "")
-            files.delete(probe)
+        probe = path / f".writable-{distributed.store()[1]}"  # every process writes its part of a checkpoint
+        files.write_text(probe, "")
+        files.delete(probe)
     except OSError as error:
         raise UserError(f"{flag} {workdir} cannot be written to ({error}); give a folder of your own") from None
     return path
@@ -186,4 +185,5 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool |
 
 def changes_no_metric(change: str) -> bool:
     """Returns whether steps that are taken again have the same metrics in spite of a difference of `check_same`'s."""
-    return change.startswith(_HARMLESS) and not change.startswith(("evaluators.", "fewshot."))
+    means = ("log_", "evaluators.", "fewshot.")  # log_*: what is logged is a mean since the line before
+    return change.startswith(_HARMLESS) and not change.startswith(means)

@@ -59,7 +59,7 @@ def check(context: Context, class_names: Sequence[str]) -> None:
     if num_classes != len(class_names):
         raise OtherClassesError(
             f"{source} tells {num_classes:,} classes apart, the data has {len(class_names):,}: fine-tune it "
-            f"first (configs/finetune.py), or ask what its features are worth with --fewshot{unknown}"
+            f"first (configs/finetune.py), or ask what its features are worth (few-shot evaluation){unknown}"
         )
     for number, (theirs, ours) in enumerate(zip(context.class_names or class_names, class_names, strict=True)):
         if theirs != ours:

@@ -130,7 +130,9 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
                 f"{config.permutation}), which says nothing of the order at {weights.image_size}: evaluate it at "
                 f"{config.image_size}"
             )
-        config.image_size, config.eval_resize = weights.image_size, None
+        if config.eval_resize is not None:  # the same part of a picture
+            config.eval_resize = round(config.eval_resize * weights.image_size / config.image_size)
+        config.image_size = weights.image_size
     return config, config.eval_split
 
 

@@ -26,6 +26,7 @@ Facts = dict[str, dict[str, str]]
 _REMEDIES = {
     "command": "start all with the same command",
     "software": "install the same software for all",
+    "settings": "they were left to each process: set them in the config",
     "data": "give all the same data",
     "devices": "give all as many devices",
 }

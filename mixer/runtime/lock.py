@@ -124,6 +124,9 @@ class _Lock:
         while True:
             data, generation = self._store.read(FILE)
             owner = _parsed(data)
+            if owner.get("token") == self.token:  # the answer to this process's own write was lost
+                self._generation = generation
+                break
             lives = False if data is None else _lives(owner)  # None: that cannot be seen from here
             if lives is None and first and first != generation:
                 lives = True  # the owner gave a sign of life while this process looked

@@ -58,6 +58,7 @@ class Checkpoints:
         self.folder, self._best_metric = integrity.folder_of(workdir), best_metric
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
+        self._needs_room = self._stops_on_error  # whether an older checkpoint that cannot be deleted is an error
         self._saving: int | None = None  # the step that is being written
         self._newest: int | None = None  # the step that was saved last
         self._problem = ""  # why the newest checkpoint could not be written
@@ -157,7 +158,7 @@ class Checkpoints:
     def _failed(self, error: Exception) -> None:
         """Removes the part of a checkpoint that was written. Then raises UserError, or warns.
 
-        In a bucket, Orbax also fails if it has written the checkpoint and may not delete an older one.
+        Orbax also fails if it has written the checkpoint and cannot delete an older one.
         """
         step, self._saving = self._saving, None
         if self._manager is not None:
@@ -166,15 +167,20 @@ class Checkpoints:
         self._manager = None  # the next save opens a new one, which also deletes temporary folders
         written = False
         with contextlib.suppress(OSError), bucket.as_os_errors():
-            written = bucket.is_remote(self.folder) and integrity.is_committed(self.folder / str(step))
+            if bucket.is_remote(self.folder):
+                written = integrity.is_committed(self.folder / str(step))
+            else:  # there it gets its name last
+                written = step in integrity.steps_of(self.folder)
             for folder in () if written else self._unfinished(step):
                 folder.rmtree()
         what = "was written, but an older one could not be deleted from" if written else "could not be written to"
         remain = "" if written else "; the older ones remain"
-        self._problem = f"checkpoint {step} {what} {self.folder} ({integrity.reason_of(error)}){remain}"
-        if self._stops_on_error:
-            self._raise()
-        _log.warning("%s.", self._problem)
+        problem = f"checkpoint {step} {what} {self.folder} ({integrity.reason_of(error)}){remain}"
+        if not written or self._needs_room:
+            self._problem = problem
+            if self._stops_on_error:
+                self._raise()
+        _log.warning("%s.", problem)
 
     def _raise(self) -> NoReturn:
         raise UserError(

@@ -214,6 +214,7 @@ def readable(
 
     Raises:
       UserError: the bucket does not let a checkpoint be read now. It must not count as damaged, and be deleted.
+      JaxRuntimeError: the devices have too little memory.
     """
     for step in steps:
         reason, saved = fault(folder / str(step)), {}
@@ -224,6 +225,8 @@ def readable(
             except UserError:
                 raise
             except Exception as error:  # its type depends on the part that is damaged
+                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # the devices have too little memory, which is no fault of the checkpoint
                 _raise_if_out_of_reach(folder / str(step), error)
                 reason = reason_of(error)
             if on_all_hosts(not reason):

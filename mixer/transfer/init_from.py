@@ -105,7 +105,11 @@ def other_pixels(weights: Weights, config: ml_collections.ConfigDict) -> str:
     """Returns how a run's images differ from those that the weights have seen, in words that follow others; or ""."""
     here = checks.flat(ml_collections.ConfigDict(config))
     there = {name: value for name, value in weights.settings.items() if name in _PIXELS and value != here[name]}
-    return "".join(f"; their {name} was {value}, here it is {here[name]}" for name, value in there.items())
+    said = "".join(f"; their {name} was {value}, here it is {here[name]}" for name, value in there.items())
+    size = weights.settings.get("input.image_size", config.input.image_size)
+    if weights.settings.get("input.permutation", "none") != "none" and size != config.input.image_size:
+        said += f"; their pixels were permuted at {size} pixels, which says nothing of the order at another size"
+    return said
 
 
 def other_function(weights: Weights, model: models.Model) -> str:

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from mixer.config import recipe, run_folder
 from mixer.config.settings import SETTINGS
+from mixer.data import class_names
 from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError, first_line
 from mixer.training import checkpoint_reader, history
@@ -112,6 +113,8 @@ def _load_file(file: io.BufferedIOBase, source: str, form: Format) -> Weights:
     params = form.load(file, source)
     carried = form.load_carried(file) if form.load_carried else None
     names = form.load_class_names(file) if form.load_class_names else None
+    if source in published.PUBLISHED and "head" in params:
+        names = class_names.published(len(params["head"]["bias"]))
     return Weights(params, source, class_names=_fitting(names, params), carried=_checked(carried))
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mixer.config import checks, recipe, run_folder
+from mixer.runtime import distributed, files
 from mixer.runtime.errors import UserError
 
 
@@ -48,6 +49,28 @@ def test_what_changes_nothing_that_is_computed_may_change(base_with, tmp_path):
     run_folder.save(checks.checked(other), ["cat"], tmp_path)
     loaded = run_folder.load_config(tmp_path)
     assert (loaded.input.data_dir, loaded.checkpoint_steps, loaded.checkpoint.keep_last) == ("/data", 7, 9)
+
+
+def test_every_process_tries_to_write(tmp_path, monkeypatch):
+    """Each writes its part of a checkpoint, and may have mounted the folder in another way."""
+    write = files.write_text
+
+    def refuse(path, text):
+        if path.name.endswith("-3"):
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", refuse)
+    run_folder.make(tmp_path)
+    monkeypatch.setattr(distributed, "store", lambda: (object(), 3, 4))
+    with pytest.raises(UserError, match=r"cannot be written to .*Permission denied"):
+        run_folder.make(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_changes_a_line_of_the_log_changes_metrics():
+    assert run_folder.changes_no_metric("checkpoint_steps: 5 before, 7 now")
+    assert not run_folder.changes_no_metric("log_steps: 100 before, 50 now")
 
 
 def test_the_classes_are_those_with_which_the_run_began(tmp_path):

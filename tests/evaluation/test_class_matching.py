@@ -1,5 +1,7 @@
 """Labels become the model's class numbers by the names of the classes, where the data has a part of them."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ from mixer.data.sources import Example, Source
 from mixer.evaluation import class_matching
 from mixer.evaluation.evaluator import Context
 from mixer.runtime.errors import OtherClassesError
+from mixer.transfer import loading
+from mixer.transfer.formats import FORMATS
 
 
 def match(model_classes, data_classes, dataset="folder", num_classes=None):
@@ -42,6 +46,19 @@ def test_wordnet_ids_name_the_classes_of_published_checkpoints():
     known = class_names.published(1000)
     found = match(None, ["n01440764", known[7]], num_classes=1000)
     assert labels(found) == {"n01440764": 0, known[7]: 7, "none": -1}
+
+
+def test_a_published_checkpoint_has_names(monkeypatch, tmp_path):
+    """Else images of as many other classes would be scored by number."""
+    shapes = {"head": {"bias": np.zeros(1000, np.float32), "kernel": np.zeros((4, 1000), np.float32)}}
+    form = FORMATS["npz"]._replace(load=lambda *_: shapes, load_carried=None, load_class_names=None)
+    known = class_names.published(1000)
+    assert loading._load_file(io.BytesIO(), "B/16-i1k", form).class_names == known
+    assert loading._load_file(io.BytesIO(), "mine.npz", form).class_names is None
+    shuffled = [known[1], known[0], *known[2:]]
+    assert labels(match(known, shuffled, num_classes=1000))[known[1]] == 1
+    with pytest.raises(OtherClassesError, match="class 0 is 'n01440764' there and 'tench' here"):
+        match(known, ["tench", *known[1:]], num_classes=1000)
 
 
 def test_numbers_are_names_in_a_folder_alone():

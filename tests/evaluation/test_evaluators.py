@@ -11,6 +11,7 @@ from mixer.evaluation import evaluators
 from mixer.runtime import preemption
 from mixer.runtime.errors import UserError
 from mixer.train import train
+from mixer.training import checkpoint
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 
@@ -164,6 +165,31 @@ def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(data_dir, tmp_path, 
         return {name: value for name, value in row.items() if not name.startswith("train/") or name == "train/loss"}
 
     assert list(map(untimed, read_metrics(stopped))) == list(map(untimed, read_metrics(straight)))
+
+
+def test_what_was_made_up_for_is_owed_until_its_checkpoint_has_it(data_dir, tmp_path, monkeypatch):
+    """The log has it last: else a kill in between would leave the checkpoint without its accuracy for good."""
+    config, run_all = tiny(data_dir, NAMED, total_steps=6), evaluators.run
+
+    def abandon(due, state, through=iter):
+        raise preemption.AbandonedError("asked to stop")
+
+    def fail(self, step, metrics):
+        raise OSError("killed")
+
+    monkeypatch.setattr(
+        evaluators, "run", lambda due, *others: (abandon if due[0].name == "val" else run_all)(due, *others)
+    )
+    with pytest.raises(preemption.PreemptedError, match="saved at step 3 of 6"):
+        train(config, tmp_path, Lines())
+    monkeypatch.setattr(evaluators, "run", run_all)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "evaluated", fail)
+        with pytest.raises(OSError, match="killed"):
+            train(config, tmp_path, Lines())
+    assert 3 not in steps_with(tmp_path, "val")
+    train(config, tmp_path, Lines())
+    assert 3 in steps_with(tmp_path, "val")
 
 
 def test_a_run_that_makes_up_for_its_last_evaluation_says_what_is_said_at_the_end(data_dir, tmp_path, monkeypatch):

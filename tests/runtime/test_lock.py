@@ -63,6 +63,24 @@ def write_owner(folder, **changes):
     assert store.write(lock.FILE, json.dumps(found).encode(), generation)
 
 
+def test_an_answer_that_is_lost_on_the_way_keeps_nobody_out(folder, monkeypatch):
+    """The write took effect, and its repetition is refused, since the file is of another generation by then."""
+    write, lost = conditional.ConditionalStore.write, iter([True])
+
+    def write_and_lose_the_answer(self, *arguments):
+        generation = write(self, *arguments)
+        return b"" if next(lost, False) else generation
+
+    monkeypatch.setattr(conditional.ConditionalStore, "write", write_and_lose_the_answer)
+    with lock.held(folder, print) as check:
+        time.sleep(0.3)  # signs of life
+        check()
+        assert owner(folder)["pid"] == os.getpid()
+        assert owner(folder)["sign_of_life"] > 1
+    with lock.held(folder, print):
+        pass
+
+
 def test_a_second_start_is_refused_at_once_and_the_first_is_not_disturbed(folder, monkeypatch):
     monkeypatch.setattr(lock, "_SILENCE", 60.0)
     with holder(folder) as process:
