@@ -194,4 +194,5 @@ def test_processes_compare_what_they_found_and_their_devices(data_dir, tmp_path,
     monkeypatch.setattr(agreement, "meeting", lambda: meeting)
     train.train(tiny(data_dir, total_steps=1), tmp_path)
     assert found["devices"] == {"the number of its devices": "8"}
-    assert {*found} == {"command", "software", "data", "devices"}
+    assert {*found} == {"command", "software", "settings", "data", "devices"}
+    assert found["settings"] == {"input.shuffle_block": "1", "model.dtype": "float32"}
