@@ -219,7 +219,8 @@ def _loop(
                 except preemption.AbandonedError:
                     leaving = True
                 except UserError:  # its images cannot be read
-                    log.write(step, line)
+                    if line:
+                        log.write(step, line)
                     _keep(state, checkpoints)
                     raise
             # What is evaluated may be one of the best, which only a saved step can be.

@@ -58,7 +58,7 @@ class Checkpoints:
         self.folder, self._best_metric = integrity.folder_of(workdir), best_metric
         self._kept = policies.AnyPreservationPolicy(kept)
         self._stops_on_error = on_error == "stop"
-        self._needs_room = self._stops_on_error  # whether an older checkpoint that cannot be deleted is an error
+        self._goes_on = on_error == "continue"
         self._saving: int | None = None  # the step that is being written
         self._newest: int | None = None  # the step that was saved last
         self._problem = ""  # why the newest checkpoint could not be written
@@ -176,7 +176,7 @@ class Checkpoints:
         what = "was written, but an older one could not be deleted from" if written else "could not be written to"
         remain = "" if written else "; the older ones remain"
         problem = f"checkpoint {step} {what} {self.folder} ({integrity.reason_of(error)}){remain}"
-        if not written or self._needs_room:
+        if not (written and self._goes_on):  # a run that goes on needs no room, not even for its last checkpoint
             self._problem = problem
             if self._stops_on_error:
                 self._raise()

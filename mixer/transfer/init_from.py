@@ -107,7 +107,8 @@ def other_pixels(weights: Weights, config: ml_collections.ConfigDict) -> str:
     there = {name: value for name, value in weights.settings.items() if name in _PIXELS and value != here[name]}
     said = "".join(f"; their {name} was {value}, here it is {here[name]}" for name, value in there.items())
     size = weights.settings.get("input.image_size", config.input.image_size)
-    if weights.settings.get("input.permutation", "none") != "none" and size != config.input.image_size:
+    permuted = weights.settings.get("input.permutation") == config.input.permutation != "none"
+    if permuted and size != config.input.image_size:
         said += f"; their pixels were permuted at {size} pixels, which says nothing of the order at another size"
     return said
 

@@ -67,11 +67,12 @@ def prepare(
         plan = shard_plan.make_plan(images, name, validation_share, shard_bytes, max_pixels)
         report("\n".join(plan.report))
         with dataset_files.lock(data_dir, name, wait=False):
-            done = _continue(target, name, plan, report)
-            done |= _write_missing(target, plan, done, max_pixels)
-            _check_written(target, done)
-            dataset_files.write(target, base.PREPARED_FROM, json.dumps(plan.prepared_from, indent=2).encode())
-            _complete(target, name, plan, done)
+            if not is_prepared(target):  # another process may have ended while this one looked at the images
+                done = _continue(target, name, plan, report)
+                done |= _write_missing(target, plan, done, max_pixels)
+                _check_written(target, done)
+                dataset_files.write(target, base.PREPARED_FROM, json.dumps(plan.prepared_from, indent=2).encode())
+                _complete(target, name, plan, done)
     with contextlib.suppress(OSError):  # of no use any more, and no harm
         dataset_files.delete(target, [file for file in dataset_files.sizes(target) if file.endswith(_PROGRESS)])
 

@@ -230,6 +230,23 @@ def test_only_one_process_prepares_a_dataset(root, tmp_path):
     assert contents(tmp_path / "d") == contents(tmp_path / "e")
 
 
+def test_what_another_process_has_finished_meanwhile_stays(root, tmp_path, monkeypatch):
+    make_plan = shard_plan.make_plan
+
+    def plan_while_another_prepares(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(shard_plan, "make_plan", make_plan)
+            prepare(root, tmp_path / "d")
+        finished.update({path: path.stat().st_mtime_ns for path in (tmp_path / "d/mine/1.0.0").iterdir()})
+        return make_plan(*arguments)
+
+    finished: dict[pathlib.Path, int] = {}
+    monkeypatch.setattr(shard_plan, "make_plan", plan_while_another_prepares)
+    prepare(root, tmp_path / "d")
+    assert finished
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "d/mine/1.0.0").iterdir()} == finished
+
+
 @pytest.mark.parametrize("change", [lambda shard: shard.unlink(), lambda shard: shard.write_bytes(b"x")])
 def test_a_shard_that_another_process_takes_away_is_missed(root, tmp_path, monkeypatch, change):
     """In a bucket nothing keeps a second process out."""
