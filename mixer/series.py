@@ -102,8 +102,9 @@ class Run:
         if diverged:
             return {}
         lines = [line for line in evaluated if line["step"] == self.total_steps]
-        # Metrics are written before a checkpoint, and whoever needs room deletes all checkpoints of a run.
-        is_saved = not saved or self.total_steps in saved
+        # Metrics are written before a checkpoint, and whoever needs room deletes all checkpoints of a run. A save that
+        # was cut off leaves a part of one.
+        is_saved = self.total_steps in saved or not checkpoint_reader.has_part(self.folder)
         return lines[-1] if lines and is_saved else None
 
 

@@ -35,7 +35,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     from mixer.evaluation import evaluators
     from mixer.runtime import agreement, compilation_cache, devices, distributed, lock, preemption
     from mixer.training import checkpoint, checkpoint_reader, facts, first_batch, health, history, layer_norms, profile
-    from mixer.transfer import init_from
+    from mixer.transfer import init_from, loading
 
 if TYPE_CHECKING:
     from mixer.training.checkpoint import Checkpoints
@@ -80,10 +80,12 @@ def train(
             allowed = {"allow_config_change": allow_config_change, "allow_data_change": allow_data_change}
             _, _, num_processes = distributed.store()
             command = facts.of_command(config, stop_after=stop.after, num_processes=num_processes, **allowed)
-            meeting.compare({"command": command, "software": facts.of_software()}, workdir)
             continues = checkpoint_reader.has_checkpoints(workdir)
-            if config.init_from and not continues:
-                weights = init_from.loaded(config)
+            begins_from = config.init_from if not continues else None
+            data = {"what init_from holds": loading.held(begins_from)} if begins_from else {}
+            meeting.compare({"command": command, "software": facts.of_software(), "data": data}, workdir)
+            if begins_from:
+                weights = init_from.loaded(config)  # a run's checkpoint is read by all processes together
             before = history.settings(workdir) if continues and config.init_from else {}
             config = init_from.with_token_width(config, weights, before)
             run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)

@@ -372,7 +372,7 @@ def test_a_folder_for_timm_and_the_hub(tmp_path):
 
     card = (out / "README.md").read_text()
     code = "".join(block.partition("```")[0] for block in card.split("```python\n")[1:])
-    assert -1 < code.find("images = ") < code.find("probabilities = model(") < code.find("for row in probabilities:")
+    assert -1 < code.find("images = ") < code.find("logits = model(") < code.find("for scores, shares in zip(")
     assert card.startswith("---\nlibrary_name: timm\n")
     assert 'timm.create_model("local-dir:small_timm", pretrained=True, act_layer=functools.partial(' in card
     assert "half of it has the same mean" in card  # drop_path_rate

@@ -251,13 +251,14 @@ def test_a_run_whose_checkpoints_are_gone_is_still_that_of_its_config(data_dir, 
         make_sweep(data_dir, tmp_path, rates=(0.02,), total_steps=3)
 
 
-def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("found", ["2", "4.orbax-checkpoint-tmp"], ids=["an earlier one", "a part of it"])
+def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_path, monkeypatch, found):
     """Its metrics are written first."""
     ran = []
 
     def fake_train(config, workdir, *_):
         ran.append(workdir.name)
-        (workdir / "checkpoints" / "4").mkdir(parents=True)
+        (workdir / "checkpoints" / found).rename(workdir / "checkpoints" / "4")
         return {"val/accuracy": 0.5, "val/count": 50}
 
     monkeypatch.setattr(series, "train", fake_train)
@@ -265,7 +266,7 @@ def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_pat
     (run,) = sweep._final_runs("cifar10", 0.02)
     keep(run.config, run.folder, 0.7)
     assert run.result()["val/accuracy"] == 0.7  # somebody has deleted its checkpoints
-    (run.folder / "checkpoints" / "2").mkdir(parents=True)
+    (run.folder / "checkpoints" / found).mkdir(parents=True)
     assert run.result() is None
     list(sweep.outcomes())
     assert ran == ["lr_0.02_seed_0"]

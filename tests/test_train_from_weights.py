@@ -11,6 +11,7 @@ from tiny_run import WIDTHS, data_dir, tiny  # noqa: F401
 
 from mixer import export, models, train
 from mixer.data import readers
+from mixer.runtime import agreement
 from mixer.training import facts, history
 from mixer.training.checkpoint_reader import load_params
 from mixer.transfer import init_from, loading
@@ -37,6 +38,29 @@ def test_a_run_starts_from_the_parameters_or_their_average_and_notes_which(data_
         noted = {"source": str(tmp_path / "first"), "step": step, "digest": facts.digest_of_weights(expected)}
         (start,) = history.read(tmp_path / f"second-{average}")
         assert start.weights == history.first_weights([start]) == noted
+
+
+def test_what_the_weights_are_is_compared_before_the_processes_read_them_together(data_dir, tmp_path, monkeypatch):
+    train.train(tiny(data_dir, total_steps=3, eval_steps=3), tmp_path / "first")
+    compared, loaded = [], init_from.loaded
+    meeting = agreement.Meeting(None, 0, 1)
+    monkeypatch.setattr(meeting, "compare", lambda facts, *_, **__: compared.append(facts["data"]))
+    monkeypatch.setattr(agreement, "meeting", lambda: meeting)
+    monkeypatch.setattr(init_from, "loaded", lambda config: compared.append("read") or loaded(config))
+    for steps in (1, 2):
+        settings = {"init_from": str(tmp_path / "first"), "total_steps": steps, "warmup_steps": 1, "eval_steps": 1}
+        train.train(tiny(data_dir, **settings), tmp_path / "second", allow_config_change=True)
+    assert compared[:2] == [{"what init_from holds": "checkpoints of the steps [3]"}, "read"]
+    assert (compared[3], compared.count("read")) == ({}, 1)  # a run that continues does not look at them
+
+
+def test_what_there_is_at_the_place_of_weights(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"")
+    (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    found = [loading.held(str(tmp_path / name)) for name in ("a.npz", "b.npz", "run", "run/checkpoints/20")]
+    steps = "checkpoints of the steps [20]"
+    assert found == ["a file", "nothing", steps, steps]
+    assert loading.held("https://storage.googleapis.com/a.npz") == "a file"
 
 
 def test_weights_that_saw_other_pixels_are_told(data_dir, tmp_path, capsys):

@@ -115,6 +115,8 @@ class _Lock:
         self.token, self._beat = secrets.token_hex(8), 0
         self._generation = b""  # of the file, as this process has written it
         self._taken_by: dict[str, Any] | None = None
+        self._looking = threading.Lock()
+        self._looked = _now()  # when the last look at the file ended
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
 
@@ -150,9 +152,15 @@ class _Lock:
     def check(self) -> None:
         """Checks that the lock is still this process's. A process that sleeps for minutes may lose it.
 
+        After a sleep it looks itself: its thread may have to wait for some seconds more.
+
         Raises:
           UserError: it is not.
         """
+        if self._has_slept():
+            with self._looking:
+                if self._has_slept():  # the thread has not looked meanwhile
+                    self._look()
         if self._taken_by is not None:
             raise UserError(
                 f"{self._folder} was taken over by {_named(self._taken_by)} while this process gave no sign of life: "
@@ -168,17 +176,24 @@ class _Lock:
             self._store.write(FILE, None, self._generation)
 
     def _renew(self) -> None:
-        while not self._ended.wait(_EVERY):
-            with contextlib.suppress(OSError):  # as on a full disk: training goes on
-                if self._write(self._generation):
-                    continue
+        while self._taken_by is None and not self._ended.wait(_EVERY):
+            with self._looking:
+                self._look()
+
+    def _has_slept(self) -> bool:
+        return _now() - self._looked > _SILENCE
+
+    def _look(self) -> None:
+        """Gives a sign of life, or finds that another has taken the folder over."""
+        with contextlib.suppress(OSError):  # as on a full disk: training goes on
+            if self._taken_by is None and not self._write(self._generation):
                 data, generation = self._store.read(FILE)
                 owner = _parsed(data)
                 if owner.get("token") == self.token:  # the answer to an earlier write was lost
                     self._generation = generation
                 elif data is not None:  # a file that somebody deleted stays deleted
                     self._taken_by = owner
-                    return
+        self._looked = _now()
 
     def _write(self, generation: bytes) -> bool:
         """Writes the file anew, if it still is of this generation. Tells whether it was."""
@@ -190,6 +205,11 @@ class _Lock:
         written = self._store.write(FILE, json.dumps(owner).encode(), generation)
         self._generation = written or self._generation
         return bool(written)
+
+
+def _now() -> float:
+    """Returns the seconds of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _parsed(data: bytes | None) -> dict[str, Any]:

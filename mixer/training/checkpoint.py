@@ -83,7 +83,7 @@ class Checkpoints:
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
         return ocp.CheckpointManager(
             self.folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers=integrity.in_all_or_none(ocp.StandardCheckpointHandler()),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
                 # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them

@@ -1,5 +1,7 @@
 """Reads the checkpoints of a run without its devices: parameters and states as NumPy arrays."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +22,16 @@ def has_checkpoints(workdir: epath.PathLike) -> bool:
       UserError: the folder cannot be read.
     """
     return bool(steps_of(workdir))
+
+
+def has_part(workdir: epath.PathLike) -> bool:
+    """Tells whether a run has a checkpoint or a part of one, as a save that was cut off leaves it.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    with _as_user_error(workdir):
+        return integrity.has_files(integrity.folder_of(workdir))
 
 
 def load_params(workdir: epath.PathLike, ema: bool = False, step: int | None = None) -> tuple[int, Any]:
@@ -59,7 +71,8 @@ def _load(workdir: epath.PathLike, names: list[str] | None, step: int | None) ->
     folder = integrity.folder_of(workdir)
     if stored := steps_of(workdir):
         options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-        with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options) as manager:
+        handler = integrity.in_all_or_none(ocp.PyTreeCheckpointHandler())
+        with ocp.CheckpointManager(folder, item_handlers=handler, options=options) as manager:
             steps = stored[::-1] if step is None else [step]
             for found, saved in integrity.readable(folder, steps, lambda step: _read_fields(manager, step, names)):
                 del saved[integrity.CHECKSUMS]
@@ -91,7 +104,13 @@ def _read_fields(manager: ocp.CheckpointManager, step: int, names: list[str] | N
 
 def steps_of(workdir: epath.PathLike) -> list[int]:
     """Returns the steps of a run's checkpoints, ascending. Raises UserError if the folder cannot be read."""
-    try:
+    with _as_user_error(workdir):
         return integrity.steps_of(integrity.folder_of(workdir))
+
+
+@contextlib.contextmanager
+def _as_user_error(workdir: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"the checkpoints in {workdir} cannot be listed ({error.strerror})") from None

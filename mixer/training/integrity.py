@@ -62,6 +62,13 @@ def steps_of(folder: epath.Path, listing: Iterable[str] | None = None) -> list[i
     return sorted(int(name) for name in found if name.isdecimal())
 
 
+def has_files(folder: epath.Path) -> bool:
+    """Tells whether anything is in the folder of all checkpoints. Raises OSError if it cannot be listed."""
+    if bucket.is_remote(folder):
+        return bool(bucket.listing(folder))
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def write_list(folder: epath.Path) -> None:
     """Lists the files of a checkpoint: for each its size in bytes, and a checksum if it is small or in a bucket.
 
@@ -256,6 +263,28 @@ def on_all_hosts(condition: bool) -> bool:
     if jax.process_count() == 1:
         return condition
     return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
+
+
+def in_all_or_none(handler: Any) -> Any:
+    """Returns one of Orbax's handlers with a `restore` that fails in every process if it fails in one.
+
+    After it, Orbax lets the processes meet. One that alone fails would meet the others elsewhere, and all would wait
+    for ever. Orbax finds handlers by their exact class, so this is no class of its own.
+    """
+    restore = handler.restore
+
+    def restore_together(*arguments: Any, **named: Any) -> Any:
+        restored, failed = None, None
+        try:
+            restored = restore(*arguments, **named)
+        except Exception as error:
+            failed = error
+        if not on_all_hosts(failed is None):
+            raise failed or OSError("another process cannot read its part")
+        return restored
+
+    handler.restore = restore_together
+    return handler
 
 
 def reason_of(error: Exception) -> str:

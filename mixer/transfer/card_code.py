@@ -137,15 +137,18 @@ def _permuting(config: ConfigDict | FrozenConfigDict) -> tuple[list[str], str]:
 
 
 def named(class_names: Sequence[str]) -> list[str]:
-    """Returns lines of Markdown with the names of all classes, and code that shows the most probable ones."""
+    """Returns lines of Markdown with the names of all classes, and code that shows the most probable ones.
+
+    It ranks by logits: probabilities near one, of a sigmoid, may be equal where logits differ.
+    """
     return [
         "The classes, in the order of the outputs:",
         "",
         *code_block(
             "python",
             f"class_names = {json.dumps(list(class_names), ensure_ascii=False)}",
-            "for row in probabilities:",
-            "    for number in numpy.argsort(-numpy.asarray(row))[:3]:",
-            '        print(f"{row[number]:.2%} {class_names[number]}")',
+            "for scores, shares in zip(numpy.asarray(logits), numpy.asarray(probabilities)):",
+            "    for number in numpy.argsort(-scores)[:3]:",
+            '        print(f"{shares[number]:.2%} {class_names[number]}")',
         ),
     ]

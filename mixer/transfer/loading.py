@@ -59,6 +59,17 @@ def load(source: str, ema: bool = False) -> Weights:
     return _finite(hub.completed(weights, folder) if folder else weights)
 
 
+def held(source: str) -> str:
+    """Returns in words what there is at a source of `load`, without reading it.
+
+    Raises:
+      UserError: it cannot be looked at.
+    """
+    if (folder := _folder(source)) is not None:
+        return f"checkpoints of the steps {checkpoint_reader.steps_of(run_folder.of_checkpoint(folder)[0])}"
+    return "nothing" if not source.startswith(_WEB) and not files.exists(files.expanded(source)) else "a file"
+
+
 def _folder(source: str) -> epath.Path | None:
     """Returns the path if it is a folder, else None."""
     if source.startswith(_WEB):

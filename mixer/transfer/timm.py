@@ -261,13 +261,14 @@ def _settings(exported: Exported) -> list[str]:
 
 
 def computing(exported: Exported) -> list[str]:
-    """Returns code that computes probabilities of `images`."""
+    """Returns code that computes `logits` and `probabilities` of `images`."""
     if not exported.probabilities:
         return []
     call = "softmax(-1)" if exported.probabilities == "softmax" else f"{exported.probabilities}()"
     return [
         "with torch.no_grad():",
-        f"    probabilities = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).{call}.numpy()",
+        "    logits = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1)",
+        f"probabilities = logits.{call}.numpy()",
     ]
 
 

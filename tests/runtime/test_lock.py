@@ -190,6 +190,24 @@ def test_the_owner_gives_signs_of_life_and_learns_that_it_was_taken_for_dead(fol
     assert owner(folder)["token"] == "theirs"  # it is not this process's to delete
 
 
+def test_after_a_sleep_the_owner_looks_before_it_writes(folder, monkeypatch):
+    """Its thread would look only after the rest of its fifteen seconds."""
+    monkeypatch.setattr(lock, "_EVERY", 60.0)
+    clock = [0.0]
+    monkeypatch.setattr(lock, "_now", lambda: clock[0])
+    with lock.held(folder, print) as check:
+        clock[0] += 1.5
+        check()  # nobody was there meanwhile, and it has given a sign of life
+        assert owner(folder)["sign_of_life"] == 2
+        write_owner(folder, machine="other", host="other", pid=7, token="theirs")
+        clock[0] += 0.9
+        check()
+        clock[0] += 0.2
+        with pytest.raises(UserError, match="was taken over by process 7 on other"):
+            check()
+    assert owner(folder)["token"] == "theirs"
+
+
 def test_a_file_that_is_cut_off_is_the_file_of_an_unknown_owner(tmp_path):
     (tmp_path / lock.FILE).write_text('{"pid": 1')
     with lock.held(tmp_path, print):

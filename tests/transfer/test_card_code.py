@@ -77,6 +77,21 @@ def test_the_code_of_a_card_gives_the_probabilities_of_predict(loss, crop, tmp_p
     assert [line.split(" ", 1)[1] for line in printed] == [NAMES[number] for number, _ in expected.top[:3]]
 
 
+@pytest.mark.filterwarnings("ignore:.*pets.stablehlo")
+def test_the_code_of_a_card_ranks_classes_whose_probabilities_are_equal(tmp_path, monkeypatch, capsys):
+    """Of logits of a sigmoid beyond 17, float32 makes a probability of one."""
+    monkeypatch.chdir(tmp_path)
+    weights = weights_of(loss="sigmoid_xent")
+    weights.params["head"]["bias"] = weights.params["head"]["bias"] * 0 + np.float32([60, 70, 90, 80, -9])
+    picture("cat.png").replace("cat.jpg")
+    with open("pets.stablehlo", "wb") as file:
+        FORMATS["stablehlo"].save(file, weights.exported())
+    exec(pasted(card(weights)), {})
+    assert [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()] == [
+        ["100.00%", NAMES[2]], ["100.00%", NAMES[3]], ["100.00%", NAMES[1]],
+    ]  # fmt: skip
+
+
 def test_the_code_of_a_card_rounds_sides_as_the_run_does(tmp_path, monkeypatch):
     """56 x 91 pixels for a shorter side of 36: 58.5, up in the run's arithmetic and down in another order of it."""
     monkeypatch.chdir(tmp_path)
@@ -163,7 +178,8 @@ def test_a_card_names_all_its_classes_and_timms_code_is_python():
     text = card(weights_of(), to="timm", file="pets.safetensors")
     assert f"class_names = {json.dumps(NAMES, ensure_ascii=False)}\n" in text
     compile(pasted(text), "card", "exec")
-    assert "probabilities = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).sigmoid().numpy()" in text
+    assert "    logits = model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1)\n" in text
+    assert "\nprobabilities = logits.sigmoid().numpy()\n" in text
 
 
 def test_multi_label_data_is_judged_by_mean_average_precision_beside_what_a_blind_model_has():

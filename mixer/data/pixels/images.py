@@ -7,6 +7,7 @@ white, the image becomes one black pixel with a status.
 """
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def _plain_png(data: bytes, transparent: str, exif: str) -> Image | None:
         return None
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or data[-8:-4] != b"IEND":
         return None
-    if exif != "ignore" and b"eXIf" in data:
+    if exif != "ignore" and (b"eXIf" in data or b"XML:com.adobe.xmp" in data):
         return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
     plain = depth == 8 and colour in (0, 2) and height and width
@@ -109,10 +110,14 @@ def _plain_jpeg(data: bytes, exif: str) -> Image | None:
     return None
 
 
+# Pillow turns a picture by it where EXIF has no orientation, and so does the code of cards.
+_TURNED_BY_XMP = re.compile(rb'tiff:Orientation(="|>)[2-8]')
+
+
 def _is_turned(app1: bytes) -> bool:
-    """Returns whether an EXIF block has an orientation tag (0x0112) other than upright (1)."""
+    """Returns whether a block of EXIF or XMP has an orientation (EXIF's tag 0x0112) other than upright (1)."""
     if app1[:6] != b"Exif\0\0":
-        return False
+        return _TURNED_BY_XMP.search(app1) is not None
     order = ">" if app1[6:8] == b"MM" else "<"
     tag = app1.find(struct.pack(order + "HHI", 0x0112, 3, 1))
     return tag >= 0 and app1[tag + 8 : tag + 10] not in (b"", struct.pack(order + "H", 1))

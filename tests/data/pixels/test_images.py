@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import broken_huffman_table, encode, photo, png_of, wrong_checksum
 from PIL import Image as PillowImage
-from PIL import ImageOps, features
+from PIL import ImageOps, PngImagePlugin, features
 
 from mixer.data.pixels import augment, images
 from mixer.data.pixels.image_status import STATUSES
@@ -97,6 +97,31 @@ def test_a_png_with_an_orientation_is_turned_too():
     tag = PillowImage.Exif()
     tag[0x0112] = 6
     np.testing.assert_array_equal(pixels(inspect(encode(PHOTO, exif=tag), MOST)), np.rot90(PHOTO, -1))
+
+
+def xmp_of(form: str, text: str, compressed: bool) -> bytes:
+    """Returns a photo of that format with XMP."""
+    if form != "PNG":
+        return encode(PHOTO, form, xmp=text.encode())
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", text, zip=compressed)
+    return encode(PHOTO, form, pnginfo=chunks)
+
+
+@pytest.mark.parametrize("text", ['<a tiff:Orientation="{}"/>', "<tiff:Orientation>{}</tiff:Orientation>"])
+@pytest.mark.parametrize(("form", "compressed"), [("JPEG", False), ("PNG", False), ("PNG", True), ("WEBP", False)])
+@pytest.mark.parametrize("orientation", [1, 2, 6, 8])
+def test_an_orientation_in_xmp_alone_counts_as_pillow_counts_it(orientation, form, compressed, text):
+    data = xmp_of(form, text.format(orientation), compressed)
+    stored = PillowImage.open(io.BytesIO(data)).convert("RGB")
+    upright = np.asarray(ImageOps.exif_transpose(PillowImage.open(io.BytesIO(data))).convert("RGB"))
+    assert np.array_equal(upright, np.asarray(stored)) == (orientation == 1)
+    image = inspect(data, MOST)
+    assert (image.height, image.width, image.status) == (*upright.shape[:2], OK)
+    assert (image.encoding == JPEG) == (form == "JPEG" and orientation == 1)
+    if image.encoding != JPEG:
+        np.testing.assert_array_equal(pixels(image), upright)
+    assert inspect(data, MOST, exif="ignore")[2:] == (33, 47, OK)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
