@@ -206,10 +206,11 @@ class Checkpoints:
             metadata = manager.item_metadata(step)
             wanted = checkpoint_arrays.as_stored(shapes, metadata)
             checkpoint_arrays.check_shapes(metadata, checkpoint_arrays.fields(wanted), self.folder)
-            restored: dict[str, Any] = manager.restore(
-                step, args=ocp.args.StandardRestore(checkpoint_arrays.target(wanted, shardings))
-            )
-            return restored
+            target = checkpoint_arrays.target(wanted, shardings)
+            stored = checkpoint_arrays.in_structure(target, metadata.tree)
+            restored = manager.restore(step, args=ocp.args.StandardRestore(stored))
+            arrays: dict[str, Any] = checkpoint_arrays.in_structure(restored, target)
+            return arrays
 
         for step, saved in integrity.readable(self.folder, steps, read):
             # Only now, when one could be read. If none can, all remain: somebody may be able to repair one.

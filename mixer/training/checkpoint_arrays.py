@@ -35,6 +35,25 @@ def target(shapes: TrainState, shardings: TrainState) -> dict[str, Any]:
     return wanted
 
 
+def in_structure(tree: Any, of: Any) -> Any:
+    """Returns the leaves of a tree in the structure of another, in which they have the same names.
+
+    Parts of an optimizer that hold no arrays, such as weight decay, have no names. Orbax refuses a state that has them
+    where the checkpoint has not, though all its arrays are there.
+    """
+    named = _named(tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: named[_name(path)], of)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    """Returns the name that Orbax gives to a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def check_shapes(metadata: Any, asked_for: dict[str, Any], folder: epath.Path) -> None:
     """Checks that a checkpoint, whose files are whole, has the arrays that the run needs, before any of them is read.
 
@@ -45,10 +64,7 @@ def check_shapes(metadata: Any, asked_for: dict[str, Any], folder: epath.Path) -
       UserError: an array is missing, is not asked for, or has another shape.
     """
     stored = {array.name: tuple(array.shape) for array in jax.tree.leaves(metadata.tree)}
-    asked = {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(array.shape)
-        for path, array in jax.tree_util.tree_leaves_with_path(asked_for)
-    }
+    asked = {name: tuple(array.shape) for name, array in _named(asked_for).items()}
     stored = {name: shape for name, shape in stored.items() if not name.startswith(f"{integrity.CHECKSUMS}.")}
     differing = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
     if differing:

@@ -1,6 +1,7 @@
 """Checkpoints keep every bit, and a damaged checkpoint is noticed and skipped."""
 
 import errno
+import itertools
 import math
 
 import jax
@@ -121,6 +122,32 @@ def test_the_state_of_every_optimizer_comes_back(tmp_path, mesh, name):
     checkpoints.wait()
     assert_same_state(checkpoints.restore(shapes, shardings), state)
     checkpoints.close()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_an_optimizer_comes_back_where_what_has_no_arrays_has_changed(tmp_path, mesh, name):
+    """Weight decay, which may begin or end in the middle of a run, and multipliers, which may freeze a part of it."""
+    base = recipe.base().optimizer
+    base.name = name
+    kinds = [(0.0, None), (0.1, None), (0.0, "stem=0"), (0.1, "stem=0")]
+    for before, after in itertools.permutations(range(len(kinds)), 2):
+        states = []
+        for decay, multipliers in (kinds[before], kinds[after]):
+            config = base.copy_and_resolve_references()
+            config.weight_decay, config.multipliers = decay, multipliers
+            tx = make_optimizer(config, make_schedule(config, 2, 10), mesh)
+            state = make_state(5)
+            grads = jax.tree.map(lambda leaf: 1e-3 * jnp.cos(leaf), state.params)
+            states.append(state.replace(opt_state=tx.update(grads, tx.init(state.params), state.params)[1]))
+        folder = tmp_path / f"{before}-{after}"
+        checkpoints = Checkpoints(folder, 1, 0, 0)
+        checkpoints.save(placed(states[0], mesh, "fully_sharded")[0], {})
+        checkpoints.wait()
+        found = checkpoints.restore(*placed(states[1], mesh, "fully_sharded")[1:])
+        checkpoints.close()
+        assert jax.tree.structure(found) == jax.tree.structure(states[1])
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(states[0]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("ema", [False, True])
