@@ -61,7 +61,7 @@ def define_flags() -> None:
         )
         flags.DEFINE_string("split", None, f"Of a folder {'|'.join(folder_layout.SPLITS)}, else in TFDS notation.")
     with help_text.group("The images", "--checkpoint runs/pets --image_size 448"):
-        flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).")
+        flags.DEFINE_integer("image_size", None, "Pixels; a multiple of the checkpoint's extends it (Appendix C).", 1)
         flags.DEFINE_enum("resize", "extend", _RESIZES, "How to reach image_size; interpolate goes to any.")
         flags.DEFINE_enum(
             "eval_crop", None, _EVAL_CROPS,

@@ -222,9 +222,9 @@ def describe(run: Run, step: int) -> None:
     """Reports what is about to run."""
     config, total = run.config, run.steps.total
     eval_images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
-    total_images = run.offset(step) + total * config.batch_size
+    epochs = (run.offset(step) + total * config.batch_size) / run.start.begun["num_examples"]
     run.console.keep(description.of_model(config, run.built))
-    run.console.keep(description.of_training(config, run.mesh, run.source, eval_images, total, total_images))
+    run.console.keep(description.of_training(config, run.mesh, run.source, eval_images, total, epochs))
     for said in description.of_data(run.sources()):
         run.console.keep(said)
     if best := config.checkpoint.keep_best:

@@ -6,7 +6,6 @@ A run that is done is not trained again, and one that was interrupted continues.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
@@ -72,8 +71,8 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """The length of the run."""
-        return durations.steps(self.config, "total", self.data.num_examples)
+        """The length of the run. Raises UserError if its warm-up is longer."""
+        return durations.all_steps(self.config, self.data.num_examples).total
 
     @property
     def metric(self) -> str:
@@ -84,8 +83,9 @@ class Run:
         """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
 
         Raises:
-          UserError: the folder holds a run of another config, or on other data.
+          UserError: the folder holds a run of another config, or on other data; or the warm-up is longer than the run.
         """
+        total = self.total_steps
         diverged = run_folder.diverged(self.folder) is not None
         evaluated = [line for line in read_metrics(self.folder) if line["step"] and "val/count" in line]
         saved = checkpoint_reader.steps_of(self.folder)
@@ -99,12 +99,13 @@ class Run:
         starts, names = history.since_it_began(history.read(self.folder)), history.class_names(self.folder)
         changes = history.data_changes(starts, names, dict(self.data.facts), self.data.class_names)
         history.check_data(changes, self.folder, allow_change=None)
-        if diverged:
+        tolerated = "max_nonfinite_steps"  # with more of them it may come through
+        if diverged and before.get(tolerated, self.config[tolerated]) == self.config[tolerated]:
             return {}
-        lines = [line for line in evaluated if line["step"] == self.total_steps]
+        lines = [line for line in evaluated if line["step"] == total]
         # Metrics are written before a checkpoint, and whoever needs room deletes all checkpoints of a run. A save that
         # was cut off leaves a part of one.
-        is_saved = self.total_steps in saved or not checkpoint_reader.has_part(self.folder)
+        is_saved = total in saved or not checkpoint_reader.has_part(self.folder)
         return lines[-1] if lines and is_saved else None
 
 
@@ -119,7 +120,7 @@ class Series:
           stop: tells when to save and leave; never, if not given.
         """
         self._runs, self._stop = number, stop or preemption.Stop()
-        self._number, self._seconds, self._steps = 0, 0.0, 0  # number of the current run; time and steps spent so far
+        self._number = 0  # of the current run
         self._began: dict[str, Run] = {}  # a run for each digest of weights from which runs began
 
     def finished(self, run: Run) -> dict[str, float]:
@@ -137,11 +138,10 @@ class Series:
             said = f"done before, accuracy {result[run.metric]:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
             return result
-        # This assumes that the runs to come are as long as this one and as fast as those before.
-        left = (self._runs - self._number) * run.total_steps * self._seconds / max(self._steps, 1)
-        before, lines = time.monotonic(), read_metrics(run.folder)
+        steps_after = (self._runs - self._number) * run.total_steps  # if the runs to come are as long as this one
+        files.delete(run.folder / run_folder.DIVERGED_FILE)  # of an attempt that tolerated less
         try:
-            result = train(run.config, run.folder, Console(prefix, left), self._stop)
+            return train(run.config, run.folder, Console(prefix, steps_after), self._stop)
         except DivergedError as error:
             files.write_text(run.folder / run_folder.DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
@@ -150,9 +150,6 @@ class Series:
             raise UserError(f"{run.title}: {error}") from None
         finally:
             self._stop.work_ends()
-        self._seconds += time.monotonic() - before
-        self._steps += run.total_steps - (int(lines[-1]["step"]) if lines else 0)
-        return result
 
     def _check_weights(self, run: Run, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.

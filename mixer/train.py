@@ -74,6 +74,7 @@ def train(
     """
     console, stop, meeting, weights = console or Console(), stop or preemption.Stop(), agreement.meeting(), None
     with ExitStack() as stack:
+        stack.callback(console.end)
         with meeting.failures_told():
             workdir = run_folder.make(workdir)
             check_lock = stack.enter_context(lock.held(workdir, console.keep))
@@ -207,7 +208,7 @@ def _loop(
             checkpoints.check()
             line: dict[str, float] = {}
             if logs:
-                position = {"images_seen": seen, "epoch": seen / run.source.num_examples}
+                position = {"images_seen": seen, "epoch": seen / run.start.begun["num_examples"]}
                 scalars = values | position | progress.measure(step)
                 state = state.replace(line_sums=run.built.no_sums())
                 line |= {f"train/{name}": value for name, value in scalars.items()}
@@ -282,15 +283,14 @@ def main(argv: list[str]) -> None:
     atexit.register(preemption.ignore)
     if given.distributed:
         if name := command_line.config_name():  # that it is missing is told to all processes
-            folder = given.workdir or f"runs/{name}"
-            lock.refuse_if_held(folder, functools.partial(print, file=sys.stderr, flush=True))
+            lock.refuse_if_held(command_line.workdir(name), functools.partial(print, file=sys.stderr, flush=True))
         distributed.start(given.coordinator, given.num_processes, given.process_id)
     with agreement.meeting().failures_told():
         config, name = command_line.from_flags()
     if given.print_config:
         print(describe.values(config))
         return
-    workdir = given.workdir or f"runs/{name}"
+    workdir = command_line.workdir(name)
     compilation_cache.keep_compiled(epath.Path(workdir) / "compiled")
     if given.inspect:
         print(f"the first batch is in {first_batch.write_picture(config, workdir)}")

@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--process_id is missing: of several processes the first compares; number them from 0")
     jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the runs
     config, name = command_line.from_flags()
-    workdir = given.workdir or f"runs/{name}"
+    workdir = command_line.workdir(name)
     bucket_check.check(workdir, for_run=True)
     folder = epath.Path(bucket.absolute(workdir)) / _FOLDER
     is_first = not given.process_id

@@ -18,7 +18,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from mixer import experiment
-from mixer.config import command_line, config_file
+from mixer.config import command_line, config_file, durations
 from mixer.runtime.errors import UserError
 from mixer.train import train
 from mixer.training.console import Console, format_seconds
@@ -36,7 +36,7 @@ FOLDER = pathlib.Path("runs/quickstart")
 PRETRAINING = FOLDER / "fractals"
 STARTS = ("pre-trained", "from scratch")
 SEEDS = (0, 1, 2)  # each seed has its own hundred training digits
-_EXPECTED_SECONDS = 12.0  # for a fine-tuning run, until one is measured
+_DIGITS = 100
 
 
 def main(argv: list[str]) -> None:
@@ -49,22 +49,19 @@ def _tour(stop: preemption.Stop) -> None:
     runs = [(start, seed) for seed in SEEDS for start in STARTS]
     stages = 1 + len(runs)
 
-    console = Console(f"[1/{stages}] fractals  ", len(runs) * _EXPECTED_SECONDS)
+    steps = durations.steps(_config("digits"), "total", _DIGITS)  # of a fine-tuning run
+    console = Console(f"[1/{stages}] fractals  ", len(runs) * steps)
     console.keep("11,520 fractals of 64 kinds: the model learns to tell the kinds apart")
     _run(_config("fractals"), PRETRAINING, console, stop)
 
-    seconds: list[float] = []
-    for start, seed in runs:
+    for number, (start, seed) in enumerate(runs, 1):
         config = _config("digits")
         config.seed = seed
         config.input.train_split = f"train_seed{seed}"
         if start == "pre-trained":
             config.init_from = str(PRETRAINING)
-        left = (len(runs) - len(seconds) - 1) * (statistics.mean(seconds) if seconds else _EXPECTED_SECONDS)
-        console = Console(f"[{len(seconds) + 2}/{stages}] digits, {start}, seed {seed}  ", left)
-        before = time.monotonic()
+        console = Console(f"[{1 + number}/{stages}] digits, {start}, seed {seed}  ", (len(runs) - number) * steps)
         _run(config, _folder(start, seed), console, stop)
-        seconds.append(time.monotonic() - before)
 
     _draw(FOLDER / "curves.png")
     console.keep("the page of these runs is made ...")

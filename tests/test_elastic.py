@@ -110,7 +110,8 @@ def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(beg
     sound = r"are sound, .*: params\.MixerBlock_0.* has the shape \(16,\) there, and the config asks for \(32,\)"
     with pytest.raises(UserError, match=sound):
         train.train(tiny(data_dir, **{"model.hidden_dim": 32}), begun, allow_config_change=True)
-    for name, value in {"init_from": "runs/other", "stem_init": "whitening", "model.identity_init": True}.items():
+    first = {"init_from": "runs/other", "stem_init": "whitening", "model.identity_init": True}
+    for name, value in (first | {"model.head_bias_init": -5.0}).items():
         with pytest.raises(
             UserError, match=rf"config\.{name}: .* now, but a run that continues has parameters and would"
         ):

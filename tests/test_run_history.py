@@ -170,7 +170,7 @@ def test_a_class_more_is_refused_for_good_and_says_what_to_do(begun):
             train.train(on_folder(root), workdir, allow_data_change=allowed)
 
 
-def test_more_images_do_not_move_the_schedule(tmp_path):
+def test_more_images_do_not_move_the_schedule(tmp_path, capsys):
     """Of 4 epochs of 36 images, 18 steps; with 66 it would be 33, and at the last step another learning rate."""
     epochs = {"total_epochs": 4.0, "total_steps": None, "eval_steps": 50, "checkpoint_steps": 50}
     root, workdir = make_folder(tmp_path / "pictures"), tmp_path / "run"
@@ -184,6 +184,10 @@ def test_more_images_do_not_move_the_schedule(tmp_path):
     )
     assert len(grown) == 18
     assert grown == straight
+    epochs = [[line["train/epoch"] for line in read_metrics(folder)] for folder in (tmp_path / "straight", workdir)]
+    assert epochs[0] == epochs[1]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "18 steps of 8, " in line]
+    assert [line.rpartition("; ")[2] for line in lines] == ["18 steps of 8, 4 epochs"] * 3
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):

@@ -55,7 +55,7 @@ def make_sweep(data_dir, workdir, rates=(0.01, 0.03), seeds=1, **overrides) -> s
 
 def keep(config, workdir, accuracy: float) -> dict[str, float]:
     """Leaves in the folder what a run leaves there, as far as the sweep reads it."""
-    workdir.mkdir(parents=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     decided = run_folder.decided(config, {}, {"input.shuffle_block": 1, "model.dtype": "float32"})
     run_folder.save(decided, CLASSES, workdir)
     if math.isnan(accuracy):
@@ -101,7 +101,8 @@ def test_values_are_read_as_in_other_commands(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
     argv = [
         "train", f"--config={file}:model=s16,size=32,task=cifar10", "--config.metrics.writers=tensorboard,wandb",
-        "--config.init_from=None", "--config.total_steps=4",
+        "--config.init_from=None", "--config.total_steps=4", "--config.warmup_steps=0",
+        "--config.input.eval_resize=None",
     ]  # fmt: skip
     config_flags.DEFINE_config_file("config", None, "", flag_values=flags.FLAGS, sys_argv=argv)
     command_line.parse_flags(argv)
@@ -150,6 +151,26 @@ def test_a_final_run_that_diverges_is_recorded_and_the_sweep_goes_on(data_dir, t
     assert sweep_results.other_tasks(epath.Path(tmp_path), ["cifar100"]) == ["cifar10"]
     assert sweep_results.other_tasks(epath.Path(tmp_path), ["cifar100", "cifar10"]) == []
     assert sweep_results.other_tasks(epath.Path(tmp_path) / "missing", ["cifar100"]) == []
+
+
+def test_a_run_that_diverged_is_tried_again_if_more_steps_may_be_skipped(data_dir, tmp_path, monkeypatch):
+    accuracies, steps_after = {0: math.nan, 9: 0.6}, []
+
+    def fake_train(config, workdir, console, *_):
+        steps_after.append(console._steps_after)
+        return keep(config, workdir, accuracies[config.max_nonfinite_steps])
+
+    monkeypatch.setattr(series, "train", fake_train)
+    ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2).outcomes()
+    assert (found.seeds, steps_after) == ([None, None], [4, 0])  # two runs of four steps, so far as one knows
+    for _ in range(2):
+        ((_, found),) = make_sweep(data_dir, tmp_path, rates=(0.02,), seeds=2, max_nonfinite_steps=9).outcomes()
+        assert (found.seeds, len(steps_after)) == ([0.6, 0.6], 4)
+
+
+def test_a_warm_up_that_is_longer_than_a_run_is_told_before_any_runs(data_dir, tmp_path):
+    with pytest.raises(UserError, match="warm-up takes 10 steps and the run 4, so the learning rate would end at"):
+        make_sweep(data_dir, tmp_path, warmup_steps=10)
 
 
 def test_where_every_seed_diverges_there_is_no_accuracy(data_dir, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@
 
 import dataclasses
 import pathlib
+import re
 import signal
 import socket
 import subprocess
+import sys
 import warnings
 
 import jax
@@ -28,6 +30,14 @@ from mixer.training import history
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 from mixer.transfer import loading
+
+
+def test_on_a_terminal_what_follows_a_run_stands_below_its_last_line(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(preemption.PreemptedError):
+        train.train(tiny(data_dir), tmp_path, stop=preemption.Stop(after=3))
+    assert re.search(r"\r\033\[Kstep 3/12 .* left\n$", capsys.readouterr().out)
 
 
 def test_a_killed_run_continues_to_the_same_bits(data_dir, tmp_path, capsys):

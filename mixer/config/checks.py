@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixer import models
 from mixer.config import durations
 from mixer.config.evaluator_settings import EVALUATOR
-from mixer.config.schema import Setting
+from mixer.config.schema import Needs, Setting
 from mixer.config.settings import SETTINGS
 from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
@@ -28,8 +28,6 @@ def checked(config: ConfigDict) -> ConfigDict:
     """
     fields = flat(config)
     settings = _settings_of(fields)
-    if config.init_from == "":
-        raise UserError("config.init_from is empty: give a run's folder or a file of weights, or leave it out")
     for name, setting in settings.items():
         setting.check(name, fields[name])
     durations.check_units(config)
@@ -67,15 +65,39 @@ def _settings_of(fields: Mapping[str, Any]) -> dict[str, Setting]:
 
 def _check_read(fields: Mapping[str, Any], settings: Mapping[str, Setting]) -> None:
     """Refuses a setting that was changed and that the run would not read."""
+    for name, needs in _unread(fields, settings).items():
+        wanted = " or ".join(need.told(fields) for need in needs)
+        raise UserError(
+            f"config.{name}={fields[name]!r} would not be read: it needs {wanted}; leave it at "
+            f"{settings[name].default!r}"
+        )
+
+
+def reset_unread(config: ConfigDict, before: Mapping[str, Any], given: Collection[str]) -> None:
+    """Gives settings their defaults that a config file set and that the command line's values leave unread.
+
+    Args:
+      config: with the values of the command line; changed in place.
+      before: the fields of the config as the file made it.
+      given: names of the settings that the command line sets.
+    """
+    of_file = _unread(before, _settings_of(before))
+    while names := [n for n in _unread(flat(config), _settings_of(flat(config))) if n not in (*of_file, *given)]:
+        defaults = {name: _settings_of(before)[name].default for name in names}
+        with config.ignore_type():
+            config.update_from_flattened_dict(defaults)
+
+
+def _unread(fields: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, list[Needs]]:
+    """Returns the settings that were changed and that the run would not read, with what each of them needs."""
+    found = {}
     for name, setting in settings.items():
         group = f"{name.rpartition('.')[0]}." if name.startswith(_EVALUATORS) else ""
         needs = [need._replace(setting=group + need.setting) for need in setting.needs]
         default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
         if needs and fields[name] != default and not any(need.holds(fields) for need in needs):
-            wanted = " or ".join(f"{need}, which is {fields[need.setting]!r} here" for need in needs)
-            raise UserError(
-                f"config.{name}={fields[name]!r} would not be read: it needs {wanted}; leave it at {setting.default!r}"
-            )
+            found[name] = needs
+    return found
 
 
 def _check_evaluator_names(config: ConfigDict) -> None:

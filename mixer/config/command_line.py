@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mixer.config import config_file, help_text, tasks
 from mixer.config.durations import one_unit_each
+from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.settings import SETTINGS
 from mixer.runtime import bucket, ending, environment, files, interrupt, libjpeg_lines, owners, streams
 from mixer.runtime.errors import UserError, first_line, quiet_libraries
@@ -154,6 +155,18 @@ def checkpoint() -> str:
     return str(flags.FLAGS.checkpoint)
 
 
+def workdir(name: str) -> str:
+    """Returns the value of --workdir, or runs/NAME.
+
+    Raises:
+      UserError: it is empty, as where a shell's variable is not set.
+    """
+    given = flags.FLAGS.workdir
+    if given == "":
+        raise UserError(f"--workdir is empty: give a folder, or leave it out for runs/{name}")
+    return f"runs/{name}" if given is None else str(given)
+
+
 def task() -> tuple[str | None, tasks.Task | None]:
     """Returns the full name of --task, and the task; none if the flag was not given.
 
@@ -175,12 +188,36 @@ def parse_flags(argv: list[str]) -> list[str]:
       UserError: a file, a name or a value is wrong; names the nearest right one.
     """
     argv = _with_config_found([_with_home(argument) for argument in argv])
+    for_absl, unset = _without_unset(argv)
     if spec := _config_spec(argv):  # modules beside a config file can be imported, as beside a script
         sys.path.insert(0, str(pathlib.Path(spec.split(":", 1)[0]).absolute().parent))
     try:
-        return flags.FLAGS(argv)
+        others: list[str] = flags.FLAGS(for_absl)
+        if unset:
+            config_flags.get_override_values(flags.FLAGS["config"]).update(dict.fromkeys(unset))
+        return others
     except Exception as error:  # this includes whatever a config file raises
         raise UserError(_explanation(argv, error)) from None
+
+
+def _without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes --config.NAME=None of optional numbers out of a command line. Where a file has set one, absl refuses it.
+
+    Returns:
+      The other arguments, and the names of these settings.
+    """
+    others, names = [], dict[str, None]()
+    for argument in argv:
+        name, equals, value = re.sub("^--?config[.]", "", argument).partition("=")
+        setting = EVALUATOR.get(name.rpartition(".")[2]) if name.startswith("evaluators.") else SETTINGS.get(name)
+        if argument[:1] != "-" or not equals or setting is None or setting.kind in (None, str):
+            others.append(argument)
+        elif value == "None":
+            names[name] = None
+        else:
+            names.pop(name, None)
+            others.append(argument)
+    return others, list(names)
 
 
 def _with_home(argument: str) -> str:
@@ -203,16 +240,14 @@ def from_flags() -> tuple[ConfigDict, str]:
     flag, name = flags.FLAGS["config"], config_name()
     if name is None:
         raise UserError(_MISSING)
-    if not isinstance(flag.value, ConfigDict):  # a missing file counts as parsed
-        config_file.run(config_flags.get_config_filename(flag))
-    config, overrides = flag.value, config_flags.get_override_values(flag)
-    assert isinstance(config, ConfigDict)
-    return checks.checked(with_overrides(config, overrides)), name
+    config = config_file.run(config_flags.get_config_filename(flag))  # as the file makes it; a missing one is an error
+    return checks.checked(with_overrides(config, config_flags.get_override_values(flag))), name
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     """Returns the config with the values of --config.NAME=VALUE, as absl parsed them, and with home folders for ~."""
-    unset = ("None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
+    before = checks.flat(config)
+    unset = (None, "None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
     nothing = {name: None for name, value in overrides.items() if value in unset}
     names = {
         name: tuple(filter(None, ",".join(map(str, value)).split(",")))
@@ -227,7 +262,9 @@ def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
             name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
         }
         config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
-    return one_unit_each(config, given)
+    config = one_unit_each(config, given)
+    checks.reset_unread(config, before, given)
+    return config
 
 
 def _with_config_found(argv: list[str]) -> list[str]:

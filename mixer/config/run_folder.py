@@ -26,12 +26,12 @@ CLASSES_FILE = "classes.txt"  # one name a line, in the order of the head's outp
 _HARMLESS = (
     *(f"{name}_{unit}" for name in ("log", "eval", "checkpoint") for unit in UNITS),
     "eval_at_start", "evaluators.", "checkpoint.", "fewshot.", "profile_steps", "input.data_dir", "input.max_bad_share",
-    "metrics.", "sharding", "max_nonfinite_steps", "model.head_bias_init",  # of a new head only
+    "metrics.", "sharding", "max_nonfinite_steps",
 )  # fmt: skip
 
 
 # Settings that say with which parameters a run begins.
-_AT_THE_START = ("init_from", "init_ema", "resize", "stem_init", "model.identity_init")
+_AT_THE_START = ("init_from", "init_ema", "resize", "stem_init", "model.identity_init", "model.head_bias_init")
 
 
 def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:

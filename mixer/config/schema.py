@@ -1,6 +1,7 @@
 """What is said of a setting, and the check of one value against it."""
 
 import dataclasses
+import fnmatch
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ class Needs(NamedTuple):
     """A condition under which a setting is read.
 
     Attributes:
-      setting: another setting.
+      setting: another setting, or a pattern for those of all evaluators, such as "evaluators.*.dataset".
       values: those of its values under which this one is read; without them, any value but 0, None and False.
     """
 
@@ -22,8 +23,13 @@ class Needs(NamedTuple):
 
     def holds(self, fields: Mapping[str, Any]) -> bool:
         """Whether the condition holds in a config, given by its dotted names."""
-        value = fields[self.setting]
-        return value in self.values if self.values else bool(value)
+        values = [fields[name] for name in fnmatch.filter(fields, self.setting)]
+        return any(value in self.values if self.values else bool(value) for value in values)
+
+    def told(self, fields: Mapping[str, Any]) -> str:
+        """Returns the condition in words, with what the config has instead."""
+        is_one = self.setting in fields
+        return f"{self}, which {f'is {fields[self.setting]!r}' if is_one else 'none is'} here"
 
     def __str__(self) -> str:
         return f"{self.setting}={' or '.join(map(str, self.values))}" if self.values else f"{self.setting} to be set"
@@ -83,6 +89,8 @@ class Setting:
         Raises:
           UserError: the value is not allowed; says which are.
         """
+        if value == "" and self.kind is str:
+            raise UserError(f"config.{name} is empty: give a value, or leave it out")
         if value is None:
             if self.kind is None:
                 raise UserError(f"config.{name} is not set: expected {self.allowed()}")

@@ -227,7 +227,8 @@ SETTINGS: dict[str, Setting] = {
     "input.eval_split": Setting("validation", "split of the evaluator val", "evaluation/evaluators.py"),
     "input.validation_share": Setting(
         0.1, "share of each class that is kept for validation, if the folder has no validation folder",
-        "data/folders/folder.py", low=0, high=0.9, needs=(Needs("input.dataset", ("folder",)),),
+        "data/folders/folder.py", low=0, high=0.9,
+        needs=tuple(Needs(f"{of}.dataset", ("folder",)) for of in ("input", "fewshot", "evaluators.*")),
     ),
     "input.max_labels": Setting(
         None, "the most labels of an example, for multi-label data that does not say", _TFDS, kind=int, low=1,

@@ -6,7 +6,7 @@ Parameter names and shapes are those of the published checkpoints. The attribute
 function is trained or computed, never which function it is. Only token_mixing, token_groups and pyramid make another
 model: those of the paper's Appendix A.1, which `token_mixing.py` explains.
 
-Every module's output can be captured, without a change to the model:
+Every module's output can be captured, without a change to the model (with scan=True, of `model.clone(scan=False)`):
 
     _, captured = model.apply({"params": params}, images, capture_intermediates=True, mutable=["intermediates"])
     captured["intermediates"]["MixerBlock_0"]["token_mixing"]["__call__"][0]  # [batch, channels, tokens]

@@ -3,7 +3,7 @@
     image -> patches -> `embedding` -> class token, positions -> n x EncoderBlock -> LayerNorm -> token 0 -> `head`
 
 The model has a class token and a linear head. Parameter names and shapes are those of the published checkpoints. Every
-module's output can be captured, as `mlp_mixer.py` shows.
+module's output can be captured, as `mlp_mixer.py` shows, but for those of blocks in a scan.
 """
 
 import dataclasses
@@ -155,6 +155,18 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     scan: bool = False
     dot_general: layers.DotGeneral | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that each head has the same width.
+
+        Raises:
+          ValueError: it has not.
+        """
+        super().__post_init__()
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"hidden_dim={self.hidden_dim} is not a multiple of the {self.num_heads} heads of this variant"
+            )
 
     @nn.compact
     def __call__(

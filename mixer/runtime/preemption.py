@@ -102,9 +102,9 @@ class Stop:
     def _ask(self, name: str) -> None:
         if self._has_work_to_save and not self._asked.is_set():
             self._asked.set()  # first, whatever happens to the message
-            print(f"{name}: saving, then leaving; once more leaves at once", file=sys.stderr, flush=True)
+            _say(f"{name}: saving, then leaving; once more leaves at once")
         else:
-            print(f"{name}: leaving at once", file=sys.stderr, flush=True)
+            _say(f"{name}: leaving at once")
             os._exit(EXIT_STATUS)
 
     def work_begins(self) -> None:
@@ -146,3 +146,8 @@ class Stop:
             if self.asked():
                 raise AbandonedError("asked to stop: nothing new to save")
             yield item
+
+
+def _say(line: str) -> None:
+    """Prints a line to standard error; on a terminal below the line that shows the step, if there is one."""
+    print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)

@@ -24,15 +24,16 @@ T = TypeVar("T")
 class Console:
     """Prints lines. On a terminal, the line of a step replaces the line of the step before."""
 
-    def __init__(self, prefix: str = "", seconds_after: float = 0.0, to_stderr: bool = False):
+    def __init__(self, prefix: str = "", steps_after: int = 0, to_stderr: bool = False):
         """Prepares the output of one run.
 
         Args:
           prefix: precedes every line.
-          seconds_after: is added to the time left, if more runs follow this one.
+          steps_after: of the runs that follow this one: the time that they would take at its speed is left too.
           to_stderr: print to standard error, since standard output is for results.
         """
-        self._prefix, self._seconds_after = prefix, seconds_after
+        self._prefix, self._steps_after, self._seconds_a_step = prefix, steps_after, 0.0
+        self._is_open = False  # whether the line on the terminal has no end yet
         self._stream = sys.stderr if to_stderr else sys.stdout
         self._is_terminal = self._stream.isatty()
         self._writes = distributed.is_first()
@@ -49,10 +50,13 @@ class Console:
             "gradient norm": f"grad norm {scalars['grad_norm']:.3f}",
         }
         if (speed := scalars.get("images_per_sec_per_core")) is not None:  # not at the step from which it is measured
+            if step < total_steps:
+                self._seconds_a_step = scalars["seconds_left"] / (total_steps - step)
+            left = scalars["seconds_left"] + self._steps_after * self._seconds_a_step
             parts |= {
                 "speed": f"{f'{speed:.0f}' if speed >= 100 else f'{speed:.3g}'} images/s/core",
                 "wait": f"devices wait {scalars['device_wait_share']:.1%}",
-                "left": f"{format_seconds(scalars['seconds_left'] + self._seconds_after)} left",
+                "left": f"{format_seconds(left)} left",
             }
         if not self._is_terminal:
             self._print(f"{self._prefix}{'  '.join(parts.values())}\n")
@@ -89,6 +93,11 @@ class Console:
         """Prints a line that no later line replaces."""
         self._print(f"\r\033[K{self._prefix}{line}\n" if self._is_terminal else f"{self._prefix}{line}\n")
 
+    def end(self) -> None:
+        """Ends the line on a terminal, so that what others print stands below it."""
+        if self._is_open:
+            self._print("\n")
+
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Says what the block does, such as "compiling the training step", while it runs; and how long it took."""
@@ -108,6 +117,7 @@ class Console:
         if self._writes:
             self._stream.write(text)
             self._stream.flush()
+            self._is_open = not text.endswith(("\n", "\033[K"))
 
 
 def format_seconds(seconds: float) -> str:

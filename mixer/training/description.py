@@ -22,7 +22,7 @@ def of_model(config: ml_collections.ConfigDict, built: Setup) -> str:
 
 def of_training(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, source: Source, eval_images: int, total_steps: int,
-    total_images: int,
+    epochs: float,
 ) -> str:  # fmt: skip
     """Describes devices, data and length.
 
@@ -32,13 +32,13 @@ def of_training(
       source: the training split.
       eval_images: on which accuracy is measured.
       total_steps: of the whole run.
-      total_images: that it takes in until its end.
+      epochs: that it takes in until its end.
     """
     return (
         f"{mesh.size} x {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
         f"{config.sharding}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
         f"{eval_images:,} evaluation images, {len(source.class_names):,} classes; "
-        f"{total_steps:,} steps of {config.batch_size}, {total_images / source.num_examples:.4g} epochs"
+        f"{total_steps:,} steps of {config.batch_size}, {epochs:.4g} epochs"
     )
 
 

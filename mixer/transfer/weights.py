@@ -1,5 +1,6 @@
 """The weights of a trained model, checked by their names and shapes. `loading.py` reads them."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -192,8 +193,9 @@ class Weights:
         if size == image_size:
             return dataclasses.replace(self, resized_from=None)
         if not isinstance(model, MlpMixer):
-            if not mismatches(self.params, _shapes(model, image_size)):  # a convolutional network takes any size
-                return dataclasses.replace(self, size=image_size)
+            with contextlib.suppress(ValueError):  # its patches do not tile the image
+                if not mismatches(self.params, _shapes(model, image_size)):  # a convolutional network takes any size
+                    return dataclasses.replace(self, size=image_size)
             raise UserError(
                 f"{self.source} ({models.name_of(model)}) has weights for images of {size} pixels, which cannot be "
                 f"brought to image_size={image_size}: Appendix C of the paper extends Mixers only"

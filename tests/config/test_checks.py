@@ -174,6 +174,24 @@ def test_a_setting_that_the_run_reads_is_accepted(base_with):
     assert checks.checked(read).mixup.group == 4
 
 
+def test_the_share_of_a_folder_is_read_by_whatever_takes_images_from_one(base_with):
+    share = {"input__validation_share": 0.2}
+    assert checks.checked(base_with(fewshot__dataset="folder", **share)).input.validation_share == 0.2
+    config = base_with(**share)
+    config.evaluators.mine = recipe.evaluator_settings("classification", dataset="folder")
+    assert checks.checked(config).input.validation_share == 0.2
+    config = base_with(**share)
+    config.evaluators.mine = recipe.evaluator_settings("classification", dataset="digits")
+    needs = "it needs input.dataset=folder, which is 'imagenet2012' here or fewshot.dataset=folder, which is None here "
+    with pytest.raises(UserError, match=f"{needs}or evaluators.*.dataset=folder, which none is here; leave it at 0.1"):
+        checks.checked(config)
+
+
+def test_a_vit_whose_heads_do_not_divide_its_width_is_one_line(base_with):
+    with pytest.raises(UserError, match=r"config.model: hidden_dim=100 is not a multiple of the 3 heads of this vari"):
+        checks.checked(base_with(model__variant="ViT-Ti/16", model__hidden_dim=100))
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

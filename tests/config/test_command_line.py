@@ -93,6 +93,52 @@ def test_a_duration_on_the_command_line_replaces_the_files(command_line, argumen
     assert (config.warmup_steps, config.warmup_epochs) == (10_000, None)
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("quickstart", "input.eval_resize"), ("b16_i1k", "model.head_bias_init"),
+        ("b16_i1k", "evaluators.fewshot_pets.every_steps"), ("cifar10", "model.tokens_mlp_dim"),
+        ("cifar10", "input.label_key"), ("cifar10", "model.pyramid"),
+    ],
+)  # fmt: skip
+def test_none_unsets_what_a_config_file_has_set(command_line, config, name):
+    """Numbers too, for which absl would ask."""
+    found, _ = command_line("--config", config, f"--config.{name}=None")
+    assert checks.flat(found)[name] is None
+    numbers = {"input.eval_resize": 300, "model.head_bias_init": -5.0, "model.tokens_mlp_dim": 48}
+    if name in numbers:  # the last one counts
+        found, _ = command_line("--config", config, f"--config.{name}=None", f"--config.{name}={numbers[name]}")
+        assert checks.flat(found)[name] == numbers[name]
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "reset"),
+    [
+        ("b16_i1k", ["input.randaugment.layers=0"], {"input.randaugment.magnitude": 10.0}),
+        ("b16_i1k", ["model.stochastic_depth=0"], {"model.stochastic_depth_rescale": True}),
+        ("b16_i1k", ["input.crop=resize"], {"input.crop_aspect": [3 / 4, 4 / 3]}),
+        ("cifar10", ["optimizer.name=momentum"], {"optimizer.beta2": 0.999}),
+        ("cifar10", ["model.token_mixing=shared"], {"model.token_groups": 1}),
+        ("cifar10", ["init_from=runs/a"], {"stem_init": "random", "model.identity_init": False}),
+    ],
+)
+def test_what_an_argument_leaves_unread_of_a_config_file_is_reset(command_line, config, arguments, reset):
+    found, _ = command_line("--config", config, *(f"--config.{argument}" for argument in arguments))
+    fields = checks.flat(found)
+    assert {name: fields[name] for name in reset} == reset
+
+
+def test_what_was_given_and_is_not_read_is_still_an_error(command_line, tmp_path):
+    with pytest.raises(UserError, match=r"config\.model\.token_groups=4 would not be read: .*; leave it at 1"):
+        command_line("--config", "cifar10", "--config.model.token_mixing=shared", "--config.model.token_groups=4")
+    (tmp_path / "own.py").write_text(
+        "from configs import cifar10\ndef get_config():\n    config = cifar10.get_config()\n"
+        "    config.model.token_mixing = 'shared'\n    return config\n"
+    )
+    with pytest.raises(UserError, match=r"config\.model\.token_groups=4 would not be read: "):
+        command_line("--config", str(tmp_path / "own.py"), "--config.seed=1")
+
+
 def test_values_may_follow_in_an_argument_of_their_own(command_line):
     config, _ = command_line("--config", CONFIG, "--config.batch_size", "64", "--noconfig.input.flip")
     assert (config.batch_size, config.input.flip) == (64, False)
@@ -178,6 +224,24 @@ def test_a_config_file_may_take_an_argument(command_line, tmp_path):
 )
 def test_a_mistake_on_the_command_line_is_one_line(command_line, arguments, line):
     assert complaint(command_line, "--config", CONFIG, *arguments).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("--workdir=", "--workdir is empty: give a folder, or leave it out for runs/quickstart"),
+        ("--config.input.data_dir=", "config.input.data_dir is empty: give a value, or leave it out"),
+        ("--config.init_from=", "config.init_from is empty: give a value, or leave it out"),
+        ("--config.seed=None", "config.seed='None': expected a whole number"),
+        ("--config.evaluators.v2.every_steps=None", "--config.evaluators.v2.every_steps: no such setting; the nearest"),
+    ],
+)
+def test_what_is_empty_or_cannot_be_unset_is_one_line(command_line, argument, line):
+    def read():
+        command_line("--config", "quickstart", argument)
+        commands.workdir("quickstart")
+
+    assert complaint(read).startswith(line)
 
 
 def test_without_a_config_file(command_line):

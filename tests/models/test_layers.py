@@ -131,6 +131,15 @@ def test_stochastic_depth_drops_whole_examples(rescale):
     assert layers.stochastic_depth(X, key, None, rescale) is X
 
 
+def test_stochastic_depth_in_bfloat16_keeps_the_expectation():
+    """1 - p and its inverse, rounded to bfloat16, would scale every kept branch by the same wrong number."""
+    ones = jnp.ones((64, 1, 1), jnp.bfloat16)
+    for rate in (0.0333, 0.1, 0.15):
+        found = layers.stochastic_depth(ones, jax.random.key(0), jnp.float32(rate), True)
+        assert found.dtype == jnp.bfloat16
+        assert np.float64(found).max() == np.float64(jnp.bfloat16(1 / (1 - rate)))  # rounded once
+
+
 class Teller(nn.Module):
     """A block that moves the rows of x up and writes its parameter, a draw from its key and its rate into the last."""
 

@@ -120,8 +120,27 @@ def test_batches_of_an_unknown_number_are_counted_too(capsys, clock):
 
 
 def test_console_adds_what_follows_to_the_time_left(capsys):
-    Console(seconds_after=3600.0).show(5, 10, SCALARS)
-    assert capsys.readouterr().out.endswith("2h01m left\n")
+    console = Console(steps_after=10)
+    console.show(5, 10, SCALARS | {"seconds_left": 5 * 360.0})
+    assert capsys.readouterr().out.endswith("1h30m left\n")
+    console.show(10, 10, SCALARS | {"seconds_left": 0.0})
+    assert capsys.readouterr().out.endswith("1h00m left\n")
+
+
+def test_what_others_print_stands_below_the_line_of_a_step(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    console = Console()
+    console.end()
+    assert capsys.readouterr().out == ""
+    console.show(5, 10, SCALARS)
+    console.end()
+    assert capsys.readouterr().out == f"\r\033[K{LINE}\n"
+    list(console.counted("evaluating", [1]))  # which leaves an empty line
+    console.end()
+    console.keep("done")
+    console.end()
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_console_says_what_takes_long_before_and_after(capsys, monkeypatch):

@@ -208,6 +208,17 @@ def test_a_run_of_another_family_is_named():
         weights.model()
 
 
+@pytest.mark.parametrize("size", [36, 64])
+def test_a_vit_stays_at_its_size(size):
+    """Also where its patches do not tile the image."""
+    config = recipe.base()
+    config.model.variant, config.input.image_size = "ViT-Ti/16", 32
+    params = jax.eval_shape(models.create("ViT-Ti/16", 3).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    weights = Weights(params["params"], "runs/vit", FrozenConfigDict(config))
+    with pytest.raises(UserError, match=f"images of 32 pixels, which cannot be brought to image_size={size}: Appendix"):
+        weights.at_image_size(size, "extend")
+
+
 def test_a_convolutional_network_takes_any_image_size():
     config = recipe.base()
     config.model.variant, config.input.image_size = "BiT-R14x0.5", 32
