@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -15,7 +16,8 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _INDEX = re.compile(r"\), index=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CONVOLVED = re.compile(r"dim_labels=\w+_(\w+)->")
+_CONVOLVED = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
@@ -173,7 +175,8 @@ def _add(current: _Computation, computation: str, line: str, found: re.Match[str
 def _product_flops(line: str, opcode: str, types: str, factors: list[str | None]) -> int:
     """Returns the FLOPs of a matrix product or convolution, 0 where its factors are not known.
 
-    The padding of a convolution counts as work; the models' own convolutions have none.
+    libtpu writes products of many matrices as convolutions, most of whose taps fall on padding or between the elements
+    of a dilated factor. Only taps on an element count, as in XLA's own cost model.
     """
     arrays = [_arrays(text or "")[:1] for text in (types, *factors[:2])]
     if len(arrays) < 3 or not all(arrays):
@@ -182,10 +185,42 @@ def _product_flops(line: str, opcode: str, types: str, factors: list[str | None]
     if opcode == "dot":
         axes = _CONTRACTED.search(line)
         summed = math.prod(left[int(axis)] for axis in axes[1].split(",") if axis) if axes else 1
-    else:
-        labels = _CONVOLVED.search(line)
-        summed = math.prod(right) // right[labels[1].index("o")] if labels else 0
-    return 2 * math.prod(result) * summed
+        return 2 * math.prod(result) * summed
+    if not (found := _CONVOLVED.search(line)):
+        return 0
+    of_left, of_right, of_result = found.groups()
+    window = _WINDOW.search(line)
+    settings = dict(part.split("=") for part in window[1].split()) if window else {}
+    products = result[of_result.index("b")] * result[of_result.index("f")] * right[of_right.index("i")]
+    for axis in range(len(of_left) - 2):
+        name = str(axis)
+        given = {key: value.split("x")[axis] for key, value in settings.items()}
+        products *= _taps(
+            left[of_left.index(name)], result[of_result.index(name)], right[of_right.index(name)],
+            stride=int(given.get("stride", 1)), pad=int(given.get("pad", "0_0").split("_")[0]),
+            dilation=int(given.get("lhs_dilate", 1)), spread=int(given.get("rhs_dilate", 1)),
+        )  # fmt: skip
+    return 2 * products
+
+
+@functools.cache
+def _taps(elements: int, results: int, size: int, *, stride: int, pad: int, dilation: int, spread: int) -> int:
+    """Returns how many pairs of a result and a tap of its window, along one axis, meet an element.
+
+    Args:
+      elements: along this axis of what is convolved.
+      results: along this axis of the result.
+      size: taps of the window.
+      stride: from the window of a result to that of the next.
+      pad: places before the first element.
+      dilation: from an element to the next.
+      spread: from a tap to the next.
+    """
+    count = 0
+    for result in range(results):
+        places = range(result * stride - pad, result * stride - pad + size * spread, spread)
+        count += sum(place % dilation == 0 for place in places if 0 <= place <= (elements - 1) * dilation)
+    return count
 
 
 def _arrays(types: str) -> list[tuple[str, list[int]]]:

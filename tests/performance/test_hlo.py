@@ -110,6 +110,45 @@ def test_a_program_of_a_tpu_counted_by_hand():
     assert found.missing_seconds == 2  # and none for the buffer and the bits
 
 
+# Convolutions of a ViT-S/16 on a v3, 64 images a core, and what each multiplies: [batch, heads, rows, inner, columns].
+# Images and heads are axes of a window, of which one tap meets an element.
+@pytest.mark.parametrize(
+    ("written", "multiplies"),
+    [
+        (
+            "bf16[64,6,196,196] convolution(bf16[64,6,64,196] %q, bf16[64,6,64,196] %k), "
+            "window={size=64x6 stride=63x5 lhs_dilate=64x6}, dim_labels=01fb_01io->01bf",
+            64 * 6 * 196 * 64 * 196,
+        ),
+        (
+            "bf16[64,6,196,64] convolution(bf16[64,1,384,196] %x, bf16[1,6,384,64] %w), "
+            "window={size=1x6 pad=0_0x5_5 rhs_reversal=0x1}, dim_labels=01fb_01io->01bf",
+            64 * 6 * 196 * 384 * 64,
+        ),
+        (  # the sum over heads is over taps that all meet an element
+            "bf16[64,1,196,384] convolution(bf16[64,6,64,196] %x, bf16[1,6,64,384] %w), "
+            "window={size=1x6}, dim_labels=01fb_01io->01bf",
+            64 * 6 * 196 * 64 * 384,
+        ),
+        (  # the gradient of a stem: its taps are as far from each other as patches
+            "bf16[16,16,3,384] convolution(bf16[64,224,224,3] %x, bf16[64,14,14,384] %g), "
+            "window={size=14x14 rhs_dilate=16x16}, dim_labels=f01b_i01o->01bf",
+            64 * 16 * 16 * 3 * 14 * 14 * 384,
+        ),
+        (  # three taps, of which one at each end meets padding
+            "f32[2,8,5] convolution(f32[2,8,4] %x, f32[3,4,5] %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            2 * (8 * 3 - 2) * 4 * 5,
+        ),
+        ("f32[2,5] convolution(f32[2,4] %x, f32[4,5] %w), dim_labels=bf_io->bf", 2 * 4 * 5),
+    ],
+)
+def test_only_taps_that_meet_an_element_are_work(written, multiplies):
+    result, operands = written.split(" convolution(")
+    first, second = operands.split(")")[0].split(", ")
+    types = [operand.split(" ")[0] for operand in (first, second)]
+    assert hlo._product_flops(written, "convolution", result, types) == 2 * multiplies
+
+
 @pytest.mark.parametrize(
     ("optimal_seconds", "missing", "cycles", "repeated", "expected"),
     [

@@ -11,9 +11,10 @@ import sys
 
 import pytest
 
-from mixer.config import config_file
+from mixer.config import config_file, recipe
 from mixer.config.checks import checked
-from mixer.performance import tpu_topology
+from mixer.performance import hlo, tpu_topology
+from mixer.training import setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -135,6 +136,23 @@ def test_a_loop_over_blocks_is_counted_with_all_its_iterations():
     assert loop["compiler_gflop_per_image"] == pytest.approx(written_out["compiler_gflop_per_image"], rel=0.02)
     assert loop["collectives"]["all-reduce"] == pytest.approx(written_out["collectives"]["all-reduce"], rel=0.25)
     assert loop["seconds_per_step"] > written_out["seconds_per_step"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [("ViT-S/16", {}), ("S/16", {"model.token_mixing": "untied", "model.token_groups": 8}), ("S/16", {})],
+)
+def test_the_products_of_a_program_are_those_of_the_formula(variant, settings):
+    """Those of heads and of groups are convolutions with many taps, of which one meets an element."""
+    config = recipe.imagenet1k(variant)
+    size = {"input.image_size": 64, "batch_size": 512, "model.num_blocks": 2, "model.dtype": "bfloat16"}
+    config.update_from_flattened_dict(size | settings)
+    config, mesh = checked(config), tpu_topology.mesh_of("v3:2x2")
+    model = setup.build(config, mesh, num_classes=10).model
+    computations, entry = hlo._parse(tpu_topology.compile_train(config, mesh, 10, 1).run.as_text())
+    products = hlo._total(computations, entry, loops=True)["products"]
+    of_images = 3 * 64**2 * model.hidden_dim  # nobody needs the gradient of the images
+    assert products == 64 * 2 * (3 * model.forward_macs(64) - of_images)
 
 
 def test_gradients_of_split_weights_are_not_added_whole_on_v6e():
