@@ -123,13 +123,21 @@ def _models() -> None:
     target = _target(settings)
     smallest = 1 if target.device["platform"] == "cpu" else 16
     measurements: list[model_speed.Measurement] = []
+    all_measured = True
     try:
         for variant, mode in itertools.product(variants, given.modes):
-            found = batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
-            measurements.append(found)
+            try:
+                found = batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
+            except UserError as error:  # another model may fit
+                _tell(f"error: {error}")
+                all_measured = False
+            else:
+                measurements.append(found)
     finally:  # what one model has cost is not lost with the next
         if measurements:
             _report(measurements, target, settings)
+    if not all_measured:
+        sys.exit(1)
 
 
 def _report(measurements: Sequence[model_speed.Measurement], target: _Target, settings: model_speed.Settings) -> None:

@@ -143,6 +143,15 @@ def test_the_batch_is_doubled_as_long_as_that_helps(rates, batch_size, swept):
     assert (found.batch_size, list(found.swept)) == (batch_size, swept)
 
 
+def test_the_first_batch_is_halved_until_it_fits():
+    """It is 16 on a GPU or TPU."""
+    for fits, tried in ((4, [16, 8, 4]), (1, [16, 8, 4, 2, 1])):
+        told = []
+        found = batch_size_search.fastest("Ti/8", "train", None, fake({fits: 5}), smallest=16, tell=told.append)
+        assert (found.batch_size, found.swept) == (fits, {fits: 5})
+        assert [line.partition(":")[0] for line in told] == [f"Ti/8 train at {size}" for size in tried]
+
+
 def test_given_batch_sizes_are_all_measured_and_the_best_kept():
     found = batch_size_search.fastest("Ti/8", "train", [3, 5, 7], fake({3: 9, 5: 2, 7: 4}))
     assert (found.batch_size, found.swept) == (3, {3: 9, 5: 2, 7: 4})
@@ -153,7 +162,7 @@ def test_given_batch_sizes_are_all_measured_and_the_best_kept():
 def test_a_batch_that_does_not_fit_at_all_is_an_error():
     with pytest.raises(UserError, match="Ti/8, train, 64, 32 images on a core: more memory is needed"):
         batch_size_search.fastest("Ti/8", "train", [64, 32], fake({}))
-    with pytest.raises(UserError, match="Ti/8, train, 2 images on a core: more memory is needed"):
+    with pytest.raises(UserError, match="Ti/8, train, 2, 1 images on a core: more memory is needed"):
         batch_size_search.fastest("Ti/8", "train", None, fake({}), smallest=2)
 
 
