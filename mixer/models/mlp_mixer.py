@@ -275,7 +275,7 @@ class MlpMixer(nn.Module):
         A forward pass takes twice as many FLOPs, a training step six times as many.
 
         Only matrix products are counted: the stem, both MLPs and any views of each block, and the head. Normalisation,
-        GELU and skip connections add less than one per cent in the paper's models.
+        GELU and skip connections add about one per cent or less in the paper's models.
         """
         tokens = self.tokens(image_size)
         macs = 3 * self.patch_size**2 * self.hidden_dim * tokens[0]
