@@ -8,7 +8,6 @@ The training and evaluation steps are those of a run. libtpu compiles them ahead
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,9 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import models
+    from mixer.models import mlp_mixer
     from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
-    from mixer.runtime import cpu
+    from mixer.runtime import cpu, devices
     from mixer.training import setup, sharding
     from mixer.transfer import init_from
 
@@ -62,9 +62,11 @@ def examine(
       tell: called with a line after each compilation, which takes minutes.
 
     Raises:
-      UserError: the devices, accumulation steps or mixup groups do not divide the batch.
+      UserError: the devices, accumulation steps or mixup groups do not divide the batch, or warm-up is longer than the
+        run.
     """
     sharding.check_divides(config, mesh)
+    total_steps = durations.all_steps(config, facts.num_examples).total
     built = setup.build(config, mesh, num_classes=facts.num_classes)
     found = _described(config, mesh, facts, built) | {"memory": memory}
     fitting = memory_fit.Fitting(config, mesh, facts.num_classes, facts.max_labels, memory, tell)
@@ -74,15 +76,16 @@ def examine(
         return found | {"remedies": fitting.remedies() if others else []}
     found["memory_by_kind"] |= {"temporaries (activations, gradients)": train.temporaries, "code": train.code}
     evaluation_fits = fitting.evaluate() is not None if others else None
+    fits = evaluation_fits is not False
     found |= {
-        "fits": evaluation_fits is not False,
+        "fits": fits,
         "total": train.total,
         "evaluation_fits": evaluation_fits,
         "evaluation_total": fitting.needed if others else None,
-        "batches": [batch._asdict() for batch in fitting.batches(train)] if largest else [],
+        "batches": [batch._asdict() for batch in fitting.batches(train)] if largest and fits else [],
         "batch_too_large": fitting.too_large,
     }
-    return found | _costs(config, mesh, facts, built, train)
+    return found | _costs(config, mesh, total_steps, built, train)
 
 
 def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, built: setup.Setup) -> dict[str, Any]:
@@ -93,6 +96,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         "moving average": built.abstract_state.ema_params,
         "batch": setup.batch_shapes(config, mesh, facts.max_labels),
     }
+    kinds = {name: tpu_topology.bytes_on_a_core(tree) for name, tree in trees.items() if jax.tree.leaves(tree)}
     return {
         "model": models.name_of(built.model),
         "image_size": config.input.image_size,
@@ -104,9 +108,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         "hosts": tpu_topology.num_hosts(mesh),
         "device_kind": mesh.devices.flat[0].device_kind,
         "batch_size": config.batch_size,
-        "memory_by_kind": {
-            name: tpu_topology.bytes_on_a_core(tree) for name, tree in trees.items() if jax.tree.leaves(tree)
-        },
+        "memory_by_kind": {**kinds, "batches ahead": devices.BATCHES_AHEAD * kinds["batch"]},
         "checkpoint_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(built.shapes)),
         "jax": jax.__version__,
         "notes": charges.notes(config),
@@ -114,11 +116,10 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
 
 
 def _costs(
-    config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, built: setup.Setup, train: compiling.Compiled
+    config: ml_collections.ConfigDict, mesh: Mesh, total_steps: int, built: setup.Setup, train: compiling.Compiled
 ) -> dict[str, Any]:
     """Returns FLOPs, communication and, where the compiler has an estimate, time of a step and of the whole run."""
     per_core = config.batch_size / mesh.size
-    total_steps = durations.steps(config, "total", facts.num_examples)
     costs = {
         "gflop_per_image": 6 * built.model.forward_macs(config.input.image_size) / 1e9,
         "compiler_gflop_per_image": train.flops / per_core / 1e9,
@@ -142,9 +143,10 @@ def _costs(
 
 def report(found: dict[str, Any]) -> str:
     """Returns a text for people from the result of `examine`, with the keys "topology" and "libtpu" added."""
+    labels = "one label" if found["max_labels"] == 1 else f"up to {found['max_labels']} labels"
     lines = [
-        f"{found['model']} at {found['image_size']} px, {found['num_classes']:,} classes, {found['parameters']:,} "
-        f"parameters; {found['dtype']}, {found['sharding']}",
+        f"{found['model']} at {found['image_size']} px, {found['num_classes']:,} classes, {labels} an image, "
+        f"{found['parameters']:,} parameters; {found['dtype']}, {found['sharding']}",
         f"{found['topology']}: {found['cores']} cores ({found['device_kind']}) in {found['hosts']} hosts; a batch of "
         f"{found['batch_size']:,} is {found['batch_size'] / found['cores']:g} images a core; jax {found['jax']}, "
         f"libtpu {found['libtpu']}",
@@ -238,12 +240,15 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
 def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the config with the model.tokens_mlp_dim that a run has which starts from config.init_from.
 
-    Weights that are extended to a larger image size have wider token-mixing MLPs than their variant.
+    Weights that are extended to a larger image size have wider token-mixing MLPs than their variant. Those of another
+    family change no shapes, and are not read.
 
     Raises:
       UserError: the weights cannot be read, not be brought to the run's image size, or do not fit the run's model.
     """
     if not config.init_from or config.model.tokens_mlp_dim is not None:
+        return config
+    if not isinstance(models.create(num_classes=0, **config.model), mlp_mixer.MlpMixer):
         return config
     try:
         weights = init_from.loaded(config)
@@ -272,7 +277,9 @@ def define_flags() -> None:
         "A dataset that this command does not know",
         "--config b16_jft --topology v3:8x8 --num_classes 18291 --num_examples 300000000",
     ):
-        flags.DEFINE_integer("num_classes", None, "Its classes.", 1)
+        flags.DEFINE_integer(
+            "num_classes", None, "Its classes; if its images have several, also --config.input.max_labels.", 1
+        )
         flags.DEFINE_integer("num_examples", None, "Examples in its training split.", 1)
 
 
@@ -289,11 +296,11 @@ def main(argv: list[str]) -> None:
     facts = data_facts.of(config, given.num_classes, given.num_examples)
     config = with_token_width(config)
     mesh = tpu_topology.mesh_of(given.topology)
-    memory = tpu_topology.memory_of(mesh)
+    memory, libtpu = tpu_topology.memory_of(mesh), tpu_topology.libtpu_version()
     found = examine(
         config, mesh, facts, memory, given.largest, tell=lambda line: print(line, file=sys.stderr, flush=True)
     )
-    found |= {"topology": given.topology, "libtpu": importlib.metadata.version("libtpu")}
+    found |= {"topology": given.topology, "libtpu": libtpu}
     print(json_text.dumps(found) if given.json else report(found))
     if not found["fits"]:
         sys.exit(1)

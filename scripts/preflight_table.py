@@ -9,7 +9,6 @@ added to --results, and the same command continues there.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
@@ -70,8 +69,7 @@ def compiled(config_name: str, topology: str) -> dict[str, Any]:
     memory = tpu_topology.memory_of(mesh)
     facts = data_facts.of(config, None, None)
     found = preflight.examine(config, mesh, facts, memory, largest=False, others=False)
-    libtpu = importlib.metadata.version("libtpu")
-    return {"config": config_name, "topology": topology, "libtpu": libtpu, **found}
+    return {"config": config_name, "topology": topology, "libtpu": tpu_topology.libtpu_version(), **found}
 
 
 def tables(results: Sequence[dict[str, Any]], configs: Sequence[str] = CONFIGS, slices: Sequence[str] = SLICES) -> str:
@@ -129,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         for config, topology in [] if args.print else missing(results, configs, slices):
             jax.config.update("jax_platforms", "cpu")  # libtpu is here only for compiling
             print(f"{config} for {topology} ...", file=sys.stderr, flush=True)
-            check_compiler(results, importlib.metadata.version("libtpu"))
+            check_compiler(results, tpu_topology.libtpu_version())
             results.append(compiled(config, topology))
             _write(path, results)
     except (UserError, OSError) as error:

@@ -1,5 +1,6 @@
 """Pre-flight on a mesh of this machine's devices. For TPU slices see training/test_tpu_compile.py."""
 
+import importlib.metadata
 import importlib.util
 import re
 
@@ -43,9 +44,12 @@ def test_memory_and_work_agree_with_arithmetic(mesh):
     assert kinds["parameters"] == 4 * parameters()
     assert kinds["optimizer state"] - 8 * parameters() in range(16)  # two moments, and Adam's and the schedule's counts
     assert kinds["batch"] == 64 // 8 * (32 * 32 * 3 + 3 * 4)
+    assert kinds["batches ahead"] == 2 * kinds["batch"]
     assert found["checkpoint_bytes"] - 12 * parameters() - 4 * len(line_metrics.SUMS) in range(64)
     assert found["fits"]
-    assert found["total"] > sum(kinds[name] for name in ("parameters", "optimizer state", "batch"))
+    counted = ("parameters", "optimizer state", "batch", "batches ahead")
+    assert found["total"] > sum(kinds[name] for name in (*counted, "temporaries (activations, gradients)"))
+    assert found["evaluation_total"] > sum(kinds[name] for name in (*counted, "batch"))
     assert found["compiler_gflop_per_image"] == pytest.approx(
         found["gflop_per_image"], rel=0.2
     )  # the model is so small that Adam's work counts
@@ -62,9 +66,9 @@ def test_what_is_compiled_is_the_production_step(monkeypatch, mesh):
         built.append(build(*arguments, **options))
         return built[-1]
 
-    def recorded_compile(*arguments):
+    def recorded_compile(*arguments, **options):
         compiled.append(arguments)
-        return compile_step(*arguments)
+        return compile_step(*arguments, **options)
 
     monkeypatch.setattr(setup, "build", recorded_build)
     monkeypatch.setattr(compiling, "compile_step", recorded_compile)
@@ -124,7 +128,8 @@ def found_on_a_tpu(**changes):
     found = {
         "model": "Mixer-B/16", "image_size": 224, "num_classes": 1000, "parameters": 59_880_472, "dtype": "float32",
         "sharding": "data_parallel", "topology": "v3:2x2", "cores": 8, "device_kind": "TPU v3", "hosts": 1,
-        "batch_size": 512, "jax": "0", "libtpu": "0", "memory": 15.48 * 2**30, "memory_by_kind": {"code": 2**20},
+        "max_labels": 1, "batch_size": 512, "jax": "0", "libtpu": "0",
+        "memory": 15.48 * 2**30, "memory_by_kind": {"code": 2**20},
         "fits": True, "total": 2**30, "evaluation_fits": True, "evaluation_total": 2**29, "batch_too_large": 2048,
         "batches": [batch, {**batch, "per_core": 1024, "extra_work": 0.16, "images_per_sec_per_core": 597.0}],
         "gflop_per_image": 75.6, "compiler_gflop_per_image": 76.3, "collectives": {"all-reduce": 2**27},
@@ -147,6 +152,13 @@ def test_the_report_says_what_the_time_is_worth():
     assert "time      the compiler has no estimate\n" in found_on_a_tpu(seconds_per_step=None)
 
 
+def test_the_report_says_how_many_labels_were_taken_for_granted():
+    assert found_on_a_tpu().startswith(
+        "Mixer-B/16 at 224 px, 1,000 classes, one label an image, 59,880,472 parameters;"
+    )
+    assert found_on_a_tpu(max_labels=8).startswith("Mixer-B/16 at 224 px, 1,000 classes, up to 8 labels an image, 59,8")
+
+
 def test_the_report_says_where_evaluation_and_the_search_end():
     assert re.search(r"all, in evaluation +0.50 GiB  fits\n", found_on_a_tpu())
     text = found_on_a_tpu(fits=False, evaluation_fits=False, batch_too_large=None)
@@ -160,7 +172,7 @@ def test_the_report_says_where_evaluation_and_the_search_end():
 def test_evaluation_is_compiled_for_as_many_images_as_a_run_evaluates_at_a_time(monkeypatch, mesh):
     shapes = []
 
-    def compiled(step, params, batch):
+    def compiled(step, params, batch, beside):
         shapes.append(batch["image"].shape)
         return compiling.Compiled(None, 0, 0, 0, 0, 1, 1, 0, {}, 0.0)
 
@@ -168,6 +180,73 @@ def test_evaluation_is_compiled_for_as_many_images_as_a_run_evaluates_at_a_time(
     for parts in (4, 1):
         tpu_topology.compile_eval(small(accumulate_steps=parts), mesh, 10, 1)
     assert shapes == [(16, 32, 32, 3), (64, 32, 32, 3)]
+
+
+def test_what_stays_on_a_core_beside_a_step_counts(monkeypatch, mesh):
+    """Whether the compiler plans the step, or refuses it."""
+
+    def compiled(step, *arguments, beside):
+        return compiling.Compiled(None, 0, 0, 0, 0, 1, 1, 0, {}, 0.0, beside)
+
+    monkeypatch.setattr(compiling, "compile_step", compiled)
+    for parts, average in ((1, 0.0), (4, 0.999)):
+        config = small(accumulate_steps=parts, ema_decay=average)
+        beside = [
+            step(config, mesh, 10, 1).total for step in (tpu_topology.compile_train, tpu_topology.compile_eval)
+        ]  # fmt: skip
+        batch = 64 // 8 * (32 * 32 * 3 + 3 * 4)
+        assert beside[0] == 2 * batch
+        arrays = 3 if average else 2  # Adam's two moments, and the moving average
+        assert beside[1] - (arrays * 4 * parameters() + 2 * batch + batch // parts) in range(128)
+    with pytest.raises(compiling.DoesNotFitError) as refused, compiling.memory_errors(1000):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 2.00K of 1.00K hbm.")
+    assert refused.value.needed == 2048 + 1000
+
+
+def test_a_run_that_mixer_train_refuses_does_not_fit(monkeypatch, mesh):
+    monkeypatch.delattr(tpu_topology, "compile_train")
+    with pytest.raises(UserError, match="warm-up takes 10,000 steps and the run 5,"):
+        preflight.examine(small(total_epochs=None, total_steps=5), mesh, FACTS, memory=2**30)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_no_batch_is_looked_for_where_evaluation_does_not_fit(monkeypatch, mesh, refuses):
+    """The largest would be one that pre-flight refuses."""
+
+    def compile_eval(*_):
+        if refuses:
+            raise compiling.DoesNotFitError(None)
+        return compiling.Compiled(None, 1, 0, 0, 0, 1, 1, 0, {}, 0.0)
+
+    def compile_train(config, *_):
+        return compiling.Compiled(None, 1, 0, config.batch_size, 0, config.batch_size, 1, 0, {}, 0.0)
+
+    monkeypatch.setattr(tpu_topology, "compile_eval", compile_eval)
+    monkeypatch.setattr(tpu_topology, "compile_train", compile_train)
+    found = preflight.examine(small(), mesh, FACTS, memory=2**30)
+    assert bool(found["batches"]) == found["fits"] == (not refuses)
+
+
+def test_the_version_of_libtpu_or_which_it_is(monkeypatch, tmp_path):
+    """JAX takes the file that TPU_LIBRARY_PATH names, if there is one."""
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    versions = {"libtpu": "1.2"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert tpu_topology.libtpu_version() == "1.2"
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "libtpu.so"))
+    assert tpu_topology.libtpu_version() == "1.2"
+    (tmp_path / "libtpu.so").write_bytes(b"")
+    assert tpu_topology.libtpu_version() == "of TPU_LIBRARY_PATH"
+    monkeypatch.delenv("TPU_LIBRARY_PATH")
+    versions.clear()
+    with pytest.raises(UserError, match=r"^libtpu is missing: run make install-preflight"):
+        tpu_topology.libtpu_version()
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -199,6 +278,9 @@ def test_extended_weights_widen_token_mixing_as_in_a_run(tmp_path):
         preflight.with_token_width(other)
     given = small(**{"init_from": "nowhere.npz", "model.tokens_mlp_dim": 32})
     assert preflight.with_token_width(given) is given
+    vit = {**dict.fromkeys(("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")), "variant": "ViT-Ti/8"}
+    vit = small(init_from="no.npz", **{f"model.{name}": value for name, value in vit.items()})
+    assert preflight.with_token_width(vit) is vit  # no width of theirs is needed
     lost = small(**{"init_from": str(tmp_path / "no.npz"), "model.tokens_mlp_dim": None})
     with pytest.raises(UserError, match=r"no.npz.*without these weights, give --config.model.tokens_mlp_dim=N"):
         preflight.with_token_width(lost)

@@ -25,15 +25,20 @@ class DoesNotFitError(Exception):
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raises DoesNotFitError in place of XLA's error for a lack of memory. XLA has it in compiling and in running."""
+def memory_errors(beside: int = 0) -> Iterator[None]:
+    """Raises DoesNotFitError in place of XLA's error for a lack of memory. XLA has it in compiling and in running.
+
+    Args:
+      beside: bytes of what else is on a core. They are needed, too.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
-        raise DoesNotFitError(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else None) from None
+        needed = float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) + beside if used else None
+        raise DoesNotFitError(needed) from None
 
 
 # The lowest clock in GHz that the compiler's two estimates of a program may imply. A plain step implies 0.67 to 3.5,
@@ -58,6 +63,7 @@ class Compiled:
       estimated_cycles: of one run, the sum of those that the compiler writes beside instructions; 0 where it has none.
       collectives: bytes that each kind of collective carries, see `hlo.Costs`.
       compile_seconds: of the compilation, on this machine.
+      beside: bytes of what else is on the core while the program runs.
     """
 
     run: Any
@@ -70,26 +76,28 @@ class Compiled:
     estimated_cycles: int
     collectives: Mapping[str, int]
     compile_seconds: float
+    beside: int = 0
 
     @property
     def total(self) -> int:
         """Bytes that must fit in the memory of a core."""
-        return self.arguments + self.results + self.temporaries + self.code
+        return self.arguments + self.results + self.temporaries + self.code + self.beside
 
 
-def compile_step(step: Any, *arguments: Any) -> Compiled:
+def compile_step(step: Any, *arguments: Any, beside: int = 0) -> Compiled:
     """Compiles a jitted function.
 
     Args:
       step: the function.
       *arguments: its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+      beside: bytes of what else is on a core while it runs.
 
     Raises:
       DoesNotFitError: the program needs more memory than a core has.
     """
     lowered = step.lower(*arguments)
     since = time.perf_counter()
-    with memory_errors():
+    with memory_errors(beside):
         compiled = lowered.compile()
     seconds = time.perf_counter() - since
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -105,6 +113,7 @@ def compile_step(step: Any, *arguments: Any) -> Compiled:
         estimated_cycles=in_text.cycles,
         collectives=in_text.collectives,
         compile_seconds=seconds,
+        beside=beside,
     )
 
 

@@ -53,6 +53,8 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
       num_classes: replaces the number of `KNOWN`; needed for other datasets.
       num_examples: the same for the examples; also needed for other splits than the paper's and its first per cents.
 
+    A dataset that is not in `KNOWN` has one label an image unless config.input.max_labels says how many.
+
     Raises:
       UserError: a number is needed and not given.
     """
@@ -66,8 +68,8 @@ def of(config: ml_collections.ConfigDict, num_classes: int | None, num_examples:
         facts = DataFacts(num_classes, num_examples)
     else:
         raise UserError(
-            f"config.input.dataset={dataset!r} is not known here: give --num_classes and --num_examples "
-            f"(known are {', '.join(KNOWN)})"
+            f"config.input.dataset={dataset!r} is not known here: give --num_classes and --num_examples and, if its "
+            f"images have several labels, --config.input.max_labels (known are {', '.join(KNOWN)})"
         )
     return DataFacts(
         num_classes or facts.num_classes,

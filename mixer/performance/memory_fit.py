@@ -39,8 +39,8 @@ class Fitting:
     """Compiles one config for one slice, with several settings, and compares the memory with that of a core.
 
     Attributes:
-      needed: bytes that the last compiled step needs. None before the first; and where it does not compile for lack of
-        memory and XLA does not say how much it needs.
+      needed: bytes that the last compiled step needs, with what else is on the core. None before the first; and where
+        it does not compile for lack of memory and XLA does not say how much it needs.
       too_large: images on a core of the smallest batch that `batches` found not to fit; None if all that it tried do.
     """
 
@@ -64,7 +64,7 @@ class Fitting:
           tell: called with a line after each compilation.
         """
         self.config, self.mesh, self.memory, self.tell = config, mesh, memory, tell
-        self._data = (num_classes, max_labels)
+        self._data, self._several_labels = (num_classes, max_labels), max_labels > 1
         self.needed: float | None = None
         self.too_large: int | None = None
 
@@ -74,20 +74,34 @@ class Fitting:
         Raises:
           UserError: the batch cannot be divided with these settings.
         """
+        return self._compiled(tpu_topology.compile_train, "training step", changes)
+
+    def evaluate(self, **changes: Any) -> compiling.Compiled | None:
+        """Compiles the evaluation step as `train` does the training step."""
+        return self._compiled(tpu_topology.compile_eval, "evaluation step", changes)
+
+    def _steps(self, **changes: Any) -> compiling.Compiled | None:
+        """Compiles what may not fit with some settings changed; returns the training step, or None if it does not fit.
+
+        With one label an image, the training step needs the most. With several, each core holds the logits of the whole
+        batch in evaluation.
+        """
+        trained = self.train(**changes)
+        if trained is None or not self._several_labels:
+            return trained
+        if self.evaluate(**changes) is None:
+            return None
+        self.needed = trained.total
+        return trained
+
+    def _compiled(
+        self, compile_step: Callable[..., compiling.Compiled], step: str, changes: dict[str, Any]
+    ) -> compiling.Compiled | None:
         config = checks.unlocked_copy(self.config)
         config.update_from_flattened_dict(changes)
         config = checks.checked(config)
         sharding.check_divides(config, self.mesh)
-        named = ", ".join(f"{name}={value}" for name, value in changes.items()) or "as it is"
-        return self._compiled(tpu_topology.compile_train, config, f"training step, {named}")
-
-    def evaluate(self) -> compiling.Compiled | None:
-        """Compiles the evaluation step; returns None if it does not fit."""
-        return self._compiled(tpu_topology.compile_eval, self.config, "evaluation step")
-
-    def _compiled(
-        self, compile_step: Callable[..., compiling.Compiled], config: ml_collections.ConfigDict, name: str
-    ) -> compiling.Compiled | None:
+        name = ", ".join([step, *(f"{name}={value}" for name, value in changes.items())])
         try:
             compiled = compile_step(config, self.mesh, *self._data)
         except compiling.DoesNotFitError as error:
@@ -99,7 +113,7 @@ class Fitting:
         return compiled if compiled.total <= self.memory else None
 
     def remedies(self) -> list[dict[str, Any]]:
-        """Compiles the training step with settings that save memory; returns each change and whether it fits.
+        """Compiles the steps with settings that save memory; returns each change and whether it fits.
 
         A change is left out if the batch cannot be divided with it. Settings are changed together only if none of them
         suffices by itself.
@@ -109,7 +123,7 @@ class Fitting:
             if len(changes) > 1 and any(remedy["fits"] for remedy in found):
                 continue
             try:
-                compiled = self.train(**changes)
+                compiled = self._steps(**changes)
             except UserError as error:
                 self.tell(str(error))
                 continue
@@ -125,7 +139,7 @@ class Fitting:
         small. That takes four to eight compilations. Nothing above 8,192 images is tried; `too_large` is then None.
 
         Args:
-          compiled: the training step of the config's batch.
+          compiled: the training step of the config's batch, whose evaluation fits too.
         """
         # A batch on a core must be a multiple of this.
         unit = sharding.rows_together(self.config) * self.config.accumulate_steps
@@ -135,7 +149,7 @@ class Fitting:
         self.too_large = None
 
         def fits(images: int) -> bool:
-            found = self.train(batch_size=images * self.mesh.size)
+            found = self._steps(batch_size=images * self.mesh.size)
             if found is None:
                 self.too_large = images
                 return False

@@ -1,5 +1,6 @@
 """TPU slices that this machine does not have, and a config's steps compiled for them. libtpu needs no TPU for that."""
 
+import importlib.metadata
 import math
 import os
 import re
@@ -34,6 +35,8 @@ _HOSTS = {
     for shape in ("1x1", "2x4")
 }
 
+_MISSING = "libtpu is missing: run make install-preflight in a clone, and use .venv-preflight/bin/python"
+
 # These variables keep libtpu from searching for a TPU, waiting for it and logging errors. Variables that are already
 # set, as on a machine with a TPU, keep their values.
 _WITHOUT_A_TPU = {
@@ -62,7 +65,7 @@ def mesh_of(spec: str) -> Mesh:
     except Exception as error:  # jaxlib and libtpu raise errors of several types
         reason = first_line(error)
         if "TPU support not installed" in reason:
-            reason = "libtpu is missing: run make install-preflight in a clone, and use .venv-preflight/bin/python"
+            reason = _MISSING
         raise UserError(f"--topology={spec}: {reason}") from None
     return devices.make_mesh(list(described.devices))
 
@@ -91,6 +94,20 @@ def memory_of(mesh: Mesh) -> float:
     raise UserError("--topology: the compiler does not say how much memory a core has")
 
 
+def libtpu_version() -> str:
+    """Returns the version of libtpu, or which library it is: a file that TPU_LIBRARY_PATH names does not tell its own.
+
+    Raises:
+      UserError: libtpu is not installed.
+    """
+    if os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")):  # JAX takes it rather than the package
+        return "of TPU_LIBRARY_PATH"
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(_MISSING) from None
+
+
 def num_hosts(mesh: Mesh) -> int:
     """Returns the number of hosts of a slice. Each host runs one process."""
     return len({device.process_index for device in mesh.devices.flat})
@@ -100,6 +117,8 @@ def compile_train(
     config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
 ) -> compiling.Compiled:
     """Compiles the training step of a checked config: the one that `setup.build` returns.
+
+    Beside it the next batches are on a core.
 
     Args:
       config: of the run.
@@ -111,18 +130,27 @@ def compile_train(
       DoesNotFitError: the step needs more memory than a core has.
     """
     built = setup.build(config, mesh, num_classes=num_classes)
-    return compiling.compile_step(built.train_step, built.abstract_state, setup.batch_shapes(config, mesh, max_labels))
+    batch = setup.batch_shapes(config, mesh, max_labels)
+    ahead = devices.BATCHES_AHEAD * bytes_on_a_core(batch)
+    return compiling.compile_step(built.train_step, built.abstract_state, batch, beside=ahead)
 
 
 def compile_eval(
     config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, max_labels: int
 ) -> compiling.Compiled:
-    """Compiles the evaluation step of a checked config. Arguments and errors are those of `compile_train`."""
+    """Compiles the evaluation step of a checked config. Arguments and errors are those of `compile_train`.
+
+    Beside it the rest of the training state is on a core, the last and the next training batch, and the next batch of
+    the evaluation.
+    """
     built = setup.build(config, mesh, num_classes=num_classes)
     step = accuracy.make_eval_step(built.model, config.loss, mesh, keep_logits=max_labels > 1)
     evaluated = checks.unlocked_copy(config)
     evaluated.batch_size = evaluator.batch_size(config)
-    return compiling.compile_step(step, built.abstract_state.params, setup.batch_shapes(evaluated, mesh, max_labels))
+    batch, params = setup.batch_shapes(evaluated, mesh, max_labels), built.abstract_state.params
+    stays = bytes_on_a_core(built.abstract_state) - bytes_on_a_core(params)
+    stays += devices.BATCHES_AHEAD * bytes_on_a_core(setup.batch_shapes(config, mesh, max_labels))
+    return compiling.compile_step(step, params, batch, beside=stays + bytes_on_a_core(batch))
 
 
 def bytes_on_a_core(tree: Any) -> int:

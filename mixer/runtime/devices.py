@@ -12,6 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mixer.runtime.errors import UserError
 
+# Batches on the devices beside that of a training step that runs: the next step is given to the devices before this one
+# ends (train.py), and `device_batches` copies the batch after that.
+BATCHES_AHEAD = 2
+
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """Makes the mesh of these devices; by default of all devices.

@@ -23,8 +23,11 @@ def test_the_facts_of_a_dataset():
         data_facts.of(config, None, None)
     assert data_facts.of(config, None, 9).num_examples == 9
     config.input.dataset = "mine"
-    with pytest.raises(UserError, match="'mine' is not known here: give --num_classes and --num_examples"):
+    needed = r"'mine' is not known here: give --num_classes and --num_examples and, if .* several labels, .*max_labels"
+    with pytest.raises(UserError, match=needed):
         data_facts.of(config, 3, None)
+    config.input.max_labels = 5
+    assert data_facts.of(config, 3, 50).max_labels == 5
 
 
 @pytest.mark.parametrize(

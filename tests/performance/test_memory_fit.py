@@ -147,6 +147,40 @@ def test_a_remedy_adds_to_what_the_config_has(monkeypatch, mesh, now, tried):
     assert compiled == tried
 
 
+def evaluating(limit, mesh):
+    """Makes a compiler of evaluation for which as many images fit on a core, and the list of those it was given."""
+    tried = []
+
+    def compile_eval(config, *_):
+        tried.append(config.batch_size // mesh.size)
+        if tried[-1] // config.accumulate_steps > limit:
+            raise compiling.DoesNotFitError(5000)
+        return compiling.Compiled(None, 1, 0, 0, 0, 1, 1, 0, {}, 0.0)
+
+    return compile_eval, tried
+
+
+@pytest.mark.parametrize(("max_labels", "largest"), [(1, 240), (8, 128)])
+def test_the_largest_batch_of_several_labels_fits_in_evaluation_too(monkeypatch, mesh, max_labels, largest):
+    """There each core has the logits of the whole batch."""
+    compile_eval, tried = evaluating(150, mesh)
+    monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, 10_000, 3430))
+    monkeypatch.setattr(tpu_topology, "compile_eval", compile_eval)
+    fit = memory_fit.Fitting(small(), mesh, 10, max_labels, 3430)
+    found = fit.batches(fit.train())
+    assert found[-1].per_core == largest
+    assert bool(tried) == (max_labels > 1)
+
+
+def test_a_remedy_of_several_labels_fits_in_evaluation_too(monkeypatch, mesh):
+    monkeypatch.setattr(tpu_topology, "compile_train", fake(10, 1000, 10_000, 3430))
+    monkeypatch.setattr(tpu_topology, "compile_eval", evaluating(32, mesh)[0])
+    for max_labels, fits in ((1, [True, True, True, True]), (8, [False, False, True, True])):
+        found = memory_fit.Fitting(small(batch_size=512), mesh, 10, max_labels, 3430).remedies()
+        assert [remedy["fits"] for remedy in found[:4]] == fits
+        assert [remedy["total"] for remedy in found[:4]] == [1640 if fit else 5000 for fit in fits]
+
+
 def test_evaluation_may_not_fit_where_training_accumulates(monkeypatch, mesh):
     """The compiler refuses it, or says that it needs more than there is."""
     told = []

@@ -1,6 +1,7 @@
 """How the rows of a batch are placed on the devices."""
 
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +76,23 @@ def test_batches_keep_their_order_and_are_copied_one_ahead(mesh, count):
         np.testing.assert_array_equal(batch["rows"], np.full(8, number))
         assert read == list(range(min(number + 2, count)))
     assert len(read) == count
+
+
+def test_beside_the_batch_of_a_running_step_as_many_are_copied_as_pre_flight_counts(mesh, monkeypatch):
+    """The first step still runs when the second one is given, as in train.py."""
+    copied, most = [], 0
+    to_devices = devices.to_devices
+
+    def counting(rows, mesh):
+        nonlocal most
+        batch = to_devices(rows, mesh)
+        copied.append(weakref.ref(batch["rows"]))
+        most = max(most, sum(ref() is not None for ref in copied))
+        return batch
+
+    monkeypatch.setattr(devices, "to_devices", counting)
+    running, rows = None, np.zeros(8, np.int32)
+    for batch in devices.device_batches(({"rows": rows} for _ in range(6)), mesh):
+        running = batch["rows"]  # the step before has ended
+    del running
+    assert most == 1 + devices.BATCHES_AHEAD
