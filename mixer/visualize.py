@@ -8,6 +8,7 @@ far the units come in pairs of opposite phase, and how local they are, beside ra
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from absl import flags
 from etils import epath, epy
 
 from mixer.config import command_line, help_text, recipe, tasks
-from mixer.runtime import bucket_check, files, json_text
+from mixer.runtime import bucket, bucket_check, files, json_text
 from mixer.runtime.errors import UserError, first_line
 from mixer.training.console import Console
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
 NUMBERS_FILE = "numbers.json"
+_PICTURE = re.compile(r"lens\.png|units_block_[0-9]+\.png")  # not drawn by every call
 
 
 def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dict[str, Any]:
@@ -105,11 +107,26 @@ def main(argv: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={folder} is no folder and cannot become one ({first_line(error)})") from None
+    _delete_pictures(folder)
     numbers = {"checkpoint": weights.source, "step": weights.step, "model": weights.described()}
     numbers |= draw_weights(weights, blocks, folder)
     numbers |= _lens(weights, folder)
     files.write_text(folder / NUMBERS_FILE, json_text.dumps(numbers, indent=2) + "\n")
     print("\n".join([*_table(numbers), f"figures and {NUMBERS_FILE} in {folder}"]))
+
+
+def _delete_pictures(folder: epath.Path) -> None:
+    """Deletes what an earlier call has drawn and this one may not, so that all pictures are of the same weights.
+
+    Raises:
+      UserError: the folder cannot be listed, or a picture not be deleted.
+    """
+    try:
+        names = bucket.children(folder)[1] if bucket.is_remote(folder) else [path.name for path in folder.iterdir()]
+        for name in filter(_PICTURE.fullmatch, names):
+            files.delete(folder / name)
+    except OSError as error:
+        raise UserError(f"--output={folder}: its earlier pictures cannot be deleted ({first_line(error)})") from None
 
 
 def _blocks(given: list[str] | None, number: int) -> list[int]:
@@ -161,6 +178,8 @@ def _table(numbers: dict[str, Any]) -> list[str]:
                 f"{lens[number + 1]:.2%}" if lens else "",
             )
         )  # fmt: skip
+    if any(block["compared"] < block["units"] for block in numbers["blocks"]):
+        lines.append(f"of the units of a block, the first {units.MAX_UNITS:,} were compared")
     return lines
 
 

@@ -216,7 +216,7 @@ Image(drawings.png(drawings.lens_figure("digits: accuracy after each block", sha
 # ## What do the units look for?
 #
 # A hidden unit of token mixing has one weight for each patch. So its weights are a picture of the image.
-# Red adds, blue subtracts. Each unit stands beside the one closest to its negative.
+# Red adds, blue subtracts. To the right of a unit stands, of those that are left, the one closest to its negative.
 
 # %%
 of_block = units.of_block(trained.params, block=0)

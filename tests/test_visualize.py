@@ -46,6 +46,18 @@ def test_a_run_is_drawn_block_by_block(run, tmp_path):
     assert f"{numbers['blocks'][1]['opposite']:.2f}" in done.stdout
 
 
+def test_no_picture_of_other_weights_stays_beside_new_numbers(run, tmp_path):
+    old, own = ("lens.png", "units_block_1.png", "units_block_11.png"), ("units_block_x.png", "my_lens.png", "a.npz")
+    for name in (*old, *own):
+        (tmp_path / name).write_bytes(b"")
+    with (tmp_path / "m.npz").open("wb") as file:
+        npz.save_params(file, loading.load(str(run)).params)
+    done = command(f"--checkpoint={tmp_path / 'm.npz'}", f"--output={tmp_path}", "--blocks=0")
+    assert done.returncode == 0, done.stderr
+    made = {"m.npz", "numbers.json", "stem.png", "units_block_0.png"}
+    assert {path.name for path in tmp_path.iterdir()} == made | set(own)
+
+
 def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
     with (tmp_path / "m.npz").open("wb") as file:
         npz.save_params(file, loading.load(str(run)).params)

@@ -20,15 +20,17 @@ _MAX_COLUMNS = 32  # of pictures side by side
 
 
 def units_figure(title: str, units: of_units.Units, structure: of_units.Structure) -> Figure:
-    """Draws the units of a block as images over the grid of patches, in pairs, in the order of `in_pairs`."""
-    grid = math.isqrt(units.shape[1])
+    """Draws the first units of a block as images over the grid of patches, in pairs, in the order of `in_pairs`."""
+    grid, number = math.isqrt(units.shape[1]), len(units)
+    units = of_units.first(units)
     images = units[of_units.in_pairs(units)].reshape(-1, grid, grid)
+    which = "" if len(units) == number else f"The first {len(units):,} of {number:,} units. "
     limit = float(np.max(np.abs(images))) or 1.0
     below = (
-        f"Each unit, low frequency first, and to its right the one closest to its negative. Median of the most "
-        f"negative correlation: {structure.opposite:.2f} (random weights: {structure.opposite_at_random:.2f}). "
-        f"Half of a unit's energy lies in {structure.half_energy_tokens:g} of {units.shape[1]} tokens (random weights: "
-        f"{structure.half_energy_at_random:g})."
+        f"{which}Low frequency first; to the right of a unit stands, of those that are left, the one closest to its "
+        f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f} (random "
+        f"weights: {structure.opposite_at_random:.2f}). Half of a unit's energy lies in "
+        f"{structure.half_energy_tokens:g} of {units.shape[1]} tokens (random: {structure.half_energy_at_random:g})."
     )
     mosaic = _mosaic(images, _columns(len(images), even=True), pairs=True)
     figure, axes = _framed(title, below, mosaic)
@@ -65,7 +67,7 @@ def lens_figure(title: str, accuracy: Sequence[float], chance: float | None) -> 
     if chance is not None:
         axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
     axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)", ylim=(0, None))
-    axes.set_title(textwrap.fill(title, 70), fontsize="medium")
+    axes.set_title(textwrap.fill(title, 70), fontsize="medium", parse_math=False)  # a path may have two $
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(loc="best")
     return figure
@@ -95,7 +97,7 @@ def _framed(title: str, below: str, mosaic: np.ndarray) -> tuple[Figure, Any]:
     figure = Figure(figsize=(_WIDTH, _WIDTH * 0.88 * height / width + 0.9), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.set_title(textwrap.fill(title, 100), fontsize="medium")
+    axes.set_title(textwrap.fill(title, 100), fontsize="medium", parse_math=False)
     figure.supxlabel(textwrap.fill(below, 130), fontsize="small")
     return figure, axes
 

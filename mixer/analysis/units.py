@@ -16,22 +16,25 @@ Units = Float[np.ndarray, "units tokens"]
 
 
 FIGURES_OF_BLOCKS = 3  # the first ones, as in figure 5 of the paper
+MAX_UNITS = 4096  # of a block that are compared, since time and memory grow by the square; the paper's have up to 640
 
 
 class Structure(NamedTuple):
-    """How ordered the units of a block are. A median is over the units.
+    """How ordered the units of a block are. A median is over the units that were compared.
 
     Attributes:
       opposite: median of a unit's most negative correlation with another unit; -1 where all come in exact pairs.
       opposite_at_random: the same for random units of the same shape.
       half_energy_tokens: median number of tokens that hold half of the sum of a unit's squared weights.
       half_energy_at_random: the same for random units of the same shape.
+      compared: how many units were compared: all, or the first `MAX_UNITS`.
     """
 
     opposite: float
     opposite_at_random: float
     half_energy_tokens: float
     half_energy_at_random: float
+    compared: int
 
 
 def of_block(params: Any, block: int, tokens: int | None = None) -> Units:
@@ -57,13 +60,19 @@ def of_model(params: Any, tokens: Sequence[int]) -> list[tuple[Units, Structure]
     return [(units, structure(units, seed=block)) for block, units in enumerate(found)]
 
 
+def first(units: Units) -> Float[np.ndarray, "compared tokens"]:
+    """Returns all units, or the first `MAX_UNITS`. Of untied token mixing these are the MLPs of the first groups."""
+    return units[:MAX_UNITS]
+
+
 def structure(units: Units, seed: int = 0) -> Structure:
-    """Measures units, and random ones of the same shape as a new model would have them."""
+    """Measures the first units of a block, and as many random ones as a new model would have them."""
+    units = first(units)
     new = jax.nn.initializers.lecun_normal()(jax.random.key(seed), units.shape[::-1])
     by_chance = np.asarray(new).T
     return Structure(
         _median(opposites(units)[1]), _median(opposites(by_chance)[1]),
-        _median(half_energy_tokens(units)), _median(half_energy_tokens(by_chance)),
+        _median(half_energy_tokens(units)), _median(half_energy_tokens(by_chance)), len(units),
     )  # fmt: skip
 
 

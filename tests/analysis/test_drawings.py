@@ -22,7 +22,31 @@ def test_all_units_share_one_scale_around_zero():
     assert shown.get_clim() == (-np.max(np.abs(random)), np.max(np.abs(random)))
     drawn = shown.get_array().compressed() if np.ma.isMaskedArray(shown.get_array()) else shown.get_array()
     assert set(np.round(drawn[~np.isnan(drawn)], 9)) == set(np.round(random.ravel(), 9))
-    assert f"{units.structure(random).opposite:.2f}" in figure.get_supxlabel()
+    text = " ".join(figure.get_supxlabel().split())
+    assert f"{units.structure(random).opposite:.2f}" in text
+    assert text.startswith("Low frequency first; to the right of a unit stands, of those that are left, the one closest")
+    assert "A unit's most negative correlation with any other, median:" in text
+
+
+def test_of_very_many_units_the_first_are_drawn():
+    many = np.random.default_rng(0).normal(size=(units.MAX_UNITS + 10, 4))
+    many[units.MAX_UNITS :] *= 100
+    figure = drawings.units_figure("units", many, units.structure(many))
+    (shown,) = figure.axes[0].images
+    assert shown.get_clim()[1] == np.max(np.abs(many[: units.MAX_UNITS]))
+    assert figure.get_supxlabel().startswith("The first 4,096 of 4,106 units.")
+    assert len(drawings.png(figure)) > 1000
+
+
+def test_a_title_may_hold_what_looks_like_mathematics():
+    """Such as the path /tmp/$a_$b^/w."""
+    title, random = "Mixer (/tmp/$a_$b^/w)", np.random.default_rng(0).normal(size=(6, 16))
+    for figure in (
+        drawings.lens_figure(title, [0.3, 0.4], None),
+        drawings.units_figure(title, random, units.structure(random)),
+        drawings.stem_figure(title, np.ones((4, 4, 3, 2))),
+    ):
+        assert len(drawings.png(figure)) > 1000
 
 
 def test_chance_is_drawn_where_it_is_known():

@@ -74,6 +74,18 @@ def test_random_units_pair_up_by_chance_as_far_as_statistics_say(shape, expected
     assert own.half_energy_tokens == pytest.approx(own.half_energy_at_random, rel=0.25)
 
 
+def test_very_many_units_are_measured_by_the_first_of_them():
+    """All of untied token mixing with a group for each channel would take 128 GiB."""
+    kernel = np.random.default_rng(0).normal(size=(512, 16, 256)).astype(np.float32)  # [groups, tokens, units]
+    params = {"MixerBlock_0": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
+    ((all_of_them, found),) = units.of_model(params, [16])
+    assert len(all_of_them) == 131_072
+    of_first_groups = all_of_them[: units.MAX_UNITS]
+    assert (found.compared, found) == (units.MAX_UNITS, units.structure(of_first_groups))
+    np.testing.assert_array_equal(of_first_groups.reshape(16, 256, 16), kernel[:16].swapaxes(1, 2))
+    assert units.structure(WAVES).compared == len(WAVES)
+
+
 def test_the_units_are_those_that_the_token_mixing_multiplies_with():
     kernel = np.arange(12.0).reshape(4, 3)  # [tokens, units]
     params = {"MixerBlock_1": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
