@@ -28,9 +28,11 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     import jax
     import jax.numpy as jnp
 
+    from mixer import models
     from mixer.analysis import drawings, samples, units
     from mixer.analysis import lens as of_blocks
-    from mixer.evaluation import scoring
+    from mixer.evaluation import classification, scoring
+    from mixer.models import mlp_mixer
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import line_metrics, losses
     from mixer.transfer import loading
@@ -93,22 +95,11 @@ def _of_weights(
     """
     try:
         weights = loading.load(str(run.workdir), ema)
-        model = weights.mixer()
+        of_run = _drawn(weights)
     except UserError as error:
         if ema:
             raise
         return write.Evaluated(missing=str(error)), None
-    blocks, figures = [], []
-    for block, (of_block, structure) in enumerate(
-        units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
-    ):
-        blocks.append({"block": block, "tokens": of_block.shape[1], **structure._asdict()})
-        if block < units.FIGURES_OF_BLOCKS:
-            title = f"Token-mixing units of block {block}"
-            figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
-    title = "Filters of the stem"
-    figures.append(_figure(title, drawings.stem_figure(title, weights.params["stem"]["kernel"])))
-    of_run = write.Evaluated(figures=figures, blocks=blocks, step=weights.step)
     if not evaluates:
         return of_run._replace(missing="--noevaluate was given"), None
     try:
@@ -117,6 +108,28 @@ def _of_weights(
         if data_dir:
             raise
         return of_run._replace(missing=str(error)), None
+
+
+def _drawn(weights: Weights) -> write.Evaluated:
+    """Draws the weights of a Mixer; those of another model have no such drawings.
+
+    Raises:
+      UserError: they are not the parameters of their model.
+    """
+    model = weights.model()
+    of_run = write.Evaluated(step=weights.step, called=weights.called)
+    if not isinstance(model, mlp_mixer.MlpMixer):
+        return of_run._replace(undrawn=f"they are of Mixers, and this is {models.name_of(model)}")
+    blocks, figures = [], []
+    found = units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
+    for block, (of_block, structure) in enumerate(found):
+        blocks.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
+        if block < units.FIGURES_OF_BLOCKS:
+            title = f"Token-mixing units of block {block}"
+            figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
+    title = "Filters of the stem"
+    figures.append(_figure(title, drawings.stem_figure(title, weights.params["stem"]["kernel"])))
+    return of_run._replace(figures=figures, blocks=blocks)
 
 
 def _figure(title: str, figure: Any) -> dict[str, str]:
@@ -139,14 +152,18 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     loss = weights.config.loss
     found, class_names = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
     context = scoring.make_context(weights, config, loss, batch_size)
-    lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
-    drawn = samples.draw(lens.source, config, context, weights.params, _PICTURES)
+    of_split = of_blocks.Lens if isinstance(context.model, mlp_mixer.MlpMixer) else classification.Classification
+    opened = of_split(recipe.evaluator_settings("classification", split=split), context)
+    drawn = samples.draw(opened.source, config, context, weights.params, _PICTURES)
+    lens: list[float] = []
+    if isinstance(opened, of_blocks.Lens):
+        lens = opened.accuracies(weights.params, functools.partial(counted, "evaluating the head after each block"))
     of_run = of_run._replace(
         predictions=_predictions(drawn, losses.LOSSES[loss], readable(class_names)),
         classes=_classes(found, readable(class_names)),
         said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
-        f"with the weights of step {weights.step:,}.",
-        lens=lens.accuracies(weights.params, functools.partial(counted, "evaluating the head after each block")),
+        f"with the {weights.called} of step {weights.step:,}.",
+        lens=lens,
     )
     return of_run, _Model(weights, config, drawn)
 

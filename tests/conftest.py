@@ -27,7 +27,7 @@ if jaxlib.version.__version_info__ < (0, 11):
 import pathlib
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import jax
@@ -51,6 +51,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -109,3 +110,15 @@ def bucket_here(bucket: "FakeBucket") -> Iterator["FakeBucket"]:
         cached.cache_clear()
     with bucket.here():
         yield bucket
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window; a test that needs it is skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install-dev")
+    if BROWSER is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -20,7 +19,6 @@ from mixer.transfer import loading
 from tests import commands, float64
 from tests.trained_run import make_run
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATASET = "fractals/4x250x16"  # 900 training and 100 validation images of four classes, 16 pixels
 PICTURES = 100
 
@@ -61,17 +59,6 @@ def file(runs, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install-dev")
-    if BROWSER is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -181,9 +168,32 @@ def test_every_control_does_what_it_says(page, tmp_path):
     page.set_input_files("#file", drawn)
     page.wait_for_selector("#label:has-text('own.png')")
     assert answer() != before
+    assert "resized by the browser; the evaluation's own resizing differs a little" in page.inner_text("#label")
+    Image.open(drawn).resize((15, 20)).save(tmp_path / "small.png")
+    page.set_input_files("#file", tmp_path / "small.png")
+    page.wait_for_selector("#label:has-text('small.png')")
+    assert "enlarged by the browser, more smoothly than by the evaluation" in page.inner_text("#label")
+    page.set_input_files("#file", drawn)
+    page.wait_for_selector("#label:has-text('own.png')")
     (tmp_path / "no.png").write_text("no picture")
     page.set_input_files("#file", tmp_path / "no.png")
     page.wait_for_selector("#label:has-text('no.png is not a picture')")
+
+    before = answer()
+    for place, name in (("#picture", "one.png"), ("footer", "two.png")):
+        bytes_of_file = list((tmp_path / "own.png").read_bytes())
+        dropped = page.evaluate_handle(
+            """([bytes, name]) => {
+              const dropped = new DataTransfer();
+              dropped.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+              return dropped;
+            }""",
+            [bytes_of_file, name],
+        )
+        page.dispatch_event(place, "dragover", {"dataTransfer": dropped})
+        page.dispatch_event(place, "drop", {"dataTransfer": dropped})
+        page.wait_for_selector(f"#label:has-text('{name}')")
+    assert answer() == before
 
 
 def test_guesses_are_ranked_by_logits(page):

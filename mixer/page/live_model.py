@@ -65,8 +65,8 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
     exported = weights.exported()
     return {
         "name": weights.described(),
-        "note": f"Its weights, of step {weights.step:,}, are rounded to float16, which changes the logits of the "
-        f"{len(logits)} pictures below by about {difference:.1g} at most.",
+        "note": f"Its {weights.called}, of step {weights.step:,}, are rounded to float16, which changes the logits of "
+        f"the {len(logits)} pictures below by about {difference:.1g} at most.",
         "size": weights.image_size,
         "patch": model.patch_size,
         "blocks": model.num_blocks,

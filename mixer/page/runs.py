@@ -14,6 +14,7 @@ from mixer.config import checks, run_folder
 from mixer.runtime.errors import UserError
 from mixer.training import history
 from mixer.training.metrics import read_metrics
+from mixer.transfer import weights
 
 _MAX_POINTS = 400  # of a curve; more cannot be told apart in a chart
 
@@ -40,6 +41,7 @@ class Run(NamedTuple):
       name: its folder, without what all runs' folders have in common.
       workdir: its folder.
       config: its settings.
+      model: the name of its model.
       starts: how it was started, first to last.
       lines: of `metrics.jsonl`.
     """
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     name: str
     workdir: epath.Path
     config: FrozenConfigDict
+    model: str
     starts: Sequence[history.Start]
     lines: Sequence[dict[str, float]]
 
@@ -60,7 +63,7 @@ def read(workdirs: Sequence[str]) -> list[Run]:
     """Reads the folders of runs.
 
     Raises:
-      UserError: a folder is not that of a run, has no metrics yet, or is given twice.
+      UserError: a folder is not that of a run, is that of another version's, has no metrics yet, or is given twice.
     """
     found = []
     paths = [workdir.rstrip("/") for workdir in workdirs]
@@ -73,7 +76,8 @@ def read(workdirs: Sequence[str]) -> list[Run]:
         if not lines:
             why = run_folder.diverged(path) or "the run has not logged a step yet"
             raise UserError(f"{path} has no metrics: {why}")
-        found.append(Run(name, path, config, history.read(path), lines))
+        model = models.name_of(weights.model_of_run(config, 0, workdir))
+        found.append(Run(name, path, config, model, history.read(path), lines))
     return found
 
 
@@ -89,7 +93,7 @@ def _short(workdirs: Sequence[str]) -> list[str]:
 def summary(runs: Sequence[Run]) -> Rows:
     """Returns what the runs did and what came out, with the counts behind each share."""
     rows: Rows = [
-        ("model", [models.name_of(models.create(num_classes=0, **run.config.model)) for run in runs]),
+        ("model", [run.model for run in runs]),
         ("data", [f"{run.config.input.dataset}, {run.config.input.train_split}" for run in runs]),
         ("image size", [f"{run.config.input.image_size} pixels" for run in runs]),
         ("steps", [f"{run.lines[-1]['step']:,} of {_batch_sizes(run)} images" for run in runs]),
@@ -193,13 +197,8 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         curves = [curve for run in runs for curve in _curves(run, pattern, len(runs) > 1)]
         if curves:
             said = "; ".join(f"{curve['name']} ends at {curve['y'][-1]:.4g}" for curve in curves)
-            note = "The training accuracy is that on mixed images." if _is_mixed(runs, pattern) else ""
-            found.append({"title": title, "x": "step", "curves": curves, "said": said, "note": note, **options})
+            found.append({"title": title, "x": "step", "curves": curves, "said": said, "note": "", **options})
     return found
-
-
-def _is_mixed(runs: Sequence[Run], pattern: str) -> bool:
-    return any("mixed" in name for run in runs for name in run.last(pattern))
 
 
 def _curves(run: Run, pattern: str, named: bool) -> list[dict[str, Any]]:
@@ -211,6 +210,8 @@ def _curves(run: Run, pattern: str, named: bool) -> list[dict[str, Any]]:
             continue
         shown = sorted({*points[:: -(-len(points) // _MAX_POINTS)], points[-1]})
         of_what = name if name.endswith("shot") else name.split("/")[0]
+        if name.endswith("/mixed_accuracy"):
+            of_what += ", on mixed images"
         xs, ys = zip(*shown, strict=True)
         label = f"{run.name}: {of_what}" if named else of_what
         found.append({"name": label, "x": xs, "y": [float(f"{y:.5g}") for y in ys]})

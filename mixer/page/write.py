@@ -26,7 +26,9 @@ class Evaluated(NamedTuple):
       said: what was evaluated, and on how many images.
       figures: drawings of the weights, each with title and source.
       blocks: the numbers of `units.structure` for each block.
+      undrawn: why there are no figures, where there are weights; empty if there are.
       step: of the weights; None if there are none.
+      called: what the weights are: weights, or averaged parameters.
       lens: accuracy after the stem, the first block, ...; empty if it was not measured.
     """
 
@@ -36,7 +38,9 @@ class Evaluated(NamedTuple):
     said: str = ""
     figures: Sequence[dict[str, str]] = ()
     blocks: Sequence[dict[str, Any]] = ()
+    undrawn: str = ""
     step: int | None = None
+    called: str = "weights"
     lens: Sequence[float] = ()
 
 
@@ -68,7 +72,7 @@ def page(
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("page.html").render(
-        title=f"MLP-Mixer: {', '.join(run.name for run in runs)}",
+        title=f"{'Runs' if len(runs) > 1 else 'Run'} {', '.join(run.name for run in runs)}",
         styles=_inlined(_STYLES), scripts=_inlined(_SCRIPTS), licence=_file("uPlot-LICENSE"),
         # Within a script element, only a < could end it early.
         data=markupsafe.Markup(json_text.dumps(data).replace("<", "\\u003c")),

@@ -116,6 +116,7 @@ def _load_run(path: epath.Path, source: str, ema: bool) -> Weights:
         class_names=names,
         step=step,
         workdir=path,
+        averaged=ema,
     )
 
 

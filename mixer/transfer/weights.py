@@ -35,6 +35,7 @@ class Weights:
       config: the config of their run. This, `step` and `workdir` are None if the weights are not those of a run.
       class_names: the names of the classes, from their run or their file; None if unknown.
       step: the step of their checkpoint.
+      averaged: whether they are the averaged parameters of their run.
       workdir: the folder of their run.
       carried: the settings of `format.CARRIED` that a file has, by dotted name; None if it has none, or of a run.
       resized_from: the image size in pixels that they were for, if they were brought to another one.
@@ -50,6 +51,12 @@ class Weights:
     resized_from: int | None = None
     carried: Mapping[str, Any] | None = None
     size: int | None = None
+    averaged: bool = False
+
+    @property
+    def called(self) -> str:
+        """What a text calls them: a run's averaged parameters, or its weights."""
+        return "averaged parameters" if self.averaged else "weights"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,13 +113,7 @@ class Weights:
         """The model of the run's config; None for weights that are not a run's."""
         if self.config is None:
             return None
-        given = {name: value for name, value in self.config.model.items() if name not in mlp_mixer.SAME_FUNCTION}
-        num_classes = len(self.params.get("head", {}).get("bias", ()))
-        try:
-            model: models.Model = models.create(num_classes=num_classes, **given)
-        except ValueError as error:
-            raise UserError(f"{self.source} is a run of another version of this project: {error}") from None
-        return model
+        return model_of_run(self.config, len(self.params.get("head", {}).get("bias", ())), self.source)
 
     @property
     def _as_configured(self) -> models.Model | None:
@@ -240,6 +241,25 @@ _LENGTHS = {
     "tokens_mlp_dim": "MixerBlock_0/token_mixing/Dense_0/bias",
     "channels_mlp_dim": "MixerBlock_0/channel_mixing/Dense_0/bias",
 }
+
+
+def model_of_run(config: FrozenConfigDict, num_classes: int, source: str) -> models.Model:
+    """Returns the model of a run's config; what changes its speed alone is left out.
+
+    Args:
+      config: of the run.
+      num_classes: width of the head; 0 for none.
+      source: what a message calls the run.
+
+    Raises:
+      UserError: this version has no such model.
+    """
+    given = {name: value for name, value in config.model.items() if name not in mlp_mixer.SAME_FUNCTION}
+    try:
+        model: models.Model = models.create(num_classes=num_classes, **given)
+    except ValueError as error:
+        raise UserError(f"{source} is a run of another version of this project: {error}") from None
+    return model
 
 
 @functools.cache

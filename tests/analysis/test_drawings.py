@@ -24,7 +24,9 @@ def test_all_units_share_one_scale_around_zero():
     assert set(np.round(drawn[~np.isnan(drawn)], 9)) == set(np.round(random.ravel(), 9))
     text = " ".join(figure.get_supxlabel().split())
     assert f"{units.structure(random).opposite:.2f}" in text
-    assert text.startswith("Low frequency first; to the right of a unit stands, of those that are left, the one closest")
+    assert text.startswith(
+        "Low frequency first; to the right of a unit stands, of those that are left, the one closest"
+    )
     assert "A unit's most negative correlation with any other, median:" in text
 
 

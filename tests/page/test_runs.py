@@ -11,6 +11,7 @@ from mixer.config import recipe, run_folder
 from mixer.page import runs, write
 from mixer.runtime.errors import UserError
 from mixer.training import history
+from mixer.transfer.weights import Weights
 
 
 def write_run(folder, lines, **settings):
@@ -96,6 +97,32 @@ def test_a_long_curve_keeps_its_ends_and_leaves_out_what_was_not_finite(tmp_path
     assert 300 < len(curve["x"]) <= 401
     assert np.all(np.diff(curve["x"]) > 0)
     assert list(curve["x"]) == curve["y"]
+
+
+def test_only_the_curve_of_mixed_images_is_called_so(tmp_path):
+    mixed = [line(1, train__mixed_accuracy=0.25, val__accuracy=0.5)]
+    plain = [line(1, train__accuracy=0.25, val__accuracy=0.5)]
+    (chart,) = runs.charts(runs.read([write_run(tmp_path / "a", mixed), write_run(tmp_path / "b", plain)]))
+    assert chart["note"] == ""
+    assert [curve["name"] for curve in chart["curves"]] == [
+        "a: train, on mixed images", "a: val", "b: train", "b: val",
+    ]  # fmt: skip
+
+
+def test_a_run_of_another_version_is_told_as_elsewhere(tmp_path):
+    folder = write_run(tmp_path / "a", [line(1)])
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["model"]["gates"] = 2
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as told:
+        runs.read([folder])
+    of_weights = Weights({}, folder, config=run_folder.load_config(folder))
+    with pytest.raises(UserError) as elsewhere:
+        of_weights.model()
+    assert str(told.value) == str(elsewhere.value)
+    assert str(told.value).startswith(
+        f"{folder} is a run of another version of this project: model variant 'B/16' has "
+    )
 
 
 def test_unusable_images_are_shown_by_kind(tmp_path):

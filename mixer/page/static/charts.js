@@ -12,6 +12,25 @@ function drawCharts(charts) {
   });
 }
 
+/** Returns how many decimals tell apart the multiples of a distance: 2 of 0.25. */
+function decimalsOf(distance) {
+  let decimals = 0;
+  for (let x = distance; Math.abs(x - Math.round(x)) > 1e-6 * x; x *= 10) decimals++;
+  return decimals;
+}
+
+/** Returns a number with four digits, or as many as tell it apart from another at a distance. */
+function numeral(value, distance) {
+  return Number(value.toPrecision(Math.max(Math.ceil(Math.log10(Math.abs(value) / distance)) + 2, 4)));
+}
+
+/** Returns the range of an axis of shares: uPlot's own, which leaves room above, but no more than 100% for shares. */
+function rangeOfShares(_, least, most) {
+  if (least == null) return [null, null];
+  const [from, to] = uPlot.rangeNum(least, most, 0.1, true);
+  return [from, most <= 1 ? Math.min(to, 1) : to];
+}
+
 /**
  * Draws one chart.
  *
@@ -21,7 +40,11 @@ function drawCharts(charts) {
  */
 function drawChart(place, chart) {
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const shown = (value) => (value == null ? "" : chart.percent ? percent(value) : Number(value.toPrecision(4)));
+  let distance = Infinity; // between the ticks of the vertical axis
+  const decimals = () => decimalsOf(100 * distance);
+  const tick = (value) => (value == null ? "" : chart.percent ? percent(value, decimals()) : numeral(value, distance));
+  const shown = (value) =>
+    value == null ? "" : chart.percent ? percent(value, decimals() + 1) : numeral(value, distance / 10);
   const width = () => Math.max(place.clientWidth, 200);
   const make = () => {
     const axis = { stroke: style("--text"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false } };
@@ -29,11 +52,20 @@ function drawChart(place, chart) {
       {
         width: width(),
         height: CHART_HEIGHT,
-        scales: { x: { time: false }, y: { distr: chart.log ? 3 : 1 } },
+        scales: {
+          x: { time: false },
+          y: { distr: chart.log ? 3 : 1, range: chart.percent ? rangeOfShares : undefined },
+        },
         cursor: { dataIdx: (_plot, _curve, step) => step }, // no value of another step, where a curve has none here
         axes: [
           { ...axis, label: chart.x, labelSize: 16, size: 36 },
-          { ...axis, size: 56, values: (_, ticks) => ticks.map(shown) },
+          {
+            ...axis, size: 56,
+            values: (_plot, ticks, _axis, _space, found) => {
+              if (!chart.log) distance = found;
+              return ticks.map(tick);
+            },
+          },
         ],
         series: [
           { label: chart.x, value: (_, value) => value ?? "" },

@@ -43,7 +43,7 @@ function barRow(name, text, share) {
   return row;
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const percent = (share, decimals = 1) => `${(100 * share).toFixed(decimals)}%`;
 
 /** Returns the pixels of a canvas without their opacity. */
 function pixels(context, size) {

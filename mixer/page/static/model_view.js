@@ -71,10 +71,15 @@ function modelView(packed, samples) {
   async function takeFile(file) {
     if (!file) return;
     try {
-      const picture = cropped(await createImageBitmap(file), packed);
+      const bitmap = await createImageBitmap(file);
+      const picture = cropped(bitmap, packed);
       [...at("thumbnails").children].forEach((button) => (button.ariaPressed = false));
       const turned = packed.exif === "ignore" ? " A browser turns it as its EXIF tag says, which this run does not." : "";
-      view.take(picture, `${file.name}, resized by the browser; the evaluation's own resizing differs a little.${turned}`);
+      const resized =
+        Math.min(bitmap.width, bitmap.height) < packed.resize
+          ? "enlarged by the browser, more smoothly than by the evaluation: pixels may differ by ten levels of 255 on average"
+          : "resized by the browser; the evaluation's own resizing differs a little";
+      view.take(picture, `${file.name}, ${resized}.${turned}`);
     } catch {
       at("label").textContent = `${file.name} is not a picture that this browser can read; give a JPEG or a PNG.`;
     }
@@ -82,8 +87,8 @@ function modelView(packed, samples) {
 
   at("file").onchange = (event) => takeFile(event.target.files[0]);
   for (const name of ["dragover", "drop"]) {
-    at("model").addEventListener(name, (event) => {
-      event.preventDefault();
+    document.addEventListener(name, (event) => {
+      event.preventDefault(); // a browser would leave the page for the picture
       if (name === "drop") takeFile(event.dataTransfer.files[0]);
     });
   }
