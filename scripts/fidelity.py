@@ -8,6 +8,7 @@ DIR is a folder of JPEG photographs.
 import argparse
 import math
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def main() -> None:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         parser.error(f"{folder} has no JPEG photographs")
-    photos = [np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in paths]
+    photos = [_photo(path) for path in paths]
 
     contrasts = (randaugment.published_mean, randaugment.pil_mean)
     pairs = [[randaugment.contrast(photo, 1.5, mean(photo)).astype(float) for mean in contrasts] for photo in photos]
@@ -74,6 +75,14 @@ def main() -> None:
             for bias in (-6.9, -10.0, -math.log(classes))
         ]
         print(f"first loss, {classes:,} classes: bias -6.9 {losses[0]:.2f}, -10 {losses[1]:.2f}, -ln {losses[2]:.2f}")
+
+
+def _photo(path: pathlib.Path) -> np.ndarray:
+    """Returns a photograph of 224 x 224 pixels; ends the script if it cannot be read."""
+    try:
+        return np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE)))
+    except (OSError, ValueError, SyntaxError) as error:
+        sys.exit(f"error: {path} cannot be read as a picture ({error}): leave it out")
 
 
 def _tensorflows(number: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def main() -> None:
     """Takes four pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=pathlib.Path, metavar="PAGE", help="the page, an HTML file")
-    parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="where the pictures go")
+    parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="where the pictures go; made if need be")
     args = parser.parse_args()
     if not args.page.is_file():
         parser.error(f"{args.page} is no file")
@@ -34,6 +34,10 @@ def main() -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit(f"error: none of {', '.join(BROWSERS)} is installed: apt-get install chromium")
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: {args.folder} is no folder and cannot become one ({error})")
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         for width, height in _SCREENS.items():

@@ -196,6 +196,14 @@ def test_every_control_does_what_it_says(page, tmp_path):
     assert answer() == before
 
 
+def test_a_picture_is_cropped_at_whole_pixels_as_in_the_evaluation(page, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 33, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    page.set_input_files("#file", tmp_path / "wide.png")
+    page.wait_for_selector("#label:has-text('wide.png')")
+    np.testing.assert_array_equal(page.evaluate("[...view.picture]"), pixels[:, 8:24].ravel())
+
+
 def test_guesses_are_ranked_by_logits(page):
     """Sigmoids near 1 are equal in float32."""
     found = page.evaluate("ranked(new Float32Array([40, 41, -3, 60, 50]), 'sigmoid')")

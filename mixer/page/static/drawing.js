@@ -73,9 +73,10 @@ function cropped(bitmap, { size, resize, crop, background }) {
   context.fillRect(0, 0, size, size);
   context.imageSmoothingQuality = "high";
   const scale = resize / Math.min(bitmap.width, bitmap.height);
-  const width = crop === "resize_square" ? resize : bitmap.width * scale;
-  const height = crop === "resize_square" ? resize : bitmap.height * scale;
-  context.drawImage(bitmap, (size - width) / 2, (size - height) / 2, width, height);
+  const resized = (side) => (crop === "resize_square" ? resize : Math.round(side * scale));
+  const [width, height] = [resized(bitmap.width), resized(bitmap.height)];
+  const before = (side) => -Math.floor((side - size) / 2); // whole pixels, as in the evaluation
+  context.drawImage(bitmap, before(width), before(height), width, height);
   return pixels(context, size);
 }
 

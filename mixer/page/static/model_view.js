@@ -77,7 +77,7 @@ function modelView(packed, samples) {
       const turned = packed.exif === "ignore" ? " A browser turns it as its EXIF tag says, which this run does not." : "";
       const resized =
         Math.min(bitmap.width, bitmap.height) < packed.resize
-          ? "enlarged by the browser, more smoothly than by the evaluation: pixels may differ by ten levels of 255 on average"
+          ? "enlarged by the browser, more smoothly than by the evaluation: pixels may differ by some ten levels of 255 on average"
           : "resized by the browser; the evaluation's own resizing differs a little";
       view.take(picture, `${file.name}, ${resized}.${turned}`);
     } catch {
