@@ -201,7 +201,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Takes --config.NAME=None of optional numbers out of a command line. Where a file has set one, absl refuses it.
+    """Takes --config.NAME=None of optional settings out of a command line: absl refuses it where a number was set.
 
     Returns:
       The other arguments, and the names of these settings.
@@ -210,7 +210,7 @@ def _without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
     for argument in argv:
         name, equals, value = re.sub("^--?config[.]", "", argument).partition("=")
         setting = EVALUATOR.get(name.rpartition(".")[2]) if name.startswith("evaluators.") else SETTINGS.get(name)
-        if argument[:1] != "-" or not equals or setting is None or setting.kind in (None, str):
+        if argument[:1] != "-" or not equals or setting is None or setting.kind is None:
             others.append(argument)
         elif value == "None":
             names[name] = None
@@ -247,7 +247,7 @@ def from_flags() -> tuple[ConfigDict, str]:
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     """Returns the config with the values of --config.NAME=VALUE, as absl parsed them, and with home folders for ~."""
     before = checks.flat(config)
-    unset = (None, "None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
+    unset = ("None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
     nothing = {name: None for name, value in overrides.items() if value in unset}
     names = {
         name: tuple(filter(None, ",".join(map(str, value)).split(",")))
