@@ -87,8 +87,9 @@ def test_images_without_a_detail_are_one_line(value):
 
 
 def test_it_needs_a_mixer_and_a_new_stem():
+    vit = {"model.variant": "ViT-S/16", "model.tokens_mlp_dim": None, "model.hidden_dim": 24}
     with pytest.raises(UserError, match=r"stem_init=whitening is for Mixers; .*'ViT-S/16'"):
-        tiny("nowhere", **{"stem_init": "whitening", "model.variant": "ViT-S/16", "model.tokens_mlp_dim": None})
+        tiny("nowhere", stem_init="whitening", **vit)
     with pytest.raises(UserError, match="stem_init='whitening' would not be read: it needs init_from=None"):
         tiny("nowhere", stem_init="whitening", init_from="m.npz")
 
