@@ -5,6 +5,7 @@ or incomplete, and fails when it reads them. It does not notice a flipped bit in
 """
 
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -113,7 +114,7 @@ def fault(folder: epath.Path, needs_mark: bool = True) -> str:
       What is wrong with the first file that differs; "" if the files are as they were written.
 
     Raises:
-      UserError: the bucket does not let them be read now, so nobody knows whether the checkpoint is whole.
+      UserError: the disk or bucket does not let them be read now, so nobody knows whether the checkpoint is whole.
     """
     try:
         found = _files(folder)
@@ -220,7 +221,7 @@ def readable(
       The step of a checkpoint, and what `read` returned.
 
     Raises:
-      UserError: the bucket does not let a checkpoint be read now. It must not count as damaged, and be deleted.
+      UserError: the disk or bucket does not let a checkpoint be read now. It must not count as damaged, and be deleted.
       JaxRuntimeError: the devices have too little memory.
     """
     for step in steps:
@@ -243,14 +244,23 @@ def readable(
 
 
 def _raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
-    """Raises UserError if an error says nothing of the files, but that the bucket refuses or does not answer."""
-    refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    if bucket.is_remote(folder) and (refused or _OUT_OF_REACH.search(f"{type(error).__name__} {error}")):
-        raise UserError(
-            f"{folder} cannot be read now ({reason_of(error)}): try again when the bucket answers"
-        ) from None
+    """Raises UserError if an error says nothing of the files, but that the disk or bucket refuses for a while."""
+    if bucket.is_remote(folder):
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        passes = refused or _OUT_OF_REACH.search(f"{type(error).__name__} {error}") is not None
+    else:
+        of_tensorstore = re.search(r"\[os_error_code='(\d+)'", str(error))
+        passes = (int(of_tensorstore[1]) if of_tensorstore else getattr(error, "errno", None)) in _PASSING
+    if passes:
+        where = "the bucket answers" if bucket.is_remote(folder) else "the disk lets it be read"
+        raise UserError(f"{folder} cannot be read now ({reason_of(error)}): try again when {where}") from None
 
 
+# Of a disk, such as one over a network. A bad block (EIO) is a damage.
+_PASSING = (
+    errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
 # As TensorStore and TensorFlow say it.
 _OUT_OF_REACH = re.compile(
     r"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|PERMISSION_DENIED|UNAUTHENTICATED"

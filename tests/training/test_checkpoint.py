@@ -3,6 +3,7 @@
 import errno
 import itertools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -343,6 +344,33 @@ def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path, mesh):
     assert int(checkpoints.restore(shapes, shardings).step) == 10
     checkpoints.close()
     assert_same_state(load_params(tmp_path)[1], make_state(10).params)
+
+
+@pytest.mark.parametrize("by_tensorstore", [False, True])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_what_a_disk_refuses_for_a_while_is_not_taken_for_damaged_and_deleted(
+    tmp_path, mesh, monkeypatch, number, by_tensorstore
+):
+    save_steps(tmp_path, {10: 0.5, 20: 0.6})
+    checkpoints = Checkpoints(tmp_path, 2, 0, 0)
+    _, shapes, shardings = placed(make_state(0), mesh, "data_parallel")
+    said = os.strerror(number)
+
+    def refuse(*_, **__):
+        if by_tensorstore:
+            raise ValueError(f"Error reading: {said} [os_error_code='{number}'] [tensorstore_spec='...")
+        raise OSError(number, said)
+
+    with monkeypatch.context() as patch:
+        if by_tensorstore:
+            patch.setattr(checkpoints._manager, "restore", refuse)
+        else:
+            patch.setattr(integrity.files, "read_bytes", refuse)
+        with pytest.raises(UserError, match=rf"checkpoints/20 cannot be read now \(.*{said}\): try again when the d"):
+            checkpoints.restore(shapes, shardings)
+    assert steps_in(tmp_path) == [10, 20]
+    assert int(checkpoints.restore(shapes, shardings).step) == 20
+    checkpoints.close()
 
 
 def test_when_all_are_damaged_the_run_does_not_start_from_zero(tmp_path, mesh, warnings):
