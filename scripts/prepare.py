@@ -114,7 +114,7 @@ def _add_imports(command: Callable[[str, str], argparse.ArgumentParser]) -> None
     sub.add_argument(
         "--validation_share",
         type=float,
-        default=0.1,
+        default=recipe.base().input.validation_share,
         help="of each class, if no folder is for it (default: %(default)s)",
     )
     sub.add_argument("--shard_mib", type=int, default=128, help="size of a file (default: %(default)s MiB)")

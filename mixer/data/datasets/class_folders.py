@@ -23,7 +23,7 @@ import tqdm
 from etils import epath
 
 from mixer.data.datasets import base, checked_images, dataset_files, shard_plan
-from mixer.data.folders import listing
+from mixer.data.folders import folder_layout, listing
 from mixer.data.pixels.image_status import OK, STATUSES
 from mixer.data.records import tfrecord_index
 from mixer.runtime.errors import UserError
@@ -39,7 +39,7 @@ def prepare(
     data_dir: str,
     name: str,
     *,
-    validation_share: float = 0.1,
+    validation_share: float = folder_layout.DEFAULT_SHARE,
     shard_bytes: int = 128 << 20,
     max_pixels: int = 100_000_000,
     report: Callable[[str], None] = base.no_report,

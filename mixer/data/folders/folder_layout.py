@@ -21,6 +21,7 @@ from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
 SPLITS = ("all", *SPLIT_FOLDERS)
+DEFAULT_SHARE = 0.1  # of each class, for validation
 
 
 class Part(NamedTuple):
@@ -125,7 +126,8 @@ def _layout(lister: Lister, root: str, opened: Opened, validation_share: float) 
             parts[split] = of_split
     parts = {split: parts[split] for split in SPLIT_FOLDERS if parts.get(split)}
     where = _where(splits, divided, root, validation_share)
-    found = _findings(lister, root, opened, classes, parts, where)
+    unused = validation_share if "validation" in splits and validation_share not in (0, DEFAULT_SHARE) else None
+    found = _findings(lister, root, opened, classes, parts, where, unused)
     return Layout(parts, found, validation_share if divided else None, undivided="" in splits)
 
 
@@ -147,7 +149,7 @@ def _divided(part: Part, hashes: np.ndarray, share: float) -> tuple[Part, Part]:
 
 def _findings(
     lister: Lister, root: str, opened: Opened, classes: Sequence[str], parts: Mapping[str, Sequence[Part]],
-    where: Mapping[str, str],
+    where: Mapping[str, str], unused_share: float | None,
 ) -> Findings:  # fmt: skip
     splits = opened.splits
     names = list(map(readable, classes))
@@ -179,6 +181,7 @@ def _findings(
         in_both=[]
         if bucket.is_remote(root)
         else [in_both_splits.find(pair, parts[pair[0]], parts[pair[1]]) for pair in itertools.combinations(parts, 2)],
+        unused_share=unused_share,
         kept=lister.reused,
     )
 

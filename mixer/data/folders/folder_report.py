@@ -44,6 +44,7 @@ class Findings:
       split_names: classes whose names are usually those of splits.
       everywhere: where the images of all splits lie, in words.
       in_both: what any two splits have in common.
+      unused_share: the share for validation that was asked for though a folder is for it; else None.
       kept: how many images were not listed, but are in the listing of an earlier start.
     """
 
@@ -60,6 +61,7 @@ class Findings:
     split_names: Sequence[str]
     everywhere: str
     in_both: Sequence[InBoth]
+    unused_share: float | None
     kept: int
 
 
@@ -138,6 +140,8 @@ def _doubts(found: Findings) -> list[str]:
             doubts.append(f"{' and '.join(group)} differ only in case or Unicode form, and are {len(group)} classes")
     if found.split_names:
         doubts.append(f"taken as classes, since they hold images and no class folders: {named(found.split_names)}")
+    if found.unused_share is not None:
+        doubts.append(f"WARNING: validation_share={found.unused_share:g} is not used: a folder is for validation")
     return doubts + [_shared(one) for one in found.in_both if one.images]
 
 

@@ -8,7 +8,8 @@ import zlib
 import pytest
 from making import all_of, complaint, encode, input_config, photo
 
-from mixer.data.folders import in_both_splits
+from mixer.config.settings import SETTINGS
+from mixer.data.folders import folder_layout, in_both_splits
 from mixer.data.folders.image_files import files_bytes
 from mixer.data.readers import open_source
 from mixer.data.sources import Source
@@ -73,6 +74,19 @@ def test_the_share_of_validation(tmp_path):
     assert open_folder(tmp_path, "train", validation_share=0.0).num_examples == 60
     said = complaint(tmp_path, "validation", dataset="folder", validation_share=0.0)
     assert "no images for split 'validation': set config.input.validation_share above zero" in said
+
+
+def test_a_share_that_is_not_used_is_told(tmp_path):
+    fill(tmp_path, {"train/cat": 4, "train/dog": 4, "val/cat": 2})
+    assert SETTINGS["input.validation_share"].default == folder_layout.DEFAULT_SHARE
+
+    def told(share: float) -> list[str]:
+        report = open_folder(tmp_path, "train", validation_share=share).report
+        return [line for line in report if "validation_share=" in line]
+
+    assert not told(0.0)
+    assert not told(folder_layout.DEFAULT_SHARE)
+    assert told(0.25) == ["  WARNING: validation_share=0.25 is not used: a folder is for validation"]
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val", "Val", "dev"])
