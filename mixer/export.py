@@ -38,7 +38,7 @@ _Content = tuple[epath.Path, Callable[[io.BufferedIOBase], Any]]  # a file, and 
 
 
 def export(
-    weights: Weights, to: str, out: epath.Path, *, ema: bool, command: str, program: Program | None = None
+    weights: Weights, to: str, out: epath.Path, *, command: str, program: Program | None = None
 ) -> tuple[int, epath.Path]:
     """Writes the weights and their model card. Returns the size of the file in bytes, and the path of the card.
 
@@ -46,7 +46,6 @@ def export(
       weights: of a whole model.
       to: the format, a key of `formats.FORMATS`.
       out: the file to write, local or gs://; a local folder must exist.
-      ema: whether the weights are a run's averaged parameters.
       command: the command that was given, for the card.
       program: how a program is written, for formats that hold one; as by default, if not given.
 
@@ -62,8 +61,8 @@ def export(
         raise UserError(f"{beside}, where the bare module goes, is a file of yours: give OUT another name")
     exported = weights.exported()._replace(program=program or transfer_format.Program())
     transfer_format.check_holds(form, exported)
-    measured = _measured(weights, ema)
-    text = model_card.card(weights, to=to, file=out.name, command=command, ema=ema, measured=measured, program=program)
+    measured = _measured(weights)
+    text = model_card.card(weights, to=to, file=out.name, command=command, measured=measured, program=program)
     contents: list[_Content] = [(out, lambda file: form.save(file, exported))]
     if beside and form.beside:
         _, save_beside = form.beside
@@ -72,13 +71,12 @@ def export(
     return _write_all(out, contents), card
 
 
-def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int, epath.Path]:
+def export_folder(weights: Weights, out: epath.Path) -> tuple[int, epath.Path]:
     """Writes a folder for timm and the Hugging Face Hub. Its card has no paths of this machine, only names.
 
     Args:
       weights: of a whole model.
       out: the folder, local or gs://.
-      ema: whether the weights are a run's averaged parameters.
 
     Returns:
       The size of the weights in bytes, and the path of the card.
@@ -91,8 +89,8 @@ def export_folder(weights: Weights, out: epath.Path, *, ema: bool) -> tuple[int,
     config = hub.timm_config(exported)
     command = shlex.join(["python", "-m", "mixer.export", "--checkpoint", _name_of(weights.source), "--to", "timm"])
     text = hub.FRONT_MATTER + model_card.card(
-        weights, to="timm", file=out.name, command=f"{command}{' --ema' * ema} {shlex.quote(out.name)}", ema=ema,
-        measured=_measured(weights, ema), loading=hub.loading(exported, out.name), named=_name_of,
+        weights, to="timm", file=out.name, command=f"{command}{' --ema' * weights.averaged} {shlex.quote(out.name)}",
+        measured=_measured(weights), loading=hub.loading(exported, out.name), named=_name_of,
     )  # fmt: skip
     card = out / hub.CARD_FILE
     if files.exists(card) and model_card.MARK.encode() not in files.read_bytes(card):
@@ -144,9 +142,9 @@ def _name_of(source: str) -> str:
     return "/".join(parts[-3:] if parts[-2:-1] == ("checkpoints",) else parts[-1:])
 
 
-def _measured(weights: Weights, ema: bool) -> dict[str, float]:
+def _measured(weights: Weights) -> dict[str, float]:
     """Returns the run's own evaluation of exactly these weights; empty if there was none at their step."""
-    prefix = "val_ema/" if ema else "val/"
+    prefix = "val_ema/" if weights.averaged else "val/"
     rows = read_metrics(weights.workdir) if weights.workdir else []
     here = (row for row in rows if row["step"] == weights.step)
     return {name.removeprefix(prefix): value for row in here for name, value in row.items() if name.startswith(prefix)}
@@ -197,9 +195,9 @@ def main(argv: list[str]) -> None:
     command += [argv[1]]
     is_folder = given.to == "timm" and _is_folder(out)
     if is_folder:
-        size, card = export_folder(weights, out, ema=given.ema)
+        size, card = export_folder(weights, out)
     else:
-        size, card = export(weights, given.to, out, ema=given.ema, command=shlex.join(command), program=program)
+        size, card = export(weights, given.to, out, command=shlex.join(command), program=program)
     beside = f"; {out.name}{form.beside[0]} is beside it" if (form := formats.FORMATS[given.to]).beside else ""
     print(f"{'the folder ' * is_folder}{argv[1]} written, {size / 1e6:,.1f} MB{beside}; its model card is {card}")
 

@@ -58,15 +58,20 @@ def _task_names(names: Sequence[str]) -> list[str]:
     for name in tasks.AVG5 if list(names) == ["all"] else names:
         try:
             full, task = tasks.find(name)
-            task.check_trainable()
-            if task.sweep_dev is None:
-                raise ValueError(f"{full} has no dev split to choose by; train with configs/finetune.py:task={name}")
-        except ValueError as error:
-            raise UserError(f"--tasks: {error}") from None
+        except ValueError:
+            raise UserError(f"--tasks: {name!r} is no task; expected {_swept()}, or all") from None
+        if task.sweep_dev is None:
+            alone = f"; configs/finetune.py:task={name} trains on it without a choice" if task.train else ""
+            raise UserError(f"--tasks: {full} has no dev split to choose by; expected {_swept()}{alone}")
         found.append(full)
     if not found:
         raise UserError("--tasks: give all, or names joined by commas")
     return found
+
+
+def _swept() -> str:
+    """Returns the names of the tasks that a sweep can be for."""
+    return ", ".join(name for name, task in tasks.TASKS.items() if task.sweep_dev)
 
 
 def _learning_rates(words: Sequence[str]) -> list[float]:
@@ -97,7 +102,7 @@ def define_flags() -> None:
     """Defines the command's flags."""
     with help_text.group("The runs", "--config finetune:model=b16,size=448 --config.init_from=B/16-i21k"):
         command_line.define_config_flag("finetune with its arguments, all but task")
-        flags.DEFINE_list("tasks", ["all"], f"Of {', '.join(tasks.TASKS)}; or all: the paper's five.")
+        flags.DEFINE_list("tasks", ["all"], f"Of {_swept()}; all are the paper's five.")
         flags.DEFINE_string("workdir", "runs/sweep", "The folder of all runs, local or gs://.")
     with help_text.group("The protocol", "--config finetune --tasks pets --learning_rates 0.01,0.03 --seeds 3"):
         flags.DEFINE_list(

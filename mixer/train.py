@@ -193,7 +193,7 @@ def _loop(
             # Wait for the previous step, not for this one. So the devices always have a next step, and only one.
             jax.block_until_ready(previous)
             previous = metrics
-            trace.at(step)
+            trace.at(step, metrics)
 
             last = step == steps.total
             leaving = not last and (stop.asked() or step == stop.after)

@@ -271,7 +271,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, earlier
 
     monkeypatch.setitem(FORMATS, "npz", FORMATS["npz"]._replace(save=save))
     with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
-        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, ema=False, command="")
+        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, command="")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
@@ -287,7 +287,7 @@ def test_files_that_belong_together_are_all_new_or_all_as_before(run, tmp_path, 
     suffix, _ = FORMATS["stablehlo"].beside
     monkeypatch.setitem(FORMATS, "stablehlo", FORMATS["stablehlo"]._replace(beside=(suffix, full)))
     with pytest.raises(UserError, match=r"m\.stablehlo cannot be written"):
-        export_module.export(Weights(PARAMS, "a.npz"), "stablehlo", out, ema=False, command="")
+        export_module.export(Weights(PARAMS, "a.npz"), "stablehlo", out, command="")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -314,7 +314,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_file_leaves_what_was_there(run, tmp
     monkeypatch.setattr(files, "opened_to_write", opened)
     monkeypatch.setitem(FORMATS, "npz", FORMATS["npz"]._replace(save=lambda file, _: file.write(b"new")))
     with pytest.raises(UserError, match=r"m\.npz cannot be written \(No space left on device\)$"):
-        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, ema=False, command="")
+        export_module.export(Weights(PARAMS, "a.npz"), "npz", out, command="")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -323,9 +323,9 @@ def test_a_folder_that_could_not_be_written_can_be_written_again(tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setitem(FORMATS, "timm", FORMATS["timm"]._replace(save=full))
         with pytest.raises(UserError, match=r"m cannot be written"):
-            export_module.export_folder(weights, out, ema=False)
+            export_module.export_folder(weights, out)
     assert list(out.iterdir()) == []
-    export_module.export_folder(weights, out, ema=False)
+    export_module.export_folder(weights, out)
     assert len(list(out.iterdir())) == 3
 
 
@@ -405,11 +405,11 @@ def test_a_folder_with_other_files_is_left_as_it_is(tmp_path, theirs):
     (tmp_path / ".git").mkdir()
     name = theirs.partition("/")[0]
     with pytest.raises(UserError, match=rf"holds files of yours \({name}\): give a folder that is new or empty$"):
-        export_module.export_folder(weights, epath.Path(tmp_path), ema=False)
+        export_module.export_folder(weights, epath.Path(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".git", name]
     assert (tmp_path / theirs).read_text() == "precious"
     shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
-    export_module.export_folder(weights, epath.Path(tmp_path), ema=False)  # .git is in no one's way
+    export_module.export_folder(weights, epath.Path(tmp_path))  # .git is in no one's way
     card = (tmp_path / "README.md").read_text()  # of weights of which nothing is known
     assert "which form these weights were trained with is unknown" in card
     assert "functools" not in card

@@ -222,7 +222,7 @@ def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
 @pytest.mark.parametrize(("to", "suffix"), [("npz", ".npz"), ("timm", ".safetensors")])
 def test_an_export_names_the_classes(tmp_path, softmax_run, to, suffix):
     file = epath.Path(tmp_path) / f"m{suffix}"
-    export.export(loading.load(str(softmax_run)), to, file, ema=False, command="")
+    export.export(loading.load(str(softmax_run)), to, file, command="")
     picture = write_image(tmp_path / "a.png", 18, 19, seed=0)
     done = run("--checkpoint", file, picture, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

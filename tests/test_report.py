@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mixer import report
 from mixer.analysis import samples
@@ -202,6 +202,16 @@ def test_a_picture_is_cropped_at_whole_pixels_as_in_the_evaluation(page, tmp_pat
     page.set_input_files("#file", tmp_path / "wide.png")
     page.wait_for_selector("#label:has-text('wide.png')")
     np.testing.assert_array_equal(page.evaluate("[...view.picture]"), pixels[:, 8:24].ravel())
+
+
+def test_a_colour_profile_changes_no_pixel_as_in_the_evaluation(page, tmp_path):
+    """The profile is sRGB with red and blue exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exchanged = profile.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+    Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "own.png", icc_profile=exchanged)
+    page.set_input_files("#file", tmp_path / "own.png")
+    page.wait_for_selector("#label:has-text('own.png')")
+    assert page.evaluate("[...view.picture.slice(0, 3)]") == [200, 30, 90]
 
 
 def test_guesses_are_ranked_by_logits(page):

@@ -118,10 +118,10 @@ MISTAKES = {
     ("--config.optimizer.learning_rate=1",): "--config.optimizer.learning_rate is set by the sweep itself; give --lear",
     ("--config.input.dataset=cifar10",): "--config.input.dataset is set by the sweep itself; give --tasks",
     ("--config.input.eval_split=x",): "--config.input.eval_split is set by the sweep itself; the rows of mixer/config",
-    ("--tasks=mnist",): "--tasks: task 'mnist': expected one of imagenet2012, ",
-    (
-        "--tasks=imagenet_real",
-    ): "--tasks: imagenet2012_real is test data alone; tasks to fine-tune on are imagenet2012, ",
+    ("--tasks=mnist",): f"--tasks: 'mnist' is no task; expected {', '.join(tasks.AVG5)}, or all\n",
+    ("--tasks=imagenet_real",): (
+        f"--tasks: imagenet_real has no dev split to choose by; expected {', '.join(tasks.AVG5)}\n"
+    ),
     ("--tasks=",): "--tasks: give all, or names joined by commas",
     ("--learning_rates=0.1,fast",): "--learning_rates=0.1,fast: expected numbers above 0, joined by commas",
     ("--learning_rates=0",): "--learning_rates=0: expected numbers above 0",
@@ -131,7 +131,9 @@ MISTAKES = {
     ("--config.batch_size=few",): "config.batch_size='few': expected a whole number",
     ("cifar10",): "unexpected argument 'cifar10'",
     ("--workdir=/dev/null",): "--workdir /dev/null cannot be written to (",
-    ("--tasks=folder",): "--tasks: folder has no dev split to choose by; train with configs/finetune.py:task=folder",
+    ("--tasks=folder",): (
+        f"--tasks: folder has no dev split to choose by; expected {', '.join(tasks.AVG5)}; configs/finetune.py:task=fol"
+    ),
     ("--config=configs/finetune.py:task=pets",): "--config configs/finetune.py:task=pets: task is set by the sweep i",
     ("--config=configs/b16_i1k.py",): "--config configs/b16_i1k.py:task=imagenet2012: this config takes no arguments",
 }

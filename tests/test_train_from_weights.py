@@ -116,7 +116,7 @@ def test_a_run_from_an_export_says_what_becomes_of_the_head(data_dir, tmp_path, 
     }
     for name, names in exports.items():
         file, workdir = epath.Path(tmp_path / f"{name}{suffix}"), tmp_path / name
-        export.export(Weights(params, "a.npz", class_names=names), to, file, ema=False, command="")
+        export.export(Weights(params, "a.npz", class_names=names), to, file, command="")
         capsys.readouterr()
         settings = {"init_from": str(file), "optimizer.learning_rate": 0.0, "total_steps": 1}
         train.train(tiny(data_dir, **settings), workdir)

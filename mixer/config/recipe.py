@@ -105,9 +105,10 @@ def pretrain(variant: str, *, dataset: str, epochs: float, learning_rate: float,
 
 
 def imagenet1k(variant: str) -> ConfigDict:
-    """Pre-training on ImageNet-1k, 300 epochs (Table 4), with the evaluators of the published config.
+    """Pre-training on ImageNet-1k, 300 epochs (Table 4), with evaluators of the published config.
 
-    But for its accuracy on `train[:2%]`. It runs the first three every 2,500 steps, this one at the run's interval.
+    All of its evaluators but accuracy on `train[:2%]`. There minival, v2 and real run every 2,500 steps, here at the
+    run's interval.
     """
     config = pretrain(variant, dataset="imagenet2012", epochs=300, learning_rate=1e-3, weight_decay=0.1)
     config.input.train_split = "train[:99%]"

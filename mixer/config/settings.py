@@ -189,7 +189,8 @@ SETTINGS: dict[str, Setting] = {
         needs=_ADAPTIVE,
     ),
     "optimizer.epsilon": Setting(
-        1e-8, "added to the root of the squared gradient's average", "training/optimizer.py", low=0, needs=_ADAPTIVE,
+        1e-8, "added to the root of the squared gradient's average; with muon also to a matrix's norm, by which it is "
+        "divided before it is made orthogonal", "training/optimizer.py", low=0, needs=_ADAPTIVE,
     ),
     "optimizer.weight_decay": Setting(
         0.1, "the paper's number, which is multiplied by the learning rate; applies to kernels only",
@@ -388,7 +389,7 @@ SETTINGS: dict[str, Setting] = {
         choices=Registry("mixer.training.writers:WRITERS"),
     ),
     "profile_steps": Setting(
-        0, "number of steps to trace for TensorBoard's profiler, from the tenth; 0 for none", "train.py", unit="steps",
+        0, "number of steps to trace for TensorBoard's profiler, after the tenth; 0 for none", "train.py", unit="steps",
         low=0,
     ),
 }  # fmt: skip

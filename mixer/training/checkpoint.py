@@ -57,8 +57,8 @@ class Checkpoints:
             kept.append(_MostAccurate(keep_best, best_metric))
         self.folder, self._best_metric = integrity.folder_of(workdir), best_metric
         self._kept = policies.AnyPreservationPolicy(kept)
-        self._stops_on_error = on_error == "stop"
-        self._goes_on = on_error == "continue"
+        self._raises = on_error == "stop"
+        self._continues = on_error == "continue"
         self._saving: int | None = None  # the step that is being written
         self._newest: int | None = None  # the step that was saved last
         self._problem = ""  # why the newest checkpoint could not be written
@@ -86,8 +86,8 @@ class Checkpoints:
             item_handlers=integrity.in_all_or_none(ocp.StandardCheckpointHandler()),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
-                # The policy does not use best_fn. But Orbax writes the metrics only if there is one, and without them
-                # a restarted run would not know its best checkpoints.
+                # `most_accurate` ranks by it; the policy does not. Orbax writes the metrics only if there is one, and
+                # without them a restarted run would not know its best checkpoints.
                 best_fn=lambda metrics: metrics.get(self._best_metric, -1.0),
                 # In a bucket, Orbax would also delete checkpoints whose commit mark is lost. There the remains of a
                 # save that was cut off stay until the run saves the same step again.
@@ -176,9 +176,9 @@ class Checkpoints:
         what = "was written, but an older one could not be deleted from" if written else "could not be written to"
         remain = "" if written else "; the older ones remain"
         problem = f"checkpoint {step} {what} {self.folder} ({integrity.reason_of(error)}){remain}"
-        if not (written and self._goes_on):  # a run that goes on needs no room, not even for its last checkpoint
+        if not (written and self._continues):  # a run that goes on needs no room, not even for its last checkpoint
             self._problem = problem
-            if self._stops_on_error:
+            if self._raises:
                 self._raise()
         _log.warning("%s.", problem)
 
@@ -257,9 +257,11 @@ class Checkpoints:
                 self._failed(error)
 
     def most_accurate(self) -> epath.Path | None:
-        """Returns the folder of the most accurate checkpoint, the newest of equals; None if there is none."""
+        """Returns the folder of the most accurate checkpoint, the newest of equals; None if none has an accuracy."""
         best = self._manager.best_step() if self._manager else None
-        return None if best is None else self.folder / str(best)
+        if best is None or self._manager is None or self._best_metric not in (self._manager.metrics(best) or {}):
+            return None
+        return self.folder / str(best)
 
     def settle(self) -> None:
         """Waits until the run's last checkpoint is on the disk. From here on `on_error` is "stop".
@@ -267,14 +269,14 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
-        self._stops_on_error = True
+        self._raises = True
         self.wait()
         if self._problem:
             self._raise()
 
     def close(self) -> None:
         """Waits for the newest checkpoint and ends the background threads. If the save fails now, it only warns."""
-        self._stops_on_error = False
+        self._raises = False
         self.wait()
         if self._manager is not None:
             self._manager.close()

@@ -6,7 +6,7 @@ are in classes.txt. A later start is compared with what was before:
     other classes or other data      refused, unless allowed
     more or fewer classes            refused: the head does not fit
     other software or machine        a warning, because bits may differ
-    another size of the batch        if the config allows it, the schedule keeps its steps, and no image is skipped
+    another size of the batch        refused, unless allowed; the schedule keeps its steps, and no image is skipped
 """
 
 import contextlib

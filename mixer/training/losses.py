@@ -54,6 +54,25 @@ def softmax_cross_entropy(
     return losses
 
 
+class Probabilities(NamedTuple):
+    """How logits become probabilities.
+
+    Attributes:
+      of_logits: from logits to the probabilities of the classes.
+      described: this function in words, for model cards.
+    """
+
+    of_logits: Callable[[jax.Array], jax.Array]
+    described: str
+
+
+# Model cards and the page of a run have code for each.
+PROBABILITIES = {
+    "sigmoid": Probabilities(jax.nn.sigmoid, "a sigmoid of each"),
+    "softmax": Probabilities(jax.nn.softmax, "their softmax"),
+}
+
+
 class Loss(NamedTuple):
     """A loss function and what belongs to it.
 
@@ -62,24 +81,24 @@ class Loss(NamedTuple):
       targets: from a row with a one for each label to the targets of training, before smoothing and mixing. Those of
         the softmax share one among several labels, so that a mixed image counts by its share.
       described: the loss in words, for model cards.
-      probabilities: from logits to the probabilities of the classes, as the loss assumes them.
-      probabilities_described: this function in words, for model cards.
+      assumes: the function from logits to probabilities that the loss assumes: a key of `PROBABILITIES`.
     """
 
     of_logits: Callable[[jax.Array, jax.Array], jax.Array]
     targets: Callable[[jax.Array], jax.Array]
     described: str
-    probabilities: Callable[[jax.Array], jax.Array]
-    probabilities_described: str
+    assumes: str
 
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example."""
         return self.of_logits(logits, targets)
 
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Returns the probabilities of the classes, as the loss assumes them."""
+        return PROBABILITIES[self.assumes].of_logits(logits)
+
 
 LOSSES = {
-    "sigmoid_xent": Loss(
-        sigmoid_cross_entropy, lambda targets: targets, "sigmoid cross-entropy", jax.nn.sigmoid, "a sigmoid of each"
-    ),
-    "softmax_xent": Loss(softmax_cross_entropy, shared, "softmax cross-entropy", jax.nn.softmax, "their softmax"),
+    "sigmoid_xent": Loss(sigmoid_cross_entropy, lambda targets: targets, "sigmoid cross-entropy", "sigmoid"),
+    "softmax_xent": Loss(softmax_cross_entropy, shared, "softmax cross-entropy", "softmax"),
 }

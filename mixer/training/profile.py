@@ -1,17 +1,20 @@
 """A trace of some steps for TensorBoard's profiler."""
 
+from typing import Any
+
 import jax
 from etils import epath
 
 
 class Profile:
-    """Traces some steps, from the tenth after the start."""
+    """Traces some whole steps: those that follow the tenth after the start."""
 
     def __init__(self, workdir: epath.Path, first_step: int, num_steps: int, total_steps: int):
         """Prepares for a run that stands at `first_step`, and for no trace if `num_steps` is 0."""
         self._workdir = workdir
-        first = max(min(first_step + 10, total_steps - num_steps), first_step + 1)  # earlier if fewer steps are left
-        self._traced = range(first, min(first + num_steps, total_steps))
+        # After the first step, which is compiled, and earlier than after the tenth if fewer steps are left.
+        self._after = max(min(first_step + 10, total_steps - num_steps), first_step + 1)
+        self._last = min(self._after + num_steps, total_steps)
         self._runs = False
 
     @staticmethod
@@ -19,12 +22,15 @@ class Profile:
         """Marks the step that begins, so that TensorBoard shows the time of each step."""
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def at(self, step: int) -> None:
-        """Starts or stops the trace, after a step."""
-        if self._traced and step == self._traced.start:
+    def at(self, step: int, results: Any) -> None:
+        """Starts or stops the trace after a step, of which devices may still compute the `results`."""
+        if self._after >= self._last or step not in (self._after, self._last):
+            return
+        jax.block_until_ready(results)
+        if step == self._after:
             jax.profiler.start_trace(str(self._workdir), profiler_options=_options())
             self._runs = True
-        if self._traced and step == self._traced.stop:
+        else:
             self.close()
 
     def close(self) -> None:

@@ -28,7 +28,9 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a checkpoint holds. All else is a function of the config and the step.
+    """Everything that a checkpoint holds. All else is a function of the config, the step and the run's history.
+
+    The history counts only where the size of the batch or the data has changed: `Run.offset`, `history.begun`.
 
     The leaves are arrays, or in their place shapes or shardings.
 

@@ -12,7 +12,7 @@ from mixer.data import class_names
 from mixer.data.pixels import crops, permutation
 from mixer.data.pixels.augmentations import AUGMENTATIONS
 from mixer.training import mixing
-from mixer.training.losses import LOSSES
+from mixer.training.losses import LOSSES, PROBABILITIES
 from mixer.transfer import card_code, lineage
 from mixer.transfer.format import Exported, Program, code_block
 from mixer.transfer.formats import FORMATS
@@ -39,7 +39,7 @@ _AS_PUBLISHED = {
 
 
 def card(
-    weights: Weights, *, to: str, file: str, command: str, ema: bool, measured: dict[str, float],
+    weights: Weights, *, to: str, file: str, command: str, measured: dict[str, float],
     loading: list[str] | None = None, program: Program | None = None, named: Callable[[str], str] = str,
 ) -> str:  # fmt: skip
     """Describes an exported model. What is not known is called "unknown".
@@ -49,7 +49,6 @@ def card(
       to: the format, a key of `FORMATS`.
       file: name of the exported file.
       command: the command that exports it.
-      ema: whether the weights are a run's averaged parameters.
       measured: accuracy and count of the run's evaluation at the step of these weights; empty if there was none.
       loading: how to load it; as the format says, if not given.
       program: how it is written, for formats that hold a program; as by default, if not given.
@@ -61,7 +60,7 @@ def card(
     return "\n".join(
         [
             *(MARK, "", title, "", *_bullets(_about(weights, exported, to, named)), ""),
-            *("## Training", "", *_bullets({"Weights": _origin(weights, ema, named), **_training(weights, named)}), ""),
+            *("## Training", "", *_bullets({"Weights": _origin(weights, named), **_training(weights, named)}), ""),
             *as_published,
             *_history(weights, named),
             *("## Accuracy", "", _accuracy(weights, measured), ""),
@@ -140,12 +139,13 @@ def _output(weights: Weights, exported: Exported) -> str:
     logits = f"float32 [{_batch(exported)}, {exported.model.num_classes}], logits"
     if "loss" not in weights.settings:
         return logits
-    return f"{logits}; {LOSSES[weights.loss].probabilities_described} gives the probabilities"
+    return f"{logits}; {PROBABILITIES[LOSSES[weights.loss].assumes].described} gives the probabilities"
 
 
-def _origin(weights: Weights, ema: bool, named: Callable[[str], str]) -> str:
+def _origin(weights: Weights, named: Callable[[str], str]) -> str:
     """Describes where the weights are from."""
-    average = f", averaged over the steps with decay {weights.config.ema_decay}" if ema and weights.config else ""
+    decay = weights.config.ema_decay if weights.averaged and weights.config else 0
+    average = f", averaged over the steps with decay {decay}" if decay else ""
     address = f", {PUBLISHED[weights.source]}" if weights.published_as else ""
     return f"`{named(weights.source)}`{average}{address}"
 

@@ -39,7 +39,7 @@ class Weights:
       workdir: the folder of their run.
       carried: the settings of `format.CARRIED` that a file has, by dotted name; None if it has none, or of a run.
       resized_from: the image size in pixels that they were for, if they were brought to another one.
-      size: the image size in pixels, if neither their shapes nor their run say it: of a BiT, which takes any.
+      size: the image size in pixels that a convolutional network's weights were brought to; None for all others.
     """
 
     params: Any
@@ -166,10 +166,9 @@ class Weights:
         """
         model = self.mixer()
         has_tanh_gelu = self.config is not None or self.carried is not None or self.published_as != ""
-        loss = losses.LOSSES[self.loss]
         return Exported(
             self.params, model, self.image_size, has_tanh_gelu, self.images(), self.class_names,
-            probabilities=loss.probabilities.__name__ if model.num_classes else "",
+            probabilities=losses.LOSSES[self.loss].assumes if model.num_classes else "",
             carried={name: self.settings[name] for name in CARRIED if name in self.settings} or None,
         )  # fmt: skip
 

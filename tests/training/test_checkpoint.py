@@ -194,7 +194,13 @@ def test_a_restarted_run_remembers_its_best_checkpoints(tmp_path):
 
 @pytest.mark.parametrize(
     ("steps", "best"),
-    [({1: 0.5, 2: 0.9, 3: 0.1}, "2"), ({1: 0.5, 2: 0.5, 3: None}, "2"), ({1: 0.5, 2: 0.6}, "2"), ({}, None)],
+    [
+        ({1: 0.5, 2: 0.9, 3: 0.1}, "2"),
+        ({1: 0.5, 2: 0.5, 3: None}, "2"),
+        ({1: 0.5, 2: 0.6}, "2"),
+        ({1: None, 2: None}, None),
+        ({}, None),
+    ],
 )
 def test_the_most_accurate_checkpoint_is_named(tmp_path, steps, best):
     save_steps(tmp_path, steps, (1, 0, 2))

@@ -1,5 +1,7 @@
 """Losses against float64 NumPy, for any number of labels and any size of logit."""
 
+from importlib import resources
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.training import losses
+from mixer.transfer import format as transfer_format
 
 CLASSES = 6
 
@@ -97,3 +100,15 @@ def test_mixed_with_an_example_without_labels():
     np.testing.assert_allclose(softmax, 0.4 * (np.logaddexp.reduce(logit, axis=1) - logit[:, 2]), rtol=1e-6)
     sigmoid = losses.sigmoid_cross_entropy(logits, 0.4 * target)
     np.testing.assert_allclose(sigmoid, np.sum(np.logaddexp(0, logit)) - 0.4 * logit[0, 2], rtol=1e-6)
+
+
+def test_cards_and_the_page_have_code_for_the_probabilities_of_each_loss():
+    assert {loss.assumes for loss in losses.LOSSES.values()} <= losses.PROBABILITIES.keys()
+    rows = jnp.asarray([[1.0, -2.0, 0.5], [300.0, 299.0, -300.0]])
+    found = {"logits": np.asarray(rows, np.float64), "numpy": np}
+    page = (resources.files("mixer") / "page" / "static" / "forward.js").read_text()
+    for name, (of_logits, described) in losses.PROBABILITIES.items():
+        exec("\n".join(transfer_format.in_numpy(name)), found)
+        np.testing.assert_allclose(of_logits(rows), found["probabilities"], rtol=1e-6, atol=1e-30)
+        assert name in described
+        assert name in page.partition("function probabilities(")[0].rpartition("/**")[2]

@@ -38,9 +38,7 @@ def weights_of(**settings) -> Weights:
 
 
 def card(weights, to="stablehlo", file="pets.stablehlo", measured=None):
-    return model_card.card(
-        weights, to=to, file=file, command="python -m mixer.export", ema=False, measured=measured or {}
-    )
+    return model_card.card(weights, to=to, file=file, command="python -m mixer.export", measured=measured or {})
 
 
 def pasted(text: str) -> str:
@@ -225,7 +223,7 @@ def test_a_card_without_paths_knows_the_lineage_all_the_same(tmp_path):
     history.add(second, history.Start(1, "", "", {}, {}, 8, {}, {}, {}, config_changes=changes))
     weights = dataclasses.replace(weights_of(init_from=first), workdir=epath.Path(second), step=7, source=second)
     text = model_card.card(
-        weights, to="npz", file="m.npz", command="", ema=False, measured={}, named=lambda path: path.rpartition("/")[2]
+        weights, to="npz", file="m.npz", command="", measured={}, named=lambda path: path.rpartition("/")[2]
     )
     assert str(tmp_path) not in text
     assert "- **Weights:** `second`\n" in text

@@ -68,7 +68,7 @@ def test_the_card_of_a_file_says_what_that_of_its_run_does(tmp_path):
     weights = of_a_run(**OTHERS)
     found = written(tmp_path / "a.npz", weights)
     for one in (weights, found):
-        text = model_card.card(one, to="npz", file="m.npz", command="", ema=False, measured={})
+        text = model_card.card(one, to="npz", file="m.npz", command="", measured={})
         assert "on white" in text
         assert "sigmoid" in text
 

@@ -22,14 +22,14 @@ NAMES = [f"n{number:08d}" for number in range(1000)]
 MEASURED = {"accuracy": 0.76443, "count": 50000, "loss": 1.0}
 
 
-def make_weights(source="runs/b16", config=None, classes=1000):
+def make_weights(source="runs/b16", config=None, classes=1000, averaged=False):
     """Returns weights with the shapes of B/16 that take no memory."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(models.create("B/16", classes).init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
     if config is None:
         return Weights(params, source)
-    return Weights(params, source, FrozenConfigDict(config), NAMES[:classes], step=93_000)
+    return Weights(params, source, FrozenConfigDict(config), NAMES[:classes], step=93_000, averaged=averaged)
 
 
 def facts(text):
@@ -37,10 +37,8 @@ def facts(text):
     return dict(line.removeprefix("- **").split(":** ", 1) for line in lines)
 
 
-def card(weights, to="npz", file="m.npz", ema=False, measured=None):
-    return model_card.card(
-        weights, to=to, file=file, command="python -m mixer.export", ema=ema, measured=measured or {}
-    )
+def card(weights, to="npz", file="m.npz", measured=None):
+    return model_card.card(weights, to=to, file=file, command="python -m mixer.export", measured=measured or {})
 
 
 def test_the_card_of_the_papers_recipe():
@@ -95,7 +93,7 @@ def test_the_card_of_a_run_with_other_settings():
          "input.crop": "random", "model.dropout": 0.1}
     )  # fmt: skip
     recipe.duration(config, "total", steps=20_000)
-    text = card(make_weights(config=config, classes=3), ema=True, measured=MEASURED)
+    text = card(make_weights(config=config, classes=3, averaged=True), measured=MEASURED)
     found = facts(text)
     assert found["Classes"] == "3: n00000000, n00000001, n00000002"
     assert found["Output"] == "float32 [batch, 3], logits; their softmax gives the probabilities"

@@ -28,9 +28,7 @@ def written(program=None):
 
 
 def card(program=None):
-    return model_card.card(
-        WEIGHTS, to="stablehlo", file="my m.stablehlo", command="", ema=False, measured={}, program=program
-    )
+    return model_card.card(WEIGHTS, to="stablehlo", file="my m.stablehlo", command="", measured={}, program=program)
 
 
 def test_products_are_float32_on_every_platform():

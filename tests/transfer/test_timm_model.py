@@ -105,7 +105,7 @@ def test_an_exported_folder_is_loaded_by_name(name, tmp_path, monkeypatch):
     else:
         model, params, size, images = case(name)
     np.savez(tmp_path / "m.npz", **flat(params))
-    export_folder(load(str(tmp_path / "m.npz")), epath.Path(tmp_path / "folder"), ema=False)
+    export_folder(load(str(tmp_path / "m.npz")), epath.Path(tmp_path / "folder"))
     monkeypatch.chdir(tmp_path)
     gelu = functools.partial(torch.nn.GELU, approximate="tanh")
     module = timm.create_model("local-dir:folder", pretrained=True, act_layer=gelu).eval()
@@ -123,7 +123,7 @@ def test_the_lines_of_the_card_load_a_named_variant_strictly(tmp_path, monkeypat
     with path.open("wb") as file:
         our_timm.save_params(file, params)
     weights = Weights(params, "m.npz")
-    card = model_card.card(weights, to="timm", file=path.name, command="", ema=False, measured={})
+    card = model_card.card(weights, to="timm", file=path.name, command="", measured={})
     pictures, code = (block.partition("```")[0] for block in card.split("```python\n")[1:3])
     assert "checkpoint_path" in code
     monkeypatch.chdir(tmp_path)
@@ -158,7 +158,7 @@ def test_the_card_of_a_folder_names_classes(tmp_path, monkeypatch, capsys):
     config.model.variant, config.loss = "S/32", "softmax_xent"
     weights = Weights(params, "runs/a", FrozenConfigDict(config), class_names=["ant", "bee", "cat"], step=1)
     monkeypatch.chdir(tmp_path)
-    export_folder(weights, epath.Path("m_timm"), ema=False)
+    export_folder(weights, epath.Path("m_timm"))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 300, 3), np.uint8)).save("cat.jpg")
     code = "".join(re.findall(r"^```python\n(.*?)^```", pathlib.Path("m_timm/README.md").read_text(), re.M | re.S))
     names = {}
@@ -197,7 +197,7 @@ def test_the_card_tells_timm_how_pictures_were_prepared(variant, size, settings,
     weights = Weights(params, "runs/a", FrozenConfigDict(config), step=1)
     with open("m.safetensors", "wb") as file:
         our_timm.save_params(file, params)
-    text = model_card.card(weights, to="timm", file="m.safetensors", command="", ema=False, measured={})
+    text = model_card.card(weights, to="timm", file="m.safetensors", command="", measured={})
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
     Image.fromarray(pixels).resize((600, 480), Image.Resampling.BICUBIC).save("cat.png")
     pathlib.Path("cat.png").rename("cat.jpg")

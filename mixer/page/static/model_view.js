@@ -71,7 +71,7 @@ function modelView(packed, samples) {
   async function takeFile(file) {
     if (!file) return;
     try {
-      const bitmap = await createImageBitmap(file);
+      const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }); // a run reads no colour profile
       const picture = cropped(bitmap, packed);
       [...at("thumbnails").children].forEach((button) => (button.ariaPressed = false));
       const turned = packed.exif === "ignore" ? " A browser turns it as its EXIF tag says, which this run does not." : "";
