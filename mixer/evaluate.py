@@ -54,7 +54,7 @@ def define_flags() -> None:
     command_line.define_checkpoint_flags("--checkpoint runs/cifar10")
     with help_text.group("The data", "--checkpoint B/16-i1k --task imagenet --data_dir DIR"):
         flags.DEFINE_string(
-            "task", None, f"One of {', '.join(tasks.TASKS)}, a short form, or folder; the run's own data if not given."
+            "task", None, f"One of {', '.join(tasks.TASKS)}, or a short form; the run's own data if not given."
         )
         flags.DEFINE_string(
             "data_dir", None, "Where the dataset is prepared, or a folder of images; the run's if not given."

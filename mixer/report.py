@@ -79,6 +79,8 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
             model, pictures_of_model = _live(of_first)
     except UserError as error:
         no_model = str(error)
+    if model is None and evaluates:
+        Console(to_stderr=True).keep(f"no model at work in the page: {no_model}")
     return write.page(
         found, [of_run for of_run, _ in shown], model=model, no_model=no_model, pictures=pictures_of_model,
         command=command,

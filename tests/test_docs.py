@@ -1,5 +1,6 @@
 """The pages: their links work, and the files, commands and `make` targets that they name exist."""
 
+import collections
 import functools
 import os
 import pathlib
@@ -8,9 +9,12 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 
 from mixer.config import evaluator_settings, settings
+from mixer.data.pixels import image_status
+from mixer.evaluation import accuracy
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [
@@ -182,3 +186,29 @@ def test_code_that_a_reader_adds_passes_the_checks():
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_folder_of_a_run_belongs_to_one_config():
+    """So a reader who follows the pages in turn does not find another model where a command expects its own."""
+    configs = collections.defaultdict(set)
+    for page in PAGES:
+        for line in code_of(page).replace("\\\n", " ").splitlines():
+            for call in re.finditer(r"python -m mixer\.train\b([^;|#]*)", line):
+                config, workdir = (re.search(rf"--{flag}[ =]([^\s`]+)", call[1]) for flag in ("config", "workdir"))
+                if config and workdir and not workdir[1].isupper():
+                    configs[workdir[1]].add(config[1].removeprefix("configs/").replace(".py", ""))
+    assert len(configs) > 10
+    assert {workdir: found for workdir, found in configs.items() if len(found) > 1} == {}
+
+
+def test_every_metric_of_an_evaluation_is_explained():
+    statuses = np.array([4, *[1] * (len(image_status.STATUSES) - 1)])
+    sums = {"count": np.array(4), "labelled": np.array(3), "loss": np.array(1.0), "correct": np.array(2),
+            "statuses": statuses, "top5": np.array(3)}  # fmt: skip
+    of_classes = {"class_count": np.array([2, 1]), "class_correct": np.array([1, 1])}
+    kept = [(np.eye(4, 2), np.array([[0], [1], [1], [-1]]), np.ones(4))]
+    single = accuracy.evaluation_of(sums | of_classes, [], int(statuses.sum()), "a split")
+    several = accuracy.evaluation_of(sums, kept, int(statuses.sum()), "a split")
+    text = (ROOT / "docs/training.md").read_text()
+    for name in single.metrics | several.metrics:
+        assert f"`val/{re.sub('bad_images/.*', 'bad_images/KIND', name)}`" in text, name

@@ -24,9 +24,10 @@ def page(*workdirs, ema=False):
     return report.make([str(path) for path in workdirs], ema=ema, data_dir=None, evaluates=True, command="c")
 
 
-def test_a_run_of_another_model_has_all_but_what_only_a_mixer_has(data_dir, tmp_path):
+def test_a_run_of_another_model_has_all_but_what_only_a_mixer_has(data_dir, tmp_path, capsys):
     run = make_run(tmp_path / "vit", data_dir, **VIT)
     text = page(run)
+    assert re.search(r"^no model at work in the page: .*this takes a Mixer; ", capsys.readouterr().err, re.MULTILINE)
     assert re.search(r"<h1>(.*)</h1>", text)[1] == "Run vit"
     last = read_metrics(run)[-1]
     right = sum(int(found) for found in re.findall(r"<summary>(\d+) right</summary>", text))

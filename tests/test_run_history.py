@@ -190,7 +190,7 @@ def test_more_images_do_not_move_the_schedule(tmp_path, capsys):
     assert [line.rpartition("; ")[2] for line in lines] == ["18 steps of 8, 4 epochs"] * 3
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+def test_a_finished_run_is_left_as_it_is_or_trained_for_longer(tmp_path, capsys):
     root, workdir = make_folder(tmp_path / "pictures"), tmp_path / "run"
     train.train(on_folder(root), workdir)
     before = files_of(workdir)
@@ -198,9 +198,17 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert found["step"] == 12
     assert "is done: it stands at step 12 of 12" in capsys.readouterr().out
     assert files_of(workdir) == before
+    longer = on_folder(root, total_steps=24)
+    with pytest.raises(UserError, match="total_steps: 12 before, 24 now"):
+        train.train(longer, workdir)
+    assert train.train(longer, workdir, allow_config_change=True)["step"] == 24
+    rates = {row["step"]: row["train/learning_rate"] for row in read_metrics(workdir) if "train/learning_rate" in row}
+    share = np.array([1 - (step - longer.warmup_steps) / (24 - longer.warmup_steps) for step in range(12, 24)])
+    np.testing.assert_allclose([rates[step] for step in range(13, 25)], longer.optimizer.learning_rate * share, rtol=1e-3)
+    before = files_of(workdir)
     rename(root)
     with pytest.raises(UserError, match="gone 'bee', new 'bug'"):
-        train.train(on_folder(root), workdir)
+        train.train(longer, workdir)
     assert files_of(workdir) == before
 
 
@@ -435,4 +443,6 @@ def test_a_run_that_was_taken_over_stops(data_dir, tmp_path, monkeypatch):
 
 def test_a_new_run_says_that_it_starts_from_nothing(data_dir, tmp_path, capsys):
     train.train(tiny(data_dir, total_steps=1), tmp_path)
-    assert "starting from random parameters: config.init_from is not set" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "starting from random parameters: config.init_from is not set" in said
+    assert "72 training and 8 evaluation images (validation), 4 classes; 1 steps of " in said

@@ -144,7 +144,7 @@ SETTINGS: dict[str, Setting] = {
         needs=(Needs("model.dropout"), Needs("model.stochastic_depth")),
     ),
     "model.head_bias_init": Setting(
-        None, "initial value of every logit; if not set, -ln(classes) for sigmoid_xent and 0 for softmax_xent",
+        None, "initial value of every logit; if not set, -ln(classes) for a loss of sigmoids, 0 for one of a softmax",
         "training/setup.py", kind=float,
     ),
     "model.dtype": Setting(

@@ -37,7 +37,7 @@ def of_training(
     return (
         f"{mesh.size} x {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
         f"{config.sharding}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
-        f"{eval_images:,} evaluation images, {len(source.class_names):,} classes; "
+        f"{eval_images:,} evaluation images ({config.input.eval_split}), {len(source.class_names):,} classes; "
         f"{total_steps:,} steps of {config.batch_size}, {epochs:.4g} epochs"
     )
 

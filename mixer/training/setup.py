@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mixer import models
 from mixer.runtime import cpu, devices
-from mixer.training import line_metrics, sharding
+from mixer.training import line_metrics, losses, sharding
 from mixer.training import optimizer as optimizers
 from mixer.training.step import TrainState, TrainStep, init_state
 
@@ -104,7 +104,7 @@ def head_bias(config: ml_collections.ConfigDict, num_classes: int) -> float:
     """
     if config.model.head_bias_init is not None:
         return float(config.model.head_bias_init)
-    return -math.log(max(num_classes, 1)) if config.loss == "sigmoid_xent" else 0.0
+    return -math.log(max(num_classes, 1)) if losses.LOSSES[config.loss].assumes == "sigmoid" else 0.0
 
 
 def batch_shapes(config: ml_collections.ConfigDict, mesh: Mesh, max_labels: int) -> dict[str, jax.ShapeDtypeStruct]:

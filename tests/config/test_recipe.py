@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mixer import models
 from mixer.config import checks, config_file, durations, recipe, settings, tasks
 from mixer.runtime.errors import UserError
-from mixer.training import setup
+from mixer.training import losses, setup
 
 CONFIGS = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))}
 
@@ -286,3 +286,11 @@ def test_base_is_plain_data():
             assert value is None or isinstance(value, str | int | float | bool)
 
     check(recipe.base())
+
+
+def test_logits_begin_by_what_the_loss_assumes(monkeypatch):
+    monkeypatch.setitem(losses.LOSSES, "of_sigmoids", losses.LOSSES["sigmoid_xent"]._replace(described="another"))
+    expected = {"sigmoid_xent": -math.log(1000), "of_sigmoids": -math.log(1000), "softmax_xent": 0.0}
+    config = recipe.base()
+    for config.loss in losses.LOSSES:
+        assert setup.head_bias(config, 1000) == expected[config.loss]
