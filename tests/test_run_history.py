@@ -204,7 +204,8 @@ def test_a_finished_run_is_left_as_it_is_or_trained_for_longer(tmp_path, capsys)
     assert train.train(longer, workdir, allow_config_change=True)["step"] == 24
     rates = {row["step"]: row["train/learning_rate"] for row in read_metrics(workdir) if "train/learning_rate" in row}
     share = np.array([1 - (step - longer.warmup_steps) / (24 - longer.warmup_steps) for step in range(12, 24)])
-    np.testing.assert_allclose([rates[step] for step in range(13, 25)], longer.optimizer.learning_rate * share, rtol=1e-3)
+    expected = longer.optimizer.learning_rate * share
+    np.testing.assert_allclose([rates[step] for step in range(13, 25)], expected, rtol=1e-3)
     before = files_of(workdir)
     rename(root)
     with pytest.raises(UserError, match="gone 'bee', new 'bug'"):
