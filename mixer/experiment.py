@@ -105,11 +105,9 @@ def train(runs: Sequence[series.Run], stop: preemption.Stop) -> list[bool]:
 def cost(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     """Returns what a config's model is called, its parameters and the multiply-accumulates of a forward pass."""
     model, size = models.create(num_classes=num_classes, **config.model), config.input.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     return {
         "name": models.name_of(model),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "parameters": models.num_parameters(models.shapes(model, size)),
         "forward_macs": model.forward_macs(size),
     }
 

@@ -102,7 +102,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         "image_size": config.input.image_size,
         "dtype": cpu.dtype(config.model.dtype, mesh),
         "sharding": config.sharding,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
+        "parameters": models.num_parameters(built.shapes.params),
         **facts._asdict(),
         "cores": mesh.size,
         "hosts": tpu_topology.num_hosts(mesh),
@@ -258,9 +258,8 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     config = init_from.with_token_width(config, weights, before={})
     model = models.create(num_classes=1, **{**config.model, "dtype": "float32"})
     size = config.input.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    init_from.fitted(weights, params, model=f"{models.name_of(model)} for images of {size} pixels", keep_head=False)
+    shapes = models.shapes(model, size)
+    init_from.fitted(weights, shapes, model=f"{models.name_of(model)} for images of {size} pixels", keep_head=False)
     return config
 
 

@@ -35,7 +35,7 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
         are permuted.
     """
     model = weights.mixer()
-    parameters = sum(array.size for array in jax.tree.leaves(weights.params))
+    parameters = models.num_parameters(weights.params)
     if model.num_classes == 0:
         raise UserError("it has no head")
     if model.beyond_paper:
