@@ -125,7 +125,7 @@ def _drawn(weights: Weights) -> write.Evaluated:
     blocks, figures = [], []
     found = units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
     for block, (of_block, structure) in enumerate(found):
-        blocks.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
+        blocks.append(units.numbers(block, of_block, structure))
         if block < units.FIGURES_OF_BLOCKS:
             title = f"Token-mixing units of block {block}"
             figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
@@ -145,9 +145,7 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
       UserError: the data is not there, or cannot be used.
     """
     assert weights.config is not None
-    config, split = scoring.input_config(weights, None)
-    own_data, config.data_dir = config.data_dir, data_dir or config.data_dir
-    split = scoring.default_split(weights, config, split, own_data)
+    config, split = scoring.data(weights, None, data_dir=data_dir)
     batch_size = 64 * jax.device_count()
     counted = Console(to_stderr=True).counted
     through = functools.partial(counted, f"evaluating {weights.source}")

@@ -111,7 +111,7 @@ def _alike(run: runs.Run) -> agreement.Facts:
 def _run(run: runs.Run, weights: Weights | None) -> None:
     """Restores or makes the state, notes the start in the run's folder, and trains."""
     config, console, workdir = run.config, run.console, run.workdir
-    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=runs.best_metric(run))
+    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=run.metric)
     try:
         state = checkpoints.restore(run.built.shapes, run.built.shardings)
         step = 0 if state is None else int(state.step)
@@ -227,7 +227,7 @@ def _loop(
                     _keep(state, checkpoints)
                     raise
             # What is evaluated may be one of the best, which only a saved step can be.
-            saves = saves or (config.checkpoint.keep_best > 0 and runs.best_metric(run) in line)
+            saves = saves or (config.checkpoint.keep_best > 0 and run.metric in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)

@@ -48,7 +48,7 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
     numbers, tokens = [], weights.mixer().tokens(weights.image_size)[:-1]
     for block, (of_block, structure) in enumerate(units.of_model(params, tokens)):
-        numbers.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
+        numbers.append(units.numbers(block, of_block, structure))
         if block in blocks:
             title = f"{name}: token-mixing units of block {block}"
             drawings.write(folder / f"units_block_{block}.png", drawings.units_figure(title, of_block, structure))
@@ -154,9 +154,7 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     try:
         if weights.model().num_classes == 0:
             raise UserError(f"{weights.source} has no head")
-        config, split = scoring.input_config(weights, command_line.task()[1])
-        own_data, config.data_dir = config.data_dir, given.data_dir or config.data_dir
-        split = given.split or scoring.default_split(weights, config, split, own_data)
+        config, split = scoring.data(weights, command_line.task()[1], data_dir=given.data_dir, split=given.split)
         return draw_lens(weights, config, split, folder)
     except UserError as error:
         if asked:

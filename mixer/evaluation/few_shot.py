@@ -8,11 +8,10 @@ import ml_collections
 import numpy as np
 from etils import epy
 
-from mixer.config.checks import unlocked_copy
 from mixer.config.settings import SETTINGS
 from mixer.data.pixels import image_status
 from mixer.data.sources import Source
-from mixer.evaluation import evaluator, few_shot_regression
+from mixer.evaluation import classification, evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
 from mixer.runtime.errors import MissingDataError, UserError
@@ -49,7 +48,7 @@ class FewShot:
             self._test = readers.open_source(self._config, settings.split, context.cache_dir)
             if self._train.multi_label:
                 raise UserError(f"{self._config.dataset} has several labels an example; this evaluation needs one")
-            labels = _labels(self._train, context.reading)
+            labels = class_numbers(self._train, context.reading)
             self._chosen = {
                 (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
                 for shots in settings.shots
@@ -143,10 +142,7 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
       settings: as `config.evaluators.NAME`.
       config: `config.input`.
     """
-    found = unlocked_copy(config)
-    found.dataset = settings.dataset or config.dataset
-    found.data_dir = settings.data_dir or config.data_dir
-    found.label_key = settings.label_key if settings.dataset else config.label_key
+    found = classification.input_of(settings, config)
     found.max_labels = settings.max_labels or 1  # with more, it says that this evaluation needs one
     found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
     found.eval_resize = settings.eval_resize
@@ -169,7 +165,7 @@ def _check_apart(train: Source, learned: np.ndarray, test: Source, split: str) -
         )
 
 
-def _labels(source: Source, through: Through = iter) -> np.ndarray:
+def class_numbers(source: Source, through: Through = iter) -> np.ndarray:
     """Reads the class number of every example, int64 [examples]; -1 if its record is damaged or has no label."""
     labels = np.full(source.num_examples, -1)
     for numbers in through(np.array_split(np.arange(source.num_examples), range(_CHUNK, source.num_examples, _CHUNK))):

@@ -136,7 +136,29 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     return config, config.eval_split
 
 
-def default_split(weights: Weights, config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
+def data(
+    weights: Weights, task: tasks.Task | None, *, data_dir: str | None, split: str | None = None, whole: bool = True
+) -> tuple[ml_collections.ConfigDict, str]:
+    """Returns the `config.input` of an evaluation and its split, with what somebody gave in place of the run's.
+
+    Args:
+      weights: to evaluate.
+      task: None for what the run was evaluated on.
+      data_dir: where the data are; None for where the run's were.
+      split: in TFDS notation; None for the task's or the run's.
+      whole: whether all of a folder without splits is evaluated, if no split is given and it is not the run's.
+
+    Raises:
+      UserError: neither the weights nor a task says what to evaluate on, or the folder cannot be read.
+    """
+    config, known = input_config(weights, task)
+    own_data = config.data_dir
+    if data_dir is not None:
+        config.data_dir = data_dir
+    return config, split or (_default_split(weights, config, known, own_data) if whole else known)
+
+
+def _default_split(weights: Weights, config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
     """Returns the split to evaluate on.
 
     Args:
