@@ -123,14 +123,14 @@ def _head_scored(
     """Scores the model's own head."""
     through = functools.partial(Console(to_stderr=True).counted, "evaluating")
     with _flags_in_messages():
-        found, class_names = scoring.evaluate(
+        found, source = scoring.evaluate(
             weights, config, split, loss=weights.loss, batch_size=batch_size, through=through
         )
     more: dict[str, Any] = {}
     if found.class_accuracy is not None:
-        shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
+        shares = zip(source.class_names, found.class_accuracy.tolist(), strict=True)
         more["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
-    return found.metrics, more, table.by_class(found, class_names)
+    return found.metrics, more, table.by_class(found, source.class_names)
 
 
 def _features_scored(

@@ -31,7 +31,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer import models
     from mixer.analysis import drawings, samples, units
     from mixer.analysis import lens as of_blocks
-    from mixer.evaluation import classification, scoring
+    from mixer.evaluation import scoring
     from mixer.models import mlp_mixer
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import line_metrics, losses
@@ -150,17 +150,18 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     counted = Console(to_stderr=True).counted
     through = functools.partial(counted, f"evaluating {weights.source}")
     loss = weights.config.loss
-    found, class_names = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+    found, source = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
     context = scoring.make_context(weights, config, loss, batch_size)
-    of_split = of_blocks.Lens if isinstance(context.model, mlp_mixer.MlpMixer) else classification.Classification
-    opened = of_split(recipe.evaluator_settings("classification", split=split), context)
-    drawn = samples.draw(opened.source, config, context, weights.params, _PICTURES)
+    drawn = samples.draw(source, config, context, weights.params, _PICTURES)
     lens: list[float] = []
-    if isinstance(opened, of_blocks.Lens):
-        lens = opened.accuracies(weights.params, functools.partial(counted, "evaluating the head after each block"))
+    if isinstance(context.model, mlp_mixer.MlpMixer):
+        of_mixer = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
+        through = functools.partial(counted, "evaluating the head after each block")
+        lens = of_mixer.accuracies(weights.params, through)
+    names = readable(source.class_names)
     of_run = of_run._replace(
-        predictions=_predictions(drawn, losses.LOSSES[loss], readable(class_names)),
-        classes=_classes(found, readable(class_names)),
+        predictions=_predictions(drawn, losses.LOSSES[loss], names),
+        classes=_classes(found, names),
         said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
         f"with the {weights.called} of step {weights.step:,}.",
         lens=lens,

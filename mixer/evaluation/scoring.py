@@ -32,8 +32,8 @@ def evaluate(
     loss: str,
     batch_size: int,
     through: Through = iter,
-) -> tuple[Evaluation, Sequence[str]]:
-    """Evaluates a model on a split, on all devices, in float32; returns the result and the names of the classes.
+) -> tuple[Evaluation, Source]:
+    """Evaluates a model on a split, on all devices, in float32; returns the result and the split that was read.
 
     Args:
       weights: the model's, at config.image_size.
@@ -51,7 +51,7 @@ def evaluate(
     _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
-        return of_split.evaluate(_on_devices(weights, context), through), of_split.source.class_names
+        return of_split.evaluate(_on_devices(weights, context), through), of_split.source
 
 
 def few_shot(
