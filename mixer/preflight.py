@@ -237,7 +237,7 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def with_width_of_weights(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the config with the model.tokens_mlp_dim that a run has which starts from config.init_from.
 
     Weights that are extended to a larger image size have wider token-mixing MLPs than their variant. Those of another
@@ -293,7 +293,7 @@ def main(argv: list[str]) -> None:
     dataset, split = config.input.dataset, config.input.train_split
     command_line.refuse_unread(data_facts.fixed(config), f"for {split} of {dataset}, which this command knows")
     facts = data_facts.of(config, given.num_classes, given.num_examples)
-    config = with_token_width(config)
+    config = with_width_of_weights(config)
     mesh = tpu_topology.mesh_of(given.topology)
     memory, libtpu = tpu_topology.memory_of(mesh), tpu_topology.libtpu_version()
     found = examine(

@@ -79,8 +79,8 @@ def train(
             workdir = run_folder.make(workdir)
             check_lock = stack.enter_context(lock.held(workdir, console.keep))
             allowed = {"allow_config_change": allow_config_change, "allow_data_change": allow_data_change}
-            _, _, num_processes = distributed.store()
-            command = facts.of_command(config, stop_after=stop.after, num_processes=num_processes, **allowed)
+            number = distributed.processes().count
+            command = facts.of_command(config, stop_after=stop.after, num_processes=number, **allowed)
             continues = checkpoint_reader.has_checkpoints(workdir)
             begins_from = config.init_from if not continues else None
             data = {"what init_from holds": loading.held(begins_from)} if begins_from else {}
