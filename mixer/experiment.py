@@ -72,7 +72,7 @@ def set_model(config: ConfigDict, name: str) -> None:
     config.model.update({**dict.fromkeys(_WIDTHS), **MODELS[name], "dtype": "float32"})
 
 
-def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
+def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.PlannedRun:
     """Returns a run, after opening its data.
 
     Args:
@@ -83,12 +83,12 @@ def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
     Raises:
       UserError: its data cannot be opened, or the folder holds a run of another config or on other data.
     """
-    found = series.Run(title, folder, config, series.opened(config, folder.parent / "cache"))
+    found = series.PlannedRun(title, folder, config, series.opened(config, folder.parent / "cache"))
     found.result()
     return found
 
 
-def train(runs: Sequence[series.Run], stop: preemption.Stop) -> list[bool]:
+def train(runs: Sequence[series.PlannedRun], stop: preemption.Stop) -> list[bool]:
     """Trains the runs that are not done.
 
     Returns:

@@ -29,8 +29,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     import jax.numpy as jnp
 
     from mixer import models
-    from mixer.analysis import drawings, samples, units
-    from mixer.analysis import lens as of_blocks
+    from mixer.analysis import drawings, lens, samples, units
     from mixer.evaluation import scoring
     from mixer.models import mlp_mixer
     from mixer.page import live_model, pictures, runs, write
@@ -88,7 +87,7 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
 
 
 def _of_weights(
-    run: runs.Run, ema: bool, data_dir: str | None, evaluates: bool
+    run: runs.ShownRun, ema: bool, data_dir: str | None, evaluates: bool
 ) -> tuple[write.Evaluated, _Model | None]:
     """Draws the weights of a run and evaluates them. What is not possible is left out, with the reason.
 
@@ -153,18 +152,18 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
     found, source = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
     context = scoring.make_context(weights, config, loss, batch_size)
     drawn = samples.draw(source, config, context, weights.params, _PICTURES)
-    lens: list[float] = []
+    accuracies: list[float] = []
     if isinstance(context.model, mlp_mixer.MlpMixer):
-        of_mixer = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
+        of_mixer = lens.Lens(recipe.evaluator_settings("classification", split=split), context)
         through = functools.partial(counted, "evaluating the head after each block")
-        lens = of_mixer.accuracies(weights.params, through)
+        accuracies = of_mixer.accuracies(weights.params, through)
     names = readable(source.class_names)
     of_run = of_run._replace(
         predictions=_predictions(drawn, losses.LOSSES[loss], names),
         classes=_classes(found, names),
         said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
         f"with the {weights.called} of step {weights.step:,}.",
-        lens=lens,
+        lens=accuracies,
     )
     return of_run, _Model(weights, config, drawn)
 

@@ -58,7 +58,7 @@ def opened(config: ConfigDict, cache: epath.PathLike) -> Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a series.
 
     Attributes:
@@ -125,9 +125,9 @@ class Series:
         """
         self._runs, self._stop = number, stop or preemption.Stop()
         self._number = 0  # of the current run
-        self._began: dict[str, Run] = {}  # a run for each digest of weights from which runs began
+        self._began: dict[str, PlannedRun] = {}  # a run for each digest of weights from which runs began
 
-    def finished(self, run: Run) -> dict[str, float]:
+    def finished(self, run: PlannedRun) -> dict[str, float]:
         """Returns the result of the next run, after training it if it is not done; {} if it diverged.
 
         Raises:
@@ -155,7 +155,7 @@ class Series:
         finally:
             self._stop.work_ends()
 
-    def _check_weights(self, run: Run, *, done: bool) -> None:
+    def _check_weights(self, run: PlannedRun, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
 
         Raises:

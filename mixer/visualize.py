@@ -24,8 +24,7 @@ from mixer.training.console import Console
 with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does not wait
     import jax
 
-    from mixer.analysis import drawings, units
-    from mixer.analysis import lens as of_blocks
+    from mixer.analysis import drawings, lens, units
     from mixer.evaluation import scoring
     from mixer.transfer import loading
 
@@ -68,13 +67,13 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
       UserError: the data is not there, has no labels, or its classes are not the model's.
     """
     context = scoring.make_context(weights, config, "", batch_size=64 * jax.device_count())
-    lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
+    of_mixer = lens.Lens(recipe.evaluator_settings("classification", split=split), context)
     through = functools.partial(Console(to_stderr=True).counted, "evaluating the head after each block")
-    shares = lens.accuracies(weights.params, through)
+    shares = of_mixer.accuracies(weights.params, through)
     if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
-    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, lens.chance))
+    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, of_mixer.chance))
     return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
 
 
@@ -167,13 +166,13 @@ def _table(numbers: dict[str, Any]) -> list[str]:
     """Returns lines with the numbers of each block."""
     columns = "{:>6}{:>28}{:>28}{:>12}".format
     lines = [numbers["model"], columns("block", "most negative correlation", "tokens of half the energy", "accuracy")]
-    lens = numbers.get("lens", {}).get("accuracy_after_blocks", [])
+    accuracies = numbers.get("lens", {}).get("accuracy_after_blocks", [])
     for number, block in enumerate(numbers["blocks"]):
         lines.append(
             columns(
                 number, f"{block['opposite']:.2f} (random {block['opposite_at_random']:.2f})",
                 f"{block['half_energy_tokens']:g} (random {block['half_energy_at_random']:g}) of {block['tokens']}",
-                f"{lens[number + 1]:.2%}" if lens else "",
+                f"{accuracies[number + 1]:.2%}" if accuracies else "",
             )
         )  # fmt: skip
     if any(block["compared"] < block["units"] for block in numbers["blocks"]):

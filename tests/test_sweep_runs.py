@@ -70,7 +70,8 @@ def keep(config, workdir, accuracy: float) -> dict[str, float]:
 def test_runs_are_compared_by_the_metric_that_ranks_their_checkpoints(ema_decay, multi_label, tmp_path):
     config = recipe.base()
     config.ema_decay = ema_decay
-    run = series.Run("", epath.Path(tmp_path), checks.checked(config), series.Data(9, ["a", "b"], multi_label, {}))
+    data = series.Data(9, ["a", "b"], multi_label, {})
+    run = series.PlannedRun("", epath.Path(tmp_path), checks.checked(config), data)
     expected = "mean_average_precision" if multi_label else "accuracy"
     assert run.metric == f"{'val_ema' if ema_decay else 'val'}/{expected}"
 
