@@ -40,7 +40,7 @@ class Model:
     _input: ml_collections.ConfigDict
 
     def __repr__(self) -> str:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        parameters = models.num_parameters(self.params)
         classes = f"{self.module.num_classes:,} classes" if self.module.num_classes else "no head"
         return f"Model({models.name_of(self.module)}, {self.image_size} pixels, {classes}, {parameters:,} parameters)"
 

@@ -230,7 +230,7 @@ def _estimating(topology: str, settings: model_speed.Settings) -> _Target:
     return _Target(about, measure_at, peak, source)
 
 
-def _scaling() -> None:
+def _patches() -> None:
     given = flags.FLAGS
     settings, path = _settings(), epath.Path(given.output)
     if files.is_folder(path):
@@ -291,7 +291,7 @@ _KINDS = {
         "where models are measured",
     ),
     "input": _Kind(_input, _COMMON | {"config", "accelerator_rate"}, "with --input"),
-    "patches": _Kind(_scaling, _COMMON | {"scaling", "dtype", "output"}, "with --scaling patches"),
+    "patches": _Kind(_patches, _COMMON | {"scaling", "dtype", "output"}, "with --scaling patches"),
     "tokens": _Kind(
         _tokens,
         _COMMON | {"scaling", "models", "modes", "batch_sizes", "dtype", "topology"},

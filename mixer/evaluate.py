@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     weights.model()  # it says in one line what does not fit, before data is opened
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
     with _flags_in_messages():
-        config, split = _overridden(weights, *scoring.input_config(weights, task))
+        config, split = _data(weights, task)
     batch_size = given.batch_per_core * jax.device_count()
     described = {
         "checkpoint": weights.source,
@@ -123,14 +123,14 @@ def _head_scored(
     """Scores the model's own head."""
     through = functools.partial(Console(to_stderr=True).counted, "evaluating")
     with _flags_in_messages():
-        found, class_names = scoring.evaluate(
+        found, source = scoring.evaluate(
             weights, config, split, loss=weights.loss, batch_size=batch_size, through=through
         )
     more: dict[str, Any] = {}
     if found.class_accuracy is not None:
-        shares = zip(class_names, found.class_accuracy.tolist(), strict=True)
+        shares = zip(source.class_names, found.class_accuracy.tolist(), strict=True)
         more["class_accuracy"] = {name: share for name, share in shares if not math.isnan(share)}
-    return found.metrics, more, table.by_class(found, class_names)
+    return found.metrics, more, table.by_class(found, source.class_names)
 
 
 def _features_scored(
@@ -159,19 +159,17 @@ def _flags_in_messages() -> Iterator[None]:
         raise type(error)(message) from None
 
 
-def _overridden(
-    weights: Weights, config: ml_collections.ConfigDict, split: str
-) -> tuple[ml_collections.ConfigDict, str]:
+def _data(weights: Weights, task: tasks.Task | None) -> tuple[ml_collections.ConfigDict, str]:
     """Returns the input config and the split, with what the flags change."""
-    given, own_data = flags.FLAGS, config.data_dir
-    for name in ("data_dir", "eval_crop", "eval_resize"):
+    given = flags.FLAGS
+    whole = not given.fewshot  # it learns from a part of any folder, and is tested on another
+    config, split = scoring.data(weights, task, data_dir=given.data_dir, split=given.split, whole=whole)
+    for name in ("eval_crop", "eval_resize"):
         if given[name].value is not None:
             config[name] = given[name].value
     if config.eval_resize is not None and config.eval_resize < config.image_size:
         raise UserError(f"--eval_resize={config.eval_resize} is less than the image size, {config.image_size}")
-    if given.fewshot:  # learns from a part of any folder, and is tested on another
-        return config, given.split or split
-    return config, given.split or scoring.default_split(weights, config, split, own_data)
+    return config, split
 
 
 def _few_shot_settings(

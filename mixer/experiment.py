@@ -72,7 +72,7 @@ def set_model(config: ConfigDict, name: str) -> None:
     config.model.update({**dict.fromkeys(_WIDTHS), **MODELS[name], "dtype": "float32"})
 
 
-def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
+def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.PlannedRun:
     """Returns a run, after opening its data.
 
     Args:
@@ -83,12 +83,12 @@ def planned(title: str, folder: epath.Path, config: ConfigDict) -> series.Run:
     Raises:
       UserError: its data cannot be opened, or the folder holds a run of another config or on other data.
     """
-    found = series.Run(title, folder, config, series.opened(config, folder.parent / "cache"))
+    found = series.PlannedRun(title, folder, config, series.opened(config, folder.parent / "cache"))
     found.result()
     return found
 
 
-def train(runs: Sequence[series.Run], stop: preemption.Stop) -> list[bool]:
+def train(runs: Sequence[series.PlannedRun], stop: preemption.Stop) -> list[bool]:
     """Trains the runs that are not done.
 
     Returns:
@@ -105,11 +105,9 @@ def train(runs: Sequence[series.Run], stop: preemption.Stop) -> list[bool]:
 def cost(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     """Returns what a config's model is called, its parameters and the multiply-accumulates of a forward pass."""
     model, size = models.create(num_classes=num_classes, **config.model), config.input.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     return {
         "name": models.name_of(model),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "parameters": models.num_parameters(models.shapes(model, size)),
         "forward_macs": model.forward_macs(size),
     }
 

@@ -102,7 +102,7 @@ def _described(config: ml_collections.ConfigDict, mesh: Mesh, facts: DataFacts, 
         "image_size": config.input.image_size,
         "dtype": cpu.dtype(config.model.dtype, mesh),
         "sharding": config.sharding,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params)),
+        "parameters": models.num_parameters(built.shapes.params),
         **facts._asdict(),
         "cores": mesh.size,
         "hosts": tpu_topology.num_hosts(mesh),
@@ -237,7 +237,7 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def with_width_of_weights(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the config with the model.tokens_mlp_dim that a run has which starts from config.init_from.
 
     Weights that are extended to a larger image size have wider token-mixing MLPs than their variant. Those of another
@@ -258,9 +258,8 @@ def with_token_width(config: ml_collections.ConfigDict) -> ml_collections.Config
     config = init_from.with_token_width(config, weights, before={})
     model = models.create(num_classes=1, **{**config.model, "dtype": "float32"})
     size = config.input.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    init_from.fitted(weights, params, model=f"{models.name_of(model)} for images of {size} pixels", keep_head=False)
+    shapes = models.shapes(model, size)
+    init_from.fitted(weights, shapes, model=f"{models.name_of(model)} for images of {size} pixels", keep_head=False)
     return config
 
 
@@ -294,7 +293,7 @@ def main(argv: list[str]) -> None:
     dataset, split = config.input.dataset, config.input.train_split
     command_line.refuse_unread(data_facts.fixed(config), f"for {split} of {dataset}, which this command knows")
     facts = data_facts.of(config, given.num_classes, given.num_examples)
-    config = with_token_width(config)
+    config = with_width_of_weights(config)
     mesh = tpu_topology.mesh_of(given.topology)
     memory, libtpu = tpu_topology.memory_of(mesh), tpu_topology.libtpu_version()
     found = examine(

@@ -29,9 +29,8 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     import jax.numpy as jnp
 
     from mixer import models
-    from mixer.analysis import drawings, samples, units
-    from mixer.analysis import lens as of_blocks
-    from mixer.evaluation import classification, scoring
+    from mixer.analysis import drawings, lens, samples, units
+    from mixer.evaluation import scoring
     from mixer.models import mlp_mixer
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import line_metrics, losses
@@ -88,7 +87,7 @@ def make(workdirs: Sequence[str], *, ema: bool, data_dir: str | None, evaluates:
 
 
 def _of_weights(
-    run: runs.Run, ema: bool, data_dir: str | None, evaluates: bool
+    run: runs.ShownRun, ema: bool, data_dir: str | None, evaluates: bool
 ) -> tuple[write.Evaluated, _Model | None]:
     """Draws the weights of a run and evaluates them. What is not possible is left out, with the reason.
 
@@ -125,7 +124,7 @@ def _drawn(weights: Weights) -> write.Evaluated:
     blocks, figures = [], []
     found = units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
     for block, (of_block, structure) in enumerate(found):
-        blocks.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
+        blocks.append(units.numbers(block, of_block, structure))
         if block < units.FIGURES_OF_BLOCKS:
             title = f"Token-mixing units of block {block}"
             figures.append(_figure(title, drawings.units_figure(title, of_block, structure)))
@@ -145,27 +144,26 @@ def _evaluated(of_run: write.Evaluated, weights: Weights, data_dir: str | None) 
       UserError: the data is not there, or cannot be used.
     """
     assert weights.config is not None
-    config, split = scoring.input_config(weights, None)
-    own_data, config.data_dir = config.data_dir, data_dir or config.data_dir
-    split = scoring.default_split(weights, config, split, own_data)
+    config, split = scoring.data(weights, None, data_dir=data_dir)
     batch_size = 64 * jax.device_count()
     counted = Console(to_stderr=True).counted
     through = functools.partial(counted, f"evaluating {weights.source}")
     loss = weights.config.loss
-    found, class_names = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
+    found, source = scoring.evaluate(weights, config, split, loss=loss, batch_size=batch_size, through=through)
     context = scoring.make_context(weights, config, loss, batch_size)
-    of_split = of_blocks.Lens if isinstance(context.model, mlp_mixer.MlpMixer) else classification.Classification
-    opened = of_split(recipe.evaluator_settings("classification", split=split), context)
-    drawn = samples.draw(opened.source, config, context, weights.params, _PICTURES)
-    lens: list[float] = []
-    if isinstance(opened, of_blocks.Lens):
-        lens = opened.accuracies(weights.params, functools.partial(counted, "evaluating the head after each block"))
+    drawn = samples.draw(source, config, context, weights.params, _PICTURES)
+    accuracies: list[float] = []
+    if isinstance(context.model, mlp_mixer.MlpMixer):
+        of_mixer = lens.Lens(recipe.evaluator_settings("classification", split=split), context)
+        through = functools.partial(counted, "evaluating the head after each block")
+        accuracies = of_mixer.accuracies(weights.params, through)
+    names = readable(source.class_names)
     of_run = of_run._replace(
-        predictions=_predictions(drawn, losses.LOSSES[loss], readable(class_names)),
-        classes=_classes(found, readable(class_names)),
+        predictions=_predictions(drawn, losses.LOSSES[loss], names),
+        classes=_classes(found, names),
         said=f"{config.dataset} {split}: {found.metrics['count']:,} images, in float32, "
         f"with the {weights.called} of step {weights.step:,}.",
-        lens=lens,
+        lens=accuracies,
     )
     return of_run, _Model(weights, config, drawn)
 

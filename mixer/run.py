@@ -56,6 +56,11 @@ class Run:
         for one in self.evaluators:
             yield from one.evaluate.sources
 
+    @property
+    def metric(self) -> str:
+        """The metric by which `checkpoint.keep_best` ranks."""
+        return best_metric(self.config, multi_label=self.source.multi_label)
+
     def offset(self, first_step: int) -> int:
         """Returns the position of the first image of step 0, counted back from a step with this batch size."""
         seen = history.images_seen(self.before, first_step, self.start.begun["batch_size"])
@@ -116,10 +121,15 @@ def prepare(
     return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
 
 
-def best_metric(run: Run) -> str:
-    """Returns the metric by which `checkpoint.keep_best` ranks: that of the moving average, if there is one."""
-    metric = "mean_average_precision" if run.source.multi_label else "accuracy"
-    return f"{'val_ema' if run.config.ema_decay else 'val'}/{metric}"
+def best_metric(config: ml_collections.ConfigDict, *, multi_label: bool) -> str:
+    """Returns the metric by which runs and checkpoints are compared: of the averaged parameters, if there are any.
+
+    Args:
+      config: of the run.
+      multi_label: whether an example of its data has a set of labels.
+    """
+    metric = "mean_average_precision" if multi_label else "accuracy"
+    return f"{'val_ema' if config.ema_decay else 'val'}/{metric}"
 
 
 def say_last(run: Run, line: dict[str, float], best: epath.Path | None, step: int) -> None:
@@ -228,4 +238,4 @@ def describe(run: Run, step: int) -> None:
     for said in description.of_data(run.sources()):
         run.console.keep(said)
     if best := config.checkpoint.keep_best:
-        run.console.keep(f"each evaluation of val is saved, and the best {best} kept, by {best_metric(run)}")
+        run.console.keep(f"each evaluation of val is saved, and the best {best} kept, by {run.metric}")

@@ -19,6 +19,7 @@ from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
 
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
+    import mixer.run
     from mixer.config import run_folder
     from mixer.data import readers
     from mixer.runtime import preemption
@@ -35,11 +36,13 @@ class Data:
     Attributes:
       num_examples: for training.
       class_names: in the order of the labels.
+      multi_label: whether an example has a set of labels.
       facts: of both splits (see `facts.of_data`), by which other data are known.
     """
 
     num_examples: int
     class_names: Sequence[str]
+    multi_label: bool
     facts: Mapping[str, str]
 
 
@@ -50,11 +53,12 @@ def opened(config: ConfigDict, cache: epath.PathLike) -> Data:
       UserError: it cannot be opened.
     """
     train, evaluated = (readers.open_source(config.input, config.input[split], cache) for split in _SPLITS)
-    return Data(train.num_examples, train.class_names, facts.of_data(train, {"val": [evaluated]}))
+    of_both = facts.of_data(train, {"val": [evaluated]})
+    return Data(train.num_examples, train.class_names, train.multi_label, of_both)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a series.
 
     Attributes:
@@ -76,8 +80,8 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The accuracy that counts: of the averaged parameters, if there are any."""
-        return "val_ema/accuracy" if self.config.ema_decay else "val/accuracy"
+        """The accuracy that counts."""
+        return mixer.run.best_metric(self.config, multi_label=self.data.multi_label)
 
     def result(self) -> dict[str, float] | None:
         """Returns the evaluation of the last step; {} if the run diverged, None if it is not done. Compiles nothing.
@@ -121,9 +125,9 @@ class Series:
         """
         self._runs, self._stop = number, stop or preemption.Stop()
         self._number = 0  # of the current run
-        self._began: dict[str, Run] = {}  # a run for each digest of weights from which runs began
+        self._began: dict[str, PlannedRun] = {}  # a run for each digest of weights from which runs began
 
-    def finished(self, run: Run) -> dict[str, float]:
+    def finished(self, run: PlannedRun) -> dict[str, float]:
         """Returns the result of the next run, after training it if it is not done; {} if it diverged.
 
         Raises:
@@ -151,7 +155,7 @@ class Series:
         finally:
             self._stop.work_ends()
 
-    def _check_weights(self, run: Run, *, done: bool) -> None:
+    def _check_weights(self, run: PlannedRun, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
 
         Raises:

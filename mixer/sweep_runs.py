@@ -106,16 +106,16 @@ class Sweep:
         config.optimizer.learning_rate, config.seed = rate, seed
         return checks.checked(config)
 
-    def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> series.Run:
+    def _run(self, name: str, label: str, rate: float, seed: int, dev: bool) -> series.PlannedRun:
         config = self._config(name, rate, seed, dev)
         title = f"{name}, learning rate {rate}" + ("" if dev else f", seed {seed}")
-        return series.Run(title, self._workdir / name / label, config, self._data[name, dev])
+        return series.PlannedRun(title, self._workdir / name / label, config, self._data[name, dev])
 
-    def _grid_runs(self, name: str) -> dict[float, series.Run]:
+    def _grid_runs(self, name: str) -> dict[float, series.PlannedRun]:
         """Returns the runs on the dev split by learning rate; none if there is only one rate."""
         rates = self._rates[name]
         return {rate: self._run(name, f"lr_{rate}", rate, 0, dev=True) for rate in rates if len(rates) > 1}
 
-    def _final_runs(self, name: str, rate: float) -> list[series.Run]:
+    def _final_runs(self, name: str, rate: float) -> list[series.PlannedRun]:
         """Returns a run for each seed. Its folder names the learning rate too: with a longer grid another may win."""
         return [self._run(name, f"lr_{rate}_seed_{seed}", rate, seed, dev=False) for seed in self._seeds]

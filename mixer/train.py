@@ -29,7 +29,7 @@ from mixer.training.progress import Progress
 with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does not wait
     import jax
 
-    from mixer import run as runs
+    import mixer.run
     from mixer.config import describe, run_folder
     from mixer.data import pipeline
     from mixer.evaluation import evaluators
@@ -79,8 +79,8 @@ def train(
             workdir = run_folder.make(workdir)
             check_lock = stack.enter_context(lock.held(workdir, console.keep))
             allowed = {"allow_config_change": allow_config_change, "allow_data_change": allow_data_change}
-            _, _, num_processes = distributed.store()
-            command = facts.of_command(config, stop_after=stop.after, num_processes=num_processes, **allowed)
+            number = distributed.processes().count
+            command = facts.of_command(config, stop_after=stop.after, num_processes=number, **allowed)
             continues = checkpoint_reader.has_checkpoints(workdir)
             begins_from = config.init_from if not continues else None
             data = {"what init_from holds": loading.held(begins_from)} if begins_from else {}
@@ -89,14 +89,14 @@ def train(
                 weights = init_from.loaded(config)  # a run's checkpoint is read by all processes together
             before = history.settings(workdir) if continues and config.init_from else {}
             config = init_from.with_token_width(config, weights, before)
-            run = runs.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
+            run = mixer.run.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
             meeting.compare(_alike(run), within=_OPENED_WITHIN)
         _run(run, weights)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
 
 
-def _alike(run: runs.Run) -> agreement.Facts:
+def _alike(run: mixer.run.Run) -> agreement.Facts:
     """Returns what all processes must have alike before the first step."""
     digest = (run.start.weights or {}).get("digest")
     return {
@@ -108,21 +108,21 @@ def _alike(run: runs.Run) -> agreement.Facts:
     }  # fmt: skip
 
 
-def _run(run: runs.Run, weights: Weights | None) -> None:
+def _run(run: mixer.run.Run, weights: Weights | None) -> None:
     """Restores or makes the state, notes the start in the run's folder, and trains."""
     config, console, workdir = run.config, run.console, run.workdir
-    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=runs.best_metric(run))
+    checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=run.metric)
     try:
         state = checkpoints.restore(run.built.shapes, run.built.shardings)
         step = 0 if state is None else int(state.step)
-        runs.describe(run, step)
+        mixer.run.describe(run, step)
         if state is not None:
             changes = [*run.start.config_changes, *run.start.data_changes]
             console.keep(f"continuing from step {step}" + "".join(f"; {change}" for change in changes))
         else:
-            state = runs.first_state(run, weights)
-        owed = runs.owed(run, step)
-        runs.check_stop(run, step)
+            state = mixer.run.first_state(run, weights)
+        owed = mixer.run.owed(run, step)
+        mixer.run.check_stop(run, step)
         if step >= run.steps.total and not owed:  # nothing is written to the folder of a run that is done
             console.keep(f"the run in {workdir} is done: it stands at step {step} of {run.steps.total}")
             checkpoints.close()
@@ -147,8 +147,9 @@ def _keep(state: TrainState, checkpoints: Checkpoints) -> None:
 
 
 def _loop(
-    run: runs.Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog, owed: Sequence[evaluators.Scheduled]
-) -> None:
+    run: mixer.run.Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog,
+    owed: Sequence[evaluators.Scheduled],
+) -> None:  # fmt: skip
     """Trains from the state's step to the last step. A save in the background is completed, whatever ends the loop."""
     config, steps, stop = run.config, run.steps, run.stop
     first_step = int(state.step)
@@ -167,11 +168,11 @@ def _loop(
             closing.callback(one.close)
         # Evaluations that are due here and missing in the log: at the start, or where a stop cut them short.
         if owed:
-            made_up_for = runs.evaluate(run, owed, state, first_step)
+            made_up_for = mixer.run.evaluate(run, owed, state, first_step)
             checkpoints.evaluated(first_step, made_up_for)  # before the log: what the log has is not owed any more
             log.write(first_step, made_up_for)
             if first_step == steps.total:
-                runs.say_last(run, made_up_for, checkpoints.most_accurate(), first_step)
+                mixer.run.say_last(run, made_up_for, checkpoints.most_accurate(), first_step)
         for step in range(first_step + 1, steps.total + 1):
             try:
                 batch = next(feed)
@@ -218,7 +219,7 @@ def _loop(
                     with progress.pause():
                         ratio = layer_norms.measured(run.built.model, run.mesh, state.params, batch)
                         line |= {f"train/{name}": value for name, value in ratio.items()}
-                        line |= runs.evaluate(run, due, state, step)
+                        line |= mixer.run.evaluate(run, due, state, step)
                 except preemption.AbandonedError:
                     leaving = True
                 except UserError:  # its images cannot be read
@@ -227,7 +228,7 @@ def _loop(
                     _keep(state, checkpoints)
                     raise
             # What is evaluated may be one of the best, which only a saved step can be.
-            saves = saves or (config.checkpoint.keep_best > 0 and runs.best_metric(run) in line)
+            saves = saves or (config.checkpoint.keep_best > 0 and run.metric in line)
             # Metrics before the checkpoint: a run that continues from it has all lines of metrics up to it.
             if line:
                 log.write(step, line)
@@ -236,7 +237,7 @@ def _loop(
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one
             if last:
-                runs.say_last(run, line, checkpoints.most_accurate(), step)
+                mixer.run.say_last(run, line, checkpoints.most_accurate(), step)
             if leaving:
                 raise preemption.PreemptedError(f"asked to stop: saved at step {step} of {steps.total}")
 

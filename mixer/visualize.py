@@ -24,8 +24,7 @@ from mixer.training.console import Console
 with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does not wait
     import jax
 
-    from mixer.analysis import drawings, units
-    from mixer.analysis import lens as of_blocks
+    from mixer.analysis import drawings, lens, units
     from mixer.evaluation import scoring
     from mixer.transfer import loading
 
@@ -48,7 +47,7 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
     numbers, tokens = [], weights.mixer().tokens(weights.image_size)[:-1]
     for block, (of_block, structure) in enumerate(units.of_model(params, tokens)):
-        numbers.append({"block": block, "units": len(of_block), "tokens": of_block.shape[1], **structure._asdict()})
+        numbers.append(units.numbers(block, of_block, structure))
         if block in blocks:
             title = f"{name}: token-mixing units of block {block}"
             drawings.write(folder / f"units_block_{block}.png", drawings.units_figure(title, of_block, structure))
@@ -68,13 +67,13 @@ def draw_lens(weights: Weights, config: ml_collections.ConfigDict, split: str, f
       UserError: the data is not there, has no labels, or its classes are not the model's.
     """
     context = scoring.make_context(weights, config, "", batch_size=64 * jax.device_count())
-    lens = of_blocks.Lens(recipe.evaluator_settings("classification", split=split), context)
+    of_mixer = lens.Lens(recipe.evaluator_settings("classification", split=split), context)
     through = functools.partial(Console(to_stderr=True).counted, "evaluating the head after each block")
-    shares = lens.accuracies(weights.params, through)
+    shares = of_mixer.accuracies(weights.params, through)
     if not shares:
         raise UserError(f"{config.dataset} {split} has no labels")
     title = f"{weights.described()} ({weights.source}) on {config.dataset} {split}: accuracy after each block"
-    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, lens.chance))
+    drawings.write(folder / "lens.png", drawings.lens_figure(title, shares, of_mixer.chance))
     return {"lens": {"dataset": config.dataset, "split": split, "accuracy_after_blocks": shares}}
 
 
@@ -154,9 +153,7 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     try:
         if weights.model().num_classes == 0:
             raise UserError(f"{weights.source} has no head")
-        config, split = scoring.input_config(weights, command_line.task()[1])
-        own_data, config.data_dir = config.data_dir, given.data_dir or config.data_dir
-        split = given.split or scoring.default_split(weights, config, split, own_data)
+        config, split = scoring.data(weights, command_line.task()[1], data_dir=given.data_dir, split=given.split)
         return draw_lens(weights, config, split, folder)
     except UserError as error:
         if asked:
@@ -169,13 +166,13 @@ def _table(numbers: dict[str, Any]) -> list[str]:
     """Returns lines with the numbers of each block."""
     columns = "{:>6}{:>28}{:>28}{:>12}".format
     lines = [numbers["model"], columns("block", "most negative correlation", "tokens of half the energy", "accuracy")]
-    lens = numbers.get("lens", {}).get("accuracy_after_blocks", [])
+    accuracies = numbers.get("lens", {}).get("accuracy_after_blocks", [])
     for number, block in enumerate(numbers["blocks"]):
         lines.append(
             columns(
                 number, f"{block['opposite']:.2f} (random {block['opposite_at_random']:.2f})",
                 f"{block['half_energy_tokens']:g} (random {block['half_energy_at_random']:g}) of {block['tokens']}",
-                f"{lens[number + 1]:.2%}" if lens else "",
+                f"{accuracies[number + 1]:.2%}" if accuracies else "",
             )
         )  # fmt: skip
     if any(block["compared"] < block["units"] for block in numbers["blocks"]):

@@ -35,6 +35,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     from mixer import recipe
     from mixer.config import checks
     from mixer.data import readers
+    from mixer.evaluation import few_shot
     from mixer.runtime import preemption
 
 SHARES = (3, 10, 30, 100)  # per cent
@@ -42,7 +43,6 @@ SHOTS = 5
 EVALUATIONS = 10  # in a run
 BATCH_SIZE = 64  # images
 METRIC = f"fewshot/digits_32_{SHOTS}shot"
-_CHUNK = 1024  # records that are read together for their labels
 
 
 class Upstream(NamedTuple):
@@ -157,14 +157,11 @@ def _source() -> Any:
 
 def _subsets() -> list[Subset]:
     """Counts the images of each class in each subset, and says how even they are."""
-    source, labels = _source(), []
-    numbers = np.arange(source.num_examples)
-    for part in np.array_split(numbers, range(_CHUNK, len(numbers), _CHUNK)):
-        labels += [example.labels[0] for example in source.fetch(part)]
-    found = []
+    source, found = _source(), []
+    labels = few_shot.class_numbers(source)
     for share in SHARES:
         images = max(round(share / 100 * len(labels)), 1)
-        counts = np.bincount(labels[:images], minlength=len(source.class_names))
+        counts = np.bincount(labels[:images][labels[:images] >= 0], minlength=len(source.class_names))
         found.append(Subset(share, images, int(counts.min()), int(counts.max())))
         print(f"{share}% are {images:,} images, of each class {counts.min():,} to {counts.max():,}")
     return found

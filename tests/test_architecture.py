@@ -24,7 +24,7 @@ LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 KEPT_TO = {
     "tensorflow": {"data/tensorflow.py"},
     "tensorflow_datasets": {"data/records/records.py", "data/records/tfds_dataset.py", "data/datasets/"},
-    "clu": {"training/curves.py"},
+    "clu": {"training/tensorboard.py"},
     "wandb": {"training/weights_and_biases.py"},
     "google": {"runtime/bucket.py", "runtime/bucket_check.py"},
     "tensorstore": {"runtime/bucket.py", "runtime/conditional.py"},

@@ -272,18 +272,18 @@ def test_extended_weights_widen_token_mixing_as_in_a_run(tmp_path):
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     np.savez(tmp_path / "ti8.npz", **flat)
     config = small(**{"input.image_size": 64, "init_from": str(tmp_path / "ti8.npz"), "model.tokens_mlp_dim": None})
-    assert preflight.with_token_width(config).model.tokens_mlp_dim == 4 * 64
+    assert preflight.with_width_of_weights(config).model.tokens_mlp_dim == 4 * 64
     other = small(**{"init_from": str(tmp_path / "ti8.npz"), "model.tokens_mlp_dim": None, "model.hidden_dim": 64})
     with pytest.raises(UserError, match=r"ti8.npz' does not fit this model: it is Mixer-.*, the model is Mixer-.*x64/"):
-        preflight.with_token_width(other)
+        preflight.with_width_of_weights(other)
     given = small(**{"init_from": "nowhere.npz", "model.tokens_mlp_dim": 32})
-    assert preflight.with_token_width(given) is given
+    assert preflight.with_width_of_weights(given) is given
     vit = {**dict.fromkeys(("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")), "variant": "ViT-Ti/8"}
     vit = small(init_from="no.npz", **{f"model.{name}": value for name, value in vit.items()})
-    assert preflight.with_token_width(vit) is vit  # no width of theirs is needed
+    assert preflight.with_width_of_weights(vit) is vit  # no width of theirs is needed
     lost = small(**{"init_from": str(tmp_path / "no.npz"), "model.tokens_mlp_dim": None})
     with pytest.raises(UserError, match=r"no.npz.*without these weights, give --config.model.tokens_mlp_dim=N"):
-        preflight.with_token_width(lost)
+        preflight.with_width_of_weights(lost)
 
 
 def run(*arguments):

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_run import ROOT, command, data_dir, run, tiny  # noqa: F401
 from wait_for_line import wait_for
 
-from mixer import run as runs
+import mixer.run
 from mixer import train
 from mixer.config import run_folder
 from mixer.data import pipeline
@@ -365,7 +365,7 @@ def test_a_start_that_begins_a_run_anew_undoes_names_and_weights_of_those_before
 )
 def test_a_run_with_another_config_or_other_data_does_not_repeat_its_steps(changes, repeats):
     run = types.SimpleNamespace(start=dataclasses.replace(start(5, 4), **changes))
-    assert runs.Run.repeats(run) == repeats
+    assert mixer.run.Run.repeats(run) == repeats
 
 
 def test_names_that_a_run_did_not_always_have_are_noted_at_each_start(tmp_path):

@@ -65,6 +65,17 @@ def keep(config, workdir, accuracy: float) -> dict[str, float]:
     return result
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_runs_are_compared_by_the_metric_that_ranks_their_checkpoints(ema_decay, multi_label, tmp_path):
+    config = recipe.base()
+    config.ema_decay = ema_decay
+    data = series.Data(9, ["a", "b"], multi_label, {})
+    run = series.PlannedRun("", epath.Path(tmp_path), checks.checked(config), data)
+    expected = "mean_average_precision" if multi_label else "accuracy"
+    assert run.metric == f"{'val_ema' if ema_decay else 'val'}/{expected}"
+
+
 def test_every_run_has_its_config(data_dir, tmp_path, monkeypatch):
     """Grid runs on the dev split, then the best rate on the test split; the rest is the recipe's and the user's."""
     seen = {}

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
 
-import mixer
-from mixer import run as runs
+import mixer.run
 from mixer import train
 from mixer.config import run_folder
 from mixer.data import pipeline, readers
@@ -349,7 +348,7 @@ def test_a_run_whose_evaluation_cannot_read_its_images_keeps_what_it_has_learned
         raise UserError("gs://bucket/validation cannot be read")
 
     config = tiny(data_dir, log_steps=2, checkpoint_steps=12, eval_steps=4)
-    monkeypatch.setattr(runs, "evaluate", fail)
+    monkeypatch.setattr(mixer.run, "evaluate", fail)
     with pytest.raises(UserError, match="validation cannot be read"):
         train.train(config, tmp_path / "run")
     assert load_params(tmp_path / "run")[0] == 4

@@ -12,25 +12,25 @@ from jaxtyping import Float
 from matplotlib import cm, colors, ticker
 from matplotlib.figure import Figure
 
-from mixer.analysis import units as of_units
+from mixer.analysis import units
 from mixer.runtime import files
 
 _WIDTH = 10.0  # of a figure, in inches
 _MAX_COLUMNS = 32  # of pictures side by side
 
 
-def units_figure(title: str, units: of_units.Units, structure: of_units.Structure) -> Figure:
+def units_figure(title: str, of_block: units.Units, structure: units.Structure) -> Figure:
     """Draws the first units of a block as images over the grid of patches, in pairs, in the order of `in_pairs`."""
-    grid, number = math.isqrt(units.shape[1]), len(units)
-    units = of_units.first(units)
-    images = units[of_units.in_pairs(units)].reshape(-1, grid, grid)
-    which = "" if len(units) == number else f"The first {len(units):,} of {number:,} units. "
+    tokens = of_block.shape[1]
+    grid, first = math.isqrt(tokens), units.first(of_block)
+    images = first[units.in_pairs(first)].reshape(-1, grid, grid)
+    which = "" if len(first) == len(of_block) else f"The first {len(first):,} of {len(of_block):,} units. "
     limit = float(np.max(np.abs(images))) or 1.0
     below = (
         f"{which}Low frequency first; to the right of a unit stands, of those that are left, the one closest to its "
         f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f} (random "
         f"weights: {structure.opposite_at_random:.2f}). Half of a unit's energy lies in "
-        f"{structure.half_energy_tokens:g} of {units.shape[1]} tokens (random: {structure.half_energy_at_random:g})."
+        f"{structure.half_energy_tokens:g} of {tokens} tokens (random: {structure.half_energy_at_random:g})."
     )
     mosaic = _mosaic(images, _columns(len(images), even=True), pairs=True)
     figure, axes = _framed(title, below, mosaic)
@@ -42,7 +42,7 @@ def units_figure(title: str, units: of_units.Units, structure: of_units.Structur
 def stem_figure(title: str, kernel: Float[np.ndarray, "height width 3 filters"]) -> Figure:
     """Draws the stem's filters in colour, from low to high frequency; grey is zero (figure 7 of the paper)."""
     filters = np.moveaxis(kernel, 3, 0)
-    filters = filters[np.argsort(of_units.frequency_of_images(filters), kind="stable")]
+    filters = filters[np.argsort(units.frequency_of_images(filters), kind="stable")]
     limit = float(np.max(np.abs(filters))) or 1.0
     mosaic = _mosaic((filters / limit + 1) / 2, _columns(len(filters)))
     below = "Low frequency first. Red, green and blue show the weights of the three colours; grey is zero."

@@ -60,6 +60,11 @@ def of_model(params: Any, tokens: Sequence[int]) -> list[tuple[Units, Structure]
     return [(units, structure(units, seed=block)) for block, units in enumerate(found)]
 
 
+def numbers(block: int, units: Units, structure: Structure) -> dict[str, Any]:
+    """Returns what a page and a file of numbers say of a block: its number, its size and how ordered its units are."""
+    return {"block": block, "units": len(units), "tokens": units.shape[1], **structure._asdict()}
+
+
 def first(units: Units) -> Float[np.ndarray, "compared tokens"]:
     """Returns all units, or the first `MAX_UNITS`. Of untied token mixing these are the MLPs of the first groups."""
     return units[:MAX_UNITS]

@@ -46,7 +46,7 @@ def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
     try:
         if not bucket.is_remote(path):  # a bucket has no folders
             path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{distributed.store()[1]}"  # every process writes its part of a checkpoint
+        probe = path / f".writable-{distributed.processes().index}"  # every process writes its part of a checkpoint
         files.write_text(probe, "")
         files.delete(probe)
     except OSError as error:

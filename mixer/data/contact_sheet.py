@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mixer.data import class_names as names_of_classes
+from mixer.data import class_names
 from mixer.runtime import files
 
 MAX_IMAGES = 64
@@ -27,19 +27,19 @@ def write_sheet(
     path: epath.Path,
     pictures: Float[np.ndarray, "batch height width 3"],
     targets: Float[np.ndarray, "batch classes"],
-    class_names: Sequence[str],
+    names: Sequence[str],
     statuses: Sequence[str],
 ) -> None:
     """Writes a PNG of a batch; see `sheet`."""
     buffer = io.BytesIO()
-    Image.fromarray(sheet(pictures, targets, class_names, statuses)).save(buffer, "PNG")
+    Image.fromarray(sheet(pictures, targets, names, statuses)).save(buffer, "PNG")
     files.write_bytes(path, buffer.getvalue())
 
 
 def sheet(
     pictures: Float[np.ndarray, "batch height width 3"],
     targets: Float[np.ndarray, "batch classes"],
-    class_names: Sequence[str],
+    names: Sequence[str],
     statuses: Sequence[str],
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Draws the first 64 images of a batch. Images of 64 pixels or fewer are enlarged.
@@ -47,10 +47,10 @@ def sheet(
     Args:
       pictures: with values in [-1, 1].
       targets: the share of each class; the largest are written below the image.
-      class_names: in the order of the labels.
+      names: of the classes, in the order of the labels.
       statuses: the names of the images' statuses.
     """
-    pictures, names = pictures[:MAX_IMAGES], names_of_classes.readable(class_names)
+    pictures, names = pictures[:MAX_IMAGES], class_names.readable(names)
     columns = math.ceil(math.sqrt(len(pictures)))
     scale = max(128 // pictures.shape[1], 1)
     cell = pictures.shape[1] * scale
@@ -79,12 +79,12 @@ def _strip(width: int, lines: Sequence[str], more: str) -> Image.Image:
     return strip
 
 
-def _caption(target: np.ndarray, class_names: Sequence[str], status: str) -> list[str]:
+def _caption(target: np.ndarray, names: Sequence[str], status: str) -> list[str]:
     """Returns the lines below an image: its classes, the largest share first."""
     if status != "ok":
         return [f"({status})"]
     strongest = [n for n in np.argsort(-target, kind="stable")[:_LINES] if target[n] > 0]
-    return [class_names[n] if target[n] == 1 else f"{target[n]:.2f} {class_names[n]}" for n in strongest]
+    return [names[n] if target[n] == 1 else f"{target[n]:.2f} {names[n]}" for n in strongest]
 
 
 def _more(target: np.ndarray) -> str:

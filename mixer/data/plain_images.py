@@ -104,7 +104,7 @@ def eval_image(data: bytes | None, config: ml_collections.ConfigDict) -> tuple[P
     return permutation.permuted(centre, permutation.order_of(config)), image_status.OK
 
 
-def _decoded(image: images.Image) -> Pixels | None:
+def _decoded(image: images.EncodedImage) -> Pixels | None:
     """Decodes an image; None if that is impossible."""
     size = image.height, image.width
     if image.encoding == images.RAW:

@@ -12,7 +12,7 @@ from mixer.data.sources import Example, Source
 from mixer.data.tensorflow import tf
 from mixer.runtime.errors import UserError
 
-Cut = Callable[[images.Image, np.ndarray, ml_collections.ConfigDict], images.Image]
+Cut = Callable[[images.EncodedImage, np.ndarray, ml_collections.ConfigDict], images.EncodedImage]
 
 
 def load(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer.data import class_names as known_names
+from mixer.data import class_names
 from mixer.data.folders import folder_report
 from mixer.data.sources import Example, Source
 from mixer.evaluation.evaluator import Context
@@ -28,7 +28,7 @@ def matched(source: Source, context: Context, dataset: str) -> Source:
     """
     theirs, ours = context.class_names, source.class_names
     if theirs is None and context.model.num_classes != len(ours):
-        theirs = known_names.published(context.model.num_classes)
+        theirs = class_names.published(context.model.num_classes)
     # TFDS calls classes without names 0, 1, 2, ... In a folder, these are names that somebody gave.
     names_mean_something = dataset == "folder" or not all(name.isdigit() for name in ours)
     if (
@@ -48,20 +48,20 @@ def matched(source: Source, context: Context, dataset: str) -> Source:
     return dataclasses.replace(source, class_names=list(theirs), fetch=fetch, report=[*source.report, said])
 
 
-def check(context: Context, class_names: Sequence[str]) -> None:
-    """Checks that the classes of the data are those of the model, in number and order.
+def check(context: Context, names: Sequence[str]) -> None:
+    """Checks that the classes of the data, which have these names, are those of the model, in number and order.
 
     Raises:
       OtherClassesError: they are not.
     """
     source, num_classes = context.source, context.model.num_classes
-    unknown = _unknown(context.class_names, class_names)
-    if num_classes != len(class_names):
+    unknown = _unknown(context.class_names, names)
+    if num_classes != len(names):
         raise OtherClassesError(
-            f"{source} tells {num_classes:,} classes apart, the data has {len(class_names):,}: fine-tune it "
+            f"{source} tells {num_classes:,} classes apart, the data has {len(names):,}: fine-tune it "
             f"first (configs/finetune.py), or ask what its features are worth (few-shot evaluation){unknown}"
         )
-    for number, (theirs, ours) in enumerate(zip(context.class_names or class_names, class_names, strict=True)):
+    for number, (theirs, ours) in enumerate(zip(context.class_names or names, names, strict=True)):
         if theirs != ours:
             raise OtherClassesError(
                 f"the classes of {source} are not those of the data: class {number} is {theirs!r} there and "

@@ -1,18 +1,17 @@
 """Few-shot linear accuracy: how well a model's frozen features separate classes (Section 3 of the paper)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epy
 
-from mixer.config.checks import unlocked_copy
 from mixer.config.settings import SETTINGS
 from mixer.data.pixels import image_status
 from mixer.data.sources import Source
-from mixer.evaluation import evaluator, few_shot_regression
+from mixer.evaluation import classification, evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
 from mixer.runtime.errors import MissingDataError, UserError
@@ -22,6 +21,26 @@ with epy.lazy_imports():  # it imports TensorFlow, which checking a config must 
     from mixer.data import readers
 
 _CHUNK = 1024  # records that are read together for their labels
+
+
+class _Computed(NamedTuple):
+    """What is known of some records.
+
+    Attributes:
+      features: float32 [records, width].
+      labels: the first of each, int32 [records]; -1 if it has none.
+      status: of each image, int32 [records].
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    status: np.ndarray
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Whether each image can be used."""
+        readable: np.ndarray = self.status == image_status.OK
+        return readable
 
 
 class FewShot:
@@ -49,7 +68,7 @@ class FewShot:
             self._test = readers.open_source(self._config, settings.split, context.cache_dir)
             if self._train.multi_label:
                 raise UserError(f"{self._config.dataset} has several labels an example; this evaluation needs one")
-            labels = _labels(self._train, context.reading)
+            labels = class_numbers(self._train, context.reading)
             self._chosen = {
                 (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
                 for shots in settings.shots
@@ -87,14 +106,11 @@ class FewShot:
         Raises:
           UserError: no image of a split can be read, or none of the test split has a label.
         """
-        settings, num_classes = self._settings, len(self._train.class_names)
-        few, few_labels, few_status = self._compute(params, self._train, self._needed, through)
-        all_test = np.arange(self._test.num_examples)
-        test, test_labels, test_status = self._compute(params, self._test, all_test, through)
-        readable, test_readable = few_status == image_status.OK, test_status == image_status.OK
-        is_used = test_readable & (test_labels >= 0)
-        test, test_labels = test[is_used], test_labels[is_used]
-        if test_readable.any() and not is_used.any():
+        settings = self._settings
+        few = self._compute(params, self._train, self._needed, through)
+        test = self._compute(params, self._test, np.arange(self._test.num_examples), through)
+        is_used = test.readable & (test.labels >= 0)
+        if test.readable.any() and not is_used.any():
             raise UserError(
                 f"few-shot evaluation: {self._config.dataset} {settings.split} has no labels; give another split"
             )
@@ -102,38 +118,51 @@ class FewShot:
         name = self._config.dataset.replace("/", "_")
         metrics: dict[str, float] = {}
         for shots in settings.shots:
-            accuracies = []
-            for seed in range(settings.seeds):
-                places = np.searchsorted(self._needed, self._chosen[shots, seed])  # `few` has the order of `_needed`
-                places = places[readable[places]]
-                if not (len(places) and len(test)):
-                    raise UserError(f"few-shot evaluation: no image of {self._config.dataset} can be read")
-                classifier = few_shot_regression.regress(few[places], few_labels[places], num_classes, settings.l2)
-                accuracies.append(few_shot_regression.accuracy(classifier, test, test_labels))
+            accuracies = self._accuracies(shots, few, test.features[is_used], test.labels[is_used])
             metrics[f"{name}_{shots}shot"] = float(np.mean(accuracies))
             if settings.seeds > 1:
                 metrics[f"{name}_{shots}shot_std"] = float(np.std(accuracies, ddof=1))
-        if unlabelled := int(np.sum(test_readable & ~is_used)):
+        if unlabelled := int(np.sum(test.readable & ~is_used)):
             metrics[f"{name}_unlabelled"] = unlabelled
-        statuses = np.concatenate([few_status, test_status])
+        statuses = np.concatenate([few.status, test.status])
         if unreadable := int(np.sum(statuses != image_status.OK)):
             metrics[f"{name}_unreadable"] = unreadable
         counts = np.bincount(statuses, minlength=len(image_status.STATUSES)).tolist()
         by_kind = zip(image_status.STATUSES[1:], counts[1:], strict=True)
         return metrics | {f"bad_images/{kind}": count for kind, count in by_kind if count}
 
-    def _compute(self, params: Any, source: Source, records: np.ndarray, through: Through) -> tuple[np.ndarray, ...]:
-        """Computes the features of some records.
+    def _accuracies(self, shots: int, few: _Computed, test: np.ndarray, labels: np.ndarray) -> list[float]:
+        """Returns the accuracy of the classifiers that are fitted to so many images of each class, one for each seed.
 
-        Returns:
-          Features, float32 [records, width]; labels, int32 [records]; and status, int32 [records].
+        Args:
+          shots: one of the settings' shots.
+          few: of the records of all choices, in the order of `_needed`.
+          test: features of the test images, float32 [images, width].
+          labels: their classes.
+
+        Raises:
+          UserError: no image that was chosen can be read, or there is no test image.
         """
+        accuracies, num_classes = [], len(self._train.class_names)
+        for seed in range(self._settings.seeds):
+            places = np.searchsorted(self._needed, self._chosen[shots, seed])
+            places = places[few.readable[places]]
+            if not (len(places) and len(test)):
+                raise UserError(f"few-shot evaluation: no image of {self._config.dataset} can be read")
+            classifier = few_shot_regression.regress(
+                few.features[places], few.labels[places], num_classes, self._settings.l2
+            )
+            accuracies.append(few_shot_regression.accuracy(classifier, test, labels))
+        return accuracies
+
+    def _compute(self, params: Any, source: Source, records: np.ndarray, through: Through) -> _Computed:
+        """Computes the features of some records."""
         found = []
         for batch in evaluator.split_batches(source, self._config, self._context, through, records):
             features = self._features(params, batch["image"])
             found.append(devices.to_host(self._context.mesh, features, batch["labels"], batch["status"]))
         features, labels, status = (np.concatenate(part)[: len(records)] for part in zip(*found, strict=True))
-        return features, labels[:, 0], status
+        return _Computed(features, labels[:, 0], status)
 
 
 def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -143,10 +172,7 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
       settings: as `config.evaluators.NAME`.
       config: `config.input`.
     """
-    found = unlocked_copy(config)
-    found.dataset = settings.dataset or config.dataset
-    found.data_dir = settings.data_dir or config.data_dir
-    found.label_key = settings.label_key if settings.dataset else config.label_key
+    found = classification.input_of(settings, config)
     found.max_labels = settings.max_labels or 1  # with more, it says that this evaluation needs one
     found.eval_crop = settings.eval_crop or SETTINGS["fewshot.eval_crop"].default
     found.eval_resize = settings.eval_resize
@@ -169,7 +195,7 @@ def _check_apart(train: Source, learned: np.ndarray, test: Source, split: str) -
         )
 
 
-def _labels(source: Source, through: Through = iter) -> np.ndarray:
+def class_numbers(source: Source, through: Through = iter) -> np.ndarray:
     """Reads the class number of every example, int64 [examples]; -1 if its record is damaged or has no label."""
     labels = np.full(source.num_examples, -1)
     for numbers in through(np.array_split(np.arange(source.num_examples), range(_CHUNK, source.num_examples, _CHUNK))):

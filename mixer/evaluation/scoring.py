@@ -32,8 +32,8 @@ def evaluate(
     loss: str,
     batch_size: int,
     through: Through = iter,
-) -> tuple[Evaluation, Sequence[str]]:
-    """Evaluates a model on a split, on all devices, in float32; returns the result and the names of the classes.
+) -> tuple[Evaluation, Source]:
+    """Evaluates a model on a split, on all devices, in float32; returns the result and the split that was read.
 
     Args:
       weights: the model's, at config.image_size.
@@ -51,7 +51,7 @@ def evaluate(
     _tell(of_split.sources)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
-        return of_split.evaluate(_on_devices(weights, context), through), of_split.source.class_names
+        return of_split.evaluate(_on_devices(weights, context), through), of_split.source
 
 
 def few_shot(
@@ -136,7 +136,29 @@ def input_config(weights: Weights, task: tasks.Task | None) -> tuple[ml_collecti
     return config, config.eval_split
 
 
-def default_split(weights: Weights, config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
+def data(
+    weights: Weights, task: tasks.Task | None, *, data_dir: str | None, split: str | None = None, whole: bool = True
+) -> tuple[ml_collections.ConfigDict, str]:
+    """Returns the `config.input` of an evaluation and its split, with what somebody gave in place of the run's.
+
+    Args:
+      weights: to evaluate.
+      task: None for what the run was evaluated on.
+      data_dir: where the data are; None for where the run's were.
+      split: in TFDS notation; None for the task's or the run's.
+      whole: whether all of a folder without splits is evaluated, if no split is given and it is not the run's.
+
+    Raises:
+      UserError: neither the weights nor a task says what to evaluate on, or the folder cannot be read.
+    """
+    config, known = input_config(weights, task)
+    own_data = config.data_dir
+    if data_dir is not None:
+        config.data_dir = data_dir
+    return config, split or (_default_split(weights, config, known, own_data) if whole else known)
+
+
+def _default_split(weights: Weights, config: ml_collections.ConfigDict, split: str, own_data: str | None) -> str:
     """Returns the split to evaluate on.
 
     Args:

@@ -8,6 +8,9 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from mixer.models import bit, mlp_mixer, vit
 from mixer.models.bit import BiT
 from mixer.models.mlp_mixer import MlpMixer
@@ -75,3 +78,22 @@ def name_of(model: Any) -> str:
     """
     name: str = FAMILIES[type(model)].name_of(model)
     return name
+
+
+def shapes(model: Any, image_size: int) -> Any:
+    """Returns the shapes and dtypes of a model's parameters, nested as they are, without computing any.
+
+    Args:
+      model: from `create`.
+      image_size: height and width of its images in pixels.
+
+    Raises:
+      ValueError: the model's patches do not tile such images.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
+def num_parameters(params: Any) -> int:
+    """Returns how many numbers all arrays of `params` have together; their shapes are enough."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

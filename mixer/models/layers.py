@@ -214,27 +214,28 @@ def head(
     rounded = jnp.dtype(dtype) == jnp.bfloat16
     return nn.Dense(
         num_classes, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(bias), name="head",
-        dot_general=_rounded_dot if rounded else jax.lax.dot_general,
+        dot_general=_dot_of_rounded if rounded else jax.lax.dot_general,
     )(x)  # fmt: skip
 
 
-def _rounded_dot(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
-    """`_rounded_product` with the signature of `jax.lax.dot_general`."""
-    return _rounded_product(x, kernel)
+def _dot_of_rounded(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
+    """`_product_of_rounded` with the signature of `jax.lax.dot_general`."""
+    return _product_of_rounded(x, kernel)
 
 
 @jax.custom_vjp
-def _rounded_product(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, "m n"]:
+def _product_of_rounded(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    """Returns the product of factors that are rounded to bfloat16. It is float32, and so are the sums in it."""
     return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
 def _product_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _rounded_product(x, y), (x, y)
+    return _product_of_rounded(x, y), (x, y)
 
 
 def _product_backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, y = factors
-    return _rounded_product(gradient, y.T), _rounded_product(x.T, gradient)
+    return _product_of_rounded(gradient, y.T), _product_of_rounded(x.T, gradient)
 
 
-_rounded_product.defvjp(_product_forward, _product_backward)
+_product_of_rounded.defvjp(_product_forward, _product_backward)

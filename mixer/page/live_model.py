@@ -9,8 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from mixer import models
-from mixer.analysis import samples as of_split
-from mixer.analysis import units
+from mixer.analysis import samples, units
 from mixer.data.pixels import crops
 from mixer.runtime.errors import UserError
 from mixer.transfer.weights import Weights
@@ -35,7 +34,7 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
         are permuted.
     """
     model = weights.mixer()
-    parameters = sum(array.size for array in jax.tree.leaves(weights.params))
+    parameters = models.num_parameters(weights.params)
     if model.num_classes == 0:
         raise UserError("it has no head")
     if model.beyond_paper:
@@ -49,7 +48,7 @@ def check(weights: Weights, config: ml_collections.ConfigDict) -> None:
             raise UserError("a weight is too large for float16, in which a page holds weights")
 
 
-def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.ConfigDict) -> dict[str, Any]:
+def packed(weights: Weights, drawn: samples.Samples, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns what `unpacked` in weights.js takes, and what the page says of the model.
 
     Args:
@@ -59,7 +58,7 @@ def packed(weights: Weights, drawn: of_split.Samples, config: ml_collections.Con
     """
     model, params = weights.mixer(), rounded(weights.params)
     flat = traverse_util.flatten_dict(params, sep="/")
-    logits = of_split.logits_of(model, params, drawn.pictures)
+    logits = samples.logits_of(model, params, drawn.pictures)
     difference = float(np.max(np.abs(logits - drawn.logits), initial=0.0))
     data = b"".join(array.astype("<f2").tobytes() for array in flat.values())
     exported = weights.exported()

@@ -34,7 +34,7 @@ Rows = list[tuple[str, list[str]]]
 """Lines of a table: a name, and a text for each run."""
 
 
-class Run(NamedTuple):
+class ShownRun(NamedTuple):
     """A run that is shown.
 
     Attributes:
@@ -59,7 +59,7 @@ class Run(NamedTuple):
         return dict(sorted(found.items()))
 
 
-def read(workdirs: Sequence[str]) -> list[Run]:
+def read(workdirs: Sequence[str]) -> list[ShownRun]:
     """Reads the folders of runs.
 
     Raises:
@@ -77,7 +77,7 @@ def read(workdirs: Sequence[str]) -> list[Run]:
             why = run_folder.diverged(path) or "the run has not logged a step yet"
             raise UserError(f"{path} has no metrics: {why}")
         model = models.name_of(weights.model_of_run(config, 0, workdir))
-        found.append(Run(name, path, config, model, history.read(path), lines))
+        found.append(ShownRun(name, path, config, model, history.read(path), lines))
     return found
 
 
@@ -90,7 +90,7 @@ def _short(workdirs: Sequence[str]) -> list[str]:
     return ["/".join(path[shared:]) for path in paths]
 
 
-def summary(runs: Sequence[Run]) -> Rows:
+def summary(runs: Sequence[ShownRun]) -> Rows:
     """Returns what the runs did and what came out, with the counts behind each share."""
     rows: Rows = [
         ("model", [run.model for run in runs]),
@@ -115,17 +115,17 @@ def summary(runs: Sequence[Run]) -> Rows:
     return rows
 
 
-def _batch_sizes(run: Run) -> str:
+def _batch_sizes(run: ShownRun) -> str:
     """Returns the images in a step, in their order if a later start changed them."""
     sizes = [size for size, _ in itertools.groupby(start.batch_size for start in history.not_undone(run.starts))]
     return " and then ".join(f"{size:,}" for size in sizes or [run.config.batch_size])
 
 
-def _in_any(runs: Sequence[Run], pattern: str) -> list[str]:
+def _in_any(runs: Sequence[ShownRun], pattern: str) -> list[str]:
     return sorted({name for run in runs for name in run.last(pattern)})
 
 
-def _share(run: Run, name: str) -> str:
+def _share(run: ShownRun, name: str) -> str:
     """Returns a share in percent; an accuracy of whole images with its counts."""
     if name not in (found := run.last(re.escape(name))):
         return ""
@@ -140,18 +140,18 @@ def _share(run: Run, name: str) -> str:
     return f"{found[name]:.2%} ({round(found[name] * images):,} of {images:,.0f})"
 
 
-def _number(run: Run, name: str) -> str:
+def _number(run: ShownRun, name: str) -> str:
     found = run.last(re.escape(name))
     return f"{found[name]:.4g}" if found else ""
 
 
-def _measured(run: Run, name: str, form: str) -> str:
+def _measured(run: ShownRun, name: str, form: str) -> str:
     """Returns what needs two steps to be measured; nothing if a start has logged its first step alone."""
     value = run.last(re.escape(name)).get(name, math.nan)
     return f"{value:{form}}" if math.isfinite(value) else ""
 
 
-def differences(runs: Sequence[Run]) -> Rows:
+def differences(runs: Sequence[ShownRun]) -> Rows:
     """Returns the settings in which the runs differ."""
     flat = [checks.flat(run.config) for run in runs]
     names = sorted({name for settings in flat for name in settings})
@@ -159,7 +159,7 @@ def differences(runs: Sequence[Run]) -> Rows:
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def settings(run: Run) -> list[tuple[str, str]]:
+def settings(run: ShownRun) -> list[tuple[str, str]]:
     """Returns all settings of a run."""
     return [(name, _text(value)) for name, value in sorted(checks.flat(run.config).items())]
 
@@ -168,7 +168,7 @@ def _text(value: Any) -> str:
     return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def starts(run: Run) -> list[list[str]]:
+def starts(run: ShownRun) -> list[list[str]]:
     """Returns a line for each start of a run: step, time, command, devices, software, changes."""
     return [
         [
@@ -183,14 +183,14 @@ def _listed(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def bad_images(runs: Sequence[Run]) -> Rows:
+def bad_images(runs: Sequence[ShownRun]) -> Rows:
     """Returns the numbers of images that could not be used, by kind; in training those of the whole run."""
     names = _in_any(runs, r".+/bad_images.*|.+/unreadable|.+_unreadable")
     rows = [(name, [f"{run.last(re.escape(name)).get(name, 0):,.0f}" for run in runs]) for name in names]
     return [(name, values) for name, values in rows if set(values) != {"0"}]
 
 
-def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def charts(runs: Sequence[ShownRun]) -> list[dict[str, Any]]:
     """Returns the charts that at least one run has values for, as `charts.js` draws them."""
     found = []
     for title, pattern, options in _CHARTS:
@@ -201,7 +201,7 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _curves(run: Run, pattern: str, named: bool) -> list[dict[str, Any]]:
+def _curves(run: ShownRun, pattern: str, named: bool) -> list[dict[str, Any]]:
     """Returns the curves of the metrics whose names match, with the run's name if it is one of several."""
     found = []
     for name in run.last(pattern):

@@ -8,7 +8,7 @@ import jinja2
 import markupsafe
 
 import mixer
-from mixer.page import runs as of_folders
+from mixer.page import runs
 from mixer.runtime import json_text
 
 _STYLES = ("uPlot.min.css", "page.css")
@@ -45,58 +45,55 @@ class Evaluated(NamedTuple):
 
 
 def page(
-    runs: Sequence[of_folders.Run], evaluated: Sequence[Evaluated], *, model: dict[str, Any] | None, no_model: str,
+    shown: Sequence[runs.ShownRun], evaluated: Sequence[Evaluated], *, model: dict[str, Any] | None, no_model: str,
     pictures: dict[str, Any], command: str,
 ) -> str:  # fmt: skip
     """Returns the HTML of a page.
 
     Args:
-      runs: what their folders say.
+      shown: the runs, as `runs.read` returns them.
       evaluated: for each run.
       model: the first run's, as `live_model.packed` returns it; None if it is not part of the page.
       no_model: why it is not.
       pictures: the model's, with `pictures` (data URLs) and `labels`.
       command: that makes the page.
     """
-    charts = of_folders.charts(runs) + _lens_chart(runs, evaluated)
+    charts = runs.charts(shown) + _lens_chart(shown, evaluated)
     data = {"charts": charts, "model": model, "samples": pictures}
-    shown = [
-        {
-            "name": run.name, "config": of_folders.settings(run), "starts": of_folders.starts(run),
-            **of_run._asdict(),
-        }
-        for run, of_run in zip(runs, evaluated, strict=True)
-    ]  # fmt: skip
+    parts = [
+        {"name": run.name, "config": runs.settings(run), "starts": runs.starts(run), **of_run._asdict()}
+        for run, of_run in zip(shown, evaluated, strict=True)
+    ]
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FunctionLoader(_file), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("page.html").render(
-        title=f"{'Runs' if len(runs) > 1 else 'Run'} {', '.join(run.name for run in runs)}",
+        title=f"{'Runs' if len(shown) > 1 else 'Run'} {', '.join(run.name for run in shown)}",
         styles=_inlined(_STYLES), scripts=_inlined(_SCRIPTS), licence=_file("uPlot-LICENSE"),
         # Within a script element, only a < could end it early.
         data=markupsafe.Markup(json_text.dumps(data).replace("<", "\\u003c")),
-        sections=_sections(shown), runs=shown, summary=of_folders.summary(runs),
-        differences=of_folders.differences(runs), bad_images=of_folders.bad_images(runs), charts=charts,
+        sections=_sections(parts), runs=parts, summary=runs.summary(shown),
+        differences=runs.differences(shown), bad_images=runs.bad_images(shown), charts=charts,
         model=model, no_model=no_model, command=command, version=mixer.__version__,
     )  # fmt: skip
 
 
-def _sections(shown: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _sections(parts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Returns the anchors of the page and their names."""
     found = [("result", "Result"), ("model", "The model at work"), ("curves", "Curves"), ("images", "Unusable images")]
-    for number, run in enumerate(shown):
-        of_run = f" ({run['name']})" if len(shown) > 1 else ""
-        parts = {"classes": "Classes", "predictions": "Predictions", "figures": "Weights"}
-        found += [(f"{part}{number}", name + of_run) for part, name in parts.items() if run[part]]
+    for number, run in enumerate(parts):
+        of_run = f" ({run['name']})" if len(parts) > 1 else ""
+        names = {"classes": "Classes", "predictions": "Predictions", "figures": "Weights"}
+        found += [(f"{part}{number}", name + of_run) for part, name in names.items() if run[part]]
     return found
 
 
-def _lens_chart(runs: Sequence[of_folders.Run], evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def _lens_chart(shown: Sequence[runs.ShownRun], evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     """Returns a chart of the accuracy after each block, if it was measured for a run."""
     curves = [
         {"name": run.name, "x": list(range(len(of_run.lens))), "y": [float(f"{share:.5g}") for share in of_run.lens]}
-        for run, of_run in zip(runs, evaluated, strict=True)
+        for run, of_run in zip(shown, evaluated, strict=True)
         if of_run.lens
     ]
     if not curves:

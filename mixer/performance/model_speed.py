@@ -237,7 +237,7 @@ def _measurement(
         lowest=program.batch_size / timed.most,
         highest=program.batch_size / timed.least,
         compile_seconds=compiled.compile_seconds,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.built.shapes.params)),
+        parameters=models.num_parameters(program.built.shapes.params),
         gflop_per_image=program.flops_per_image / 1e9,
         compiler_gflop_per_image=by_xla / 1e9,
         utilisation=None if peak_flops is None else rate * program.flops_per_image / peak_flops,

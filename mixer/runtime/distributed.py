@@ -1,5 +1,6 @@
 """Several processes that train as one, through jax.distributed."""
 
+import dataclasses
 import errno
 import re
 import socket
@@ -79,16 +80,30 @@ def _check_port(coordinator: str) -> None:
                 ) from None
 
 
-def store() -> tuple[Any, int, int]:
-    """Returns the client of JAX's coordination service, the number of this process, and how many there are.
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes that train as one.
 
-    Unlike `jax.process_index`, it does not look for devices, in which all processes would wait for each other. Without
-    `start` the client is None.
+    Attributes:
+      client: of JAX's coordination service, which keeps texts for all of them; None without `start`.
+      index: of this process, from 0.
+      count: how many there are.
     """
-    return global_state.client, global_state.process_id, global_state.num_processes
+
+    client: Any
+    index: int
+    count: int
+
+
+def processes() -> Processes:
+    """Returns the processes that this one trains with.
+
+    Unlike `jax.process_index`, it does not look for devices, in which all processes would wait for each other.
+    """
+    return Processes(global_state.client, global_state.process_id, global_state.num_processes)
 
 
 def is_first() -> bool:
     """Tells whether this is process 0. If `start` was called, it does not look for devices."""
-    client, index, _ = store()
-    return (index if client is not None else jax.process_index()) == 0
+    found = processes()
+    return (found.index if found.client is not None else jax.process_index()) == 0

@@ -83,27 +83,61 @@ def refuse_if_held(folder: epath.PathLike, say: Callable[[str], None]) -> None:
     Raises:
       UserError: a run trains there.
     """
-    first, until = b"", time.monotonic() + 1.5 * _EVERY
+    wait = 1.5 * _EVERY
+    watch = _Watch(folder, wait, f"{wait:.0f} s", say)
     while True:
         try:
             bucket_check.check(folder, for_run=True)
             data, generation = conditional.ConditionalStore(bucket.absolute(folder)).read(FILE)
         except (OSError, UserError):  # what is wrong with the folder is told later, to all processes
             return
-        owner = _parsed(data)
-        lives = False if data is None else _lives(owner)
-        if lives or (lives is None and first and first != generation):
-            raise UserError(_in_use(folder, owner))
-        if lives is False or time.monotonic() > until:
+        if watch.is_free(data, generation):
             return
-        if not first:
-            first = generation
-            say(f"{folder} belongs to {_named(owner)}: waiting for {1.5 * _EVERY:.0f} s to see whether it still runs")
         time.sleep(_LOOK)
 
 
-def _in_use(folder: epath.PathLike, owner: dict[str, Any]) -> str:
-    return f"{folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give another --workdir"
+class _Watch:
+    """Tells by one look at a folder's file after the other whether its owner lives."""
+
+    def __init__(self, folder: epath.PathLike, seconds: float, in_words: str, say: Callable[[str], None]):
+        """Prepares the first look.
+
+        Args:
+          folder: as messages name it.
+          seconds: without a sign of life, after which an owner on another machine counts as dead.
+          in_words: what a line calls this time.
+          say: is called with a line where one look is not enough.
+        """
+        self._folder, self._seconds, self._in_words, self._say = folder, seconds, in_words, say
+        self._first, self._until = b"", 0.0  # the generation of the file at the first look that told nothing
+
+    def is_free(self, data: bytes | None, generation: bytes) -> bool:
+        """Tells whether nobody owns the folder; False as long as that cannot be told.
+
+        Args:
+          data: of the file; None if there is none.
+          generation: of the file.
+
+        Raises:
+          UserError: its owner lives.
+        """
+        owner = _parsed(data)
+        lives = False if data is None else _lives(owner)  # None: that cannot be seen from here
+        if lives is None and self._first and self._first != generation:
+            lives = True  # the owner gave a sign of life while this process looked
+        elif lives is None and self._first and time.monotonic() > self._until:
+            lives = False
+        if lives:
+            raise UserError(
+                f"{self._folder} is in use: {_named(owner)} trains there; wait for its end or stop it, or give another "
+                "--workdir"
+            )
+        if lives is None and not self._first:
+            self._first, self._until = generation, time.monotonic() + self._seconds
+            self._say(
+                f"{self._folder} belongs to {_named(owner)}: waiting for {self._in_words} to see whether it still runs"
+            )
+        return lives is False
 
 
 class _Lock:
@@ -122,31 +156,16 @@ class _Lock:
 
     def take(self, say: Callable[[str], None]) -> None:
         """Takes the lock. Waits as long as it cannot be told whether the owner lives."""
-        first, until = b"", 0.0
+        watch = _Watch(self._folder, _SILENCE, f"up to {_SILENCE:.0f} s", say)
         while True:
             data, generation = self._store.read(FILE)
-            owner = _parsed(data)
-            if owner.get("token") == self.token:  # the answer to this process's own write was lost
+            if _parsed(data).get("token") == self.token:  # the answer to this process's own write was lost
                 self._generation = generation
                 break
-            lives = False if data is None else _lives(owner)  # None: that cannot be seen from here
-            if lives is None and first and first != generation:
-                lives = True  # the owner gave a sign of life while this process looked
-            elif lives is None and first and time.monotonic() > until:
-                lives = False
-            if lives:
-                raise UserError(_in_use(self._folder, owner))
-            if lives is False:
-                if self._write(generation):
-                    break
-                continue  # another start was faster: look who it is
-            if not first:
-                first, until = generation, time.monotonic() + _SILENCE
-                say(
-                    f"{self._folder} belongs to {_named(owner)}: waiting for up to {_SILENCE:.0f} "
-                    "s to see whether it still runs"
-                )
-            time.sleep(_LOOK)
+            if not watch.is_free(data, generation):
+                time.sleep(_LOOK)
+            elif self._write(generation):  # otherwise another start was faster: look who it is
+                break
         self._thread.start()
 
     def check(self) -> None:

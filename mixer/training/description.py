@@ -13,7 +13,7 @@ from mixer.training.setup import Setup
 def of_model(config: ml_collections.ConfigDict, built: Setup) -> str:
     """Describes the model and its cost."""
     macs = built.model.forward_macs(config.input.image_size)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(built.shapes.params))
+    parameters = models.num_parameters(built.shapes.params)
     return (
         f"{models.name_of(built.model)} at {config.input.image_size} px: "
         f"{parameters:,} parameters, {2 * macs / 1e9:.3g} GFLOP/image forward, {6 * macs / 1e9:.3g} in training"

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mixer.runtime.errors import UserError, first_line
-from mixer.training import curves, weights_and_biases
+from mixer.training import tensorboard, weights_and_biases
 from mixer.training.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 WRITERS: dict[str, Kind] = {
-    "tensorboard": Kind(curves.open_writer),
+    "tensorboard": Kind(tensorboard.open_writer),
     "wandb": Kind(weights_and_biases.open_writer, library="wandb"),
 }
 

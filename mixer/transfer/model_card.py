@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import FrozenConfigDict
 
 from mixer import models
@@ -100,7 +99,7 @@ def _bullets(facts: dict[str, str]) -> list[str]:
 def _about(weights: Weights, exported: Exported, to: str, named: Callable[[str], str]) -> dict[str, str]:
     """Describes the model and the file."""
     model, size = exported.model, exported.image_size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    parameters = models.num_parameters(weights.params)
     cut = f"RGB, cut into patches of {model.patch_size}x{model.patch_size}"
     return {
         "Parameters": f"{parameters:,}",

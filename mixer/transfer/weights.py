@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -261,8 +259,4 @@ def model_of_run(config: FrozenConfigDict, num_classes: int, source: str) -> mod
     return model
 
 
-@functools.cache
-def _shapes(model: models.Model, image_size: int) -> Any:
-    init: Any = model.init
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(init, jax.random.key(0), image)["params"]
+_shapes = functools.cache(models.shapes)  # the model of the same weights is asked for several times

@@ -103,3 +103,11 @@ def test_the_units_of_groups_are_images_too():
     grouped = kernel.reshape(8, 3)
     found = units.of_block({"MixerBlock_0": {"token_mixing": {"Dense_0": {"kernel": grouped}}}}, 0, 4)
     np.testing.assert_allclose(found[:3] @ one + found[3:] @ other, np.concatenate([one, other]) @ grouped)
+
+
+def test_the_numbers_of_a_block_say_its_size_too():
+    found = units.numbers(2, np.ones((3, 4)), units.Structure(-1.0, -0.5, 2.0, 3.0, 3))
+    assert found == {
+        "block": 2, "units": 3, "tokens": 4, "opposite": -1.0, "opposite_at_random": -0.5, "half_energy_tokens": 2.0,
+        "half_energy_at_random": 3.0, "compared": 3,
+    }  # fmt: skip

@@ -62,7 +62,7 @@ def test_every_process_tries_to_write(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "write_text", refuse)
     run_folder.make(tmp_path)
-    monkeypatch.setattr(distributed, "store", lambda: (object(), 3, 4))
+    monkeypatch.setattr(distributed, "processes", lambda: distributed.Processes(object(), 3, 4))
     with pytest.raises(UserError, match=r"cannot be written to .*Permission denied"):
         run_folder.make(tmp_path)
     assert list(tmp_path.iterdir()) == []

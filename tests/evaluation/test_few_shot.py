@@ -215,9 +215,9 @@ def test_a_damaged_record_is_never_chosen(monkeypatch):
         return [sources.Example(None, ()) if n < 2 else sources.Example(b"file", (labels[n],)) for n in numbers]
 
     damaged = sources.Source(6, ("a", "b"), 1, False, fetch)
-    np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(few_shot.class_numbers(damaged), [-1, -1, 0, 1, 0, 1])
     monkeypatch.setattr(few_shot, "_CHUNK", 4)
-    np.testing.assert_array_equal(few_shot._labels(damaged), [-1, -1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(few_shot.class_numbers(damaged), [-1, -1, 0, 1, 0, 1])
 
 
 def test_the_label_is_that_of_the_dataset_whose_images_are_used():

@@ -46,7 +46,7 @@ import sys
 import mixer.data.datasets, mixer.data.tensorflow
 import tensorflow as tf
 print([name for name in ("keras", "tf_keras", "sklearn", "matplotlib") if name in sys.modules])
-import mixer.training.curves
+import mixer.training.tensorboard
 print(tf.keras.__version__.split(".")[0], "keras" in sys.modules)
 """
 

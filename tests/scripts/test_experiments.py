@@ -13,7 +13,9 @@ from tiny_sweep import write_cifar10
 
 from mixer import experiment
 from mixer.config import checks, recipe, run_folder
+from mixer.data import sources
 from mixer.training.metrics import read_metrics
+from scripts import scaling
 
 pytest.importorskip("sklearn")
 
@@ -146,6 +148,19 @@ def test_scaling(tmp_path):
     assert (folder / "results.md").read_text() in done.stdout + "\n"
     with Image.open(folder / "scaling.png") as picture:
         assert picture.width > 600
+
+
+def test_a_record_that_cannot_be_read_is_counted_in_no_class(monkeypatch, capsys):
+    """It is one of the subset's images all the same: a subset is the beginning of the split."""
+    labels = [0, 1, 0, 1, 0, 1, 1, 1]
+
+    def fetch(numbers):
+        return [sources.Example(*((None, ()) if n in (1, 5) else (b"file", (labels[n],)))) for n in numbers]
+
+    monkeypatch.setattr(scaling, "_source", lambda: sources.Source(8, ("a", "b"), 1, False, fetch))
+    monkeypatch.setattr(scaling, "SHARES", (50, 100))
+    assert scaling._subsets() == [scaling.Subset(50, 4, 1, 2), scaling.Subset(100, 8, 3, 3)]
+    assert capsys.readouterr().out.splitlines()[0] == "50% are 4 images, of each class 1 to 2"
 
 
 def test_a_mistake_is_one_line_and_trains_nothing(data_dir, tmp_path):

@@ -170,7 +170,7 @@ def test_console_is_silent_on_other_processes(capsys, monkeypatch):
 @pytest.mark.parametrize(("index", "said"), [(0, "done\n"), (1, "")])
 def test_a_console_of_several_processes_does_not_look_for_devices(index, said, capsys, monkeypatch):
     """All would wait there for one that has failed."""
-    monkeypatch.setattr(distributed, "store", lambda: (object(), index, 2))
+    monkeypatch.setattr(distributed, "processes", lambda: distributed.Processes(object(), index, 2))
     monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("looked for devices"))
     Console().keep("done")
     assert capsys.readouterr().out == said

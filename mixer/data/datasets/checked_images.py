@@ -100,7 +100,7 @@ def _contents(files: Sequence[File]) -> list[bytes | None]:
     return [read.get(file.path, b"") for file in files]
 
 
-def _png(image: images.Image) -> bytes:
+def _png(image: images.EncodedImage) -> bytes:
     """Encodes the pixels that Pillow has decoded."""
     pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
     buffer = io.BytesIO()

@@ -31,8 +31,8 @@ def crop_windows(sizes: np.ndarray, draws: np.ndarray, config: ml_collections.Co
 
 
 def cut_for_training(
-    image: images.Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
-) -> images.Image:
+    image: images.EncodedImage, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> images.EncodedImage:
     """Cuts a narrow image (see `_cut_if_large`), if the crop of training is taken from the resized image.
 
     Args:
@@ -47,8 +47,8 @@ def cut_for_training(
 
 
 def cut_for_evaluation(
-    image: images.Image, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
-) -> images.Image:
+    image: images.EncodedImage, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict
+) -> images.EncodedImage:
     """Cuts a narrow image (see `_cut_if_large`). An evaluation needs no draws."""
     if not image.is_narrow:
         return image
@@ -56,15 +56,15 @@ def cut_for_evaluation(
 
 
 def _cut_if_large(
-    image: images.Image, config: ml_collections.ConfigDict, corner_of: Callable[[np.ndarray], np.ndarray]
-) -> images.Image:
+    image: images.EncodedImage, config: ml_collections.ConfigDict, corner_of: Callable[[np.ndarray], np.ndarray]
+) -> images.EncodedImage:
     """Resizes and cuts an image so narrow that, resized as a whole, it would take too much memory.
 
     One pixel by 30,000, whose shorter side is brought to 256, would be 256 x 7,680,000. Only its part around the later
     crop is resized here. The crop then has the pixels that it would have had, within a rounding error of one level.
 
     Args:
-      image: a narrow one, see `Image.is_narrow`.
+      image: a narrow one, see `EncodedImage.is_narrow`.
       config: `config.input`.
       corner_of: returns where the crop begins in a resized image, given its height and width. It rises with both, by
         at most as much as they do.
@@ -86,7 +86,7 @@ def _cut_if_large(
     kept = np.minimum(resized, crops.eval_resize(config))
     values = _area_resized(pixels, resized, corner_of(resized) - corner_of(kept), kept)
     found = crops.RESIZE_ROUNDINGS[config.resize_rounding](values).astype(np.uint8)
-    return images.Image(found.tobytes(), images.RAW, int(kept[0]), int(kept[1]), image_status.OK)
+    return images.EncodedImage(found.tobytes(), images.RAW, int(kept[0]), int(kept[1]), image_status.OK)
 
 
 def _area_resized(pixels: np.ndarray, resized: np.ndarray, start: np.ndarray, kept: np.ndarray) -> np.ndarray:

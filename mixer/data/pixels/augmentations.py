@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from mixer.data.pixels import color_jitter, crops
-from mixer.data.pixels.crops import Image
+from mixer.data.pixels.crops import Square
 from mixer.data.pixels.randaugment import randaugment
 
 DrawSlices = dict[str, slice]
@@ -30,21 +30,21 @@ class Augmentation(NamedTuple):
     """
 
     num_draws: Callable[[ml_collections.ConfigDict], int]
-    apply: Callable[[Image, np.ndarray, ml_collections.ConfigDict], Image]
+    apply: Callable[[Square, np.ndarray, ml_collections.ConfigDict], Square]
     described: Callable[[ml_collections.ConfigDict], str]
 
 
-def flip(image: Image, draws: Float32[np.ndarray, "1"], config: ml_collections.ConfigDict) -> Image:
+def flip(image: Square, draws: Float32[np.ndarray, "1"], config: ml_collections.ConfigDict) -> Square:
     """Mirrors half of the images, left to right, if `config.flip` is set."""
     return cv2.flip(image, 1) if config.flip and draws[0] >= 0.5 else image
 
 
-def apply_randaugment(image: Image, draws: Float32[np.ndarray, " n"], config: ml_collections.ConfigDict) -> Image:
+def apply_randaugment(image: Square, draws: Float32[np.ndarray, " n"], config: ml_collections.ConfigDict) -> Square:
     """Applies `config.randaugment.layers` random operations, see `randaugment.py`."""
     return randaugment(image, draws.reshape(-1, 4), config.randaugment.magnitude, config.randaugment.contrast)
 
 
-def apply_color_jitter(image: Image, draws: Float32[np.ndarray, "5"], config: ml_collections.ConfigDict) -> Image:
+def apply_color_jitter(image: Square, draws: Float32[np.ndarray, "5"], config: ml_collections.ConfigDict) -> Square:
     """Changes hue, saturation, contrast and brightness by as much as `config.color_jitter` says."""
     return color_jitter.color_jitter(image, draws, config.color_jitter)
 
@@ -91,8 +91,8 @@ def num_draws(config: ml_collections.ConfigDict) -> int:
 
 
 def augment(
-    image: Image, draws: Float32[np.ndarray, " draws"], slices: DrawSlices, config: ml_collections.ConfigDict
-) -> Image:
+    image: Square, draws: Float32[np.ndarray, " draws"], slices: DrawSlices, config: ml_collections.ConfigDict
+) -> Square:
     """Applies every augmentation that the config turns on.
 
     Args:

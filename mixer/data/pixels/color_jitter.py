@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Float32
 
-from mixer.data.pixels.crops import Image
+from mixer.data.pixels.crops import Square
 
 NUM_DRAWS = 5
 
@@ -18,7 +18,7 @@ _LOG_SATURATION, _LOG_CONTRAST, _BRIGHTNESS = 0.7, 0.5, 0.3  # the last over hal
 _GREY = 0.2  # the share of images that lose their colours
 
 
-def color_jitter(image: Image, draws: Float32[np.ndarray, "5"], strength: float) -> Image:
+def color_jitter(image: Square, draws: Float32[np.ndarray, "5"], strength: float) -> Square:
     """Changes the colours of an image, by a map that is drawn for it.
 
     Args:
@@ -34,7 +34,7 @@ def color_jitter(image: Image, draws: Float32[np.ndarray, "5"], strength: float)
     middle = 127.5
     offset = middle + middle * _BRIGHTNESS * brightness - matrix @ np.full(3, middle)
     # Not cv2.transform, whose fixed-point arithmetic for uint8 is off by more than rounding.
-    changed: Image = np.clip(np.rint(image @ matrix.T + offset), 0, 255).astype(np.uint8)
+    changed: Square = np.clip(np.rint(image @ matrix.T + offset), 0, 255).astype(np.uint8)
     return changed
 
 

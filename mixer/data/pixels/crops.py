@@ -27,7 +27,7 @@ _CORNER, _WINDOW = slice(0, 2), slice(2, NUM_DRAWS)
 RESIZE_ROUNDINGS = {"round": np.rint, "truncate": np.floor}
 
 Pixels = UInt8[np.ndarray, "height width 3"]
-Image = UInt8[np.ndarray, "size size 3"]
+Square = UInt8[np.ndarray, "size size 3"]
 Sizes = np.ndarray  # int [n, 2], heights and widths in pixels
 Windows = Int32[np.ndarray, "n 4"]  # top, left, height and width in pixels
 
@@ -44,7 +44,7 @@ class Crop(NamedTuple):
 
     described: str
     window: Callable[[Sizes, np.ndarray, ml_collections.ConfigDict], Windows]
-    cut: Callable[[Pixels, np.ndarray, ml_collections.ConfigDict], Image]
+    cut: Callable[[Pixels, np.ndarray, ml_collections.ConfigDict], Square]
     resized: bool = False
 
 
@@ -88,7 +88,7 @@ def inception_window(sizes: Sizes, draws: np.ndarray, config: ml_collections.Con
     return np.where(fits.any(axis=1, keepdims=True), windows, whole(sizes, draws, config))
 
 
-def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Image:
+def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Square:
     """Resizes bilinearly to image_size x image_size. The result is within one level of TensorFlow's.
 
     OpenCV rounds what it resizes in uint8. To truncate, it resizes in float32, which takes twice as long; one value in
@@ -103,14 +103,14 @@ def resize(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict)
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Image:
+def shift(pixels: Pixels, draws: np.ndarray, config: ml_collections.ConfigDict) -> Square:
     """Resizes to image_size x image_size, pads each side by an eighth (reflected), and takes a random part."""
     margin = math.ceil(config.image_size / 8)  # 4 pixels for CIFAR's 32
     padded = cv2.copyMakeBorder(resize(pixels, draws, config), margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
     return random_part(padded, draws, config)
 
 
-def random_part(pixels: Pixels, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Image:
+def random_part(pixels: Pixels, draws: Float32[np.ndarray, " draws"], config: ml_collections.ConfigDict) -> Square:
     """Takes a random part of image_size x image_size pixels."""
     size = config.image_size
     top, left = random_corner(np.array(pixels.shape[:2]), draws, config)

@@ -20,13 +20,13 @@ from PIL import ImageOps, features
 
 from mixer.data.pixels.image_status import BAD_RECORD, EMPTY, OK, TOO_LARGE, TRUNCATED, UNDECODABLE, UNKNOWN_FORMAT
 
-RAW, JPEG, PNG = range(3)  # how `Image.data` is encoded; RAW is uint8 [height, width, 3]
+RAW, JPEG, PNG = range(3)  # how `EncodedImage.data` is encoded; RAW is uint8 [height, width, 3]
 
 
 _NARROW = 8  # longer side over shorter side, up to which an image is always resized as a whole
 
 
-class Image(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image for TensorFlow to decode: bytes, encoding (RAW, JPEG or PNG), size in pixels, and status."""
 
     data: bytes
@@ -41,7 +41,7 @@ class Image(NamedTuple):
         return max(self.height, self.width) > _NARROW * min(self.height, self.width)
 
 
-def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop", exif: str = "rotate") -> Image:
+def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop", exif: str = "rotate") -> EncodedImage:
     """Examines an encoded image.
 
     Args:
@@ -63,12 +63,12 @@ def inspect(data: bytes | None, max_pixels: int, transparent: str = "drop", exif
     return plain if plain.height * plain.width <= max_pixels else unusable(TOO_LARGE)
 
 
-def unusable(status: int) -> Image:
+def unusable(status: int) -> EncodedImage:
     """Returns one black pixel, which takes the place of an image in the batch."""
-    return Image(b"\0\0\0", RAW, 1, 1, status)
+    return EncodedImage(b"\0\0\0", RAW, 1, 1, status)
 
 
-def _plain_png(data: bytes, transparent: str, exif: str) -> Image | None:
+def _plain_png(data: bytes, transparent: str, exif: str) -> EncodedImage | None:
     """Returns a complete upright 8-bit greyscale or RGB PNG, or None for any other data."""
     if transparent != "drop" and b"tRNS" in data[: data.find(b"IDAT")]:  # one of its colours is transparent
         return None
@@ -78,7 +78,7 @@ def _plain_png(data: bytes, transparent: str, exif: str) -> Image | None:
         return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
     plain = depth == 8 and colour in (0, 2) and height and width
-    return Image(data, PNG, height, width, OK) if plain else None
+    return EncodedImage(data, PNG, height, width, OK) if plain else None
 
 
 # Baseline, extended and progressive, with Huffman coding. The others are lossless, hierarchical or arithmetic-coded.
@@ -86,7 +86,7 @@ _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 
 
-def _plain_jpeg(data: bytes, exif: str) -> Image | None:
+def _plain_jpeg(data: bytes, exif: str) -> EncodedImage | None:
     """Returns a complete upright 8-bit JPEG with one or three components, or None for any other data."""
     if data.rfind(b"\xff\xd9", -1024) < 0:  # cameras and tools add a few bytes after the end marker
         return None
@@ -101,7 +101,7 @@ def _plain_jpeg(data: bytes, exif: str) -> Image | None:
             depth, height, width, components = struct.unpack(">BHHB", data[at + 4 : at + 10].ljust(6, b"\0"))
             if depth != 8 or components not in (1, 3) or not height or not width:
                 return None
-            frame = Image(data, JPEG, height, width, OK)
+            frame = EncodedImage(data, JPEG, height, width, OK)
         elif marker == _APP1 and exif != "ignore" and _is_turned(data[at + 4 : at + 2 + length]):
             return None
         elif marker == _START_OF_SCAN:
@@ -133,7 +133,7 @@ PillowImage.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str, exif: str) -> Image:
+def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str, exif: str) -> EncodedImage:
     try:
         image = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
     except Exception:  # Pillow's plugins raise exceptions of many kinds
@@ -147,7 +147,7 @@ def _decode_with_pillow(data: bytes, max_pixels: int, transparent: str, exif: st
         return unusable(UNKNOWN_FORMAT)
     except Exception as error:
         return unusable(TRUNCATED if "truncated" in str(error) else UNDECODABLE)
-    return Image(pixels.tobytes(), RAW, pixels.shape[0], pixels.shape[1], OK)
+    return EncodedImage(pixels.tobytes(), RAW, pixels.shape[0], pixels.shape[1], OK)
 
 
 def _over_white(image: PillowImage.Image) -> PillowImage.Image:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-Image = UInt8[np.ndarray, "height width 3"]
+from mixer.data.pixels.crops import Pixels
 
 FILL = 128  # gray level of pixels that a geometric operation or Cutout leaves empty
 PUBLISHED_SIZE = 224  # pixels; the image size for which the next two numbers are published
@@ -47,17 +47,17 @@ def _factor(level: float) -> float:
     return level * 1.8 + 0.1
 
 
-def _blend_images(degenerate: Image, image: Image, level: float) -> Image:
+def _blend_images(degenerate: Pixels, image: Pixels, level: float) -> Pixels:
     """Blends like `_blend`, clips and truncates."""
     return cv2.addWeighted(image, _factor(level), degenerate, 1 - _factor(level), _DOWN)
 
 
-def _gray(image: Image) -> UInt8[np.ndarray, "height width"]:
+def _gray(image: Pixels) -> UInt8[np.ndarray, "height width"]:
     """Returns the luma, truncated."""
     return cv2.transform(image.astype(np.float32), LUMA).astype(np.uint8)
 
 
-def autocontrast(image: Image) -> Image:
+def autocontrast(image: Pixels) -> Pixels:
     """Stretches each channel to 0..255. A constant channel stays as it is."""
     matrix = np.zeros((3, 4), np.float32)  # the last column holds the offsets
     for channel, values in enumerate(cv2.split(image)):
@@ -67,7 +67,7 @@ def autocontrast(image: Image) -> Image:
     return cv2.transform(image, matrix)
 
 
-def equalize(image: Image) -> Image:
+def equalize(image: Pixels) -> Pixels:
     """Equalizes each channel's histogram in PIL's integer arithmetic. A nearly constant channel stays as it is."""
     return cv2.merge([_equalize_channel(channel) for channel in cv2.split(image)])
 
@@ -80,7 +80,7 @@ def _equalize_channel(channel: UInt8[np.ndarray, "height width"]) -> UInt8[np.nd
     return _replace(channel, (below + step // 2) // step) if step else channel
 
 
-def posterize(image: Image, bits: int) -> Image:
+def posterize(image: Pixels, bits: int) -> Pixels:
     """Keeps the highest `bits` bits.
 
     The published shift is undefined for 0 bits (magnitudes below 2.5). TensorFlow's CPU kernel then keeps one bit, and
@@ -90,7 +90,7 @@ def posterize(image: Image, bits: int) -> Image:
     return image & np.uint8(0xFF >> dropped << dropped)
 
 
-def solarize(image: Image, threshold: int) -> Image:
+def solarize(image: Pixels, threshold: int) -> Pixels:
     """Inverts the pixels at or above the threshold, modulo 256.
 
     The published code compares uint8 with int(level * 256), which wraps around (big_vision issue 110). So magnitudes 10
@@ -100,22 +100,22 @@ def solarize(image: Image, threshold: int) -> Image:
     return image ^ (image >= threshold % 256) * np.uint8(255)
 
 
-def solarize_add(image: Image, addition: int) -> Image:
+def solarize_add(image: Pixels, addition: int) -> Pixels:
     """Brightens the pixels below 128, up to 255."""
     return cv2.add(image, (image < 128) * np.uint8(min(addition, 255)))
 
 
-def brightness(image: Image, level: float) -> Image:
+def brightness(image: Pixels, level: float) -> Pixels:
     """Blends with black."""
     return _replace(image, _blend(0.0, _VALUES, level))
 
 
-def pil_mean(image: Image) -> float:
+def pil_mean(image: Pixels) -> float:
     """Returns the truncated mean of the gray image, as PIL's Contrast has it."""
     return math.floor(cv2.mean(_gray(image))[0])
 
 
-def published_mean(image: Image) -> float:
+def published_mean(image: Pixels) -> float:
     """Returns what the published code has as the mean: the number of pixels over 256, at most 255.
 
     That is 196 for every image of 224 x 224 pixels. A sum over the histogram's counts stands where the counts should
@@ -126,15 +126,15 @@ def published_mean(image: Image) -> float:
     return mean
 
 
-CONTRASTS: dict[str, Callable[[Image], float]] = {"pil": pil_mean, "published": published_mean}
+CONTRASTS: dict[str, Callable[[Pixels], float]] = {"pil": pil_mean, "published": published_mean}
 
 
-def contrast(image: Image, level: float, mean: float) -> Image:
+def contrast(image: Pixels, level: float, mean: float) -> Pixels:
     """Blends with one gray level."""
     return _replace(image, _blend(mean, _VALUES, level))
 
 
-def color(image: Image, level: float) -> Image:
+def color(image: Pixels, level: float) -> Pixels:
     """Blends with the gray image."""
     return _blend_images(cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB), image, level)
 
@@ -142,7 +142,7 @@ def color(image: Image, level: float) -> Image:
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
-def sharpness(image: Image, level: float) -> Image:
+def sharpness(image: Pixels, level: float) -> Pixels:
     """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13. Border pixels stay as they are.
 
     The published convolution truncates too, but rounding errors of float32 can make a smooth area one level too dark.
@@ -159,7 +159,7 @@ def sharpness(image: Image, level: float) -> Image:
 _NUDGE = 2.0**-15  # pixels; between two pixels that are equally near, OpenCV takes the even one
 
 
-def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, float, float]) -> Image:
+def warp(image: Pixels, x_from: tuple[float, float, float], y_from: tuple[float, float, float]) -> Pixels:
     """Applies an affine warp: out(x, y) = in(x_from · (x, y, 1), y_from · (x, y, 1)), `FILL` outside.
 
     Between two pixels that are equally near, it takes the second, as the published code does inside the image. At -1/2,
@@ -172,7 +172,7 @@ def warp(image: Image, x_from: tuple[float, float, float], y_from: tuple[float, 
     )  # fmt: skip
 
 
-def rotate(image: Image, radians: float) -> Image:
+def rotate(image: Pixels, radians: float) -> Pixels:
     """Rotates the image about its centre, counterclockwise for positive angles."""
     cos, sin = math.cos(radians), math.sin(radians)
     y_last, x_last = image.shape[0] - 1, image.shape[1] - 1
@@ -181,7 +181,7 @@ def rotate(image: Image, radians: float) -> Image:
     return warp(image, (cos, -sin, x_offset), (sin, cos, y_offset))
 
 
-def translate(image: Image, pixels: float, axis: int) -> Image:
+def translate(image: Pixels, pixels: float, axis: int) -> Pixels:
     """Moves the image along an axis: out(i) = in(i + shift), `FILL` outside.
 
     `pixels` is the shift in an image of 224 pixels. It is scaled to the image's shorter side and rounded.
@@ -194,7 +194,7 @@ def translate(image: Image, pixels: float, axis: int) -> Image:
     return out
 
 
-def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
+def cutout(image: Pixels, pad: int, centre: np.ndarray) -> Pixels:
     """Fills a square around a centre [y, x] in [0, 1). The image's borders cut it off.
 
     The side is 2 * pad pixels in an image of 224 pixels. It is scaled to the image's shorter side.
@@ -212,7 +212,7 @@ def cutout(image: Image, pad: int, centre: np.ndarray) -> Image:
 Operation = Callable[[np.ndarray, float, float, np.ndarray], np.ndarray]
 
 
-def _contrast_by(mean: Callable[[Image], float]) -> Operation:
+def _contrast_by(mean: Callable[[Pixels], float]) -> Operation:
     return lambda image, level, sign, place: contrast(image, level, mean(image))
 
 

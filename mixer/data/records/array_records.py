@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from array_record.python import array_record_module
 
-from mixer.data.records.shards import ReadRuns, Records, Run
+from mixer.data.records.shards import ReadStretches, Records, Stretch
 from mixer.runtime.errors import UserError
 
 _OPENED = 32  # files that are opened at a time to see how many records they have
@@ -30,12 +30,12 @@ def _open(path: str) -> array_record_module.ArrayRecordReader:
     return array_record_module.ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 
 
-def reader(paths: list[str]) -> ReadRuns:
-    """Returns the function that reads runs of records from these local files."""
+def reader(paths: list[str]) -> ReadStretches:
+    """Returns the function that reads stretches of records from these local files."""
     readers: dict[int, array_record_module.ArrayRecordReader] = {}
 
-    def read_run(run: Run) -> Records:
-        shard, first, count = run
+    def read_stretch(stretch: Stretch) -> Records:
+        shard, first, count = stretch
         if shard not in readers:
             readers[shard] = _open(paths[shard])
         try:
@@ -43,6 +43,6 @@ def reader(paths: list[str]) -> ReadRuns:
         except (IndexError, RuntimeError, ValueError):  # a record is damaged: find out which one
             if count == 1:
                 return [None]
-            return [record for i in range(count) for record in read_run((shard, first + i, 1))]
+            return [record for i in range(count) for record in read_stretch((shard, first + i, 1))]
 
-    return lambda runs: [read_run(run) for run in runs]
+    return lambda stretches: [read_stretch(stretch) for stretch in stretches]

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from mixer.data.records import array_records, shards, tfrecord_index, tfrecords
-from mixer.data.records.shards import ReadRuns
+from mixer.data.records.shards import ReadStretches
 from mixer.runtime import bucket, files
 from mixer.runtime.errors import UserError
 
@@ -41,7 +41,7 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath
     instructions = builder.info.splits[split].file_instructions
     starts = np.cumsum([0, *(instruction.take for instruction in instructions)])
     skips = np.array([instruction.skip for instruction in instructions])
-    read_runs = _open_shards(builder, instructions, epath.Path(cache_dir))
+    read_stretches = _open_shards(builder, instructions, epath.Path(cache_dir))
 
     def fetch_records(numbers: np.ndarray) -> list[bytes | None]:
         numbers = np.asarray(numbers)
@@ -49,20 +49,22 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str, cache_dir: epath
         within = numbers - starts[shard] + skips[shard]
         order = np.lexsort((within, shard))
         records: list[bytes | None] = [None] * len(numbers)
-        # Consecutive records are fetched with one read. With a blocked shuffle, such runs are long.
+        # Consecutive records are fetched with one read. With a blocked shuffle, such stretches are long.
         breaks = np.flatnonzero((np.diff(shard[order]) != 0) | (np.diff(within[order]) != 1)) + 1
-        runs = np.split(order, breaks) if len(order) else []
-        fetched = read_runs([(int(shard[run[0]]), int(within[run[0]]), len(run)) for run in runs])
-        for run, blobs in zip(runs, fetched, strict=True):
-            for slot, blob in zip(run, blobs, strict=True):
+        stretches = np.split(order, breaks) if len(order) else []
+        fetched = read_stretches([(int(shard[of[0]]), int(within[of[0]]), len(of)) for of in stretches])
+        for stretch, blobs in zip(stretches, fetched, strict=True):
+            for slot, blob in zip(stretch, blobs, strict=True):
                 records[slot] = blob
         return records
 
     return int(starts[-1]), fetch_records
 
 
-def _open_shards(builder: tfds.core.DatasetBuilder, instructions: Sequence[Any], cache_dir: epath.Path) -> ReadRuns:
-    """Checks the files of a split, and returns the function that reads runs of their records.
+def _open_shards(
+    builder: tfds.core.DatasetBuilder, instructions: Sequence[Any], cache_dir: epath.Path
+) -> ReadStretches:
+    """Checks the files of a split, and returns the function that reads stretches of their records.
 
     Args:
       builder: a prepared dataset.

@@ -1,4 +1,4 @@
-"""The files of a prepared dataset: which are there, and what a run of their records is."""
+"""The files of a prepared dataset: which are there, and what a stretch of their records is."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,13 +8,13 @@ from etils import epath
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
-Run = tuple[int, int, int]
+Stretch = tuple[int, int, int]
 """Consecutive records of one file: (number of the file, first record in it, number of records)."""
 
 Records = list[bytes | None]
 
-ReadRuns = Callable[[Sequence[Run]], list[Records]]
-"""Returns the records of each run; None for a damaged record."""
+ReadStretches = Callable[[Sequence[Stretch]], list[Records]]
+"""Returns the records of each stretch; None for a damaged record."""
 
 
 def sizes(paths: Sequence[str]) -> dict[str, int]:

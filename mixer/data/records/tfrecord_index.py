@@ -126,9 +126,9 @@ def _made_by_process_0(places: Sequence[epath.Path], paths: Sequence[str], count
 
 def _tell_place(place: epath.Path) -> None:
     """Tells the other processes where process 0 has the index, or makes it."""
-    client, index, count = distributed.store()
-    if count > 1 and index == 0:
-        client.key_value_set(_key(place), str(place), allow_overwrite=True)
+    processes = distributed.processes()
+    if processes.count > 1 and processes.index == 0:
+        processes.client.key_value_set(_key(place), str(place), allow_overwrite=True)
 
 
 def _check_place(place: epath.Path) -> None:
@@ -137,17 +137,18 @@ def _check_place(place: epath.Path) -> None:
     Raises:
       UserError: it reads a copy of the data elsewhere.
     """
-    client, index, count = distributed.store()
-    if count == 1:
+    processes = distributed.processes()
+    if processes.count == 1:
         return
     try:
-        theirs = client.blocking_key_value_get(_key(place), 1000)
+        theirs = processes.client.blocking_key_value_get(_key(place), 1000)
     except jax.errors.JaxRuntimeError:  # it has not come so far
         return
     if theirs != str(place):
         raise UserError(
             f"{place.parent} has no index, and process 0, which makes one, reads {epath.Path(theirs).parent}: run "
-            f"`python scripts/prepare.py index --dataset {place.parent}` first, or give process {index} that folder"
+            f"`python scripts/prepare.py index --dataset {place.parent}` first, or give process "
+            f"{processes.index} that folder"
         )
 
 

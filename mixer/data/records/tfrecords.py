@@ -7,28 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer.data.records import tfrecord_index
-from mixer.data.records.shards import ReadRuns, Records, Run
+from mixer.data.records.shards import ReadStretches, Records, Stretch
 from mixer.runtime import bucket
 from mixer.runtime.errors import UserError
 
 _Part = tuple[str, int, int]  # path, first byte, and the byte after the last
 
 
-def reader(shards: Sequence[tuple[str, np.ndarray]]) -> ReadRuns:
-    """Returns the function that reads runs of records. Each run is one read; in a bucket, all are under way at a time.
+def reader(shards: Sequence[tuple[str, np.ndarray]]) -> ReadStretches:
+    """Returns the function that reads stretches of records.
+
+    Each stretch is one read; in a bucket, all are under way at a time.
 
     Args:
       shards: each file's path, and the offsets of its records followed by its size (int64 [records + 1]).
     """
     read = _read_remote if any(bucket.is_remote(path) for path, _ in shards) else _read_local
 
-    def read_runs(runs: Sequence[Run]) -> list[Records]:
-        paths = [shards[shard][0] for shard, _, _ in runs]
-        bounds = [shards[shard][1][first : first + count + 1] for shard, first, count in runs]
+    def read_stretches(stretches: Sequence[Stretch]) -> list[Records]:
+        paths = [shards[shard][0] for shard, _, _ in stretches]
+        bounds = [shards[shard][1][first : first + count + 1] for shard, first, count in stretches]
         parts = [(path, int(of[0]), int(of[-1])) for path, of in zip(paths, bounds, strict=True)]
         return [_records(blob, of - of[0]) for blob, of in zip(read(parts), bounds, strict=True)]
 
-    return read_runs
+    return read_stretches
 
 
 # Both raise a UserError, because only that reaches the user from within tf.data.
@@ -67,7 +69,7 @@ def _read_bytes(path: str, start: int, stop: int) -> bytes:
 
 
 def _records(blob: bytes, bounds: np.ndarray) -> Records:
-    """Returns the records between these bounds in the bytes of a run."""
+    """Returns the records between these bounds in the bytes of a stretch."""
     return [_verified(blob[start + tfrecord_index.HEADER : stop]) for start, stop in itertools.pairwise(bounds)]
 
 

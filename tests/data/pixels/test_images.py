@@ -24,7 +24,7 @@ GREY = PHOTO[..., 0]
 BLACK_PIXEL = (b"\0\0\0", RAW, 1, 1)
 
 
-def pixels(image: images.Image) -> np.ndarray:
+def pixels(image: images.EncodedImage) -> np.ndarray:
     """Returns the pixels of an image that Pillow decoded."""
     assert (image.status, image.encoding) == (OK, RAW)
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)

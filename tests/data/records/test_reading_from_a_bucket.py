@@ -18,6 +18,7 @@ from mixer.data.folders import folder
 from mixer.data.readers import open_source
 from mixer.data.records import records, tfrecord_index
 from mixer.data.sources import Source
+from mixer.runtime import distributed
 from mixer.runtime.errors import MissingDataError, UserError
 from tests.bucket.fake_bucket import FakeBucket
 from tests.bucket.faults import Fault
@@ -232,9 +233,9 @@ def test_a_process_whose_copy_of_the_data_has_no_index_does_not_wait_for_that_of
         key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
         blocking_key_value_get=lambda key, within: told[key],
     )
-    monkeypatch.setattr(tfrecord_index.distributed, "store", lambda: (store, 0, 2))
+    monkeypatch.setattr(distributed, "processes", lambda: distributed.Processes(store, 0, 2))
     assert opened(there.path("first"), tmp_path / "0").num_examples == 41
-    monkeypatch.setattr(tfrecord_index.distributed, "store", lambda: (store, 1, 2))
+    monkeypatch.setattr(distributed, "processes", lambda: distributed.Processes(store, 1, 2))
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     line = refusal(there.path("second"), tmp_path / "1")
     where = r"gs://\S+/second/\S+ has no index, and process 0, which makes one, reads gs://\S+/first/\S+: run `python "
