@@ -76,7 +76,23 @@ def prepare(
     check_lock: Callable[[], None], weights: Weights | None, *, continues: bool, allow_config_change: bool,
     allow_data_change: bool,
 ) -> Run:  # fmt: skip
-    """Opens the data, builds the step and the evaluators, and compares all with the earlier starts of the run."""
+    """Opens the data, builds the step and the evaluators, and compares all with the earlier starts of the run.
+
+    Args:
+      config: from `init_from.with_token_width`.
+      workdir: the run's folder.
+      console: where to report progress.
+      stop: tells when to save and leave.
+      check_lock: raises UserError if another process has taken the folder.
+      weights: that the run starts from; None if it starts from random ones, or continues.
+      continues: whether the folder has checkpoints.
+      allow_config_change: continue a run that had another config.
+      allow_data_change: continue a run that had other data.
+
+    Raises:
+      UserError: the data cannot be opened, what the config asks for is not possible with them or with these devices, or
+        the run had another config or other data.
+    """
     mesh = devices.make_mesh()
     if jax.process_index() == 0:
         writers.check_installed(config.metrics.writers)
