@@ -186,6 +186,7 @@ def test_code_that_a_reader_adds_passes_the_checks():
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
+        exec(compile(module, "new.py", "exec"), {"__name__": "new"})  # what it imports is there
 
 
 def test_a_folder_of_a_run_belongs_to_one_config():

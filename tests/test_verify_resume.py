@@ -2,13 +2,15 @@
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
-import sys
+import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
+from mixer.runtime.errors import UserError
 from mixer.training import checkpoint_reader
 from mixer.training.metrics import METRICS_FILE
 from tests import commands
@@ -65,6 +67,18 @@ def test_a_step_without_its_metrics_is_a_difference(two_runs, tmp_path):
     assert not [name for name in found if not name.endswith(" at step 2")]
 
 
+def test_the_verdict_is_of_both_runs_and_keeps_them_if_they_differ(two_runs, tmp_path):
+    differ, same = epath.Path(tmp_path / "differ"), epath.Path(tmp_path / "same")
+    for folder, runs in ((differ, two_runs), (same, two_runs[:1] * 2)):
+        for name, run_ in zip(("straight", "interrupted"), runs, strict=True):
+            shutil.copytree(run_, folder / name)
+    with pytest.raises(UserError, match=r"^interrupted after step 1 of 2, the run did NOT end at the same bits: \d+ a"):
+        verify_resume._verdict(differ, 2)
+    assert sorted(path.name for path in differ.iterdir()) == ["interrupted", "straight"]
+    assert verify_resume._verdict(same, 2).startswith("interrupted after step 1 of 2, the run ended at the same bits: ")
+    assert not same.exists()
+
+
 NOT_READ = {
     "--inspect": "by mixer.verify_resume",
     "--print_config": "by mixer.verify_resume",
@@ -80,6 +94,9 @@ def test_a_flag_that_would_not_be_read_is_refused(tmp_path):
         done = commands.run("mixer.verify_resume", *start, flag)
         name = flag.partition("=")[0]
         assert (done.returncode, done.stderr) == (1, f"error: {name} would not be read {why}; leave it out\n")
+    done = commands.run("mixer.verify_resume", *start, "--steps=1")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: flag --steps=1: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,6 +110,3 @@ def test_the_command_verifies_and_leaves_nothing(data_dir, tmp_path):
     assert "asked to stop: saved at step 2 of 4" in done.stdout
     assert "continuing from step 2" in done.stdout
     assert list(tmp_path.iterdir()) == []
-
-    failed = run([sys.executable, "-m", "mixer.verify_resume", "--config", "configs/quickstart.py", "--steps=1"])
-    assert failed.returncode == 1

@@ -22,6 +22,7 @@ SHARED = ROOT.parent / "shared" / "data"
 WIDTHS = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32}
 TINY = {
     **{f"model.{name}": width for name, width in WIDTHS.items()},
+    "model.dtype": "float32",  # on every machine; the quickstart's own is "auto"
     "input.dataset": "fractals/4x20x16",
     "input.image_size": 16,
     "input.eval_resize": 16,

@@ -22,6 +22,15 @@ def test_a_config_comes_back_from_the_runs_folder(base_with, tmp_path):
     run_folder.check_same(config, tmp_path)  # the same again is welcome
 
 
+@pytest.mark.parametrize(("name", "value"), [("init_ema", True), ("resize", "interpolate")])
+def test_nothing_allows_another_beginning(base_with, tmp_path, name, value):
+    """tests/test_elastic.py has the others, in runs."""
+    run_folder.save(checks.checked(base_with(init_from="a.npz")), ["cat", "dog"], tmp_path)
+    other = checks.checked(base_with(init_from="a.npz", **{name: value}))
+    with pytest.raises(UserError, match=rf"config\.{name}: .* now, but a run that continues has parameters and would"):
+        run_folder.check_same(other, tmp_path, allow_change=True)
+
+
 def test_every_difference_to_the_config_of_the_folder_is_listed(base_with, tmp_path):
     run_folder.save(checks.checked(recipe.base()), ["cat", "dog"], tmp_path)
     other = base_with(seed=1, optimizer__learning_rate=0.5, input__crop_area=(0.1, 1.0), model__num_blocks=3)

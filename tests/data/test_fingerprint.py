@@ -98,3 +98,9 @@ def test_a_million_names_take_a_second_or_a_few():
     began = time.monotonic()
     fingerprint.of_files("/data/train", paths)
     assert time.monotonic() - began < 10
+
+
+def test_of_many_files_those_that_are_looked_at_are_spread_over_all(monkeypatch):
+    monkeypatch.setattr(fingerprint, "_SIZED", 3)
+    assert fingerprint._spread(list("abcdefg")) == ["a", "d", "g"]
+    assert fingerprint._spread(list("ab")) == ["a", "b"]

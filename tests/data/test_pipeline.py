@@ -72,11 +72,11 @@ def test_large_batches_are_read_in_chunks_that_do_not_show():
 @pytest.mark.parametrize("crop", crops.CROPS)
 def test_the_order_the_draws_and_the_pixels_are_their_functions(crop):
     """Computes each row with the functions that have their own tests."""
-    config = input_config(crop=crop, shuffle_block=3)
+    config = input_config(crop=crop, shuffle_block=3, shuffle_window=2)
     files = examples_of(31)
     for step, batch in zip((1, 2), train(source_of(files), config, range(1, 3)), strict=True):
         positions = step * BATCH + np.arange(BATCH)
-        numbers = order.record_numbers(positions, 31, 5, block=3)
+        numbers = order.record_numbers(positions, 31, 5, block=3, window=2)
         draws = order.uniform(5, positions, augmentations.num_draws(config))
         np.testing.assert_array_equal(batch["labels"][:, 0], numbers % 3)
         for row, number in enumerate(numbers):

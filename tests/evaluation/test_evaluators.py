@@ -85,6 +85,10 @@ def test_val_and_few_shot_come_from_their_own_settings(data_dir):
     found = evaluators.settings_of(config)
     assert list(found) == ["val", "fewshot", "half"]
     assert (found["fewshot"].kind, found["fewshot"].split, found["fewshot"].l2) == ("few_shot", "test[:5]", 1024.0)
+    own = {"train_split": "train[:5]", "seeds": 2, "l2": 1.0, "eval_crop": "resize_small", "eval_resize": 40}
+    given = {f"fewshot.{name}": value for name, value in own.items()}
+    of_few_shot = evaluators.settings_of(tiny(data_dir, **{"fewshot.dataset": "digits"}, **given))["fewshot"]
+    assert {name: of_few_shot[name] for name in own} == own
 
 
 def test_each_is_due_at_its_own_steps_and_all_at_the_last():

@@ -7,8 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mixer import models
-from mixer.config import tasks
-from mixer.evaluation import scoring
+from mixer.config import recipe, tasks
+from mixer.evaluation import classification, few_shot, scoring
 from mixer.transfer.weights import Weights
 
 
@@ -47,3 +47,33 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
     found, _ = scoring.evaluate(weights, config_input, split, loss="softmax_xent", batch_size=8)
     assert (found.metrics["count"], found.metrics.get("labelled")) == (6, labelled)
     assert found.metrics["accuracy"] == pytest.approx(accuracy)
+
+
+def test_scores_are_computed_with_float32_products(monkeypatch):
+    """On a CPU all products of float32 are; TPUs and GPUs round their factors unless they are asked not to."""
+
+
+    class WithPrecision(Exception):
+        pass
+
+    class Opened:
+        sources = ()
+
+        def __init__(self, settings, context):
+            pass
+
+        def evaluate(self, params, through):
+            raise WithPrecision(jax.config.jax_default_matmul_precision)
+
+        __call__ = evaluate
+
+    monkeypatch.setattr(classification, "Classification", Opened)
+    monkeypatch.setattr(few_shot, "FewShot", Opened)
+    model = models.create("Ti/8", 4, num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    weights = Weights(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), "zeros.npz")
+    config, split = scoring.input_config(weights, tasks.find("cifar10")[1])
+    with pytest.raises(WithPrecision, match="^float32$"):
+        scoring.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
+    with pytest.raises(WithPrecision, match="^float32$"):
+        scoring.few_shot(weights, config, recipe.evaluator_settings("few_shot"), batch_size=8)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_run import BLOCKS, CLASSES, PATCH, TOTAL_STEPS, WARMUP_STEPS, make_batch, make_run
 
+from mixer import models
 from mixer.runtime import devices
 from mixer.training import sharding
-from mixer.training.step import normalize, split_batch
+from mixer.training.step import exact_outputs, normalize, split_batch
 
 ALL_CHANCE = {"mixup.p": 0.5, "mixup.cutmix": 0.5, "model.dropout": 0.1, "model.stochastic_depth": 0.5}
 GRADIENT_IS_KEPT = {  # plain momentum: after one step its trace is the gradient
@@ -32,6 +33,17 @@ def relative_difference(one, other):
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_outputs_that_are_said_to_be_exact_ask_for_float32_products():
+    """On a CPU all products of float32 are; TPUs and GPUs round their factors unless they are asked not to."""
+    model = models.create("Ti/4", 3, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    text = jax.jit(exact_outputs, static_argnums=0).lower(model, params, images).as_text()
+    products = [line for line in text.splitlines() if re.search("dot_general|convolution", line)]
+    assert len(products) == 6  # stem, four layers, head
+    assert all("HIGHEST" in line for line in products)
 
 
 def test_normalize_maps_bytes_to_minus_one_and_one():

@@ -107,6 +107,21 @@ def test_a_run_begins_with_it_and_so_does_its_average(data_dir, tmp_path, capsys
         np.testing.assert_allclose(kernel, whitening.whitening(kernel * 0, pictures), rtol=1e-4, atol=1e-4)
 
 
+def test_of_many_images_those_that_are_taken_are_spread_over_all(data_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Else the stem would be that of the first class, where images are in the order of their classes."""
+    taken, made = [], pipeline.eval_batches
+
+    def eval_batches(*arguments, records=None, **options):
+        taken.append(records)
+        return made(*arguments, records=records, **options)
+
+    monkeypatch.setattr(whitening, "NUM_IMAGES", 4)
+    monkeypatch.setattr(pipeline, "eval_batches", eval_batches)
+    train(tiny(data_dir, stem_init="whitening", total_steps=1), tmp_path)
+    assert "the stem whitens patches, as 4 training images have them" in capsys.readouterr().out
+    np.testing.assert_array_equal(taken[0], [0, 23, 47, 71])
+
+
 def test_a_stopped_run_ends_at_the_same_bits(data_dir, tmp_path):  # noqa: F811
     config = tiny(data_dir, **{"stem_init": "whitening", "model.identity_init": True})
     train(config, tmp_path / "straight")
