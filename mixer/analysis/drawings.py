@@ -26,11 +26,14 @@ def units_figure(title: str, units: of_units.Units, structure: of_units.Structur
     images = units[of_units.in_pairs(units)].reshape(-1, grid, grid)
     which = "" if len(units) == number else f"The first {len(units):,} of {number:,} units. "
     limit = float(np.max(np.abs(images))) or 1.0
+    opposite, energy = structure.opposite_at_random, structure.half_energy_at_random
+    alike = ", as much of them in one part of the image" if structure.extended > 1 else ""
     below = (
         f"{which}Low frequency first; to the right of a unit stands, of those that are left, the one closest to its "
-        f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f} (random "
-        f"weights: {structure.opposite_at_random:.2f}). Half of a unit's energy lies in "
-        f"{structure.half_energy_tokens:g} of {units.shape[1]} tokens (random: {structure.half_energy_at_random:g})."
+        f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f}"
+        f"{'' if opposite is None else f' (random weights{alike}: {opposite:.2f})'}. Half of a unit's energy lies in "
+        f"{structure.half_energy_tokens:g} of {units.shape[1]} tokens"
+        f"{'' if energy is None else f' (random: {energy:g})'}."
     )
     mosaic = _mosaic(images, _columns(len(images), even=True), pairs=True)
     figure, axes = _framed(title, below, mosaic)

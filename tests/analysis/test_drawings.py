@@ -40,6 +40,23 @@ def test_of_very_many_units_the_first_are_drawn():
     assert len(drawings.png(figure)) > 1000
 
 
+def test_a_caption_says_of_which_random_units_its_numbers_are():
+    random = np.random.default_rng(0).normal(size=(16, 16))
+    found = units.structure(random)
+    for structure, said in (
+        (found, f"(random weights: {found.opposite_at_random:.2f}). Half"),
+        (
+            found._replace(extended=2),
+            f"(random weights, as much of them in one part of the image: {found.opposite_at_random:.2f}",
+        ),
+        (found._replace(opposite_at_random=None, half_energy_at_random=None), f"median: {found.opposite:.2f}. Half of"),
+    ):
+        text = " ".join(drawings.units_figure("units", random, structure).get_supxlabel().split())
+        assert said in text
+        assert ("random" in text) == (structure.opposite_at_random is not None)
+        assert "None" not in text
+
+
 def test_a_title_may_hold_what_looks_like_mathematics():
     """Such as the path /tmp/$a_$b^/w."""
     title, random = "Mixer (/tmp/$a_$b^/w)", np.random.default_rng(0).normal(size=(6, 16))

@@ -215,6 +215,19 @@ def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
     assert f"- **Started from:** {second}\n- **Lineage:** {said}\n" in text
 
 
+def test_it_is_known_whether_weights_were_once_interpolated(tmp_path):
+    first = run_at(tmp_path / "first")
+    resampled = run_at(tmp_path / "resampled", init_from=f"{first}/checkpoints/90", resize="interpolate")
+    for source, known in (
+        (first, False), (resampled, True), (run_at(tmp_path / "later", init_from=resampled), True),
+        (run_at(tmp_path / "other", init_from=first), False),
+        (run_at(tmp_path / "published", init_from="B/16-i1k"), False),
+        (run_at(tmp_path / "circle", init_from=str(tmp_path / "circle")), False),
+    ):  # fmt: skip
+        assert lineage.interpolated(run_folder.load_config(source)) == known
+    assert not lineage.interpolated(None)
+
+
 def test_a_card_without_paths_knows_the_lineage_all_the_same(tmp_path):
     first = run_at(tmp_path / "first", **{"input.dataset": "fractals/64x200x32"})
     second = run_at(tmp_path / "second", init_from=first)
