@@ -308,13 +308,17 @@ def test_charts_follow_the_pointer_and_the_arrow_keys(page):
     assert legend.inner_text() == "20"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(browser, file, width, scheme):
     opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     opened.goto(file.as_uri())
     opened.wait_for_selector("#answer li")
     assert opened.evaluate("document.documentElement.scrollWidth") == width
+    opened.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    heights = opened.evaluate("[...document.querySelectorAll('tr:has(th[scope=row])')].map((row) => row.clientHeight)")
+    assert len(heights) > 100
+    assert max(heights) <= 4 * 24 + 7, "a column may be narrow, but not of single letters"
     colour = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
     opened.close()
