@@ -69,7 +69,9 @@ def lens_figure(title: str, accuracy: Sequence[float], chance: float | None) -> 
     axes.plot(range(len(accuracy)), [100 * share for share in accuracy], marker="o", label="the head after this block")
     if chance is not None:
         axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
-    axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)", ylim=(0, None))
+    axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)")
+    most = max(*accuracy, chance or 0.0) or 1.0
+    axes.set_ylim(-3 * most, 107 * most)  # room for whole markers, also where all are alike
     axes.set_title(textwrap.fill(title, 70), fontsize="medium", parse_math=False)  # a path may have two $
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(loc="best")
