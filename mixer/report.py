@@ -34,7 +34,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
     from mixer.models import mlp_mixer
     from mixer.page import live_model, pictures, runs, write
     from mixer.training import line_metrics, losses
-    from mixer.transfer import loading
+    from mixer.transfer import lineage, loading
 
 if TYPE_CHECKING:
     import ml_collections
@@ -122,7 +122,8 @@ def _drawn(weights: Weights) -> write.Evaluated:
     if not isinstance(model, mlp_mixer.MlpMixer):
         return of_run._replace(undrawn=f"they are of Mixers, and this is {models.name_of(model)}")
     blocks, figures = [], []
-    found = units.of_model(weights.params, model.tokens(weights.image_size)[:-1])
+    tokens = model.tokens(weights.image_size)[:-1]
+    found = units.of_model(weights.params, tokens, lineage.interpolated(weights.config))
     for block, (of_block, structure) in enumerate(found):
         blocks.append(units.numbers(block, of_block, structure))
         if block < units.FIGURES_OF_BLOCKS:

@@ -2,7 +2,9 @@
 
 The folder gets PNGs: the first-layer units of token mixing as images over the patches, block by block (figures 5 and 6
 of the paper), the stem's filters (figure 7), and the accuracy of the head after each block. `numbers.json` says how
-far the units come in pairs of opposite phase, and how local they are, beside random weights of the same shape.
+far the units come in pairs of opposite phase, and how local they are, beside random weights of the same shape. Where
+token mixing was extended to a larger image, as much of the random weights lies in one part of the image; where it was
+interpolated, there are none.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ with epy.lazy_imports():  # they import JAX or matplotlib, for which --help does
 
     from mixer.analysis import drawings, lens, units
     from mixer.evaluation import scoring
-    from mixer.transfer import loading
+    from mixer.transfer import lineage, loading
 
 if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
@@ -46,7 +48,8 @@ def draw_weights(weights: Weights, blocks: list[int], folder: epath.Path) -> dic
     name, params = f"{weights.described()} ({weights.source})", weights.params
     drawings.write(folder / "stem.png", drawings.stem_figure(f"{name}: filters of the stem", params["stem"]["kernel"]))
     numbers, tokens = [], weights.mixer().tokens(weights.image_size)[:-1]
-    for block, (of_block, structure) in enumerate(units.of_model(params, tokens)):
+    found = units.of_model(params, tokens, lineage.interpolated(weights.config))
+    for block, (of_block, structure) in enumerate(found):
         numbers.append(units.numbers(block, of_block, structure))
         if block in blocks:
             title = f"{name}: token-mixing units of block {block}"
@@ -168,13 +171,23 @@ def _table(numbers: dict[str, Any]) -> list[str]:
     lines = [numbers["model"], columns("block", "most negative correlation", "tokens of half the energy", "accuracy")]
     accuracies = numbers.get("lens", {}).get("accuracy_after_blocks", [])
     for number, block in enumerate(numbers["blocks"]):
+        opposite, energy = block["opposite_at_random"], block["half_energy_at_random"]
         lines.append(
             columns(
-                number, f"{block['opposite']:.2f} (random {block['opposite_at_random']:.2f})",
-                f"{block['half_energy_tokens']:g} (random {block['half_energy_at_random']:g}) of {block['tokens']}",
+                number, f"{block['opposite']:.2f}{'' if opposite is None else f' (random {opposite:.2f})'}",
+                f"{block['half_energy_tokens']:g}{'' if energy is None else f' (random {energy:g})'} "
+                f"of {block['tokens']}",
                 f"{accuracies[number + 1]:.2%}" if accuracies else "",
             )
         )  # fmt: skip
+    factor = max(block["extended"] for block in numbers["blocks"])
+    if numbers["blocks"][0]["opposite_at_random"] is None:
+        lines.append("no random units: these began as interpolated ones, which are smooth without any training")
+    elif factor > 1:
+        lines.append(
+            f"token mixing was extended by {factor} x {factor} (Appendix C): random units have as much of their energy "
+            "in one part of the image"
+        )
     if any(block["compared"] < block["units"] for block in numbers["blocks"]):
         lines.append(f"of the units of a block, the first {units.MAX_UNITS:,} were compared")
     return lines

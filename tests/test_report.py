@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from mixer import report
 from mixer.analysis import samples
@@ -178,6 +178,7 @@ def test_every_control_does_what_it_says(page, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     page.set_input_files("#file", tmp_path / "no.png")
     page.wait_for_selector("#label:has-text('no.png is not a picture')")
+    assert "The picture and the answer are still those of before." in page.inner_text("#label")
 
     before = answer()
     for place, name in (("#picture", "one.png"), ("footer", "two.png")):
@@ -221,19 +222,53 @@ def test_guesses_are_ranked_by_logits(page):
     assert [guess["share"] for guess in found] == pytest.approx([1, 1, 1, 1, 1 / (1 + np.exp(3))])
 
 
-def test_a_picture_that_the_run_would_not_turn_has_a_note(browser, file, tmp_path):
-    ignores = tmp_path / "ignores.html"
-    assert held(file)["model"]["exif"] == "rotate"
-    ignores.write_text(file.read_text().replace('"exif": "rotate"', '"exif": "ignore"'))
-    assert held(ignores)["model"]["exif"] == "ignore"
-    Image.new("RGB", (40, 60), "red").save(tmp_path / "own.png")
-    for name, said in ((file, False), (ignores, True)):
-        opened = browser.new_page()
-        opened.goto(name.as_uri())
-        opened.set_input_files("#file", tmp_path / "own.png")
-        opened.wait_for_selector("#label:has-text('own.png')")
-        assert ("EXIF" in opened.inner_text("#label")) == said
+def opened_with(browser, file, changed, **settings):
+    """The page of a run with other settings of `live_model.packed`."""
+    text = file.read_text()
+    for name, value in settings.items():
+        text = text.replace(f'"{name}": "{held(file)["model"][name]}"', f'"{name}": "{value}"')
+    changed.write_text(text)
+    assert all(held(changed)["model"][name] == value for name, value in settings.items())
+    opened = browser.new_page()
+    opened.goto(changed.as_uri())
+    opened.wait_for_selector("#answer li")
+    return opened
+
+
+def test_a_picture_that_the_run_would_turn_otherwise_has_a_note(browser, file, tmp_path):
+    """By the browser at hand: the note is right for what it does with files of each type."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    types = ["jpg", "png", "webp", *(["avif"] if features.check("avif") else [])]
+    for ending in (*types, "gif", "bmp"):
+        tag = {"exif": turned} if ending in types else {}
+        Image.new("RGB", (60, 40), "red").save(tmp_path / f"own.{ending}", **tag)
+    turns = "createImageBitmap(document.getElementById('file').files[0]).then((bitmap) => bitmap.width < bitmap.height)"
+    for exif in ("rotate", "ignore"):
+        opened = opened_with(browser, file, tmp_path / "page.html", exif=exif)
+        for ending in (*types, "gif", "bmp"):
+            opened.set_input_files("#file", tmp_path / f"own.{ending}")
+            opened.wait_for_selector(f"#label:has-text('own.{ending}')")
+            otherwise = ending in types and opened.evaluate(turns) != (exif == "rotate")
+            assert ("EXIF" in opened.inner_text("#label")) == otherwise, ending
         opened.close()
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+def test_a_transparent_picture_has_a_note_where_the_run_keeps_the_colours_under_it(browser, file, tmp_path, background):
+    assert held(file)["model"]["background"] == "black"
+    opened = opened_with(browser, file, tmp_path / "page.html", background=background)
+    pixels = np.full((40, 60, 4), (200, 30, 90, 255), np.uint8)
+    for name, alpha in (("opaque.png", 255), ("veiled.png", 254), ("clear.png", 0)):
+        pixels[:20, :, 3] = alpha
+        Image.fromarray(pixels).save(tmp_path / name)
+        opened.set_input_files("#file", tmp_path / name)
+        opened.wait_for_selector(f"#label:has-text('{name}')")
+        noted = "here those are black, while the run keeps the colours" in opened.inner_text("#label")
+        assert noted == (background == "black" and alpha < 255)
+    corner = [0, 0, 0] if background == "black" else [255, 255, 255]
+    assert opened.evaluate("[...view.picture.slice(0, 3), ...view.picture.slice(-3)]") == [*corner, 200, 30, 90]
+    opened.close()
 
 
 def test_shuffled_patches_change_the_answer_and_shuffled_weights_bring_it_back(page):
@@ -273,13 +308,17 @@ def test_charts_follow_the_pointer_and_the_arrow_keys(page):
     assert legend.inner_text() == "20"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(browser, file, width, scheme):
     opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     opened.goto(file.as_uri())
     opened.wait_for_selector("#answer li")
     assert opened.evaluate("document.documentElement.scrollWidth") == width
+    opened.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    heights = opened.evaluate("[...document.querySelectorAll('tr:has(th[scope=row])')].map((row) => row.clientHeight)")
+    assert len(heights) > 100
+    assert max(heights) <= 4 * 24 + 7, "a column may be narrow, but not of single letters"
     colour = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
     opened.close()

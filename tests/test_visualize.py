@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from mixer import visualize
+from mixer import report, visualize
 from mixer.data import datasets
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
@@ -20,6 +21,20 @@ def run(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("data")
     datasets.prepare_embedded(DATASET, str(data_dir))
     return make_run(tmp_path_factory.mktemp("run"), data_dir, **{"model.tokens_mlp_dim": 8})
+
+
+def at_32_pixels(run, folder, **settings):
+    """A run of a few steps that starts from another at twice its image size."""
+    size = {"input.image_size": 32, "input.eval_resize": 32, "model.tokens_mlp_dim": None, "total_steps": 6}
+    data_dir = loading.load(str(run)).config.input.data_dir
+    return make_run(folder, data_dir, **{**size, "init_from": str(run), **settings})
+
+
+def numbers_and_texts(run, folder):
+    """What `mixer.visualize` says of the blocks of a run, in numbers and in a table; and the page of `mixer.report`."""
+    numbers = visualize.draw_weights(loading.load(str(run)), [], epath.Path(folder))
+    page = report.make([str(run)], ema=False, data_dir=None, evaluates=False, command="c")
+    return numbers["blocks"], "\n".join(visualize._table({"model": "m", **numbers})), page
 
 
 def command(*arguments):
@@ -44,6 +59,30 @@ def test_a_run_is_drawn_block_by_block(run, tmp_path):
     assert accuracies[-1] == pytest.approx(read_metrics(run)[-1]["val/accuracy"])
     assert f"{accuracies[-1]:.2%}" in done.stdout
     assert f"{numbers['blocks'][1]['opposite']:.2f}" in done.stdout
+
+
+def test_random_weights_are_extended_as_those_of_the_run_were(run, tmp_path):
+    extended, table, page = numbers_and_texts(at_32_pixels(run, tmp_path / "run"), tmp_path)
+    small, table_of_small, page_of_small = numbers_and_texts(run, tmp_path)
+    for one, other in zip(small, extended, strict=True):
+        assert (one["extended"], other["extended"]) == (1, 2)
+        assert other["opposite_at_random"] == pytest.approx(one["opposite_at_random"], abs=0.1)
+        assert other["half_energy_at_random"] == pytest.approx(one["half_energy_at_random"], abs=1.5)
+    for text, of_small in ((table, table_of_small), (page, page_of_small)):
+        assert "oken mixing was extended by 2 x 2 (Appendix C" in text
+        assert "Appendix C" not in of_small
+    assert table.count("(random ") == 4
+
+
+def test_interpolated_weights_have_no_random_ones_beside_them(run, tmp_path):
+    interpolated = at_32_pixels(run, tmp_path / "run", resize="interpolate", **{"model.tokens_mlp_dim": 8})
+    blocks, table, page = numbers_and_texts(interpolated, tmp_path)
+    assert {block["opposite_at_random"] for block in blocks} == {block["half_energy_at_random"] for block in blocks}
+    assert {block["opposite_at_random"] for block in blocks} == {None}
+    assert "(random" not in table
+    assert "no random units: these began as interpolated ones" in table
+    assert "No random weights: those of the run began as interpolated ones" in page
+    assert "None" not in page.split('id="figures0"')[1].split("</table>")[0]
 
 
 def test_no_picture_of_other_weights_stays_beside_new_numbers(run, tmp_path):

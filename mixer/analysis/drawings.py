@@ -26,11 +26,14 @@ def units_figure(title: str, of_block: units.Units, structure: units.Structure) 
     images = first[units.in_pairs(first)].reshape(-1, grid, grid)
     which = "" if len(first) == len(of_block) else f"The first {len(first):,} of {len(of_block):,} units. "
     limit = float(np.max(np.abs(images))) or 1.0
+    opposite, energy = structure.opposite_at_random, structure.half_energy_at_random
+    alike = ", as much of them in one part of the image" if structure.extended > 1 else ""
     below = (
         f"{which}Low frequency first; to the right of a unit stands, of those that are left, the one closest to its "
-        f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f} (random "
-        f"weights: {structure.opposite_at_random:.2f}). Half of a unit's energy lies in "
-        f"{structure.half_energy_tokens:g} of {tokens} tokens (random: {structure.half_energy_at_random:g})."
+        f"negative. A unit's most negative correlation with any other, median: {structure.opposite:.2f}"
+        f"{'' if opposite is None else f' (random weights{alike}: {opposite:.2f})'}. Half of a unit's energy lies in "
+        f"{structure.half_energy_tokens:g} of {tokens} tokens"
+        f"{'' if energy is None else f' (random: {energy:g})'}."
     )
     mosaic = _mosaic(images, _columns(len(images), even=True), pairs=True)
     figure, axes = _framed(title, below, mosaic)
@@ -66,7 +69,9 @@ def lens_figure(title: str, accuracy: Sequence[float], chance: float | None) -> 
     axes.plot(range(len(accuracy)), [100 * share for share in accuracy], marker="o", label="the head after this block")
     if chance is not None:
         axes.axhline(100 * chance, color="gray", linestyle=":", label=f"chance: {chance:.2%}")
-    axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)", ylim=(0, None))
+    axes.set(xlabel="blocks (0: the stem alone)", ylabel="accuracy (%)")
+    most = max(*accuracy, chance or 0.0) or 1.0
+    axes.set_ylim(-3 * most, 107 * most)  # room for whole markers, also where all are alike
     axes.set_title(textwrap.fill(title, 70), fontsize="medium", parse_math=False)  # a path may have two $
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(loc="best")

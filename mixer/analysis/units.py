@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from mixer.transfer import resolution
+
 Units = Float[np.ndarray, "units tokens"]
 
 
@@ -24,17 +26,19 @@ class Structure(NamedTuple):
 
     Attributes:
       opposite: median of a unit's most negative correlation with another unit; -1 where all come in exact pairs.
-      opposite_at_random: the same for random units of the same shape.
+      opposite_at_random: the same for random units of the same shape; None where they would be no comparison.
       half_energy_tokens: median number of tokens that hold half of the sum of a unit's squared weights.
-      half_energy_at_random: the same for random units of the same shape.
+      half_energy_at_random: the same for random units of the same shape; None where they would be no comparison.
       compared: how many units were compared: all, or the first `MAX_UNITS`.
+      extended: by how much Appendix C made the grid of patches wider, as `extended_by` finds it; 1 if it did not.
     """
 
     opposite: float
-    opposite_at_random: float
+    opposite_at_random: float | None
     half_energy_tokens: float
-    half_energy_at_random: float
+    half_energy_at_random: float | None
     compared: int
+    extended: int = 1
 
 
 def of_block(params: Any, block: int, tokens: int | None = None) -> Units:
@@ -54,10 +58,20 @@ def of_block(params: Any, block: int, tokens: int | None = None) -> Units:
     return units
 
 
-def of_model(params: Any, tokens: Sequence[int]) -> list[tuple[Units, Structure]]:
-    """Returns the units of each block and how ordered they are, given the tokens that come into each block."""
+def of_model(params: Any, tokens: Sequence[int], interpolated: bool = False) -> list[tuple[Units, Structure]]:
+    """Returns the units of each block and how ordered they are.
+
+    Args:
+      params: of a Mixer.
+      tokens: that come into each block.
+      interpolated: whether the units were resampled from another grid. They are smooth from that alone, and random ones
+        would be no comparison.
+    """
     found = [of_block(params, block, number) for block, number in enumerate(tokens)]
-    return [(units, structure(units, seed=block)) for block, units in enumerate(found)]
+    structures = [structure(units, seed=block) for block, units in enumerate(found)]
+    if interpolated:
+        structures = [one._replace(opposite_at_random=None, half_energy_at_random=None) for one in structures]
+    return list(zip(found, structures, strict=True))
 
 
 def numbers(block: int, units: Units, structure: Structure) -> dict[str, Any]:
@@ -71,14 +85,73 @@ def first(units: Units) -> Float[np.ndarray, "compared tokens"]:
 
 
 def structure(units: Units, seed: int = 0) -> Structure:
-    """Measures the first units of a block, and as many random ones as a new model would have them."""
-    units = first(units)
-    new = jax.nn.initializers.lecun_normal()(jax.random.key(seed), units.shape[::-1])
+    """Measures the first units of a block, and as many random ones as a new model would have them.
+
+    Of a block that was extended, the random units have as much of their energy in one part of the image as its own.
+    """
+    extended, compared = extended_by(units), first(units)
+    shape = compared.shape if extended == 1 else units.shape
+    new = jax.nn.initializers.lecun_normal()(jax.random.key(seed), shape[::-1])
     by_chance = np.asarray(new).T
+    if extended > 1:
+        by_chance = first(_in_parts(by_chance, units))
     return Structure(
-        _median(opposites(units)[1]), _median(opposites(by_chance)[1]),
-        _median(half_energy_tokens(units)), _median(half_energy_tokens(by_chance)), len(units),
+        _median(opposites(compared)[1]), _median(opposites(by_chance)[1]),
+        _median(half_energy_tokens(compared)), _median(half_energy_tokens(by_chance)), len(compared), extended,
     )  # fmt: skip
+
+
+def extended_by(units: Units) -> int:
+    """Returns by how much `resolution.extend` has made the grid of a block's units wider; 1 if that is not seen.
+
+    It lets each unit see one of K x K parts of the image, by the unit's number, and training fills in the rest. Where
+    random weights have filled the whole grid, a unit's number says nothing of where it looks: in the part of its number
+    lies 1/K^2 of its energy on average. More than four standard errors above that count as extended.
+    """
+    factor = _last_factor(units)
+    if factor == 1:
+        return 1
+    before = resolution.tokens_of_parts(math.isqrt(units.shape[1]) // factor, factor)[0]
+    return factor * extended_by(units[: len(units) // factor**2, before])  # it may have been extended before, too
+
+
+def _last_factor(units: Units) -> int:
+    grid, number = math.isqrt(units.shape[1]), len(units)
+    found, most = 1, 4.0
+    for factor in range(2, grid + 1):
+        if grid % factor == 0 and number % factor**2 == 0:
+            shares = _own_shares(units, factor)
+            error = np.std(shares) / math.sqrt(number)
+            errors = (np.mean(shares) - 1 / factor**2) / max(error, np.finfo(np.float64).tiny)
+            if errors > most:
+                found, most = factor, errors
+    return found
+
+
+def _own_shares(units: Units, factor: int) -> Float[np.ndarray, " units"]:
+    """Returns the share of each unit's energy that lies in the part of the image where extension would put it."""
+    energy = np.square(units, dtype=np.float64).reshape(factor**2, -1, units.shape[1])
+    parts = resolution.tokens_of_parts(math.isqrt(units.shape[1]) // factor, factor)
+    own = [np.sum(of_part[:, tokens], axis=1) for of_part, tokens in zip(energy, parts, strict=True)]
+    whole = np.maximum(np.sum(energy, axis=2), np.finfo(np.float64).tiny)
+    shares: np.ndarray = np.concatenate(own) / whole.reshape(-1)
+    return shares
+
+
+def _in_parts(random: Units, units: Units) -> Units:
+    """Scales random units to the share of energy that units of the same shape have in the parts of their numbers."""
+    factor = _last_factor(units)
+    if factor == 1:
+        return random
+    chance, share = 1 / factor**2, min(np.mean(_own_shares(units, factor)), 1.0)  # rounding may add a little
+    parts = resolution.tokens_of_parts(math.isqrt(units.shape[1]) // factor, factor)
+    scaled = random.reshape(factor**2, -1, units.shape[1]) * np.sqrt((1 - share) / (1 - chance))
+    for part, tokens in enumerate(parts):
+        rows = slice(part * scaled.shape[1], (part + 1) * scaled.shape[1])
+        own = _in_parts(random[rows, tokens], units[rows, tokens])
+        scaled[part][:, tokens] = own * np.sqrt(share / chance)
+    whole: np.ndarray = scaled.reshape(units.shape)
+    return whole
 
 
 def _median(values: np.ndarray) -> float:

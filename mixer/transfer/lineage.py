@@ -45,6 +45,21 @@ def lineage(init_from: str | None, workdir: epath.Path | None = None, named: Cal
     return "; ".join([*told, "random parameters"])
 
 
+def interpolated(config: Any) -> bool:
+    """Returns whether a run's weights, or those that they came from, were resampled to another grid of patches.
+
+    Args:
+      config: of the run; None for weights that are not a run's, of which this is not known.
+    """
+    for _ in range(_MOST):
+        if config is None or config.init_from is None:
+            return False
+        if config.resize == "interpolate":
+            return True
+        config = None if config.init_from in PUBLISHED else config_of(config.init_from)
+    return False
+
+
 def config_of(source: str) -> Any:
     """Returns the config of the run that is meant, by its folder or one of its checkpoints; None if there is none."""
     path, _ = run_folder.of_checkpoint(epath.Path(source))

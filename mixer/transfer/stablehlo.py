@@ -144,11 +144,17 @@ def _loading_module(exported: Exported, module: str, outputs: str) -> list[str]:
 
 
 def _batch(exported: Exported) -> list[str]:
-    """Returns code that makes the batch of `images` as large as the program's; none if it is free or one picture."""
+    """Returns code that makes the batch of `images` as large as the program's; none if it is free or one picture.
+
+    It refuses more than the program takes, of which `numpy.resize` would drop the last without a word.
+    """
     size, batch = exported.image_size, exported.program.batch_size
     if batch in (None, 1):
         return []
-    return [f"images = numpy.resize(images, ({batch}, {size}, {size}, 3))  # as many as the program takes: repeated"]
+    return [
+        f'if len(images) > {batch}: raise ValueError("the program takes {batch} pictures at a time")',
+        f"images = numpy.resize(images, ({batch}, {size}, {size}, 3))  # as many as the program takes: repeated",
+    ]
 
 
 FORMAT = Format(

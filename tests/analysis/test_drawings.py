@@ -1,6 +1,7 @@
 """How pictures are put side by side, and the scale that they share."""
 
 import numpy as np
+import pytest
 
 from mixer.analysis import drawings, units
 
@@ -40,6 +41,23 @@ def test_of_very_many_units_the_first_are_drawn():
     assert len(drawings.png(figure)) > 1000
 
 
+def test_a_caption_says_of_which_random_units_its_numbers_are():
+    random = np.random.default_rng(0).normal(size=(16, 16))
+    found = units.structure(random)
+    for structure, said in (
+        (found, f"(random weights: {found.opposite_at_random:.2f}). Half"),
+        (
+            found._replace(extended=2),
+            f"(random weights, as much of them in one part of the image: {found.opposite_at_random:.2f}",
+        ),
+        (found._replace(opposite_at_random=None, half_energy_at_random=None), f"median: {found.opposite:.2f}. Half of"),
+    ):
+        text = " ".join(drawings.units_figure("units", random, structure).get_supxlabel().split())
+        assert said in text
+        assert ("random" in text) == (structure.opposite_at_random is not None)
+        assert "None" not in text
+
+
 def test_a_title_may_hold_what_looks_like_mathematics():
     """Such as the path /tmp/$a_$b^/w."""
     title, random = "Mixer (/tmp/$a_$b^/w)", np.random.default_rng(0).normal(size=(6, 16))
@@ -55,6 +73,19 @@ def test_chance_is_drawn_where_it_is_known():
     for chance, lines in ((0.25, ["chance: 25.00%"]), (None, [])):
         (axes,) = drawings.lens_figure("a model", [0.3, 0.4], chance).axes
         assert [line.get_label() for line in axes.get_lines()] == ["the head after this block", *lines]
+
+
+@pytest.mark.parametrize("accuracy", [[0.5, 0.5, 0.5], [0.801, 0.8, 0.8012], [0.0, 0.001, 1.0], [0.0, 0.0]])
+@pytest.mark.parametrize("chance", [None, 0.1])
+def test_the_marker_of_each_block_is_whole(accuracy, chance):
+    figure = drawings.lens_figure("a model", accuracy, chance)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    points = axes.transData.transform(axes.get_lines()[0].get_xydata())
+    radius = 0.5 * axes.get_lines()[0].get_markersize() * figure.dpi / 72
+    inside = axes.get_window_extent()
+    assert np.all(points - radius - 1 > inside.min)
+    assert np.all(points + radius + 1 < inside.max)
 
 
 def test_a_zero_weight_of_the_stem_is_grey():

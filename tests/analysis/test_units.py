@@ -1,9 +1,11 @@
 """Numbers of token-mixing units, of patterns whose numbers are known."""
 
+import jax
 import numpy as np
 import pytest
 
 from mixer.analysis import units
+from mixer.transfer import resolution
 
 GRID = 8
 
@@ -109,5 +111,72 @@ def test_the_numbers_of_a_block_say_its_size_too():
     found = units.numbers(2, np.ones((3, 4)), units.Structure(-1.0, -0.5, 2.0, 3.0, 3))
     assert found == {
         "block": 2, "units": 3, "tokens": 4, "opposite": -1.0, "opposite_at_random": -0.5, "half_energy_tokens": 2.0,
-        "half_energy_at_random": 3.0, "compared": 3,
+        "half_energy_at_random": 3.0, "compared": 3, "extended": 1,
     }  # fmt: skip
+
+
+def new_kernel(rows, columns, seed):
+    return np.asarray(jax.nn.initializers.lecun_normal()(jax.random.key(seed), (rows, columns)))
+
+
+def new_params(blocks=2, tokens=64, width=48, seed=100):
+    """Token mixing as a new model has it."""
+    layers = {"Dense_0": (tokens, width), "Dense_1": (width, tokens)}
+    return {
+        f"MixerBlock_{block}": {
+            "token_mixing": {
+                name: {"kernel": new_kernel(*shape, seed + block), "bias": np.zeros(shape[1], np.float32)}
+                for name, shape in layers.items()
+            }
+        }
+        for block in range(blocks)
+    }
+
+
+def test_random_units_are_extended_as_the_model_was():
+    """Three quarters of its weights are zero then, which would look like pairs and like locality."""
+    params = new_params()
+    small = [structure for _, structure in units.of_model(params, [64, 64])]
+    large = [structure for _, structure in units.of_model(resolution.extend(params, 16), [256, 256])]
+    assert [one.extended for one in small + large] == [1, 1, 2, 2]
+    for one, other in zip(small, large, strict=True):
+        assert other.opposite == pytest.approx(one.opposite, abs=0.01)
+        assert other.half_energy_tokens == one.half_energy_tokens
+        assert other.opposite_at_random == pytest.approx(other.opposite, abs=0.03)
+        assert other.half_energy_at_random == pytest.approx(other.half_energy_tokens, abs=1)
+    of_shape = units.structure(np.ones((192, 256), np.float32))
+    assert of_shape.opposite_at_random > -0.18, "of units that see the whole grid"
+    assert of_shape.half_energy_at_random > 35
+
+
+@pytest.mark.parametrize("steps", [(16,), (32,), (24,), (16, 32)])
+@pytest.mark.parametrize("filled", [0, 0.5, 0.8])
+def test_random_units_are_as_far_in_one_part_once_training_has_filled_the_rest(steps, filled):
+    """Filled with weights of this share of a unit's energy, that are without order too."""
+    params = new_params()
+    for grid in steps:
+        params = resolution.extend(params, grid)
+    extended = units.of_block(params, 0)
+    noise = new_kernel(*extended.T.shape, seed=7).T * np.sqrt(extended.shape[1] / 64)
+    found = units.structure(np.sqrt(1 - filled) * extended + np.sqrt(filled) * noise)
+    assert found.extended == steps[-1] // 8
+    assert found.opposite == pytest.approx(found.opposite_at_random, abs=0.03)
+    assert found.half_energy_tokens == pytest.approx(found.half_energy_at_random, rel=0.1)
+
+
+def test_local_units_are_not_taken_for_extended_ones():
+    """Each sees one place, which its number does not tell."""
+    down, across = np.mgrid[:16, :16]
+    for seed in range(50):
+        places = np.random.default_rng(seed).uniform(0, 16, (96, 2, 1, 1))
+        blobs = np.exp(-((down - places[:, 0]) ** 2) - (across - places[:, 1]) ** 2).reshape(96, 256)
+        assert units.extended_by(blobs) == 1
+        assert units.extended_by(units.of_block(new_params(1, 256, 192, seed), 0)) == 1
+    assert units.extended_by(WAVES) == units.extended_by(np.zeros((16, 16))) == 1
+
+
+def test_interpolated_units_have_no_random_ones_beside_them():
+    params = resolution.interpolate(new_params(), 16)
+    for _, found in units.of_model(params, [256, 256], interpolated=True):
+        assert (found.opposite_at_random, found.half_energy_at_random, found.extended) == (None, None, 1)
+        assert -1 < found.opposite < 0

@@ -52,8 +52,7 @@ def test_imagenets_other_test_sets_as_tfds_prepares_them(tmp_path, task_name):
 def test_scores_are_computed_with_float32_products(monkeypatch):
     """On a CPU all products of float32 are; TPUs and GPUs round their factors unless they are asked not to."""
 
-
-    class WithPrecision(Exception):
+    class StoppedError(Exception):
         pass
 
     class Opened:
@@ -63,7 +62,7 @@ def test_scores_are_computed_with_float32_products(monkeypatch):
             pass
 
         def evaluate(self, params, through):
-            raise WithPrecision(jax.config.jax_default_matmul_precision)
+            raise StoppedError(jax.config.jax_default_matmul_precision)
 
         __call__ = evaluate
 
@@ -73,7 +72,7 @@ def test_scores_are_computed_with_float32_products(monkeypatch):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     weights = Weights(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), "zeros.npz")
     config, split = scoring.input_config(weights, tasks.find("cifar10")[1])
-    with pytest.raises(WithPrecision, match="^float32$"):
+    with pytest.raises(StoppedError, match=r"^float32$"):
         scoring.evaluate(weights, config, split, loss="softmax_xent", batch_size=8)
-    with pytest.raises(WithPrecision, match="^float32$"):
+    with pytest.raises(StoppedError, match=r"^float32$"):
         scoring.few_shot(weights, config, recipe.evaluator_settings("few_shot"), batch_size=8)

@@ -9,8 +9,9 @@ from tests.page.test_runs import line, write_run
 LISTEN = """
 const fillText = CanvasRenderingContext2D.prototype.fillText;
 window.written = [];
+window.below = [];
 CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
-  written.push(text);
+  (this.textAlign === "center" ? below : written).push(text);
   return fillText.call(this, text, ...place);
 };
 """
@@ -18,7 +19,7 @@ CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
 
 @pytest.fixture
 def of_values(browser, tmp_path):
-    """Returns a function from values of a metric to what its chart's axes say, and the legend's last value."""
+    """Returns a function from values of a metric to its chart's left axis, the legend's last value, and lower axis."""
 
     def shown(metric, values):
         lines = [line(step, **{metric: value}) for step, value in enumerate(values)]
@@ -30,7 +31,7 @@ def of_values(browser, tmp_path):
         page.goto((tmp_path / "page.html").as_uri())
         page.focus(".chart")
         page.keyboard.press("ArrowLeft")
-        found = page.evaluate("written"), page.locator(".u-legend .u-value").last.inner_text()
+        found = page.evaluate("written"), page.locator(".u-legend .u-value").last.inner_text(), page.evaluate("below")
         page.close()
         return found
 
@@ -48,7 +49,7 @@ def of_values(browser, tmp_path):
     ],
 )
 def test_shares_have_the_decimals_that_tell_ticks_apart_and_end_at_100(of_values, values, ticks, last):
-    written, legend = of_values("val__accuracy", values)
+    written, legend, _ = of_values("val__accuracy", values)
     shares = [text for text in written if text.endswith("%")]
     assert ticks <= set(shares)
     assert len(shares) == len(set(shares))
@@ -57,6 +58,14 @@ def test_shares_have_the_decimals_that_tell_ticks_apart_and_end_at_100(of_values
 
 
 def test_losses_close_to_each_other_are_told_apart(of_values):
-    written, legend = of_values("val__loss", [1.2341, 1.2343, 1.2345])
+    written, legend, _ = of_values("val__loss", [1.2341, 1.2343, 1.2345])
     assert {"1.2341", "1.2342", "1.2343", "1.2344", "1.2345"} <= set(written)
     assert legend == "1.2345"
+
+
+@pytest.mark.parametrize(
+    ("number", "ticks"), [(2, ["0", "1"]), (3, ["0", "1", "2"]), (7, ["0", "1", "2", "3", "4", "5", "6"])]
+)
+def test_there_is_no_tick_between_two_steps_or_blocks(of_values, number, ticks):
+    *_, below = of_values("val__loss", [1 / (1 + step) for step in range(number)])
+    assert below == ["step", *ticks]

@@ -22,7 +22,7 @@ from mixer.data.pixels import crops, image_status, images
 from mixer.runtime.errors import UserError
 from mixer.training import history
 from mixer.transfer import hub, lineage, model_card
-from mixer.transfer.format import quoted
+from mixer.transfer.format import Program, quoted
 from mixer.transfer.formats import FORMATS
 from mixer.transfer.weights import Weights
 
@@ -88,6 +88,24 @@ def test_the_code_of_a_card_ranks_classes_whose_probabilities_are_equal(tmp_path
     assert [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()] == [
         ["100.00%", NAMES[2]], ["100.00%", NAMES[3]], ["100.00%", NAMES[1]],
     ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*pets.stablehlo")
+def test_the_code_of_a_card_refuses_more_pictures_than_the_program_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, program = weights_of(), Program(3, ("cpu",))
+    picture("cat.png").replace("cat.jpg")
+    with open("pets.stablehlo", "wb") as file:
+        FORMATS["stablehlo"].save(file, weights.exported()._replace(program=program))
+    text = model_card.card(
+        weights, to="stablehlo", file="pets.stablehlo", command="", measured={}, program=program
+    ).split("iree-compile")[0]
+    for pictures in (1, 2, 3):
+        scope = {}
+        exec(pasted(text).replace('["cat.jpg"]', str(["cat.jpg"] * pictures)), scope)
+        assert len(scope["logits"]) == 3
+    with pytest.raises(ValueError, match=r"^the program takes 3 pictures at a time$"):
+        exec(pasted(text).replace('["cat.jpg"]', str(["cat.jpg"] * 4)), {})
 
 
 def test_the_code_of_a_card_rounds_sides_as_the_run_does(tmp_path, monkeypatch):
@@ -213,6 +231,19 @@ def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
         "random parameters"
     )
     assert f"- **Started from:** {second}\n- **Lineage:** {said}\n" in text
+
+
+def test_it_is_known_whether_weights_were_once_interpolated(tmp_path):
+    first = run_at(tmp_path / "first")
+    resampled = run_at(tmp_path / "resampled", init_from=f"{first}/checkpoints/90", resize="interpolate")
+    for source, known in (
+        (first, False), (resampled, True), (run_at(tmp_path / "later", init_from=resampled), True),
+        (run_at(tmp_path / "other", init_from=first), False),
+        (run_at(tmp_path / "published", init_from="B/16-i1k"), False),
+        (run_at(tmp_path / "circle", init_from=str(tmp_path / "circle")), False),
+    ):  # fmt: skip
+        assert lineage.interpolated(run_folder.load_config(source)) == known
+    assert not lineage.interpolated(None)
 
 
 def test_a_card_without_paths_knows_the_lineage_all_the_same(tmp_path):

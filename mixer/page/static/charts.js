@@ -1,6 +1,7 @@
 // Curves, drawn by uPlot. The legend below a chart shows the values at the pointer, or at the arrow keys' step.
 
 const CHART_HEIGHT = 220;
+const WHOLE = Array.from({ length: 48 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // between ticks
 
 /** Draws a chart into each element of the class `chart`; `charts` has what they show, in their order. */
 function drawCharts(charts) {
@@ -58,7 +59,7 @@ function drawChart(place, chart) {
         },
         cursor: { dataIdx: (_plot, _curve, step) => step }, // no value of another step, where a curve has none here
         axes: [
-          { ...axis, label: chart.x, labelSize: 16, size: 36 },
+          { ...axis, label: chart.x, labelSize: 16, size: 36, incrs: WHOLE },
           {
             ...axis, size: 56,
             values: (_plot, ticks, _axis, _space, found) => {

@@ -66,18 +66,21 @@ async function pixelsOf(source, size) {
   return pixels(context, size);
 }
 
-/** Returns the pixels of a picture of any size, resized and cropped as in the evaluation. */
+/** Returns the pixels of a picture of any size, resized and cropped as in the evaluation, and whether it is transparent. */
 function cropped(bitmap, { size, resize, crop, background }) {
   const context = canvasContext(size);
-  context.fillStyle = background;
-  context.fillRect(0, 0, size, size);
   context.imageSmoothingQuality = "high";
   const scale = resize / Math.min(bitmap.width, bitmap.height);
   const resized = (side) => (crop === "resize_square" ? resize : Math.round(side * scale));
   const [width, height] = [resized(bitmap.width), resized(bitmap.height)];
   const before = (side) => -Math.floor((side - size) / 2); // whole pixels, as in the evaluation
-  context.drawImage(bitmap, before(width), before(height), width, height);
-  return pixels(context, size);
+  const draw = () => context.drawImage(bitmap, before(width), before(height), width, height);
+  draw();
+  const transparent = context.getImageData(0, 0, size, size).data.some((value, i) => i % 4 === 3 && value < 255);
+  context.fillStyle = background;
+  context.fillRect(0, 0, size, size);
+  draw();
+  return { picture: pixels(context, size), transparent };
 }
 
 /** Returns the items in random order. */

@@ -68,20 +68,34 @@ function modelView(packed, samples) {
     view.take(picture, `Picture ${number + 1} of ${samples.pictures.length}: ${samples.labels[number] || "without a label"}.`);
   }
 
+  /** Says where a browser turns a file of this type otherwise than the run: what Chromium 150 does. */
+  function turnedOtherwise(type) {
+    if (packed.exif !== "ignore") {
+      return type === "image/webp" ? " The run turns a WebP by its EXIF tag, which Chromium does not." : "";
+    }
+    const asItIs = ["image/webp", "image/gif", "image/bmp"].includes(type); // the latter two have no such tag
+    return asItIs ? "" : " A browser turns it as its EXIF tag says, which this run does not.";
+  }
+
   async function takeFile(file) {
     if (!file) return;
     try {
       const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }); // a run reads no colour profile
-      const picture = cropped(bitmap, packed);
+      const { picture, transparent } = cropped(bitmap, packed);
       [...at("thumbnails").children].forEach((button) => (button.ariaPressed = false));
-      const turned = packed.exif === "ignore" ? " A browser turns it as its EXIF tag says, which this run does not." : "";
       const resized =
         Math.min(bitmap.width, bitmap.height) < packed.resize
           ? "enlarged by the browser, more smoothly than by the evaluation: pixels may differ by some ten levels of 255 on average"
           : "resized by the browser; the evaluation's own resizing differs a little";
-      view.take(picture, `${file.name}, ${resized}.${turned}`);
+      const blackened =
+        transparent && packed.background === "black"
+          ? " It is transparent in places: here those are black, while the run keeps the colours under them."
+          : "";
+      view.take(picture, `${file.name}, ${resized}.${turnedOtherwise(file.type)}${blackened}`);
     } catch {
-      at("label").textContent = `${file.name} is not a picture that this browser can read; give a JPEG or a PNG.`;
+      at("label").textContent =
+        `${file.name} is not a picture that this browser can read; give a JPEG or a PNG. ` +
+        "The picture and the answer are still those of before.";
     }
   }
 
