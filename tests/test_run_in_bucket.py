@@ -57,7 +57,7 @@ def test_a_run_from_and_to_a_bucket_ends_at_the_bits_of_one_on_a_disk(bucket_her
     assert b"gs://" in bucket_here.content("exports/a.npz.md")
 
 
-@pytest.mark.slow  # tests/chaos kills runs in buckets at every moment
+@pytest.mark.slow  # four processes
 def test_a_run_killed_in_its_first_save_begins_again_from_its_weights(bucket_here, data_dir, straight, tmp_path):
     start = f"--config.init_from={straight}"
     assert run(command(data_dir, tmp_path / "undisturbed", start)).returncode == 0

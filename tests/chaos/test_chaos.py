@@ -20,12 +20,12 @@ def assert_survived(outcomes):
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.slow  # test_run_in_bucket.py kills a run, training/test_checkpoint.py damages one
+@pytest.mark.slow  # many processes
 def test_a_killed_and_a_damaged_run_end_at_the_same_bits(bench):
     assert_survived(session.run(bench, seed=26, trials=dict(enumerate(("kill", "damage")))))
 
 
-@pytest.mark.slow  # tests/test_run_in_bucket.py kills a run in its first save
+@pytest.mark.slow  # many processes
 def test_a_killed_run_in_a_bucket_ends_at_the_same_bits(bench):
     outcomes = session.run(bench, seed=15, trials={0: "bucket"})
     assert_survived(outcomes)
