@@ -15,6 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "create", "load"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mixer' has no attribute {name!r}")

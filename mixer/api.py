@@ -21,8 +21,10 @@ from mixer.runtime import files
 from mixer.training.step import exact_outputs
 from mixer.transfer import loading
 
+_AT_ONCE = 64  # images that are computed at a time, which bounds the memory
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A model and its parameters.
 
@@ -101,7 +103,8 @@ class Model:
             one = jax.ShapeDtypeStruct((1, *self._shape), np.uint8)
             _, width = jax.eval_shape(partial(exact_outputs, module), self.params, one).shape
             return np.empty((0, width), np.float32)
-        return np.asarray(_apply(module, self.params, images))
+        parts = (images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE))
+        return np.concatenate([_apply(module, self.params, part) for part in parts])
 
 
 def _reason(path: str, status: int) -> str:
@@ -125,7 +128,8 @@ def load(source: str | os.PathLike[str], *, ema: bool = False) -> Model:
       UserError: `source` is none of these, or cannot be read.
     """
     weights = loading.load(os.fspath(source), ema)
-    return Model(weights.model(), weights.params, weights.image_size, weights.class_names, weights.images())
+    params = jax.device_put(weights.params)  # once, and not at each call
+    return Model(weights.model(), params, weights.image_size, weights.class_names, weights.images())
 
 
 def create(variant: str, num_classes: int, *, image_size: int = 224, seed: int = 0) -> Model:

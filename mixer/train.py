@@ -21,7 +21,7 @@ from etils import epath, epy
 
 from mixer.config import command_line, durations, help_text
 from mixer.runtime import streams
-from mixer.runtime.errors import UserError, first_line
+from mixer.runtime.errors import UserError, first_line, library_logs_silenced
 from mixer.training.console import Console
 from mixer.training.metrics import MetricsLog, read_metrics
 from mixer.training.progress import Progress
@@ -74,6 +74,7 @@ def train(
     """
     console, stop, meeting, weights = console or Console(), stop or preemption.Stop(), agreement.meeting(), None
     with ExitStack() as stack:
+        stack.enter_context(library_logs_silenced())
         stack.callback(console.end)
         with meeting.failures_told():
             workdir = run_folder.make(workdir)

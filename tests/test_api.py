@@ -4,15 +4,20 @@ import pathlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 from test_predict import NAMES, PIXELS, RESIZE, ema_params, logits_of, params, softmax_run, write_image  # noqa: F401
 
 import mixer
+from mixer import api
 from mixer.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+LEVEL = absl_logging.get_absl_logger().level
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -103,6 +108,35 @@ def test_what_cannot_be_read_or_loaded_is_told(softmax_run, tmp_path):
         _ = mixer.laod
 
 
+def test_many_images_are_computed_in_parts(monkeypatch):
+    model = mixer.create("Ti/4", 3, image_size=8)
+    images = np.random.default_rng(0).integers(0, 256, (130, 8, 8, 3), np.uint8)
+    seen, apply = [], api._apply
+
+    def noting(module, params, part):
+        seen.append(len(part))
+        return apply(module, params, part)
+
+    monkeypatch.setattr(api, "_apply", noting)
+    found = model.features(images)
+    assert seen == [64, 64, 2]
+    np.testing.assert_allclose(found[100:], model.features(images[100:]), rtol=1e-5, atol=1e-5)
+    assert found.shape == (130, 128)
+
+
+def test_a_loaded_models_parameters_are_on_the_device(softmax_run):
+    model = mixer.load(softmax_run)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params))
+    assert len({model, mixer.load(softmax_run)}) == 2
+
+
+def test_several_threads_that_load_leave_logging_as_it_was(softmax_run):
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            list(threads.map(mixer.load, [softmax_run] * 4))
+    assert absl_logging.get_absl_logger().level == LEVEL
+
+
 def test_loading_a_run_says_nothing_and_leaves_logging_as_it_was(softmax_run):
     script = f"""
 import logging, mixer
@@ -120,9 +154,11 @@ print(logging.root.level)
 
 
 def test_importing_mixer_imports_nothing_else():
-    script = "import sys, mixer; print(mixer.__version__, {'jax', 'numpy', 'absl'} & sys.modules.keys())"
+    script = "import sys, mixer; print(dir(mixer), {'jax', 'numpy', 'absl'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{mixer.__version__} set()\n"
+    names, _, imported = done.stdout.rpartition("]")
+    assert imported == " set()\n"
+    assert all(f"'{name}'" in names for name in ("Model", "create", "load", "__version__"))  # what Jupyter completes
 
 
 def test_the_page_runs_as_written(softmax_run, tmp_path, monkeypatch):

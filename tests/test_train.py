@@ -88,6 +88,26 @@ def test_the_folder_holds_what_is_needed_later_and_the_console_what_a_person_ask
     assert "val/count 8" in done.stdout
 
 
+def test_from_python_a_run_says_nothing_of_libraries_and_a_folder_may_be_in_home(data_dir, tmp_path):
+    script = f"""
+import logging
+import mixer
+from mixer.train import train
+from tests.tiny_run import tiny
+train(tiny({data_dir!r}, total_steps=1, checkpoint_steps=1), "~/run")
+print(logging.root.handlers, logging.getLogger("absl").level, mixer.load("~/run").class_names)
+train(tiny({data_dir!r}), "")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=environment(1) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "[] 0 [" in done.stdout
+    assert "absl" not in done.stderr
+    assert done.stderr.endswith("UserError: --workdir is empty: give a folder\n")
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["run"]
+
+
 def test_inspect_writes_a_picture_and_nothing_else(data_dir, tmp_path):
     done = run(command(data_dir, tmp_path / "run", "--inspect"), devices=1)
     assert done.returncode == 0, done.stderr

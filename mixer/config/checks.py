@@ -14,18 +14,23 @@ from mixer.config.schema import Needs, Setting
 from mixer.config.settings import SETTINGS
 from mixer.models import layers
 from mixer.models.mlp_mixer import MlpMixer
+from mixer.runtime import files
 from mixer.runtime.errors import UserError
 
 _EVALUATORS = "evaluators."
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """Returns the config locked, if nothing is wrong with it.
+    """Returns the config locked and with home folders for ~, if nothing is wrong with it.
 
     Raises:
       UserError: a setting is missing or unknown, has a value that is not allowed or that the run would not read, or
         does not go together with another.
     """
+    fields = flat(config)
+    of_home = {name: value for name, value in fields.items() if isinstance(value, str) and value.startswith("~")}
+    with config.unlocked():
+        config.update_from_flattened_dict({name: files.expanded(value) for name, value in of_home.items()})
     fields = flat(config)
     settings = _settings_of(fields)
     for name, setting in settings.items():

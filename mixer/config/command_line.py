@@ -245,7 +245,7 @@ def from_flags() -> tuple[ConfigDict, str]:
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-    """Returns the config with the values of --config.NAME=VALUE, as absl parsed them, and with home folders for ~."""
+    """Returns the config with the values of --config.NAME=VALUE, as absl parsed them."""
     before = checks.flat(config)
     unset = ("None", (None,))  # an optional text takes any word, and optional numbers what reads as a sequence
     nothing = {name: None for name, value in overrides.items() if value in unset}
@@ -258,10 +258,6 @@ def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     config.update_from_flattened_dict({name: given[name] for name in given.keys() - nothing.keys() - names.keys()})
     with config.ignore_type():
         config.update_from_flattened_dict(nothing | names)
-        paths = {
-            name: value for name, value in checks.flat(config).items() if isinstance(value, str) and value[:1] == "~"
-        }
-        config.update_from_flattened_dict({name: files.expanded(value) for name, value in paths.items()})
     config = one_unit_each(config, given)
     checks.reset_unread(config, before, given)
     return config

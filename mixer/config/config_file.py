@@ -1,15 +1,18 @@
 """Finds and runs a config file, and explains in one line what is wrong with it."""
 
+import contextlib
 import inspect
 import pathlib
 import runpy
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etils import epy
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import mixer
+from mixer.runtime import files
 from mixer.runtime.errors import ArgumentError, UserError, first_line
 
 with epy.lazy_imports():  # it imports jax, for which --help does not wait
@@ -22,6 +25,7 @@ def find(spec: str) -> str:
     The name may have its ending and folder, as in configs/b16_i21k.py, so that a command line for a clone works
     everywhere. A file of the user comes first.
     """
+    spec = files.expanded(spec)
     path, colon, arguments = spec.partition(":")
     given = pathlib.Path(path)
     if not given.is_file() and given.parent in (pathlib.Path(), pathlib.Path("configs")):
@@ -46,11 +50,12 @@ def run(spec: str) -> ConfigDict:
         hint = checks.nearest(path, known, "") if "/" not in path else ""
         raise UserError(f"--config {spec}: no such file{hint}")
     try:
-        scope = runpy.run_path(path)
-        if "get_config" not in scope:
-            raise UserError(f"--config {spec}: the file has no function get_config")
-        _check_arguments(spec, scope["get_config"], argument)
-        config = scope["get_config"](*argument)
+        with _neighbours_importable(path):
+            scope = runpy.run_path(path)
+            if "get_config" not in scope:
+                raise UserError(f"--config {spec}: the file has no function get_config")
+            _check_arguments(spec, scope["get_config"], argument)
+            config = scope["get_config"](*argument)
     except UserError:
         raise
     except ArgumentError as error:
@@ -63,7 +68,20 @@ def run(spec: str) -> ConfigDict:
         raise UserError(f"--config {spec}: {where}{type(error).__name__}: {first_line(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {spec}: get_config() returns {config!r:.40}, not a ConfigDict")
+    if isinstance(config, FrozenConfigDict):
+        raise UserError(f"--config {spec}: get_config() returns a FrozenConfigDict; return ConfigDict(it) instead")
     return config
+
+
+@contextlib.contextmanager
+def _neighbours_importable(path: str) -> Iterator[None]:
+    """Lets modules beside a config file be imported within the block, as beside a script."""
+    folder = str(pathlib.Path(path).absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _check_arguments(spec: str, get_config: Callable[..., object], argument: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,9 +41,11 @@ def make(workdir: epath.PathLike, flag: str = "--workdir") -> epath.Path:
     Raises:
       UserError: it cannot be written to.
     """
+    if not os.fspath(workdir):
+        raise UserError(f"{flag} is empty: give a folder")
     files.refuse_patterns(workdir, f"{flag} {workdir}", "orbax", "[]*?\\")
     bucket_check.check(workdir, for_run=True)
-    path = epath.Path(workdir)
+    path = epath.Path(files.expanded(os.fspath(workdir)))
     try:
         if not bucket.is_remote(path):  # a bucket has no folders
             path.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging as absl_logging
@@ -45,26 +46,41 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@contextlib.contextmanager
-def root_logger_kept() -> Iterator[None]:
-    """Takes back the handlers that an import within the block gives to Python's root logger.
+class _Shared:
+    """Enters a block's context with the first of several threads, and leaves it with the last."""
 
-    Orbax logs while it is imported, and absl then gives the root logger a handler. In a notebook, a later
-    `logging.basicConfig` of the user would have no effect.
-    """
+    def __init__(self, context: Callable[[], contextlib.AbstractContextManager[None]]):
+        self._context, self._lock, self._within = context, threading.Lock(), 0
+        self._entered = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._entered.enter_context(self._context())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._within -= 1
+                if not self._within:
+                    self._entered.close()
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
     before = list(logging.root.handlers)
     try:
         yield
     finally:
-        logging.root.handlers[:] = before
+        for handler in logging.root.handlers[:]:
+            if handler not in before and type(handler) in (logging.StreamHandler, absl_logging.ABSLHandler):
+                logging.root.removeHandler(handler)
 
 
 @contextlib.contextmanager
-def library_logs_silenced() -> Iterator[None]:
-    """Silences absl's log, into which Orbax writes, within the block, and leaves Python's root logger as it was.
-
-    In a notebook it would show what the user did not ask for. Errors are raised all the same.
-    """
+def _library_logs_silenced() -> Iterator[None]:
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
     absl_logger.setLevel(logging.CRITICAL)
@@ -73,6 +89,20 @@ def library_logs_silenced() -> Iterator[None]:
             yield
     finally:
         absl_logger.setLevel(level)
+
+
+root_logger_kept = _Shared(_root_logger_kept)
+"""Takes back the handlers that an import within the block gives to Python's root logger.
+
+Orbax logs while it is imported, and absl then gives the root logger a handler. In a notebook, a later
+`logging.basicConfig` of the user would have no effect.
+"""
+
+library_logs_silenced = _Shared(_library_logs_silenced)
+"""Silences absl's log, into which Orbax and TFDS write, within the block, and leaves Python's root logger as it was.
+
+In a notebook it would show what the user did not ask for. Errors are raised all the same.
+"""
 
 
 def ignore_closed_loops() -> None:

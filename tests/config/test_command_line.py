@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mixer.config import checks
+from mixer.config import checks, config_file
 from mixer.config import command_line as commands
 from mixer.runtime.errors import UserError
 
@@ -268,17 +268,33 @@ def test_without_a_config_file(command_line):
         ("def config():\n    return 1\n", "the file has no function get_config"),
         ("def get_config():\n    pass\n", "get_config() returns None, not a ConfigDict"),
         (
+            "from ml_collections import FrozenConfigDict\ndef get_config():\n    return FrozenConfigDict({})\n",
+            "get_config() returns a FrozenConfigDict; return ConfigDict(it) instead",
+        ),
+        (
             "from mixer import recipe\ndef get_config():\n    c = recipe.base()\n    c.seed = 'x'\n    return c\n",
             "line 4: TypeError: Could not override field 'seed'",
         ),
     ],
-    ids=["missing", "syntax", "raises", "divides", "opens", "imports", "nameless", "none", "type"],
+    ids=["missing", "syntax", "raises", "divides", "opens", "imports", "nameless", "none", "frozen", "type"],
 )
 def test_a_broken_config_file_is_one_line(command_line, tmp_path, text, line, override):
     path = tmp_path / "broken.py"
     if text is not None:
         path.write_text(text)
     assert complaint(command_line, "--config", str(path), *override).startswith(f"--config {path}: {line}")
+
+
+def test_from_python_too_a_config_file_imports_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "beside_it.py").write_text("from mixer import recipe\nbase = recipe.base\n")
+    (tmp_path / "own.py").write_text("def get_config():\n    from beside_it import base\n    return base()\n")
+    before = list(sys.path)
+    config = config_file.run(config_file.find("~/own.py"))
+    assert config.seed == 0
+    assert sys.path == before
+    config.input.data_dir = "~/data"
+    assert checks.checked(config).input.data_dir == f"{tmp_path}/data"
 
 
 def test_a_config_file_cannot_invent_or_leave_out_a_setting(command_line, tmp_path):
