@@ -330,10 +330,10 @@ SETTINGS: dict[str, Setting] = {
         kind=str,
     ),
     "fewshot.data_dir": Setting(
-        None, "folder of the dataset; input.data_dir if not set", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT,
+        None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str, needs=_FEW_SHOT,
     ),
     "fewshot.label_key": Setting(
-        None, "input.label_key of this dataset", "evaluation/few_shot.py", kind=str, needs=_FEW_SHOT,
+        None, "input.label_key of this dataset", "evaluation/classification.py", kind=str, needs=_FEW_SHOT,
     ),
     "fewshot.train_split": Setting(
         "train", "split from which images are chosen; read once as a whole, for its labels", "evaluation/few_shot.py",
