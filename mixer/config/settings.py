@@ -330,7 +330,8 @@ SETTINGS: dict[str, Setting] = {
         kind=str,
     ),
     "fewshot.data_dir": Setting(
-        None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str, needs=_FEW_SHOT,
+        None, "folder of the dataset; input.data_dir if not set", "evaluation/classification.py", kind=str,
+        needs=_FEW_SHOT,
     ),
     "fewshot.label_key": Setting(
         None, "input.label_key of this dataset", "evaluation/classification.py", kind=str, needs=_FEW_SHOT,
