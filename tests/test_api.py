@@ -17,7 +17,6 @@ from mixer import api
 from mixer.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LEVEL = absl_logging.get_absl_logger().level
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
@@ -131,10 +130,11 @@ def test_a_loaded_models_parameters_are_on_the_device(softmax_run):
 
 
 def test_several_threads_that_load_leave_logging_as_it_was(softmax_run):
+    level = absl_logging.get_absl_logger().level
     with ThreadPoolExecutor(4) as threads:
         for _ in range(3):
             list(threads.map(mixer.load, [softmax_run] * 4))
-    assert absl_logging.get_absl_logger().level == LEVEL
+    assert absl_logging.get_absl_logger().level == level
 
 
 def test_loading_a_run_says_nothing_and_leaves_logging_as_it_was(softmax_run):
