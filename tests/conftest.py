@@ -29,6 +29,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import beartype  # noqa: F401 (as the libraries below)
 import hypothesis
 import jax
 import pytest
@@ -36,6 +37,11 @@ import pytest
 from mixer.runtime import environment
 
 environment.prepare()
+
+# What a module of ours imports while jaxtyping's hook loads it is compiled from source, all of TensorFlow too
+# (findings/jaxtyping_hook_recompiles.sh). A worker of xdist needs the libraries anyway.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    import tests.libraries  # noqa: F401
 
 if TYPE_CHECKING:
     from tests.bucket.fake_bucket import FakeBucket
