@@ -16,14 +16,17 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # A fork has only the thread that forks. It lacks nothing here, since no library starts a thread when it is imported.
-# Commands declare flags when they are imported, so each fork imports its own. The garbage collector of a fork leaves
-# alone what was imported before: to look through it took a tenth of a command's time.
+# Commands declare flags when they are imported, and mixer.data begins to filter standard error, so each fork imports
+# its own. The garbage collector of a fork leaves alone what was imported before: to look through it took a tenth of a
+# command's time.
 SERVER = """
 import gc, importlib, json, os, pkgutil, selectors, sys
-import mixer, tests.libraries
-for module in pkgutil.walk_packages(mixer.__path__, "mixer."):
-    if module.name.count(".") > 1:
+import tests.libraries
+import mixer.config, mixer.models, mixer.runtime, mixer.training.checkpoint, mixer.training.setup
+for room in (mixer.config, mixer.models, mixer.runtime):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
         importlib.import_module(module.name)
+assert "mixer.data.tensorflow" not in sys.modules
 gc.collect()
 gc.freeze()
 

@@ -33,6 +33,7 @@ import beartype  # noqa: F401 (as the libraries below)
 import hypothesis
 import jax
 import pytest
+from etils.epy import lazy_imports_utils
 
 from mixer.runtime import environment
 
@@ -59,6 +60,19 @@ hypothesis.settings.load_profile("steady")
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _setattr(self: pytest.MonkeyPatch, target: object, *name_and_value: Any, **raising: bool) -> None:
+    """As pytest's, but not of a lazily imported module, which loses the attribute when the test ends.
+
+    `findings/lazy_imports_patch.sh` shows it. A later test then fails, or none, by their order.
+    """
+    assert not isinstance(target, lazy_imports_utils.LazyModule), "import the module itself, and patch that"
+    _SETATTR(self, target, *name_and_value, **raising)
+
+
+_SETATTR = pytest.MonkeyPatch.setattr
+pytest.MonkeyPatch.setattr = _setattr  # type: ignore[method-assign]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,8 +2,10 @@
 
 import json
 
+import jax
 import pytest
 
+from mixer.performance import tpu_topology
 from mixer.runtime.errors import UserError
 from scripts import preflight_table
 from scripts.preflight_table import CONFIGS, SLICES
@@ -69,8 +71,8 @@ def test_a_cell_is_kept_at_once_and_the_next_command_continues(tmp_path, monkeyp
         return result(config, topology, libtpu="1")
 
     monkeypatch.setattr(preflight_table, "compiled", compiled)
-    monkeypatch.setattr(preflight_table.tpu_topology, "libtpu_version", lambda: "1")
-    monkeypatch.setattr(preflight_table.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(tpu_topology, "libtpu_version", lambda: "1")
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
     command = ["--results", str(path), "--configs=s32_jft", "--slices=v2:8x8,v3:8x8,v4:4x4x8"]
     with pytest.raises(KeyboardInterrupt):
         preflight_table.main(command)
