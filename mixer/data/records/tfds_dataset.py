@@ -89,9 +89,12 @@ def _open_records(
     """Opens the records of a split: how many there are, and the function that fetches them."""
     try:
         num_examples, fetch_records = records.open_records(builder, split, cache_dir)
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
+        # TFDS gives the reason in the last line, and lists the splits only where a name is unknown.
+        reason = (str(error) or type(error).__name__).splitlines()[-1].partition(" Should be one of ")[0]
         raise UserError(
-            f"split {split!r} of {where}: {first_line(error)} Its splits: {list(builder.info.splits)}"
+            f"split {split!r} of {where}: {reason.rstrip('.')}. Its splits: {list(builder.info.splits)}, and "
+            "parts such as 'train[:90%]'"
         ) from None
     if num_examples < 1:  # in TFDS, train[9:5] has minus four examples
         raise UserError(f"split {split!r} of {where} is empty")
