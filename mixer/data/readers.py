@@ -4,6 +4,7 @@ To add a reader, write a function of (`config.input`, split, cache_dir) that ret
 `READERS` under the name that configs use.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -34,18 +35,20 @@ def open_source(config: ml_collections.ConfigDict, split: str, cache_dir: epath.
 
     Raises:
       MissingDataError: the dataset is not there.
-      UserError: the dataset or the split cannot be used, or a bucket not be read.
+      UserError: the dataset or the split cannot be used, or its place not be read.
     """
     reader = READERS.get(config.dataset.partition("/")[0]) or tfds_dataset.open_split
     name = f"{config.dataset} {split}"
-    if not bucket.is_remote(data_dir := str(config.data_dir or "")):
-        return dataclasses.replace(reader(config, split, cache_dir), name=name)
-    bucket_check.check(data_dir)
+    data_dir = str(config.data_dir or "")
+    remote = bucket.is_remote(data_dir)
+    if remote:
+        bucket_check.check(data_dir)
     try:
-        with bucket.as_os_errors(data_dir):
+        with bucket.as_os_errors(data_dir) if remote else contextlib.nullcontext():
             return dataclasses.replace(reader(config, split, cache_dir), name=name)
     except OSError as error:
         raise UserError(
-            f"config.input.data_dir={data_dir}: {error.filename or data_dir} cannot be read or written "
-            f"({error.strerror or error}); see to the bucket, then give the same command again"
+            f"config.input.data_dir={data_dir}: {error.filename or data_dir or 'a file'} cannot be read or written "
+            f"({error.strerror or error}); {'see to the bucket' if remote else 'make it possible'}, then give the same "
+            "command again"
         ) from None

@@ -1,13 +1,14 @@
 """The reader for prepared TFDS datasets, including the embedded ones."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf import json_format
 
 from mixer.data import datasets, fingerprint
 from mixer.data.records import records
@@ -52,7 +53,10 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     max_labels = _max_labels(config, builder, where) if multi_label else 1
 
     def fetch(numbers: np.ndarray) -> list[Example]:
-        return [_parse(record, image_key, label_key, max_labels) for record in fetch_records(numbers)]
+        examples = [_parse(record, image_key, label_key) for record in fetch_records(numbers)]
+        for example in examples:
+            _check_labels(example.labels, max_labels, len(classes.names), where)
+        return examples
 
     remote = bucket.is_remote(builder.data_path)
     block = _REMOTE_BLOCK if remote and not builder.info.disable_shuffling else 1  # neighbours may be of one class
@@ -73,8 +77,11 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             f"Point data_dir to where it is, make it with scripts/prepare.py, or give a TFDS name, one of "
             f"{', '.join(datasets.EMBEDDED)}, or 'folder'"
         ) from None
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"config.input.dataset={name!r}: {first_line(error)}") from None
+    except (ValueError, TypeError, AssertionError, ImportError, json_format.ParseError) as error:
+        folder = data_dir or tfds.core.constants.DATA_DIR
+        raise UserError(
+            f"config.input.dataset={name!r}, whose files are looked for in {folder}: {first_line(error)}"
+        ) from None
     if not builder.is_prepared():
         raise MissingDataError(
             f"dataset {name} in {data_dir or tfds.core.constants.DATA_DIR} is not prepared: point data_dir to where "
@@ -166,13 +173,21 @@ def _check_dtype(feature: tfds.features.Image, key: str, where: str) -> None:
 
 
 def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -> tuple[tfds.features.ClassLabel, bool]:
-    """Returns the feature's class label, and whether the feature is a sequence of them."""
+    """Returns the feature's class label, and whether the feature is a sequence of them.
+
+    Raises:
+      UserError: it is neither, or the classes' names are not as many as the classes.
+    """
     feature: Any = dict(features).get(key)
     multi_label = isinstance(feature, tfds.features.Sequence)
     classes = feature.feature if multi_label else feature
     if not isinstance(classes, tfds.features.ClassLabel):
         raise UserError(
             f"config.input.label_key={key!r} is no class label of {where}; its features: {', '.join(sorted(features))}"
+        )
+    if len(classes.names) != classes.num_classes:  # TFDS checks it, and loses the error: findings/tfds_label_file.sh
+        raise UserError(
+            f"{where} has {classes.num_classes} classes, but {len(classes.names)} names in {key}.labels.txt: one a line"
         )
     return classes, multi_label
 
@@ -185,11 +200,24 @@ def _max_labels(config: ml_collections.ConfigDict, builder: tfds.core.DatasetBui
     return int(config.max_labels or metadata["max_labels"])
 
 
-def _parse(record: bytes | None, image_key: str, label_key: str, max_labels: int) -> Example:
+def _parse(record: bytes | None, image_key: str, label_key: str) -> Example:
     if record is None:
         return Example(None, ())
     feature = tf.train.Example.FromString(record).features.feature
-    labels = feature[label_key].int64_list.value
+    return Example(feature[image_key].bytes_list.value[0], feature[label_key].int64_list.value)
+
+
+def _check_labels(labels: Sequence[int], max_labels: int, num_classes: int, where: str) -> None:
+    """Checks the labels of an example.
+
+    Raises:
+      UserError: there are too many, or one is of no class. TFDS gives images without a class the label -1.
+    """
     if len(labels) > max_labels:
         raise UserError(f"an example has {len(labels)} labels, more than config.input.max_labels={max_labels}")
-    return Example(feature[image_key].bytes_list.value[0], labels)
+    for label in labels:
+        if not 0 <= label < num_classes:
+            raise UserError(
+                f"an example of {where} has the label {label}, but the {num_classes} classes count from 0"
+                + (": its image has no class, so take another split" if label == -1 else "")
+            )

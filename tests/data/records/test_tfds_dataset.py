@@ -51,6 +51,31 @@ def test_more_labels_than_there_is_room_for(prepared_multilabel):
     assert "set config.input.max_labels" in complaint(prepared_multilabel)
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("names", [CLASSES[:2], (*CLASSES, "dormouse")])
+def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path, several, names):
+    one = tfds.features.ClassLabel(names=CLASSES)
+    features = {"image": tfds.features.Image(), "label": tfds.features.Sequence(one) if several else one}
+    examples = [(data, [label] if several else label) for data, label in labelled(pictures(3))]
+    write_dataset(tmp_path, "tfrecord", {"train": examples}, features=features)
+    (path,) = tmp_path.rglob("*.labels.txt")
+    path.write_text("\n".join(names) + "\n")
+    said = complaint(tmp_path, label_key="label", max_labels=2 if several else None)
+    assert f"has 3 classes, but {len(names)} names in {path.name}" in said
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_images_without_a_class_are_refused(tmp_path, several):
+    """TFDS gives them the label -1, in the test splits of some competitions."""
+    one = tfds.features.ClassLabel(names=CLASSES)
+    features = {"image": tfds.features.Image(), "label": tfds.features.Sequence(one) if several else one}
+    examples = [(data, [-1] if several else -1) for data, _ in labelled(pictures(3))]
+    write_dataset(tmp_path, "tfrecord", {"test": examples}, features=features)
+    fields = {"label_key": "label", "max_labels": 2} if several else {}
+    with pytest.raises(UserError, match=r"the label -1, but .*: its image has no class, so take another split"):
+        open_pictures(tmp_path, "test", **fields).fetch(np.arange(3))
+
+
 def test_features_of_other_names(tmp_path):
     features = {"photo": tfds.features.Image(), "kind": tfds.features.ClassLabel(names=CLASSES)}
     write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(4))}, features=features)
@@ -147,6 +172,20 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
     said = complaint(tmp_path, dataset="cifar10")
     assert "not prepared" in said
     assert f"`tfds build cifar10` --data_dir={tmp_path}".replace("`", "") in said.replace("`", "")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "pict', b"[]", b"\xff", None])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_dataset_with_a_damaged_file(tmp_path, name, content):
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(3))})
+    (path,) = tmp_path.rglob(name)
+    path.unlink() if content is None else path.write_bytes(content)
+    assert str(tmp_path) in complaint(tmp_path)
+
+
+def test_an_argument_that_the_builder_does_not_have(tmp_path):
+    said = complaint(tmp_path, dataset="cifar10/nothing=1")
+    assert f"config.input.dataset='cifar10/nothing=1', whose files are looked for in {tmp_path}" in said
 
 
 def test_a_dataset_whose_code_is_not_there(tmp_path):
