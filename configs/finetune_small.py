@@ -1,9 +1,9 @@
 """Fine-tuning of the small Mixer of configs/cifar10_plain.py at 32 pixels, for two CPU cores.
 
-    python -m mixer.sweep --config configs/finetune_small.py --tasks pets,cifar10 --workdir runs/transfer/fractals \\
-        --config.init_from=runs/fractals --config.input.data_dir=DIR
+    python -m mixer.sweep --config configs/finetune_small.py --tasks pets,cifar10 --workdir runs/transfer/cifar10 \\
+        --config.init_from=runs/cifar10_plain --config.input.data_dir=DIR
 
-The paper has no such run. The recipe is that of configs/finetune.py but for the batch and the number of steps.
+The paper has no such run. Batch, steps and warm-up differ from configs/finetune.py; for CIFAR also the crop.
 docs/results.md has the results.
 """
 

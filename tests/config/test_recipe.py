@@ -89,6 +89,18 @@ def test_steps_and_head_bias_fit_the_dataset(name, examples, classes, dataset):
     assert (config.loss, config.input.dataset) == ("sigmoid_xent", dataset)
 
 
+# Images of the smallest class of the training split: datasets' papers and, of cars196, its cars_train_annos.mat.
+_SMALLEST = {"caltech101": 30, "cars196": 24, "cifar100": 500, "dtd": 40}
+
+
+@pytest.mark.parametrize("name", ["b16_i1k", "l16_i1k", "b16_i1k_muon", "vit_b16_i1k"])
+def test_few_shot_evaluators_ask_for_no_more_images_than_a_class_has(name):
+    evaluators = [one for one in load(name).evaluators.values() if one.kind == "few_shot"]
+    assert len(evaluators) == 6
+    for one in evaluators:
+        assert max(one.shots) <= _SMALLEST.get(one.dataset, 25)
+
+
 def test_the_published_weight_decay_and_end_of_the_learning_rate():
     """The published ImageNet-1k config writes weight decay times learning rate: 1e-4."""
     optimizer = load("b16_i1k").optimizer

@@ -211,13 +211,9 @@ def _check_labels(labels: Sequence[int], max_labels: int, num_classes: int, wher
     """Checks the labels of an example.
 
     Raises:
-      UserError: there are too many, or one is of no class. TFDS gives images without a class the label -1.
+      UserError: there are too many, or one is beyond the classes. -1 stands for no class, as in TFDS.
     """
     if len(labels) > max_labels:
         raise UserError(f"an example has {len(labels)} labels, more than config.input.max_labels={max_labels}")
-    for label in labels:
-        if not 0 <= label < num_classes:
-            raise UserError(
-                f"an example of {where} has the label {label}, but the {num_classes} classes count from 0"
-                + (": its image has no class, so take another split" if label == -1 else "")
-            )
+    if max(labels, default=-1) >= num_classes:
+        raise UserError(f"an example of {where} has the label {max(labels)}; its {num_classes} classes count from 0")
