@@ -23,7 +23,7 @@ from mixer.transfer import init_from
 from mixer.transfer.weights import Weights
 
 with epy.lazy_imports():  # it imports TensorFlow; --help and an error in the command line do not wait for it
-    from mixer.data import pipeline, readers
+    from mixer.data import pipeline, readers, sources
 
 if TYPE_CHECKING:
     from mixer.data.sources import Source
@@ -123,6 +123,7 @@ def prepare(
         workdir / "cache", reading=functools.partial(console.counted, "few-shot evaluation: reading labels"),
     )  # fmt: skip
     scheduled = evaluators.build(timed, context, begun.num_examples, console.keep)
+    _tell_what_is_trained_on(scheduled, source, console)
     data = facts.of_data(source, {one.name: one.evaluate.sources for one in scheduled})
     data_changes = history.data_changes(before, names, data, source.class_names) if continues else []
     history.check_data(data_changes, workdir, allow_data_change)
@@ -135,6 +136,15 @@ def prepare(
         decided={name: checks.flat(config)[name] for name in run_folder.DECIDED},
     )  # fmt: skip
     return Run(config, workdir, console, stop, check_lock, mesh, rows, source, built, scheduled, steps, before, start)
+
+
+def _tell_what_is_trained_on(scheduled: Sequence[evaluators.Scheduled], source: "Source", console: Console) -> None:
+    """Reports the evaluators whose accuracy is, in part or in all, that of training images."""
+    for one in scheduled:
+        for scored in one.evaluate.sources[:1]:
+            if common := sources.in_common(scored, source):
+                count = "all" if common == scored.num_examples else f"{common:,}"
+                console.keep(f"evaluator {one.name}: {count} of its {scored.num_examples:,} images are trained on")
 
 
 def best_metric(config: ml_collections.ConfigDict, *, multi_label: bool) -> str:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mixer.config import run_folder
+from mixer.data import readers
 from mixer.training.metrics import read_metrics
 from tests import commands
 
@@ -107,6 +108,20 @@ def test_the_runs_own_folder_in_another_place_is_not_scored_on_what_it_was_train
     ]  # fmt: skip
     said = found[-1][1]
     assert f"all images of {home}/other are evaluated; if the model was trained on this folder, its split" in said
+
+
+def test_a_validation_split_that_has_changed_is_told(home):
+    """Without a folder for validation, other images are validation where some are gone: images of training."""
+    shutil.copytree(home / "pics", home / "changed", symlinks=True)
+    config = run_folder.load_config(home / "run").input
+    validation = readers.open_source(config, "validation", home / "cache")
+    for number in range(validation.num_examples):
+        (home / "changed" / os.path.relpath(validation.place(number), home / "pics")).unlink()
+    (_, as_before), (found, said) = scores(home, [], ["--data_dir=~/changed"])
+    assert (found["split"], found["count"]) == ("validation", 3)
+    (line,) = [line for line in said.splitlines() if "has changed" in line]
+    assert line.startswith(f"folder validation has changed since the run {home}/run started (the digest of ")
+    assert "has changed" not in as_before
 
 
 def test_few_shot_accuracy_of_another_folder_is_not_measured_on_what_it_learns_from(home):

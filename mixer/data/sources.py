@@ -33,6 +33,8 @@ class Source:
         lie; what a place does not tell is left out (see `fingerprint.py`).
       name: the dataset and the split, for messages.
       place: says where an example lies, for messages, from its record number; None if that is of no use to anybody.
+      extent: which records belong to the split, by file or other part of the data; nothing if that is unknown. By it is
+        told what two splits have in common.
       report: lines that say what was found and what was left out; none if nothing had to be looked for.
     """
 
@@ -46,7 +48,19 @@ class Source:
     fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
     place: Callable[[int], str] | None = None
+    extent: Mapping[str, Sequence[range]] = dataclasses.field(default_factory=dict)
     report: Sequence[str] = ()
+
+
+def in_common(one: Source, other: Source) -> int:
+    """Returns how many examples of one split belong to another, too, as far as their extents tell."""
+    common = sum(
+        len(range(max(a.start, b.start), min(a.stop, b.stop)))
+        for part, ranges in one.extent.items()
+        for a in ranges
+        for b in other.extent.get(part, ())
+    )
+    return min(common, one.num_examples)  # a split such as train+train has records twice
 
 
 def check_single_label(config: ml_collections.ConfigDict, examples: str) -> None:

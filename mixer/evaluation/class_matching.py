@@ -36,6 +36,9 @@ def matched(source: Source, context: Context, dataset: str) -> Source:
         or not names_mean_something or not set(ours) <= set(theirs)
     ):  # fmt: skip
         check(context._replace(class_names=theirs), ours)
+        if theirs is None and names_mean_something:
+            said = f"  taken in order: {len(ours):,} classes, of which {context.source} does not give the names"
+            return dataclasses.replace(source, report=[*source.report, said])
         return source
     number_of = {name: number for number, name in enumerate(theirs)}
     to_model = [number_of[name] for name in ours]

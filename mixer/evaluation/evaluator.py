@@ -38,7 +38,7 @@ class Evaluator(Protocol):
 
     @property
     def sources(self) -> Sequence[Source]:
-        """The splits that it reads; several processes compare their data."""
+        """The splits that it reads, of which the first is scored; several processes compare their data."""
 
     def __call__(self, params: Any, through: Through = iter) -> dict[str, float]:
         """Returns metrics by name. `params` may lie anywhere on the mesh."""

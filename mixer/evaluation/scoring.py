@@ -49,6 +49,7 @@ def evaluate(
     context = make_context(weights, config, loss, batch_size)
     of_split = classification.Classification(recipe.evaluator_settings("classification", split=split), context)
     _tell(of_split.sources)
+    _tell_if_changed(weights, of_split.source)
     # By default, TPUs and GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("float32"):
         return of_split.evaluate(_on_devices(weights, context), through), of_split.source
@@ -96,6 +97,24 @@ def _tell(sources: Sequence[Source]) -> None:
     if jax.process_index() == 0:
         for report in dict.fromkeys(tuple(source.report) for source in sources):
             print(*report, sep="\n", end="\n" if report else "", file=sys.stderr)
+
+
+def _tell_if_changed(weights: Weights, source: Source) -> None:
+    """Says on standard error if the run's own evaluation split is not what it was when the run last started.
+
+    Of class folders without a folder for validation, a share is validation: if images come or go, others are.
+    """
+    starts = history.read(weights.workdir) if weights.workdir else []
+    if not starts or jax.process_index():
+        return
+    known = starts[-1].data
+    now = facts.of_source(facts.of_evaluator("val"), source)
+    if changed := [name for name, value in now.items() if known.get(name, value) != value]:
+        print(
+            f"{source.name} has changed since the run {weights.source} started ({changed[0]}): it may have images on "
+            "which the model was trained",
+            file=sys.stderr,
+        )
 
 
 def _on_devices(weights: Weights, context: Context) -> Any:

@@ -87,8 +87,13 @@ def of_data(training: Source, evaluated: Mapping[str, Sequence[Source]]) -> dict
     found = of_source(TRAINING_DATA, training)
     for evaluator, sources in evaluated.items():
         for number, source in enumerate(sources):
-            found |= of_source(f"the data of evaluator {evaluator}" + f" ({number})" * bool(number), source)
+            found |= of_source(of_evaluator(evaluator) + f" ({number})" * bool(number), source)
     return found
+
+
+def of_evaluator(name: str) -> str:
+    """Returns what messages, and a run's history, call the split of an evaluator."""
+    return f"the data of evaluator {name}"
 
 
 def _version(package: str) -> str:

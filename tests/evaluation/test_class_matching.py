@@ -39,7 +39,10 @@ def test_a_part_of_the_classes_in_any_order():
 
 def test_the_same_classes_are_left_alone():
     assert match(["ant", "bee"], ["ant", "bee"]).report == ()
-    assert labels(match(None, ["x", "y"], num_classes=2)) == {"x": 0, "y": 1, "none": -1}
+    in_order = match(None, ["x", "y"], num_classes=2)
+    assert labels(in_order) == {"x": 0, "y": 1, "none": -1}
+    assert in_order.report == ["  taken in order: 2 classes, of which the model does not give the names"]
+    assert match(None, ["0", "1"], dataset="mnist", num_classes=2).report == ()
 
 
 def test_wordnet_ids_name_the_classes_of_published_checkpoints():

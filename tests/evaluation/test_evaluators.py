@@ -138,6 +138,8 @@ def test_a_run_evaluates_each_at_its_steps_and_leaves_out_what_is_not_there(data
     assert left_out[2].startswith(said)
     assert left_out[1].startswith("evaluator other left out: the model tells 4 classes apart, the data has 5: ")
     assert steps_with(tmp_path, "other") == []
+    trained_on = [line for line in lines.kept if "trained on" in line]
+    assert trained_on == ["evaluator often: all of its 7 images are trained on"]
     first = read_metrics(tmp_path)[0]
     assert (first["step"], first["often/count"], first["val/count"]) == (0, 7, 8)
     assert any(line.startswith("step 0  val/loss ") for line in lines.kept)

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from mixer import models
 from mixer.config import recipe, tasks
+from mixer.data.sources import Source
 from mixer.evaluation import classification, few_shot, scoring
 from mixer.transfer.weights import Weights
 
@@ -56,7 +57,7 @@ def test_scores_are_computed_with_float32_products(monkeypatch):
         pass
 
     class Opened:
-        sources = ()
+        sources, source = (), Source(0, (), 1, False, fetch=list)
 
         def __init__(self, settings, context):
             pass

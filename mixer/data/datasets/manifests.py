@@ -76,6 +76,9 @@ def _class_number(label: Any, classes: dict[str, int]) -> int:
     if isinstance(label, str) and label in classes:
         return classes[label]
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(classes):
+        if classes.get(str(label), label) != label:
+            detail = f"{label} is the number of a class and the name of another: write the name, in quotes"
+            raise BadLineError("number that is a name", detail)
         return label
     raise BadLineError("unknown label", f"{label!r} is not among the {len(classes):,} classes of the list")
 

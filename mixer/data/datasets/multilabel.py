@@ -1,9 +1,10 @@
 """Images with any number of labels each, like JFT's, from a manifest (`manifests.py`) and a folder of images.
 
 Lines without a split are divided by `validation_share`; None is a tenth, or nothing if the manifest itself names lines
-for validation. No image may be in both splits.
+for validation. No image may be in two lines.
 """
 
+import array
 import collections
 import functools
 import itertools
@@ -75,7 +76,9 @@ class Multilabel(base.ImportBuilder):
         self._root = images.rstrip("/") if bucket.is_remote(images) else images
         self._asked_share = validation_share
         self._validation_share = validation_share or 0.0
-        self._validated = np.zeros(0, np.uint64)  # hashes of the paths of validation, ascending
+        # Hashes of paths, ascending: of validation, and in each split of those that several lines name.
+        self._validated = np.zeros(0, np.uint64)
+        self._repeated = {split: np.zeros(0, np.uint64) for split in manifests.SPLITS}
         self._skip_bad = skip_bad
         super().__init__(name=name, report=report, **kwargs)
 
@@ -104,12 +107,13 @@ class Multilabel(base.ImportBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Example]]:
         # These passes read only the manifest. They find bad lines, and whether there is a validation split, before the
-        # images are read for hours. They keep eight bytes of each line for validation, and nothing of the others.
-        validated = self._hashes_of_validation()
-        if self._asked_share is None and not len(validated):
+        # images are read for hours. They keep eight bytes of each line.
+        hashes = self._hashes()
+        if self._asked_share is None and not len(hashes["validation"]):
             self._validation_share = _DEFAULT_SHARE
-            validated = self._hashes_of_validation()
-        self._validated = np.unique(validated)
+            hashes = self._hashes()
+        self._validated = np.unique(hashes["validation"])
+        self._repeated = {split: np.unique(found[1:][found[1:] == found[:-1]]) for split, found in hashes.items()}
         sizes: collections.Counter[str] = collections.Counter()
         for _, line in self._lines(count_bad=True):
             sizes[line.split] += 1
@@ -117,9 +121,15 @@ class Multilabel(base.ImportBuilder):
             raise ValueError(f"{self._manifest} has no usable line for the split train")
         return {split: self._generate_examples(split, sizes[split]) for split in manifests.SPLITS if sizes[split]}
 
-    def _hashes_of_validation(self) -> np.ndarray:
-        lines = (line for _, line in self._lines(count_bad=False) if line.split == "validation")
-        return np.fromiter((manifests.hash_of(line.image) for line in lines), np.uint64)
+    def _hashes(self) -> dict[str, np.ndarray]:
+        """Returns the hashes of the paths of each split, ascending."""
+        found = {split: array.array("Q") for split in manifests.SPLITS}
+        for _, line in self._lines(count_bad=False):
+            found[line.split].append(manifests.hash_of(line.image))
+        hashes = {split: np.frombuffer(of_split, np.uint64) for split, of_split in found.items()}
+        for of_split in hashes.values():
+            of_split.sort()
+        return hashes
 
     def _generate_examples(self, split: str, size: int) -> Iterator[Example]:
         used = 0
@@ -149,20 +159,19 @@ class Multilabel(base.ImportBuilder):
                     continue
                 try:
                     line = manifests.parse_line(text, self._classes, self._validation_share)
-                    self._check_in_one_split(line)
+                    self._check_only_once(line)
                 except BadLineError as error:
                     self._reject(number, error, count=count_bad)
                 else:
                     yield number, line
 
-    def _check_in_one_split(self, line: Line) -> None:
-        """Refuses a line for training whose image another line gives to validation."""
-        if line.split != "train":
-            return
+    def _check_only_once(self, line: Line) -> None:
+        """Refuses a line whose image is in another line, too. Of one for validation, those for training are refused."""
         number = np.uint64(manifests.hash_of(line.image))  # for a Python int, NumPy would compare as float64
-        place = np.searchsorted(self._validated, number)
-        if place < len(self._validated) and self._validated[place] == number:
+        if line.split == "train" and _holds(self._validated, number):
             raise BadLineError("in both splits", f"{line.image!r} is for train here and for validation in another line")
+        if _holds(self._repeated[line.split], number):
+            raise BadLineError("image in several lines", f"{line.image!r}: give all of its labels in one line")
 
     def _read_images(self, names: list[str]) -> list[bytes | BadLineError]:
         """Reads images, those in a bucket all at a time. Returns the bytes of each, or why it cannot be used."""
@@ -225,3 +234,8 @@ class Multilabel(base.ImportBuilder):
 
 def _too_large(path: str) -> BadLineError:
     return BadLineError(f"larger than {archives.MAX_IMAGE_BYTES >> 20} MiB", f"{path}; make it smaller")
+
+
+def _holds(ascending: np.ndarray, number: np.uint64) -> bool:
+    place = np.searchsorted(ascending, number)
+    return bool(place < len(ascending) and ascending[place] == number)

@@ -53,8 +53,17 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     return Source(
         len(found), layout.found.class_names, max_labels=1, multi_label=False, fetch=fetch, remote=remote,
         fingerprint=fingerprint.of_files(root, found, found.names_below(root)),
-        place=found.__getitem__, report=folder_report.lines(layout.found, split),
+        place=found.__getitem__, extent=_extent(layout, split), report=folder_report.lines(layout.found, split),
     )  # fmt: skip
+
+
+def _extent(layout: Layout, split: str) -> dict[str, list[range]]:
+    """Returns the splits that a split consists of: "all" of all others."""
+    return {
+        f"{layout.found.root} {name}": [range(sum(part.num_images for part in parts))]
+        for name, parts in layout.parts.items()
+        if split in (name, "all")
+    }
 
 
 def has_splits(config: ml_collections.ConfigDict, cache_dir: epath.PathLike) -> bool:

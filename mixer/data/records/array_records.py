@@ -12,13 +12,13 @@ _OPENED = 32  # files that are opened at a time to see how many records they hav
 
 
 def check_counts(paths: Sequence[str], counts: Sequence[int]) -> None:
-    """Checks that each file has at least this many records. A file that is cut short opens as one without records."""
+    """Checks that each file has this many records. A file that is cut short opens as one without records."""
     with concurrent.futures.ThreadPoolExecutor(_OPENED) as pool:
         for path, found, count in zip(paths, pool.map(_count, paths), counts, strict=True):
-            if found < count:
+            if found != count:
+                fault = "it was cut short" if found < count else "it is of another dataset than dataset_info.json"
                 raise UserError(
-                    f"{path} holds {found} records where at least {count} are expected: it was cut short; copy or "
-                    "prepare it again"
+                    f"{path} holds {found} records where {count} are expected: {fault}; copy or prepare it again"
                 )
 
 

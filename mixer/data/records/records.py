@@ -88,7 +88,12 @@ def _open_shards(
             "their library asks for all the rest of a file at each read and then breaks off; prepare the dataset as "
             "tfrecord, or copy it to a local disk"
         )
-    array_records.check_counts(paths, [instruction.skip + instruction.take for instruction in instructions])
+    counts = {
+        str(path): count
+        for one in builder.info.splits.values()
+        for path, count in zip(one.filepaths, one.shard_lengths, strict=True)
+    }
+    array_records.check_counts(paths, [counts[path] for path in paths])
     return array_records.reader(paths)
 
 

@@ -1,5 +1,6 @@
 """The reader for prepared TFDS datasets, including the embedded ones."""
 
+import collections
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ def open_split(config: ml_collections.ConfigDict, split: str, cache_dir: epath.P
     block = _REMOTE_BLOCK if remote and not builder.info.disable_shuffling else 1  # neighbours may be of one class
     return Source(
         num_examples, classes.names, max_labels, multi_label, fetch, remote, block, _fingerprint(builder, split),
-        place=_places(builder, split),
+        place=_places(builder, split), extent=_extent(builder, split),
     )  # fmt: skip
 
 
@@ -123,6 +124,14 @@ def _places(builder: tfds.core.DatasetBuilder, split: str) -> Callable[[int], st
     return place
 
 
+def _extent(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, list[range]]:
+    """Returns which records of each file belong to a split."""
+    found = collections.defaultdict(list)
+    for one in builder.info.splits[split].file_instructions:
+        found[str(one.filename)].append(range(int(one.skip), int(one.skip) + int(one.take)))
+    return found
+
+
 def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, str]:
     """Returns the fingerprint of a split. The dataset knows all of it already: no file is asked for its size."""
     instructions = builder.info.splits[split].file_instructions
@@ -140,17 +149,25 @@ def _label_key(features: tfds.features.FeaturesDict, where: str) -> str:
 
 
 def _feature_key(features: tfds.features.FeaturesDict, kind: type, where: str) -> str:
-    """Returns the name of a feature of this kind: "image" or "label" if it is one, else the first one.
+    """Returns the name of the feature of this kind: "image" or "label" if it is one, else the only one.
 
-    In TFDS' own datasets, the main image and the main class come before any others.
+    Which is the first one, TFDS does not keep where it reads a dataset from its files: findings/tfds_feature_order.sh.
+
+    Raises:
+      UserError: there is none, or none of them is called so.
     """
+    found = sorted(key for key, feature in features.items() if isinstance(feature, kind))
     for usual in ("image", "label"):
-        if usual in features and isinstance(features[usual], kind):
+        if usual in found:
             return usual
-    for key, feature in features.items():
-        if isinstance(feature, kind):
-            return str(key)
-    raise UserError(f"{where} has no {kind.__name__} feature; its features: {', '.join(features)}")
+    if not found:
+        raise UserError(f"{where} has no {kind.__name__} feature; its features: {', '.join(sorted(features))}")
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has several features of the kind {kind.__name__}, {' and '.join(found)}: "
+            + ("name one as config.input.label_key" if kind is tfds.features.ClassLabel else "call one of them image")
+        )
+    return str(found[0])
 
 
 # Float32 pixels are stored as four bytes each in an RGBA PNG, so that they would be decoded as colours.
@@ -176,7 +193,7 @@ def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -
     """Returns the feature's class label, and whether the feature is a sequence of them.
 
     Raises:
-      UserError: it is neither, or the classes' names are not as many as the classes.
+      UserError: it is neither, or the classes' names are not as many as the classes, or not all different.
     """
     feature: Any = dict(features).get(key)
     multi_label = isinstance(feature, tfds.features.Sequence)
@@ -185,10 +202,13 @@ def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -
         raise UserError(
             f"config.input.label_key={key!r} is no class label of {where}; its features: {', '.join(sorted(features))}"
         )
-    if len(classes.names) != classes.num_classes:  # TFDS checks it, and loses the error: findings/tfds_label_file.sh
+    # TFDS checks both, and loses the error: findings/tfds_label_file.sh.
+    if len(classes.names) != classes.num_classes:
         raise UserError(
             f"{where} has {classes.num_classes} classes, but {len(classes.names)} names in {key}.labels.txt: one a line"
         )
+    if twice := [name for name, count in collections.Counter(classes.names).items() if count > 1]:
+        raise UserError(f"{where} has two classes called {twice[0]!r} in {key}.labels.txt: give each a name of its own")
     return classes, multi_label
 
 

@@ -135,7 +135,6 @@ def test_an_image_in_both_splits_is_a_bad_line(root):
     lines = [
         {"image": "a.jpg", "labels": ["cat"], "split": "train"},
         {"image": "c.jpg", "labels": ["cat"]},
-        {"image": "a.jpg", "labels": ["dog"], "split": "validation"},
         {"image": ".//a.jpg", "labels": ["dog"], "split": "validation"},
     ]
     with pytest.raises(ValueError, match=r"line 1: in both splits: 'a.jpg' is for train here and for validation in an"):
@@ -147,8 +146,30 @@ def test_an_image_in_both_splits_is_a_bad_line(root):
         build(root, spelled)
     builder = build(root, lines, skip_bad=True)
     assert contents(builder, "train") == {b"\xff\xd8\xffc.jpg": [0]}
-    assert builder.info.splits["validation"].num_examples == 2
+    assert builder.info.splits["validation"].num_examples == 1
     assert builder.info.metadata["skipped"] == {"in both splits": 1}
+
+
+def test_an_image_in_several_lines_is_a_bad_line(root):
+    """A line for each label would make examples of one image in which each label denies the others."""
+    lines = [{"image": "a.jpg", "labels": [label]} for label in ("cat", "dog")]
+    other = {"image": "c.jpg", "labels": ["cat"]}
+    with pytest.raises(ValueError, match=r"line 1: image in several lines: 'a.jpg': give all of its labels in one"):
+        build(root, [*lines, other])
+    with pytest.raises(ValueError, match=r"line 2: image in several lines"):
+        build(root, [other, *({**line, "split": "validation"} for line in lines)])
+    builder = build(root, [lines[0], other, {**lines[1], "image": "./a.jpg"}], skip_bad=True)
+    assert contents(builder, "train") == {b"\xff\xd8\xffc.jpg": [0]}
+    assert builder.info.metadata["skipped"] == {"image in several lines": 2}
+
+
+def test_a_number_that_is_the_name_of_another_class_is_a_bad_line():
+    classes = {"1": 0, "cat": 1, "dog": 2}
+    assert manifests.parse_line('{"image": "a.jpg", "labels": ["1", 2]}', classes, 0.0).labels == [0, 2]
+    with pytest.raises(manifests.BadLineError, match="1 is the number of a class and the name of another: write the"):
+        manifests.parse_line('{"image": "a.jpg", "labels": [1]}', classes, 0.0)
+    same = {"0": 0, "1": 1}
+    assert manifests.parse_line('{"image": "a.jpg", "labels": [1]}', same, 0.0).labels == [1]
 
 
 def test_hashes_that_differ_in_their_last_bit_are_two(root, monkeypatch):

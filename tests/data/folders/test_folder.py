@@ -12,7 +12,7 @@ from mixer.config.settings import SETTINGS
 from mixer.data.folders import folder_layout, in_both_splits
 from mixer.data.folders.image_files import files_bytes
 from mixer.data.readers import open_source
-from mixer.data.sources import Source
+from mixer.data.sources import Source, in_common
 
 
 def fill(root: pathlib.Path, counts: dict[str, int], seed: int = 0) -> None:
@@ -125,6 +125,8 @@ def test_all_is_every_image_once(tmp_path):
     whole, parts = open_folder(tmp_path, "all"), [open_folder(tmp_path, split) for split in ("train", "validation")]
     assert whole.num_examples == 60
     assert names_in(whole, tmp_path) == set.union(*(names_in(part, tmp_path) for part in parts))
+    assert [in_common(part, whole) for part in parts] == [part.num_examples for part in parts]
+    assert (in_common(whole, parts[1]), in_common(*parts)) == (parts[1].num_examples, 0)
 
 
 def test_held_out_folders_need_no_training_and_no_second_class(tmp_path):

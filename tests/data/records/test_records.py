@@ -1,5 +1,6 @@
 """Records fetched by number are those that TFDS reads in order. Damage costs one record, or is an error at once."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -161,6 +162,17 @@ def test_an_array_record_shard_cut_short_is_an_error(prepared, tmp_path, cut):
     shard = shards(tmp_path / "own")[1]
     shard.write_bytes(shard.read_bytes()[:-cut])
     with pytest.raises(UserError, match=r"-00001-of-00004 holds 0 records .* cut short"):
+        records.open_records(open_builder(tmp_path / "own"), "train", tmp_path)
+
+
+def test_an_array_record_shard_of_another_dataset_is_an_error(prepared, tmp_path):
+    shutil.copytree(prepared["array_record"], tmp_path / "own")
+    info = next((tmp_path / "own").rglob("dataset_info.json"))
+    found = json.loads(info.read_text())
+    train = next(split for split in found["splits"] if split["name"] == "train")
+    train["shardLengths"][1] = str(int(train["shardLengths"][1]) - 1)
+    info.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"-00001-of-00004 holds \d+ records where \d+ are expected: it is of another"):
         records.open_records(open_builder(tmp_path / "own"), "train", tmp_path)
 
 

@@ -12,7 +12,7 @@ from making import CLASSES, all_of, complaint, encode, input_config, labelled, p
 from mixer.data.pixels import image_status
 from mixer.data.pixels.images import RAW, inspect
 from mixer.data.readers import open_source
-from mixer.data.sources import Example, Source
+from mixer.data.sources import Example, Source, in_common
 from mixer.runtime.errors import UserError
 
 
@@ -62,6 +62,59 @@ def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path, several
     path.write_text("\n".join(names) + "\n")
     said = complaint(tmp_path, label_key="label", max_labels=2 if several else None)
     assert f"has 3 classes, but {len(names)} names in {path.name}" in said
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    write_dataset(tmp_path, "tfrecord", {"train": labelled(pictures(3))})
+    next(tmp_path.rglob("*.labels.txt")).write_text("\n".join([CLASSES[0], *CLASSES[:2]]) + "\n")
+    assert f"has two classes called {CLASSES[0]!r} in label.labels.txt" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("features", "refusal"),
+    [
+        ({"photo": tfds.features.Image(), "mask": tfds.features.Image()}, "mask and photo: call one of them image"),
+        (
+            {kind: tfds.features.ClassLabel(names=CLASSES) for kind in ("species", "breed")},
+            "kind ClassLabel, breed and species: name one as config.input.label_key",
+        ),
+    ],
+)
+def test_several_features_of_a_kind_are_refused_unless_one_has_the_usual_name(tmp_path, features, refusal):
+    """Which is the first of them, TFDS forgets."""
+    usual = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=CLASSES)}
+    two = "image" if "photo" in features else "label"
+    examples = [{"image": image, "label": label} for image, label in labelled(pictures(3))]
+
+    def write(folder, names):
+        all_features = {**{name: usual[name] for name in usual if name in names}, **features}
+        rows = [
+            {name: example["image" if isinstance(all_features[name], tfds.features.Image) else "label"]
+             for name in all_features}
+            for example in examples
+        ]  # fmt: skip
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="pictures", version="1.0.0", features=tfds.features.FeaturesDict(all_features),
+            split_datasets={"train": list(enumerate(rows))}, data_dir=folder,
+        )  # fmt: skip
+        return folder
+
+    assert refusal in complaint(write(tmp_path / "without", set(usual) - {two}))
+    assert open_pictures(write(tmp_path / "with", set(usual))).num_examples == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ("train[:20]", "train[10:]", 10), ("train[:20]", "train[20:]", 0), ("train", "validation", 0),
+        ("train[15:30]", "train", 15), ("train[:5]+validation", "validation[2:]", 5),
+        ("train[:5]+train[3:8]", "train", 10),
+    ],
+)  # fmt: skip
+def test_what_two_splits_have_in_common(prepared, one, other, common):
+    opened = [open_pictures(prepared["tfrecord"], split) for split in (one, other)]
+    assert in_common(*opened) == common
+    assert in_common(opened[0], open_pictures(prepared["array_record"], other)) == 0  # another dataset
 
 
 @pytest.mark.parametrize("several", [False, True])
