@@ -238,7 +238,8 @@ SETTINGS: dict[str, Setting] = {
         224, "height and width of the model's input", "data/pixels/crops.py", unit="pixels", low=1,
     ),
     "input.label_key": Setting(
-        None, "the feature with the class or classes; found by its type if not set", _TFDS, kind=str,
+        None, "the feature with the class or classes; if not set, the sequence labels, label, or the only such feature",
+        _TFDS, kind=str,
     ),
     "input.crop": Setting(
         "inception", "what training sees of an image: inception, a random window of 5 to 100% of it; random, a random "
