@@ -66,6 +66,11 @@ class Run:
         seen = history.images_seen(self.before, first_step, self.start.begun["batch_size"])
         return seen - first_step * int(self.config.batch_size)
 
+    def evaluates_otherwise(self) -> bool:
+        """Returns whether accuracies of before, by which checkpoints are kept, are of other images or pixels."""
+        differs = map(run_folder.changes_evaluation, self.start.config_changes)
+        return any(differs) or any(facts.of_evaluator("val") in change for change in self.start.data_changes)
+
     def repeats(self) -> bool:
         """Returns whether steps that are taken again have the metrics that they had before."""
         return not self.start.data_changes and all(map(run_folder.changes_no_metric, self.start.config_changes))

@@ -126,6 +126,13 @@ class Series:
         self._runs, self._stop = number, stop or preemption.Stop()
         self._number = 0  # of the current run
         self._began: dict[str, PlannedRun] = {}  # a run for each digest of weights from which runs began
+        self._dtype: str | None = None  # of the runs so far, which the others take, also on another machine
+
+    def expect(self, runs: Sequence[PlannedRun]) -> None:
+        """Notes which weights some runs began from, so that one which is trained before their turn begins from them."""
+        for run in runs:
+            if digest := _digest_of_weights(run, done=run.result() is not None):
+                self._began.setdefault(digest, run)
 
     def finished(self, run: PlannedRun) -> dict[str, float]:
         """Returns the result of the next run, after training it if it is not done; {} if it diverged.
@@ -138,14 +145,18 @@ class Series:
         prefix = f"[{self._number}/{self._runs}] {run.title}  "
         result = run.result()
         self._check_weights(run, done=result is not None)
+        self._dtype = self._dtype or history.settings(run.folder).get("model.dtype")
         if result is not None:
             said = f"done before, accuracy {result[run.metric]:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
             return result
         steps_after = (self._runs - self._number) * run.total_steps  # if the runs to come are as long as this one
         files.delete(run.folder / run_folder.DIVERGED_FILE)  # of an attempt that tolerated less
+        config = run.config
+        if self._dtype:
+            config = run_folder.decided(config, {}, {"model.dtype": self._dtype})
         try:
-            return train(run.config, run.folder, Console(prefix, steps_after), self._stop)
+            return train(config, run.folder, Console(prefix, steps_after), self._stop)
         except DivergedError as error:
             files.write_text(run.folder / run_folder.DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
@@ -154,6 +165,7 @@ class Series:
             raise UserError(f"{run.title}: {error}") from None
         finally:
             self._stop.work_ends()
+            self._dtype = self._dtype or history.settings(run.folder).get("model.dtype")
 
     def _check_weights(self, run: PlannedRun, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
@@ -163,16 +175,22 @@ class Series:
         """
         if run.config.init_from is None:
             return
-        begun = done or checkpoint_reader.has_checkpoints(run.folder)  # an attempt that saved nothing does not count
-        digest = history.first_weights(history.read(run.folder)).get("digest") if begun else None
+        digest = _digest_of_weights(run, done=done)
         if digest is None:
-            if done or not self._began:  # of an earlier version; or the first run, which shows what the file holds
+            if done:  # of an earlier version
                 return
             digest = facts.digest_of_weights(init_from.loaded(run.config).params)
-        self._began.setdefault(str(digest), run)
+        self._began.setdefault(digest, run)
         if len(self._began) > 1:
             first, other = self._began.values()
             raise UserError(
                 f"config.init_from={run.config.init_from} holds other weights for {other.folder} than {first.folder} "
                 "began from: give those weights again, or another --workdir"
             )
+
+
+def _digest_of_weights(run: PlannedRun, *, done: bool) -> str | None:
+    """Returns the digest of the weights from which a run began; None if it did not, or if that is not known."""
+    begun = done or checkpoint_reader.has_checkpoints(run.folder)  # an attempt that saved nothing does not count
+    digest = history.first_weights(history.read(run.folder)).get("digest") if begun and run.config.init_from else None
+    return None if digest is None else str(digest)

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 from etils import epy
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import mixer
 from mixer.config import command_line, help_text, paper, tasks
@@ -39,7 +39,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
     import jax
 
     from mixer import sweep_runs
-    from mixer.config import run_folder
+    from mixer.config import checks, run_folder
     from mixer.runtime import compilation_cache, preemption
 
 # What the sweep itself sets, and what to do instead.
@@ -50,6 +50,10 @@ _SET_HERE = {
     "input.train_split": "the rows of mixer/config/tasks.py have the splits",
     "input.eval_split": "the rows of mixer/config/tasks.py have the splits",
 }
+
+
+# Where one is set, the model is not the paper's; tokens_mlp_dim grows with the image.
+_WIDTHS = ("num_blocks", "hidden_dim", "channels_mlp_dim")
 
 
 def _task_names(names: Sequence[str]) -> list[str]:
@@ -90,6 +94,13 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
     The pre-training data comes from --pretraining, or from the name of published weights.
     """
     named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
+    if changed := [name for name in _WIDTHS if config.model[name] is not None]:
+        if pretraining:
+            raise UserError(
+                f"--pretraining={pretraining}: the paper has no results for a {config.model.variant} with another "
+                f"model.{changed[0]}; leave it out"
+            )
+        return None
     try:
         return paper.find(config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop)
     except ValueError as error:
@@ -117,9 +128,9 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Runs the command."""
     given = flags.FLAGS
-    config, _ = command_line.from_flags()
     spec, overrides = _spec_and_overrides()
     names = _task_names(given.tasks)
+    config = checks.checked(sweep_runs.of_task(spec, overrides, names[0]))
     chosen = None if given.learning_rates is None else _learning_rates(given.learning_rates)
     row = _paper_row(config, given.pretraining)
     workdir = run_folder.make(given.workdir)
@@ -164,8 +175,7 @@ def _spec_and_overrides() -> tuple[str, dict[str, Any]]:
     Raises:
       UserError: they set what the sweep sets itself.
     """
-    flag = flags.FLAGS["config"]
-    spec, overrides = config_flags.get_config_filename(flag), dict(config_flags.get_override_values(flag))
+    spec, overrides = command_line.spec_and_overrides()
     if wrong := [name for name in _SET_HERE if name in overrides]:
         raise UserError(f"--config.{wrong[0]} is set by the sweep itself; {_SET_HERE[wrong[0]]}")
     if "task=" in spec.partition(":")[2]:

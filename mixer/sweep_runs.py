@@ -24,6 +24,24 @@ def choose(grid: dict[float, float | None]) -> float | None:
     return min(done, key=lambda rate: (-done[rate], rate), default=None)
 
 
+def of_task(spec: str, overrides: dict[str, Any], name: str) -> ConfigDict:
+    """Returns the config of a task, unchecked.
+
+    Args:
+      spec: the config file with its arguments, to which the task is added.
+      overrides: values that replace those of the file, by dotted name.
+      name: the task's full name.
+
+    Raises:
+      UserError: the file does not read its argument task, or raises an error itself.
+    """
+    path, _, arguments = spec.partition(":")
+    config = config_file.run(f"{path}:{arguments}{',' if arguments else ''}task={name}")
+    if config.input.dataset != tasks.TASKS[name].dataset:
+        raise UserError(f"--config {path} ignores its argument task={name}; give configs/finetune.py")
+    return command_line.with_overrides(config, overrides)
+
+
 class Sweep:
     """The runs of all tasks. All of them are checked before the first one starts."""
 
@@ -74,6 +92,7 @@ class Sweep:
         of_all = series.Series(runs, self._stop)
         for name, rates in self._rates.items():
             runs_of_grid = self._grid_runs(name)
+            of_all.expect([*runs_of_grid.values(), *(run for rate in rates for run in self._final_runs(name, rate))])
             results = {rate: of_all.finished(run) for rate, run in runs_of_grid.items()}
             grid = {rate: result.get(runs_of_grid[rate].metric) for rate, result in results.items()}
             chosen = choose(grid) if grid else rates[0]
@@ -95,12 +114,7 @@ class Sweep:
 
     def _config(self, name: str, rate: float, seed: int, dev: bool) -> ConfigDict:
         """Returns the config of a run: on the dev split if `dev`, to choose the learning rate; else of a final run."""
-        task = tasks.TASKS[name]
-        path, _, arguments = self._spec.partition(":")
-        config = config_file.run(f"{path}:{arguments}{',' if arguments else ''}task={name}")
-        if config.input.dataset != task.dataset:
-            raise UserError(f"--config {path} ignores its argument task={name}; give configs/finetune.py")
-        config = command_line.with_overrides(config, self._overrides)
+        task, config = tasks.TASKS[name], of_task(self._spec, self._overrides, name)
         config.input.train_split = task.sweep_train if dev else task.train
         config.input.eval_split = task.sweep_dev if dev else task.test
         config.optimizer.learning_rate, config.seed = rate, seed

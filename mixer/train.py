@@ -133,6 +133,9 @@ def _run(run: mixer.run.Run, weights: Weights | None) -> None:
             for warning in history.warnings(run.before[-1], run.start) if run.before and step else ():
                 _log.warning("%s", warning)
             history.add(workdir, dataclasses.replace(run.start, step=step))
+        if step and run.evaluates_otherwise():
+            console.keep("the accuracies of earlier checkpoints do not count any more: they are of another evaluation")
+            checkpoints.forget_accuracies()
         run_folder.save(config, run.source.class_names, workdir, anew=step == 0)
         log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers, repeats=run.repeats())
     except (UserError, OSError, preemption.PreemptedError):

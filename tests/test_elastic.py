@@ -101,9 +101,26 @@ def test_what_is_computed_may_change_when_asked_for(begun, data_dir, capsys):
     with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.003 before, 0.0001 now; seed: 0 before, 1 now\)"):
         train.train(config, begun)
     train.train(config, begun, allow_config_change=True)
-    assert "; seed: 0 before, 1 now" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "; seed: 0 before, 1 now" in said
+    assert "do not count" not in said
     assert read_metrics(begun)[-1]["step"] == 12
     assert run_folder.load_config(begun).seed == 1
+
+
+def test_accuracies_of_another_evaluation_do_not_rank_checkpoints(data_dir, tmp_path, capsys):
+    keep = {"total_steps": 6, "eval_steps": 2, "checkpoint_steps": 2, "checkpoint.keep_last": 1}
+    with pytest.raises(preemption.PreemptedError):
+        train.train(tiny(data_dir, **keep), tmp_path, stop=preemption.Stop(after=2))
+    metrics = tmp_path / "checkpoints" / "2" / "metrics" / "metrics"
+    metrics.write_text('{"val/accuracy": 2.0}')  # better than any to come
+    with pytest.raises(preemption.PreemptedError):
+        train.train(tiny(data_dir, **keep), tmp_path, stop=preemption.Stop(after=4))
+    assert sorted(path.name for path in metrics.parents[2].iterdir()) == ["2", "4"]
+    assert "do not count" not in capsys.readouterr().out
+    train.train(tiny(data_dir, **keep, **{"input.eval_split": "train[:8]"}), tmp_path, allow_config_change=True)
+    assert "the accuracies of earlier checkpoints do not count any more" in capsys.readouterr().out
+    assert "2" not in {path.name for path in metrics.parents[2].iterdir()}
 
 
 def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(begun, data_dir, caplog):

@@ -17,6 +17,7 @@ from tiny_sweep import TINY, write_cifar10
 
 from mixer import models, sweep
 from mixer.config import recipe, run_folder, tasks
+from mixer.runtime.errors import UserError
 from tests import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,6 +53,15 @@ def test_what_the_paper_has_to_compare_with(init_from, pretraining, imagenet):
     config.init_from = init_from
     row = sweep._paper_row(config, pretraining)
     assert (row and row.imagenet) == imagenet
+
+
+def test_the_paper_has_nothing_for_another_model_of_a_variants_name():
+    config = recipe.finetune("B/16", tasks.TASKS["cifar10"], 224)
+    config.model.num_blocks = 2
+    config.init_from = "B/16-i21k"
+    assert sweep._paper_row(config, None) is None
+    with pytest.raises(UserError, match=r"no results for a B/16 with another model\.num_blocks; leave it out"):
+        sweep._paper_row(config, "i21k")
 
 
 def command(data_dir: str, folder: pathlib.Path) -> list[str]:
@@ -125,6 +135,13 @@ MISTAKES = {
     ("--tasks=",): "--tasks: give all, or names joined by commas",
     ("--learning_rates=0.1,fast",): "--learning_rates=0.1,fast: expected numbers above 0, joined by commas",
     ("--learning_rates=0",): "--learning_rates=0: expected numbers above 0",
+    # Only the named task is checked: that of CIFAR-10 in this file would be refused at 64 pixels.
+    (
+        "--config=configs/finetune_small.py",
+        "--tasks=pets",
+        "--config.input.image_size=64",
+        "--config.input.data_dir=/nowhere",
+    ): "dataset oxford_iiit_pet in /nowhere is not prepared",
     ("--pretraining=i21k",): "--pretraining=i21k: the paper has no Mixer-S/16 from ImageNet-21k at 32 pixels; it has ",
     ("--pretraining=sam",): "--pretraining=sam: pre-training data 'sam': expected one of i1k, i21k, jft",
     ("--seeds=0",): "flag --seeds=0: ",

@@ -234,6 +234,20 @@ def test_runs_from_other_weights_under_the_same_name_are_not_mixed(data_dir, tmp
     with pytest.raises(UserError, match=r"holds other weights for .*lr_0.03_seed_2 than .*lr_0.01 began from: give"):
         list(make_sweep(data_dir, tmp_path / "sweep", seeds=3, **options).outcomes())
 
+    # Nor are they where the file changes while the sweep runs, or before a run that comes first among those to train.
+    def then_another(*arguments):
+        result = fake_train(*arguments)
+        start_from(seed=2)
+        return result
+
+    with pytest.raises(UserError, match=r"holds other weights for .*lr_0.005 than .*lr_0.01 began from: give"):
+        list(make_sweep(data_dir, tmp_path / "sweep", rates=(0.005, 0.01, 0.03), **options).outcomes())
+    assert not (tmp_path / "sweep" / "cifar10" / "lr_0.005").exists()
+    monkeypatch.setattr(series, "train", then_another)
+    with pytest.raises(UserError, match=r"holds other weights for .*lr_0.03 than .*lr_0.01 began from: give"):
+        list(make_sweep(data_dir, tmp_path / "fresh", **options).outcomes())
+    monkeypatch.setattr(series, "train", fake_train)
+
     # An attempt that saved nothing does not count: it began from the weights of before.
     attempt = tmp_path / "anew" / "cifar10" / "lr_0.02_seed_0"
     attempt.mkdir(parents=True)
@@ -241,6 +255,27 @@ def test_runs_from_other_weights_under_the_same_name_are_not_mixed(data_dir, tmp
     monkeypatch.setattr(series, "train", lambda config, folder, *of: fake_train(config, folder / "now", *of))
     ((_, found),) = make_sweep(data_dir, tmp_path / "anew", rates=(0.02,), seeds=2, **options).outcomes()
     assert found.seeds == [0.02, 0.02]
+
+
+def test_all_runs_of_a_sweep_have_one_dtype(data_dir, tmp_path, monkeypatch):
+    """Also if it goes on where `model.dtype=auto` means another one."""
+    dtypes = {}
+
+    def train_on(machine):
+        def fake_train(config, workdir, console, stop):
+            dtypes[workdir.name] = config.model.dtype
+            decided = run_folder.decided(config, {}, {"model.dtype": machine})
+            return keep(decided, workdir, config.optimizer.learning_rate)
+
+        return fake_train
+
+    options = {"model.dtype": "auto"}
+    monkeypatch.setattr(series, "train", train_on("bfloat16"))
+    list(make_sweep(data_dir, tmp_path, rates=(0.01,), **options).outcomes())
+    monkeypatch.setattr(series, "train", train_on("float32"))
+    list(make_sweep(data_dir, tmp_path, rates=(0.01,), seeds=2, **options).outcomes())
+    list(make_sweep(data_dir, tmp_path / "other", rates=(0.01,), seeds=2, **options).outcomes())
+    assert dtypes == {"lr_0.01_seed_0": "auto", "lr_0.01_seed_1": "float32"}
 
 
 def test_runs_on_other_data_are_not_mixed(data_dir, tmp_path, monkeypatch):

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mixer import report, visualize
+
 from mixer.data import datasets
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
-from mixer.transfer import loading, npz
+from mixer.transfer import lineage, loading, npz
 from tests import commands
 from tests.trained_run import DATASET, make_run
 
@@ -83,6 +85,14 @@ def test_interpolated_weights_have_no_random_ones_beside_them(run, tmp_path):
     assert "no random units: these began as interpolated ones" in table
     assert "No random weights: those of the run began as interpolated ones" in page
     assert "None" not in page.split('id="figures0"')[1].split("</table>")[0]
+
+
+def test_weights_that_kept_their_size_are_not_interpolated(run):
+    config = ConfigDict(loading.load(str(run)).config.to_dict())
+    for size, start, expected in ((16, str(run), False), (32, str(run), True), (224, "S/16-i1k", False)):
+        config.update_from_flattened_dict({"input.image_size": size, "resize": "interpolate"})
+        config.init_from = start
+        assert lineage.interpolated(config) == expected
 
 
 def test_no_picture_of_other_weights_stays_beside_new_numbers(run, tmp_path):

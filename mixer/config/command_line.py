@@ -237,11 +237,21 @@ def from_flags() -> tuple[ConfigDict, str]:
     Raises:
       UserError: there is no config, or a value is not allowed.
     """
-    flag, name = flags.FLAGS["config"], config_name()
-    if name is None:
+    spec, overrides = spec_and_overrides()
+    config = config_file.run(spec)  # as the file makes it; a missing one is an error
+    return checks.checked(with_overrides(config, overrides)), str(config_name())
+
+
+def spec_and_overrides() -> tuple[str, dict[str, Any]]:
+    """Returns the config file with its arguments, and the values of --config.NAME=VALUE, as absl parsed them.
+
+    Raises:
+      UserError: there is no config.
+    """
+    if config_name() is None:
         raise UserError(_MISSING)
-    config = config_file.run(config_flags.get_config_filename(flag))  # as the file makes it; a missing one is an error
-    return checks.checked(with_overrides(config, config_flags.get_override_values(flag))), name
+    flag = flags.FLAGS["config"]
+    return config_flags.get_config_filename(flag), dict(config_flags.get_override_values(flag))
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:

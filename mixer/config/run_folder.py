@@ -186,6 +186,18 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool |
     return list(changed.values())
 
 
+# What the evaluator val reads, and how.
+_OF_EVALUATION = (
+    "input.dataset", "input.eval_", "input.exif", "input.label_key", "input.max_", "input.permutation",
+    "input.resize_rounding", "input.scaled_decoding", "input.transparent", "input.validation_share",
+)  # fmt: skip
+
+
+def changes_evaluation(change: str) -> bool:
+    """Returns whether a difference of `check_same`'s gives the evaluator val other images or pixels."""
+    return change.startswith(_OF_EVALUATION)
+
+
 def changes_no_metric(change: str) -> bool:
     """Returns whether steps that are taken again have the same metrics in spite of a difference of `check_same`'s."""
     means = ("log_", "evaluators.", "fewshot.")  # log_*: what is logged is a mean since the line before

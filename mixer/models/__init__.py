@@ -43,6 +43,8 @@ def create(variant: str, num_classes: int, **options: Any) -> Any:
     """
     family, arguments = _parse(variant)
     given = {key: value for key, value in options.items() if value is not None}
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}  # from JSON; no hash
+    given |= lists
     known = {field.name for field in dataclasses.fields(family)}
     if unknown := [key for key, value in given.items() if key not in known and value != _DEFAULTS.get(key)]:
         raise ValueError(f"model variant {variant!r} has no {unknown[0]}, which was set to {given[unknown[0]]!r}")

@@ -256,6 +256,16 @@ class Checkpoints:
             except Exception as error:
                 self._failed(error)
 
+    def forget_accuracies(self) -> None:
+        """Forgets how accurate the checkpoints are, as where this will be measured otherwise from here on."""
+        if self._manager is None:
+            return
+        self._manager.close()
+        if jax.process_index() == 0:
+            for step in integrity.steps_of(self.folder):
+                _accuracy_file(self.folder, step).unlink(missing_ok=True)
+        self._manager = self._open()
+
     def most_accurate(self) -> epath.Path | None:
         """Returns the folder of the most accurate checkpoint, the newest of equals; None if none has an accuracy."""
         best = self._manager.best_step() if self._manager else None

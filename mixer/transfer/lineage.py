@@ -15,6 +15,7 @@ from mixer.transfer.published import PUBLISHED
 
 # What the authors of the published checkpoints trained on, by the end of the checkpoint's name.
 PUBLISHED_DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k", "sam": "ImageNet-1k", "gsam": "ImageNet-1k"}
+_PUBLISHED_SIZE = 224  # pixels
 _MOST = 10  # runs that are followed, in case of a circle
 
 
@@ -54,9 +55,11 @@ def interpolated(config: Any) -> bool:
     for _ in range(_MOST):
         if config is None or config.init_from is None:
             return False
-        if config.resize == "interpolate":
+        before = None if config.init_from in PUBLISHED else config_of(config.init_from)
+        size = before.input.image_size if before else _PUBLISHED_SIZE if config.init_from in PUBLISHED else None
+        if config.resize == "interpolate" and size != config.input.image_size:
             return True
-        config = None if config.init_from in PUBLISHED else config_of(config.init_from)
+        config = before
     return False
 
 

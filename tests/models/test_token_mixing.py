@@ -37,6 +37,12 @@ def size_of(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def test_a_pyramid_from_json_makes_the_same_model():
+    """Models are the keys of caches; a list has no hash."""
+    assert hash(make(pyramid=[16, 4])) == hash(make(pyramid=(16, 4)))
+    assert make(pyramid=[16, 4]) == make(pyramid=(16, 4))
+
+
 def lengths(pyramid):
     """Tokens before and after each block."""
     after = pyramid or (TOKENS,) * BLOCKS

@@ -52,6 +52,20 @@ def test_the_most_accurate_checkpoint_is_named(tmp_path, steps, best):
     assert found == (tmp_path / "checkpoints" / best if best else None)
 
 
+def test_forgotten_accuracies_do_not_count(tmp_path):
+    save_steps(tmp_path, {1: 0.9, 2: 0.1}, (2, 0, 1))
+    checkpoints = Checkpoints(tmp_path, 1, 0, 1)
+    state, shapes, shardings = placed(make_state(2), devices.make_mesh(), "data_parallel")
+    assert_same_state(checkpoints.restore(shapes, shardings), state)
+    checkpoints.forget_accuracies()
+    assert checkpoints.most_accurate() is None
+    checkpoints.save(placed(make_state(3), devices.make_mesh(), "data_parallel")[0], {"val/accuracy": 0.2})
+    checkpoints.wait()
+    assert checkpoints.most_accurate() == tmp_path / "checkpoints" / "3"
+    checkpoints.close()
+    assert steps_in(tmp_path) == [3]
+
+
 @pytest.mark.parametrize("on_time", [{"val/accuracy": 0.2}, {}])
 def test_an_accuracy_may_come_later(tmp_path, on_time):
     """As after a stop during an evaluation, for which the next start makes up."""
