@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mixer import report, visualize
-
 from mixer.data import datasets
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import read_metrics
@@ -89,7 +88,7 @@ def test_interpolated_weights_have_no_random_ones_beside_them(run, tmp_path):
 
 def test_weights_that_kept_their_size_are_not_interpolated(run):
     config = ConfigDict(loading.load(str(run)).config.to_dict())
-    for size, start, expected in ((16, str(run), False), (32, str(run), True), (224, "S/16-i1k", False)):
+    for size, start, expected in ((16, str(run), False), (32, str(run), True), (224, "B/16-i1k", False)):
         config.update_from_flattened_dict({"input.image_size": size, "resize": "interpolate"})
         config.init_from = start
         assert lineage.interpolated(config) == expected
