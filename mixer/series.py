@@ -129,8 +129,9 @@ class Series:
         self._dtype: str | None = None  # of the runs so far, which the others take, also on another machine
 
     def expect(self, runs: Sequence[PlannedRun]) -> None:
-        """Notes which weights some runs began from, so that one which is trained before their turn begins from them."""
+        """Notes what some runs began with, so that one which is trained before their turn begins with the same."""
         for run in runs:
+            self._dtype = self._dtype or _dtype(run)
             if digest := _digest_of_weights(run, done=run.result() is not None):
                 self._began.setdefault(digest, run)
 
@@ -145,7 +146,7 @@ class Series:
         prefix = f"[{self._number}/{self._runs}] {run.title}  "
         result = run.result()
         self._check_weights(run, done=result is not None)
-        self._dtype = self._dtype or history.settings(run.folder).get("model.dtype")
+        self._dtype = self._dtype or _dtype(run)
         if result is not None:
             said = f"done before, accuracy {result[run.metric]:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
@@ -165,7 +166,7 @@ class Series:
             raise UserError(f"{run.title}: {error}") from None
         finally:
             self._stop.work_ends()
-            self._dtype = self._dtype or history.settings(run.folder).get("model.dtype")
+            self._dtype = self._dtype or _dtype(run)
 
     def _check_weights(self, run: PlannedRun, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
@@ -187,6 +188,11 @@ class Series:
                 f"config.init_from={run.config.init_from} holds other weights for {other.folder} than {first.folder} "
                 "began from: give those weights again, or another --workdir"
             )
+
+
+def _dtype(run: PlannedRun) -> str | None:
+    """Returns the dtype with which a run began; None if it did not."""
+    return history.settings(run.folder).get("model.dtype")
 
 
 def _digest_of_weights(run: PlannedRun, *, done: bool) -> str | None:

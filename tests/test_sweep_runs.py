@@ -263,7 +263,7 @@ def test_all_runs_of_a_sweep_have_one_dtype(data_dir, tmp_path, monkeypatch):
 
     def train_on(machine):
         def fake_train(config, workdir, console, stop):
-            dtypes[workdir.name] = config.model.dtype
+            dtypes[str(workdir.relative_to(tmp_path))] = config.model.dtype
             decided = run_folder.decided(config, {}, {"model.dtype": machine})
             return keep(decided, workdir, config.optimizer.learning_rate)
 
@@ -273,9 +273,10 @@ def test_all_runs_of_a_sweep_have_one_dtype(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(series, "train", train_on("bfloat16"))
     list(make_sweep(data_dir, tmp_path, rates=(0.01,), **options).outcomes())
     monkeypatch.setattr(series, "train", train_on("float32"))
-    list(make_sweep(data_dir, tmp_path, rates=(0.01,), seeds=2, **options).outcomes())
-    list(make_sweep(data_dir, tmp_path / "other", rates=(0.01,), seeds=2, **options).outcomes())
-    assert dtypes == {"lr_0.01_seed_0": "auto", "lr_0.01_seed_1": "float32"}
+    list(make_sweep(data_dir, tmp_path, rates=(0.001, 0.01), seeds=2, **options).outcomes())
+    assert dtypes.pop("cifar10/lr_0.01_seed_0") == "auto"
+    assert set(dtypes) == {f"cifar10/lr_{name}" for name in ("0.001", "0.01", "0.01_seed_1")}
+    assert set(dtypes.values()) == {"bfloat16"}
 
 
 def test_runs_on_other_data_are_not_mixed(data_dir, tmp_path, monkeypatch):
