@@ -52,10 +52,6 @@ _SET_HERE = {
 }
 
 
-# Where one is set, the model is not the paper's; tokens_mlp_dim grows with the image.
-_WIDTHS = ("num_blocks", "hidden_dim", "channels_mlp_dim")
-
-
 def _task_names(names: Sequence[str]) -> list[str]:
     """Returns the full names of tasks; "all" stands for the paper's five."""
     found = []
@@ -94,7 +90,7 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
     The pre-training data comes from --pretraining, or from the name of published weights.
     """
     named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
-    if changed := [name for name in _WIDTHS if config.model[name] is not None]:
+    if changed := [name for name in paper.SIZES if config.model[name] is not None]:
         if pretraining:
             raise UserError(
                 f"--pretraining={pretraining}: the paper has no results for a {config.model.variant} with another "

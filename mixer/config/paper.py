@@ -118,6 +118,10 @@ TABLE_3: tuple[Row | Other, ...] = (
 ROWS = tuple(row for row in (*TABLE_3, *TABLE_2) if isinstance(row, Row))
 
 
+# Settings of a model: where one is set, it is not the paper's of that variant. tokens_mlp_dim grows with the image.
+SIZES = ("num_blocks", "hidden_dim", "channels_mlp_dim")
+
+
 def find(variant: str, pretraining: str, image_size: int, eval_crop: str = "resize_small") -> Row:
     """Returns the paper's row for a model; the one evaluated with `eval_crop`, if there are two.
 

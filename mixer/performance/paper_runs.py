@@ -78,8 +78,8 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
     name, of_model = config.init_from, config.model
     if config.input.dataset != tasks.IMAGENET.dataset:
         return None
-    if any((of_model.num_blocks, of_model.hidden_dim, of_model.channels_mlp_dim)):
-        return None  # another model; tokens_mlp_dim grows with the image
+    if any(of_model[name] is not None for name in paper.SIZES):
+        return None  # another model
     before = lineage.config_of(name)
     if name not in PUBLISHED and before is None:
         raise UserError(f"{folder} started from {name}, which is no run's folder here: its pre-training is not known")
