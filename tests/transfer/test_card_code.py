@@ -234,10 +234,12 @@ def test_the_lineage_of_a_run_is_followed_to_its_beginning(tmp_path):
 
 
 def test_it_is_known_whether_weights_were_once_interpolated(tmp_path):
-    first = run_at(tmp_path / "first")
-    resampled = run_at(tmp_path / "resampled", init_from=f"{first}/checkpoints/90", resize="interpolate")
+    first = run_at(tmp_path / "first", **{"input.image_size": 224})
+    ask = {"init_from": f"{first}/checkpoints/90", "resize": "interpolate"}
+    resampled = run_at(tmp_path / "resampled", **ask, **{"input.image_size": 256})
     for source, known in (
         (first, False), (resampled, True), (run_at(tmp_path / "later", init_from=resampled), True),
+        (run_at(tmp_path / "same", **ask, **{"input.image_size": 224}), False),
         (run_at(tmp_path / "other", init_from=first), False),
         (run_at(tmp_path / "published", init_from="B/16-i1k"), False),
         (run_at(tmp_path / "circle", init_from=str(tmp_path / "circle")), False),
