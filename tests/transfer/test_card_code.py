@@ -240,7 +240,7 @@ def test_it_is_known_whether_weights_were_once_interpolated(tmp_path):
     for source, known in (
         (first, False), (resampled, True), (run_at(tmp_path / "later", init_from=resampled), True),
         (run_at(tmp_path / "same", **ask, **{"input.image_size": 224}), False),
-        (run_at(tmp_path / "other", init_from=first), False),
+        (run_at(tmp_path / "extended", init_from=first, **{"input.image_size": 448}), False),
         (run_at(tmp_path / "published", init_from="B/16-i1k"), False),
         (run_at(tmp_path / "circle", init_from=str(tmp_path / "circle")), False),
     ):  # fmt: skip
