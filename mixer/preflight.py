@@ -85,6 +85,7 @@ def examine(
         "batches": [batch._asdict() for batch in fitting.batches(train)] if largest and fits else [],
         "batch_too_large": fitting.too_large,
     }
+    found["paper_core_days"] = data_facts.paper_core_days(config, facts.num_examples)
     return found | _costs(config, mesh, total_steps, built, train)
 
 
@@ -127,7 +128,6 @@ def _costs(
         "seconds_per_step": train.estimated_seconds,
         "cycles_per_step": train.estimated_cycles or None,
         "total_steps": total_steps,
-        "paper_core_days": data_facts.paper_core_days(config),
         "compile_seconds": train.compile_seconds,
     }
     if seconds := train.estimated_seconds:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,8 @@ class Run:
     def evaluates_otherwise(self) -> bool:
         """Returns whether accuracies of before, by which checkpoints are kept, are of other images or pixels."""
         differs = map(run_folder.changes_evaluation, self.start.config_changes)
-        return any(differs) or any(facts.of_evaluator("val") in change for change in self.start.data_changes)
+        of_val = re.compile(rf"{facts.of_evaluator('val')}( \(|:)")  # not of an evaluator "valid"
+        return any(differs) or any(map(of_val.search, self.start.data_changes))
 
     def repeats(self) -> bool:
         """Returns whether steps that are taken again have the metrics that they had before."""

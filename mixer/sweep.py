@@ -40,6 +40,7 @@ with epy.lazy_imports():  # they import JAX or TensorFlow, for which --help does
 
     from mixer import sweep_runs
     from mixer.config import checks, run_folder
+    from mixer.performance import paper_runs
     from mixer.runtime import compilation_cache, preemption
 
 # What the sweep itself sets, and what to do instead.
@@ -87,9 +88,20 @@ def _learning_rates(words: Sequence[str]) -> list[float]:
 def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
     """Returns the paper's results for this model and its pre-training data; None if the paper has none.
 
-    The pre-training data comes from --pretraining, or from the name of published weights.
+    The pre-training data comes from the name of published weights, from the run that the weights are of, or, if that is
+    none of the paper's, from --pretraining.
+
+    Raises:
+      UserError: --pretraining names other data than the weights', or such for which the paper has no such model.
     """
     named = config.init_from.rpartition("-")[2] if config.init_from in PUBLISHED else ""
+    before = paper_runs.pretraining(config.init_from) if config.init_from and not named else None
+    if before:
+        named = before.pretraining
+    if pretraining and named in paper.DATA and pretraining in paper.DATA and pretraining != named:
+        raise UserError(
+            f"--pretraining={pretraining}: {config.init_from} was pre-trained on {paper.DATA[named]}; leave it out"
+        )
     if changed := [name for name in paper.SIZES if config.model[name] is not None]:
         if pretraining:
             raise UserError(
@@ -98,7 +110,10 @@ def _paper_row(config: ConfigDict, pretraining: str | None) -> paper.Row | None:
             )
         return None
     try:
-        return paper.find(config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop)
+        return paper.find(
+            config.model.variant, pretraining or named, config.input.image_size, config.input.eval_crop,
+            epochs=before.epochs if before else None,
+        )  # fmt: skip
     except ValueError as error:
         if pretraining:
             raise UserError(f"--pretraining={pretraining}: {error}") from None

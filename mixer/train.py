@@ -87,7 +87,11 @@ def train(
             data = {"what init_from holds": loading.held(begins_from)} if begins_from else {}
             meeting.compare({"command": command, "software": facts.of_software(), "data": data}, workdir)
             if begins_from:
-                weights = init_from.loaded(config)  # a run's checkpoint is read by all processes together
+                weights = loading.load(config.init_from, config.init_ema)  # a run's is read by all processes together
+                digest = facts.digest_of_weights(weights.params)
+                # To bring them to another size needs devices, in looking for which all processes wait for each other.
+                meeting.compare({"data": {"the digest of the weights of init_from": digest}}, within=_OPENED_WITHIN)
+                weights = weights.at_image_size(config.input.image_size, config.resize)
             before = history.settings(workdir) if continues and config.init_from else {}
             config = init_from.with_token_width(config, weights, before)
             run = mixer.run.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
@@ -99,12 +103,11 @@ def train(
 
 def _alike(run: mixer.run.Run) -> agreement.Facts:
     """Returns what all processes must have alike before the first step."""
-    digest = (run.start.weights or {}).get("digest")
     return {
         "settings": {
             "input.shuffle_block": str(run.config.input.shuffle_block), "model.dtype": run.config.model.dtype,
         },
-        "data": run.start.data | {"the digest of the weights of init_from": str(digest)},
+        "data": run.start.data,
         "devices": {"the number of its devices": str(jax.local_device_count())},
     }  # fmt: skip
 
@@ -308,7 +311,8 @@ def main(argv: list[str]) -> None:
             allow_data_change=given.allow_data_change,
         )  # fmt: skip
     except preemption.PreemptedError as preempted:
-        print(preempted)
+        print(preempted, flush=True)
+        agreement.meeting().end_together()
         sys.exit(preemption.EXIT_STATUS)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
@@ -317,6 +321,7 @@ def main(argv: list[str]) -> None:
             f"process {jax.process_index()} cannot go on ({first_line(error)}): if it has lost another, see that one's "
             "log, then start all again, and they continue"
         ) from None
+    agreement.meeting().end_together()
     if jax.process_index() == 0:
         print(f"done: checkpoints and metrics are in {workdir}")
 

@@ -131,7 +131,9 @@ def _figure(accuracies: dict[str, dict[str, list[float]]]) -> Any:
         shares = [[100 * one for one in accuracies[model][way]] for model in COMPARED]
         means = [statistics.mean(of) if of else 0.0 for of in shares]
         bars = axes.bar(places, means, 0.92 * width, label=LABELS[way], alpha=0.75)
-        axes.bar_label(bars, fmt="%.1f", padding=4)
+        axes.bar_label(
+            bars, [f"{mean:.1f}" if of else "diverged" for mean, of in zip(means, shares, strict=True)], padding=4
+        )
         for place, of in zip(places, shares, strict=True):
             axes.plot([place] * len(of), of, "k.", markersize=4)
     axes.axhline(10, color="gray", linestyle=":", label="chance")

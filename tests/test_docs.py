@@ -205,9 +205,9 @@ def test_a_folder_of_a_run_belongs_to_one_config():
 def test_every_metric_of_an_evaluation_is_explained():
     statuses = np.array([4, *[1] * (len(image_status.STATUSES) - 1)])
     sums = {"count": np.array(4), "labelled": np.array(3), "loss": np.array(1.0), "correct": np.array(2),
-            "statuses": statuses, "top5": np.array(3)}  # fmt: skip
+            "with_loss": np.array(3), "statuses": statuses, "top5": np.array(3)}  # fmt: skip
     of_classes = {"class_count": np.array([2, 1]), "class_correct": np.array([1, 1])}
-    kept = [(np.eye(4, 2), np.array([[0], [1], [1], [-1]]), np.ones(4))]
+    kept = [(np.eye(4, 2), np.array([[0], [1], [1], [-1]]))]
     single = accuracy.evaluation_of(sums | of_classes, [], int(statuses.sum()), "a split")
     several = accuracy.evaluation_of(sums, kept, int(statuses.sum()), "a split")
     text = (ROOT / "docs/training.md").read_text()

@@ -4,12 +4,14 @@
 
 import dataclasses
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
 
+import mixer.run
 from mixer import train
 from mixer.config import run_folder
 from mixer.runtime import devices, preemption
@@ -121,6 +123,22 @@ def test_accuracies_of_another_evaluation_do_not_rank_checkpoints(data_dir, tmp_
     train.train(tiny(data_dir, **keep, **{"input.eval_split": "train[:8]"}), tmp_path, allow_config_change=True)
     assert "the accuracies of earlier checkpoints do not count any more" in capsys.readouterr().out
     assert "2" not in {path.name for path in metrics.parents[2].iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "counts"),
+    [
+        (["input.eval_split: 'test' before, 'train' now"], [], False),
+        (["input.max_labels: 2 before, 3 now"], [], False),
+        (["input.max_bad_share: 0.01 before, 0.5 now", "input.flip: True before, False now"], [], True),
+        ([], ["the number of examples of the data of evaluator val: 8 before, 9 now"], False),
+        ([], ["the digest of a sample of the data of evaluator val (folder test): a before, b now"], False),
+        ([], ["the number of examples of the data of evaluator valid (folder test): 8 before, 9 now"], True),
+    ],
+)
+def test_which_changes_make_another_evaluation(settings, data, counts):
+    run = types.SimpleNamespace(start=types.SimpleNamespace(config_changes=settings, data_changes=data))
+    assert mixer.run.Run.evaluates_otherwise(run) == (not counts)
 
 
 def test_a_change_that_the_state_does_not_fit_is_refused_and_nothing_is_lost(begun, data_dir, caplog):

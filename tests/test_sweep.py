@@ -16,7 +16,7 @@ from flax import traverse_util
 from tiny_sweep import TINY, write_cifar10
 
 from mixer import models, sweep
-from mixer.config import recipe, run_folder, tasks
+from mixer.config import checks, recipe, run_folder, tasks
 from mixer.runtime.errors import UserError
 from tests import commands
 
@@ -53,6 +53,22 @@ def test_what_the_paper_has_to_compare_with(init_from, pretraining, imagenet):
     config.init_from = init_from
     row = sweep._paper_row(config, pretraining)
     assert (row and row.imagenet) == imagenet
+
+
+def test_the_paper_has_what_the_run_of_the_weights_says(tmp_path):
+    run = recipe.jft("L/16", epochs=7, learning_rate=1e-3)
+    run_folder.make(tmp_path)
+    run_folder.save(checks.checked(run), ["a class"], tmp_path)
+    config = recipe.finetune("L/16", tasks.TASKS["cifar10"], 224)
+    for config.init_from in (str(tmp_path), f"{tmp_path}/checkpoints/100"):
+        assert sweep._paper_row(config, None).imagenet == 84.05  # not that of 14 epochs, 84.82
+        assert sweep._paper_row(config, "jft").imagenet == 84.05
+        with pytest.raises(UserError, match=r"--pretraining=i21k: .* was pre-trained on JFT-300M; leave it out"):
+            sweep._paper_row(config, "i21k")
+    config.input.image_size = 448  # in the paper of 14 epochs alone
+    assert sweep._paper_row(config, None) is None
+    with pytest.raises(UserError, match="the paper has no Mixer-L/16 from 7 epochs of JFT-300M at 448 pixels"):
+        sweep._paper_row(config, "jft")
 
 
 def test_the_paper_has_nothing_for_another_model_of_a_variants_name():

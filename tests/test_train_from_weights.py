@@ -42,16 +42,17 @@ def test_a_run_starts_from_the_parameters_or_their_average_and_notes_which(data_
 
 def test_what_the_weights_are_is_compared_before_the_processes_read_them_together(data_dir, tmp_path, monkeypatch):
     train.train(tiny(data_dir, total_steps=3, eval_steps=3), tmp_path / "first")
-    compared, loaded = [], init_from.loaded
+    compared, load = [], loading.load
     meeting = agreement.Meeting(None, 0, 1)
     monkeypatch.setattr(meeting, "compare", lambda facts, *_, **__: compared.append(facts["data"]))
     monkeypatch.setattr(agreement, "meeting", lambda: meeting)
-    monkeypatch.setattr(init_from, "loaded", lambda config: compared.append("read") or loaded(config))
+    monkeypatch.setattr(loading, "load", lambda *which: compared.append("read") or load(*which))
     for steps in (1, 2):
         settings = {"init_from": str(tmp_path / "first"), "total_steps": steps, "warmup_steps": 1, "eval_steps": 1}
         train.train(tiny(data_dir, **settings), tmp_path / "second", allow_config_change=True)
     assert compared[:2] == [{"what init_from holds": "checkpoints of the steps [3]"}, "read"]
-    assert (compared[3], compared.count("read")) == ({}, 1)  # a run that continues does not look at them
+    assert [*compared[2]] == ["the digest of the weights of init_from"]
+    assert (compared[4], compared.count("read")) == ({}, 1)  # a run that continues does not look at them
 
 
 def test_what_there_is_at_the_place_of_weights(tmp_path):

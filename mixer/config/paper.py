@@ -122,10 +122,12 @@ ROWS = tuple(row for row in (*TABLE_3, *TABLE_2) if isinstance(row, Row))
 SIZES = ("num_blocks", "hidden_dim", "channels_mlp_dim")
 
 
-def find(variant: str, pretraining: str, image_size: int, eval_crop: str = "resize_small") -> Row:
+def find(
+    variant: str, pretraining: str, image_size: int, eval_crop: str = "resize_small", epochs: int | None = None
+) -> Row:
     """Returns the paper's row for a model; the one evaluated with `eval_crop`, if there are two.
 
-    Of two rows that differ in epochs alone (L/16, JFT-300M), it is the one with more epochs.
+    Of two rows that differ in epochs alone (L/16, JFT-300M), it is the one with more epochs, if `epochs` is not given.
 
     Raises:
       ValueError: the paper has none; lists what it has for this data.
@@ -133,11 +135,15 @@ def find(variant: str, pretraining: str, image_size: int, eval_crop: str = "resi
     if pretraining not in DATA:
         raise ValueError(f"pre-training data {pretraining!r}: expected one of {', '.join(DATA)}")
     same_data = [row for row in ROWS if row.pretraining == pretraining]
-    found = [row for row in same_data if (row.variant, row.image_size) == (variant, image_size)]
+    found = [
+        row
+        for row in same_data
+        if (row.variant, row.image_size, row.epochs) == (variant, image_size, epochs or row.epochs)
+    ]
     if not found:
         known = dict.fromkeys(f"{row.variant} at {row.image_size}" for row in same_data)
         raise ValueError(
-            f"the paper has no Mixer-{variant} from {DATA[pretraining]} at {image_size} pixels; it has "
-            f"{', '.join(known)}"
+            f"the paper has no Mixer-{variant} from {f'{epochs} epochs of ' if epochs else ''}{DATA[pretraining]} at "
+            f"{image_size} pixels; it has {', '.join(known)}"
         )
     return max(found, key=lambda row: (row.eval_crop == eval_crop, row.epochs))

@@ -1,14 +1,14 @@
 """Accuracy and loss of a classifier: the jitted evaluation step, and metrics from its sums. Needs no TensorFlow."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mixer.data.pixels import image_status
 from mixer.models import Model
@@ -25,7 +25,8 @@ EvalStep = Callable[[Any, Batch], tuple[Sums, jax.Array | None]]
 def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> EvalStep:
     """Makes the jitted function from (params, batch) to sums over the batch, and the logits if they are kept.
 
-    An image without a label counts for the loss but not for the accuracy. ImageNet ReaL has such images.
+    An image without a label does not count for the accuracy, and for the loss only if this asks about each class.
+    ImageNet ReaL has such images.
     """
 
     def eval_step(params: Any, batch: Batch) -> tuple[Sums, jax.Array | None]:
@@ -36,6 +37,7 @@ def make_eval_step(model: Model, loss: str, mesh: Mesh, keep_logits: bool) -> Ev
         sums = {
             "count": jnp.sum(weight),
             "loss": jnp.sum(example_loss * weight),
+            "with_loss": jnp.sum(weight if losses.LOSSES[loss].of_no_label else weight * jnp.any(labels >= 0, axis=1)),
             **line_metrics.guesses(logits, labels, weight),
             "statuses": jnp.sum(batch["status"][:, None] == statuses[None], axis=0),
         }
@@ -53,14 +55,14 @@ class Evaluation(NamedTuple):
 
     Attributes:
       metrics: by name. Always count (usable images) and unreadable (unusable images). Loss and accuracy, unless no
-        image has a label: then no other metric is there either. Accuracy of multi-label data is
-        the share of images whose first guess is among the labels. For single-label data also mean_per_class_accuracy,
-        over the classes that occur, and top5_accuracy, if there are more than five classes. If logits were kept,
-        mean_average_precision, and what a model that sees nothing would have: baseline_mean_average_precision with
-        equal scores, and baseline_accuracy with the most frequent label as its guess for all images. If some images
-        have no label, labelled, the number of those that have one. bad_images/KIND, the number of unusable images of
-        each kind that occurs. In a run the model computes in config.model.dtype, in mixer.evaluate in float32; their
-        guesses may differ for a few images in 10,000.
+        image has a label: then no other metric is there either. The loss is the mean over the images that have one: of
+        a softmax those with a label. Accuracy of multi-label data is the share of images whose first guess is among the
+        labels. For single-label data also mean_per_class_accuracy, over the classes that occur, and top5_accuracy, if
+        there are more than five classes. If logits were kept, mean_average_precision, and what a model that sees
+        nothing would have: baseline_mean_average_precision with equal scores, and baseline_accuracy with the most
+        frequent label as its guess for all images. If some images have no label, labelled, the number of those that
+        have one. bad_images/KIND, the number of unusable images of each kind that occurs. In a run the model computes
+        in config.model.dtype, in mixer.evaluate in float32; their guesses may differ for a few images in 10,000.
       class_accuracy: float64 [classes], NaN for a class without examples; None for multi-label data.
     """
 
@@ -69,13 +71,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_of(
-    sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, ...]], num_examples: int, split: str
+    sums: dict[str, np.ndarray], kept: list[tuple[np.ndarray, np.ndarray]], num_examples: int, split: str
 ) -> Evaluation:
     """Computes the metrics of a whole split.
 
     Args:
       sums: of `make_eval_step`, added up over all batches.
-      kept: logits, labels and weight of each batch; empty if logits were not kept.
+      kept: logits and labels of each batch's usable images; empty if logits were not kept.
       num_examples: in the split.
       split: its name, with that of its dataset.
 
@@ -91,11 +93,11 @@ def evaluation_of(
     if not count:
         kinds = ", ".join(f"{number} {name}" for name, number in bad.items())
         raise UserError(f"no image of {split} can be read ({kinds}): mend the data, or give another split")
-    metrics: dict[str, float] = {"loss": float(sums["loss"]) / count}
+    metrics: dict[str, float] = {"loss": float(sums["loss"]) / max(float(sums["with_loss"]), 1.0)}
     accuracy = float(sums["correct"]) / max(labelled, 1)
     if kept:
-        scores, labels, weight = (np.concatenate(part) for part in zip(*kept, strict=True))
-        metrics |= _of_several_labels(scores[weight > 0], labels[weight > 0], accuracy)
+        scores, labels = zip(*kept, strict=True)
+        metrics |= _of_several_labels(scores, np.concatenate(labels), accuracy)
     else:
         metrics["accuracy"] = accuracy
     if "top5" in sums:
@@ -116,46 +118,43 @@ def evaluation_of(
 
 
 def _of_several_labels(
-    scores: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples max_labels"], accuracy: float
+    scores: Sequence[Float[np.ndarray, "_ classes"]], labels: Int[np.ndarray, "examples max_labels"], accuracy: float
 ) -> dict[str, float]:
     """Returns the metrics of multi-label data, each with that of a model that sees nothing."""
-    having = np.sum(_positive(scores.shape, labels), axis=0)  # examples of each class
+    having = np.array([len(examples) for examples in _by_class(labels, scores[0].shape[1])])
     labelled = int(np.sum(np.any(labels >= 0, axis=1)))
-    with_examples = having[having > 0]
     return {
         "mean_average_precision": mean_average_precision(scores, labels),
         # With equal scores, the precision of a class is its share of all images.
-        "baseline_mean_average_precision": float(np.mean(with_examples)) / len(labels) if labelled else 0.0,
+        "baseline_mean_average_precision": float(np.mean(having[having > 0])) / len(labels) if labelled else 0.0,
         "accuracy": accuracy,
         "baseline_accuracy": float(np.max(having)) / max(labelled, 1),
     }
 
 
 def mean_average_precision(
-    scores: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples max_labels"]
+    scores: Sequence[Float[np.ndarray, "_ classes"]], labels: Int[np.ndarray, "examples max_labels"]
 ) -> float:
     """Computes the mean of the average precision over the classes that have an example.
 
     The average precision of a class is the mean, over its examples, of the precision at the example's score. Equal
-    scores count as one threshold.
+    scores count as one threshold. The scores come in parts, one after the other, and are never copied as a whole: they
+    may be most of the host's memory.
     """
     precisions = []
-    for class_scores, positive in zip(scores.T, _positive(scores.shape, labels).T, strict=True):
-        if not positive.any():
+    for number, examples in enumerate(_by_class(labels, scores[0].shape[1])):
+        if not len(examples):
             continue
-        order = np.argsort(-class_scores, kind="stable")
-        found = np.cumsum(positive[order])
-        # In a run of equal scores, the last place stands for all of them.
-        last = np.searchsorted(-class_scores[order], -class_scores[order], side="right") - 1
-        precisions.append(np.mean((found[last] / (last + 1))[positive[order]]))
+        falling = -np.concatenate([part[:, number] for part in scores])
+        own = np.sort(falling[examples])
+        # Of equal scores, the last place stands for all.
+        places, found = (np.searchsorted(among, own, side="right") for among in (np.sort(falling), own))
+        precisions.append(np.mean(found / places))
     return float(np.mean(precisions)) if precisions else 0.0
 
 
-def _positive(
-    shape: tuple[int, ...], labels: Int[np.ndarray, "examples max_labels"]
-) -> Bool[np.ndarray, "examples classes"]:
-    """Returns which classes each example has. The shape is [examples, classes]."""
-    positive = np.zeros(shape, bool)
+def _by_class(labels: Int[np.ndarray, "examples max_labels"], num_classes: int) -> list[np.ndarray]:
+    """Returns which examples each class has, in their order."""
     example, slot = np.nonzero(labels >= 0)
-    positive[example, labels[example, slot]] = True
-    return positive
+    pairs = np.unique(np.stack([labels[example, slot], example], axis=1), axis=0)
+    return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, num_classes)))

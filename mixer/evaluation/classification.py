@@ -10,10 +10,13 @@ from mixer.config.checks import unlocked_copy
 from mixer.data.sources import Source
 from mixer.evaluation import accuracy, class_matching, evaluator
 from mixer.evaluation.evaluator import Context, Through
-from mixer.runtime import devices
+from mixer.runtime import devices, machine
+from mixer.runtime.errors import UserError
 
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
     from mixer.data import readers
+
+_LOGIT_BYTES = 4  # float32
 
 
 class Classification:
@@ -33,12 +36,14 @@ class Classification:
         Raises:
           MissingDataError: the dataset was not found.
           OtherClassesError: the classes of the data are not the model's.
-          UserError: the data cannot be used.
+          UserError: the data cannot be used, or are too many for the host's memory.
         """
         self._config, self._split, self._context = input_of(settings, context.input), settings.split, context
         source = readers.open_source(self._config, settings.split, context.cache_dir)
         self.source = class_matching.matched(source, context, self._config.dataset)
         keep_logits = self.source.multi_label
+        if keep_logits:
+            _check_memory(self.source.num_examples, context.model.num_classes, f"{self._config.dataset} {self._split}")
         self._step = accuracy.make_eval_step(context.model, context.loss, context.mesh, keep_logits)
 
     @property
@@ -58,7 +63,7 @@ class Classification:
     def evaluate(self, params: Any, through: Through = iter) -> accuracy.Evaluation:
         """Returns the metrics of these parameters, and the accuracy of each class.
 
-        For multi-label data the logits are kept. They take four bytes of host memory for each example and class.
+        For multi-label data each host keeps the logits.
 
         Raises:
           UserError: no image of the split can be read.
@@ -70,7 +75,10 @@ class Classification:
             for batch in evaluator.split_batches(self.source, self._config, self._context, through):
                 sums, logits = self._step(params, batch)
                 if logits is not None:
-                    kept.append(devices.to_host(self._context.mesh, logits, batch["labels"], batch["weight"]))
+                    scores, labels, weight = devices.to_host(
+                        self._context.mesh, logits, batch["labels"], batch["weight"]
+                    )
+                    kept.append((scores[weight > 0], labels[weight > 0]))
                 yield sums
 
         sums, split = evaluator.total(sums_of_batches()), f"{self._config.dataset} {self._split}"
@@ -89,3 +97,18 @@ def input_of(settings: ml_collections.ConfigDict, config: ml_collections.ConfigD
         if settings[name] is not None:
             found[name] = settings[name]
     return found
+
+
+def _check_memory(num_examples: int, num_classes: int, where: str) -> None:
+    """Checks that the logits of a split, which average precision needs all at once, fit in the host's memory.
+
+    Raises:
+      UserError: they do not.
+    """
+    needed, available = num_examples * num_classes * _LOGIT_BYTES, machine.available_memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"{where}: average precision needs all outputs for {num_examples:,} images and {num_classes:,} classes at "
+            f"once; they take {needed / 2**30:,.1f} GiB of each host's memory, and {available / 2**30:,.1f} are "
+            f"available: evaluate on a split of at most {available // (num_classes * _LOGIT_BYTES):,} images"
+        )

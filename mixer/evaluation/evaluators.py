@@ -95,9 +95,10 @@ def build(
 def _in_own_names(message: str, name: str, settings: ml_collections.ConfigDict) -> str:
     """Replaces the names of config.input's settings in a message by the evaluator's own, where it has them."""
     group = {"val": "config.input", "fewshot": "config.fewshot"}.get(name, f"config.evaluators.{name}")
-    for setting in ("dataset", "data_dir", "label_key"):
-        # The label key of an evaluator with a dataset of its own is its own, too, though it be unset.
-        if settings[setting] is not None or (setting == "label_key" and settings.dataset is not None):
+    for setting in ("dataset", "data_dir", "label_key", "max_labels"):
+        # What an evaluator with a dataset of its own says of the labels is its own, too, though it be unset.
+        of_labels = setting in ("label_key", "max_labels")
+        if settings.get(setting) is not None or (of_labels and settings.dataset is not None):
             message = message.replace(f"config.input.{setting}", f"{group}.{setting}")
     return message
 

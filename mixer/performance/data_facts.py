@@ -42,6 +42,10 @@ _OWN = {"imagenet21k", "multilabel"}
 # From `config.input.dataset` to a key of `paper.DATA`.
 _PAPER_NAMES = {"imagenet2012": "i1k", "imagenet21k": "i21k", "multilabel": "jft"}
 
+# Of two numbers of images, the smaller as a share of the larger, from which on they may be the same data: people make
+# ImageNet-21k of 13 to 14 million.
+_AS_MANY = 0.9
+
 _PER_CENTS = re.compile(r"train\[:(100|[1-9]\d?)%\]")  # the first per cents of the training split
 
 
@@ -103,14 +107,24 @@ def fixed(config: ml_collections.ConfigDict) -> list[str]:
     return ["num_classes", "num_examples"] if _known_examples(dataset, split) is not None else ["num_classes"]
 
 
-def paper_row(config: ml_collections.ConfigDict) -> paper.Row | None:
+def paper_row(config: ml_collections.ConfigDict, num_examples: int | None) -> paper.Row | None:
     """Returns the paper's row of a pre-training run: of this model, data, size and number of epochs.
 
-    Returns None if the paper has no such run.
+    Args:
+      config: of the run.
+      num_examples: in its training split; None if that is not known. Any collection may be called "multilabel", as
+        JFT-300M is here.
+
+    Returns:
+      None if the paper has no such run.
     """
     widths = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
     if any(config.model[name] for name in (*widths, "pyramid")) or config.model.token_mixing != "shared":
         return None  # another model than the variant
+    if num_examples and config.input.dataset in KNOWN:
+        least, most = sorted((KNOWN[config.input.dataset].num_examples, num_examples))
+        if least < _AS_MANY * most:
+            return None  # other data than the paper's
     run = (config.model.variant, _PAPER_NAMES.get(config.input.dataset), config.total_epochs, config.input.image_size)
     for row in paper.ROWS:
         if run == (row.variant, row.pretraining, row.epochs, row.image_size):
@@ -118,7 +132,7 @@ def paper_row(config: ml_collections.ConfigDict) -> paper.Row | None:
     return None
 
 
-def paper_core_days(config: ml_collections.ConfigDict) -> float | None:
-    """Returns the TPU-v3 core-days of the paper's row of a pre-training run; None if the paper has no such run."""
-    row = paper_row(config)
+def paper_core_days(config: ml_collections.ConfigDict, num_examples: int | None) -> float | None:
+    """Returns the TPU-v3 core-days of `paper_row`; None if the paper has no such run."""
+    row = paper_row(config, num_examples)
     return row.thousand_core_days * 1000 if row else None

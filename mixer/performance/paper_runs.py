@@ -50,12 +50,12 @@ def measure(folder: str) -> Measured:
     if files.exists(epath.Path(folder) / "results.json"):
         return _sweep(folder)
     config = run_folder.load_config(folder)
-    row = data_facts.paper_row(config) if config.init_from is None else _finetuned_row(folder, config)
+    row = pretraining(folder) if config.init_from is None else _finetuned_row(folder, config)
     if row is None:
         raise UserError(
             f"{folder}: the paper has no run of {config.model.variant} on {config.input.dataset} at "
-            f"{config.input.image_size} pixels, or its model or its epochs were others; give runs of configs/*_i1k.py, "
-            "*_i21k.py and *_jft.py, or of configs/finetune.py with task=imagenet"
+            f"{config.input.image_size} pixels, or its model, its epochs or its number of images were others; give "
+            "runs of configs/*_i1k.py, *_i21k.py and *_jft.py, or of configs/finetune.py with task=imagenet"
         )
     lines, starts = read_metrics(folder), history.read(folder)
     step = max((int(line["step"]) for line in lines), default=0)
@@ -73,6 +73,19 @@ def measure(folder: str) -> Measured:
     return found._replace(images_per_sec_per_core=speed, core_days=core_days)
 
 
+def pretraining(source: str) -> paper.Row | None:
+    """Returns the paper's row of a run that pre-trains; None if the paper has none, or no such run is there.
+
+    Args:
+      source: the run's folder, or one of its checkpoints.
+    """
+    config = lineage.config_of(source)
+    if config is None or config.init_from is not None:
+        return None
+    starts = history.read(run_folder.of_checkpoint(epath.Path(source))[0])
+    return data_facts.paper_row(config, starts[-1].begun["num_examples"] if starts else None)
+
+
 def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
     """Returns the row of a run that fine-tunes on ImageNet, by what its weights were pre-trained on."""
     name, of_model = config.init_from, config.model
@@ -80,11 +93,12 @@ def _finetuned_row(folder: str, config: Any) -> paper.Row | None:
         return None
     if any(of_model[name] is not None for name in paper.SIZES):
         return None  # another model
-    before = lineage.config_of(name)
-    if name not in PUBLISHED and before is None:
-        raise UserError(f"{folder} started from {name}, which is no run's folder here: its pre-training is not known")
-    pretrained = data_facts.paper_row(before) if before else None
-    if before and not pretrained:
+    pretrained = pretraining(name)
+    if name not in PUBLISHED and pretrained is None:
+        if lineage.config_of(name) is None:
+            raise UserError(
+                f"{folder} started from {name}, which is no run's folder here: its pre-training is not known"
+            )
         return None
     data = pretrained.pretraining if pretrained else name.rpartition("-")[2]
     fitting = [

@@ -35,6 +35,7 @@ _SILENT = 60  # seconds after which a process that waits says so
 _FILE = ".shared"  # in the run's folder, as long as the processes compare
 _LOOKS = 10  # seconds in which a file of another host must come into sight; over a network this may take a while
 _LEAVES = 30  # seconds that a process waits for the others to read why all end
+_ENDS = 3600  # seconds that a process waits for the others to end their work, such as sending metrics to a server
 _SHOWN, _WIDTH = 3, 80  # differences in a message, and characters of a value
 
 
@@ -146,6 +147,12 @@ class Meeting:
                     self._tell(first_line(error))
                     self._leave_together()
             raise
+
+    def end_together(self) -> None:
+        """Waits until all processes have done their work. If one ended long before, JAX would abort the others."""
+        if self._store is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # one of them has failed, or is gone
+                self._store.wait_at_barrier("mixer/end", 1000 * _ENDS)
 
     def _decide(self, facts: Facts, folder: epath.PathLike | None, within: float) -> str:
         until = time.monotonic() + within

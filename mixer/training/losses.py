@@ -82,12 +82,14 @@ class Loss(NamedTuple):
         the softmax share one among several labels, so that a mixed image counts by its share.
       described: the loss in words, for model cards.
       assumes: the function from logits to probabilities that the loss assumes: a key of `PROBABILITIES`.
+      of_no_label: whether an example without a label has a loss.
     """
 
     of_logits: Callable[[jax.Array, jax.Array], jax.Array]
     targets: Callable[[jax.Array], jax.Array]
     described: str
     assumes: str
+    of_no_label: bool
 
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example."""
@@ -99,6 +101,6 @@ class Loss(NamedTuple):
 
 
 LOSSES = {
-    "sigmoid_xent": Loss(sigmoid_cross_entropy, lambda targets: targets, "sigmoid cross-entropy", "sigmoid"),
-    "softmax_xent": Loss(softmax_cross_entropy, shared, "softmax cross-entropy", "softmax"),
+    "sigmoid_xent": Loss(sigmoid_cross_entropy, lambda targets: targets, "sigmoid cross-entropy", "sigmoid", True),
+    "softmax_xent": Loss(softmax_cross_entropy, shared, "softmax cross-entropy", "softmax", False),
 }

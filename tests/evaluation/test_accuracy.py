@@ -1,5 +1,7 @@
 """Evaluation: every example once, and metrics that equal scikit-learn's."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -13,10 +15,11 @@ from sklearn.metrics import average_precision_score
 from small_run import BLOCKS, CLASSES, PATCH, PIXELS, make_batch, make_run
 
 from mixer.data import readers
+from mixer.data.pixels import image_status
 from mixer.data.sources import Source
 from mixer.evaluation import classification, evaluator
-from mixer.evaluation.accuracy import make_eval_step, mean_average_precision
-from mixer.runtime import devices
+from mixer.evaluation.accuracy import evaluation_of, make_eval_step, mean_average_precision
+from mixer.runtime import devices, machine
 from mixer.runtime.errors import UserError
 
 BATCH = 16
@@ -40,15 +43,34 @@ def test_mean_average_precision_equals_sklearns(examples, classes, levels, seed)
     scores = (rng.integers(0, levels, (examples, classes)) / levels).astype(np.float32)
     labels = rng.integers(-1, classes, (examples, 3)).astype(np.int32)
     expected = sklearn_mean_average_precision(scores, labels)
-    assert mean_average_precision(scores, labels) == pytest.approx(expected, abs=1e-9)
+    cut = examples // 3
+    assert mean_average_precision([scores[:cut], scores[cut:]], labels) == pytest.approx(expected, abs=1e-9)
 
 
 def test_mean_average_precision_by_hand():
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.9, 0.0], [0.7, 0.2, 0.0]], np.float32)
     labels = np.array([[0, -1], [1, -1], [0, 1]], np.int32)
     # Class 0 finds its examples in places 1 and 3, class 1 in places 1 and 2; class 2 has none.
-    assert mean_average_precision(scores, labels) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
-    assert mean_average_precision(scores, np.full((3, 2), -1, np.int32)) == 0.0
+    assert mean_average_precision([scores], labels) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+    assert mean_average_precision([scores], np.full((3, 2), -1, np.int32)) == 0.0
+
+
+def test_metrics_of_several_labels_copy_no_more_than_a_few_classes():
+    """The logits may be most of the host's memory."""
+    examples, classes = 512, 800
+    rng = np.random.default_rng(0)
+    scores, labels = np.split(rng.normal(size=(examples, classes)), 8), rng.integers(0, classes, (examples, 3))
+    sums = {name: np.array(examples) for name in ("count", "labelled", "loss", "with_loss", "correct")}
+    statuses = np.zeros(len(image_status.STATUSES))
+    kept = list(zip(scores, np.split(labels, 8), strict=True))
+    tracemalloc.start()
+    found = evaluation_of(sums | {"statuses": statuses}, kept, examples, "a split")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.metrics["mean_average_precision"] == pytest.approx(
+        sklearn_mean_average_precision(np.concatenate(scores), labels)
+    )
+    assert most < 0.1 * examples * classes * scores[0].itemsize
 
 
 def split_of(examples, unreadable=(), max_labels=2):
@@ -101,9 +123,10 @@ def numpy_metrics(run, batches, loss="sigmoid_xent"):
     """The averages by their definition, over the rows that count."""
     logits, labels, weight = rows_of(run, batches)
     logits, labels = logits[weight > 0], labels[weight > 0]
+    has_loss = np.any(labels >= 0, axis=1) | (loss == "sigmoid_xent")
     hits = [guess in example for guess, example in zip(logits.argmax(axis=1), labels, strict=True)]
     return {
-        "loss": LOSSES[loss](logits, targets(labels, CLASSES)).mean(),
+        "loss": LOSSES[loss](logits, targets(labels, CLASSES))[has_loss].mean(),
         "accuracy": np.mean(hits),
         "baseline_accuracy": max(np.mean(np.any(labels == number, axis=1)) for number in range(CLASSES)),
         "mean_average_precision": sklearn_mean_average_precision(logits, labels),
@@ -154,6 +177,18 @@ def test_a_model_that_gives_one_answer_is_no_better_than_the_baselines(run, eval
     assert (metrics["mean_average_precision"], metrics["baseline_mean_average_precision"]) == (expected, expected)
 
 
+def test_outputs_that_the_host_cannot_hold_are_told_before_they_are_computed(evaluate, monkeypatch):
+    batches = split_of(37)
+    monkeypatch.setattr(machine, "available_memory", lambda: 4 * CLASSES * 37)
+    assert evaluate(batches, 37).metrics["count"] == 37
+    monkeypatch.setattr(machine, "available_memory", lambda: 4 * CLASSES * 37 - 1)
+    assert evaluate(batches, 37, multi_label=False).metrics["count"] == 37  # keeps nothing
+    with pytest.raises(UserError, match=r"pictures test: .* all outputs for 37 images and .* of at most 36 images"):
+        evaluate(batches, 37)
+    monkeypatch.setattr(machine, "available_memory", lambda: None)  # macOS
+    assert evaluate(batches, 37).metrics["count"] == 37
+
+
 @pytest.mark.parametrize("expected", [36, 38])
 def test_a_wrong_count_is_an_error(evaluate, expected):
     with pytest.raises(RuntimeError, match=f"evaluated 37 \\+ 0 unreadable of {expected} examples"):
@@ -176,14 +211,15 @@ def test_a_split_without_a_readable_image_is_an_error(evaluate, max_labels):
         evaluate(split_of(3, unreadable={0, 1, 2}, max_labels=max_labels), 3, multi_label=max_labels == 2)
 
 
-def test_an_image_without_a_label_counts_for_the_loss_alone(run, evaluate):
-    """As in ImageNet ReaL."""
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_image_without_a_label_counts_for_the_loss_of_a_sigmoid_alone(run, evaluate, loss):
+    """As in ImageNet ReaL. The softmax of such an image has no loss."""
     batches = split_of(16)
     batches[0]["labels"][:5] = -1
     batches[0]["labels"][5:8, 1] = -1  # one label is enough
-    metrics = evaluate(batches, 16).metrics
+    metrics = evaluate(batches, 16, loss=loss).metrics
     assert (metrics.pop("count"), metrics.pop("labelled"), metrics.pop("unreadable")) == (16, 11, 0)
-    expected = numpy_metrics(run, batches)
+    expected = numpy_metrics(run, batches, loss)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(expected["accuracy"] * 16 / 11, rel=1e-5)
 

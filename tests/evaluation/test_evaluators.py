@@ -236,6 +236,9 @@ def test_an_evaluator_added_to_a_finished_run_is_run_at_its_last_step(data_dir, 
 def test_a_message_names_the_settings_that_an_evaluator_has_of_its_own(name, own, said):
     settings = recipe.evaluator_settings("classification", **own)
     assert evaluators._in_own_names("config.input.dataset in config.input.data_dir", name, settings) == said
+    of_labels = "config.input.label_key, config.input.max_labels"
+    expected = of_labels.replace("config.input", said.partition(".dataset")[0])
+    assert evaluators._in_own_names(of_labels, name, settings) == expected
 
 
 @pytest.mark.parametrize(

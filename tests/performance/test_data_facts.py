@@ -88,7 +88,14 @@ def ablated(**options):
     ],
 )
 def test_the_papers_core_days(config, days):
-    assert data_facts.paper_core_days(config) == days
+    assert data_facts.paper_core_days(config, None) == days
+    assert data_facts.paper_core_days(config, data_facts.KNOWN[config.input.dataset].num_examples) == days
+
+
+@pytest.mark.parametrize(("num_examples", "days"), [(13_151_276, 150), (12_000_000, None), (20_000_000, None)])
+def test_other_data_by_the_name_of_the_papers_are_not_compared_with_it(num_examples, days):
+    config = recipe.imagenet21k("B/16", magnitude=10, mixup=0.5)
+    assert data_facts.paper_core_days(config, num_examples) == days
 
 
 @pytest.mark.parametrize("split", ["train[:0%]", "train[:101%]", "train[:200%]", "train[:%]", "train[:099%]"])

@@ -4,11 +4,14 @@ import concurrent.futures
 import contextlib
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import jax
+import numpy as np
 import pytest
+import random_models
 from tiny_run import ROOT, command, data_dir, environment, tiny  # noqa: F401
 
 from mixer import train
@@ -157,11 +160,14 @@ def test_a_process_alone_compares_nothing(tmp_path):
     Meeting(None, 0, 1).compare(facts(), tmp_path / "missing")
 
 
-def test_the_command_ends_in_each_process_with_one_line_before_it_compiles(data_dir, tmp_path):  # noqa: F811
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    joined = ["--distributed", f"--coordinator=localhost:{port}"]
+        return int(probe.getsockname()[1])
+
+
+def test_the_command_ends_in_each_process_with_one_line_before_it_compiles(data_dir, tmp_path):  # noqa: F811
+    joined = ["--distributed", f"--coordinator=localhost:{free_port()}"]
     since = time.monotonic()
     processes = [
         subprocess.Popen(
@@ -184,6 +190,55 @@ def test_the_command_ends_in_each_process_with_one_line_before_it_compiles(data_
         assert line == f"{said} command"
     assert time.monotonic() - since < 60
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_that_one_process_cannot_read_end_all_in_one_line(data_dir, tmp_path):  # noqa: F811
+    """Before one of them looks for devices, in which it would wait for the others."""
+    arrays = random_models.flat(random_models.make_params(random_models.make_model()))
+    for name in ("whole", "cut"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    with (tmp_path / "cut.npz").open("r+b") as file:
+        file.truncate(1000)
+    joined = ["--distributed", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            command(data_dir, tmp_path / "run", *joined, f"--process_id={i}", init_from=f"{tmp_path}/{name}.npz"),
+            cwd=ROOT, env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i, name in enumerate(("whole", "cut"))
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], errors
+    assert [error.splitlines()[-1] for error in errors] == [
+        f"error: process 1 cannot start: {tmp_path}/cut.npz cannot be read: File is not a zip file",
+        f"error: {tmp_path}/cut.npz cannot be read: File is not a zip file",
+    ]
+
+
+WORK = """
+import sys, time
+from mixer.runtime import agreement, distributed, ending
+ending._GRACE = 0.5
+end, number = ending.Ending(), int(sys.argv[2])
+distributed.start(sys.argv[1], 2, number)
+end.status = 0
+time.sleep(6 * (number == int(sys.argv[3])))
+agreement.meeting().end_together()
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_process_that_ends_its_work_early_does_not_end_the_other(late):
+    address = f"localhost:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK, address, str(number), str(late)], stderr=subprocess.PIPE, text=True
+        )
+        for number in (0, 1)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert not any("another task" in error for error in errors)
 
 
 def test_processes_compare_what_they_found_and_their_devices(data_dir, tmp_path, monkeypatch):  # noqa: F811

@@ -15,7 +15,7 @@ from mixer import experiment
 from mixer.config import checks, recipe, run_folder
 from mixer.data import sources
 from mixer.training.metrics import read_metrics
-from scripts import scaling
+from scripts import permutation, scaling
 
 pytest.importorskip("sklearn")
 
@@ -180,6 +180,16 @@ def test_a_mistake_is_one_line_and_trains_nothing(data_dir, tmp_path):
     assert lines[1::2] == ["status 1"] * len(mistakes), done.stdout
     for line, expected in zip(lines[::2], mistakes.values(), strict=True):
         assert line.startswith(expected)
+
+
+def test_a_bar_of_runs_that_all_diverged_says_so():
+    accuracies = {model: {way: [0.5] for way in permutation.WAYS} for model in permutation.COMPARED}
+    (model, *_), (way, *_) = permutation.COMPARED, permutation.WAYS
+    accuracies[model] = accuracies[model] | {way: []}
+    (axes,) = permutation._figure(accuracies).axes
+    told = [text.get_text() for text in axes.texts]
+    assert sorted(told) == [*["50.0"] * (len(told) - 1), "diverged"]
+    assert len(told) == len(permutation.COMPARED) * len(permutation.WAYS)
 
 
 def test_a_spread_is_the_standard_deviation_in_per_cent():

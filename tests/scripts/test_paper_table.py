@@ -8,6 +8,7 @@ from etils import epath
 
 from mixer.config import checks, config_file, durations, paper, recipe, run_folder, tasks
 from mixer.performance import data_facts
+from mixer.training import history
 from mixer.transfer import sweep_results
 from scripts import paper_table
 
@@ -129,7 +130,7 @@ def test_the_config_of_a_row_is_the_papers_run(row):
     if row.epochs != config.total_epochs:
         assert (row.variant, row.epochs) == ("L/16", 7)
         config.total_epochs = row.epochs
-    found = data_facts.paper_row(checks.checked(config))
+    found = data_facts.paper_row(checks.checked(config), None)
     assert (found.variant, found.pretraining, found.epochs) == (row.variant, row.pretraining, row.epochs)
 
 
@@ -244,9 +245,18 @@ def misleading(at):
     return write_run(at / "x", finetuning(write_run(at / "l16-i21k", other_epochs())))
 
 
+def of_other_data(at):
+    """A run on a collection of one's own that is called as JFT-300M is."""
+    folder = write_run(at / "x", recipe.jft("B/16", epochs=7, learning_rate=1e-3))
+    history.add(folder, history.Start(0, "", "", {}, {}, 8, {"num_examples": 1_000_000, "batch_size": 8}, {}, {}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (of_other_data, "the paper has no run of B/16 on multilabel at 224 pixels, or its model, its epochs or"),
+        (lambda at: write_run(at / "y", finetuning(of_other_data(at))), "the paper has no run of L/16 on imagenet2012"),
         (misleading, "the paper has no run of L/16 on imagenet2012"),
         (lambda at: at, "/config.json is not the config of a run"),
         (lambda at: write_run(at / "x", other_model()), "the paper has no run of B/16 on imagenet2012 at 224 pixels"),

@@ -213,11 +213,17 @@ def _class_feature(features: tfds.features.FeaturesDict, key: str, where: str) -
 
 
 def _max_labels(config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder, where: str) -> int:
-    """Returns the largest number of labels of an example, from the config or from the dataset's metadata."""
-    metadata = builder.info.metadata or {}
-    if not (config.max_labels or "max_labels" in metadata):
+    """Returns the largest number of labels of an example, from the config or from the dataset's metadata.
+
+    Raises:
+      UserError: neither has it, or the config's is smaller than the dataset's.
+    """
+    most, told = int(config.max_labels or 0), int((builder.info.metadata or {}).get("max_labels", 0))
+    if not (most or told):
         raise UserError(f"{where} does not say how many labels an example has; set config.input.max_labels")
-    return int(config.max_labels or metadata["max_labels"])
+    if 0 < most < told:
+        raise UserError(f"config.input.max_labels={most}: examples of {where} have up to {told} labels; leave it out")
+    return most or told
 
 
 def _parse(record: bytes | None, image_key: str, label_key: str) -> Example:

@@ -8,9 +8,12 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer.config import recipe
+from mixer.data import readers
 from mixer.data.datasets import manifests
 from mixer.data.datasets.manifests import BadLineError, parse_line
 from mixer.data.datasets.multilabel import Multilabel
+from mixer.runtime.errors import UserError
 
 NAMES = ["cat", "dog", "old fish"]
 CLASSES = {"cat": 0, "dog": 1, "old fish": 2}
@@ -72,6 +75,19 @@ def test_images_and_labels_arrive(root):
     assert contents(builder, "validation") == {b"\xff\xd8\xffsub/b.jpg": [1]}
     assert builder.info.features["labels"].feature.names == NAMES
     assert dict(builder.info.metadata) == {"max_labels": 2, "skipped": {}}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_less_room_for_labels_than_the_data_have_is_told_when_they_are_opened(root, order):
+    build(root, [{"image": "a.jpg", "labels": []}, {"image": "c.jpg", "labels": ["cat", "dog"]}][::order])
+    config = recipe.base().input
+    config.dataset, config.data_dir = "multilabel", str(root.parent / "data")
+    assert readers.open_source(config, "train", "").max_labels == 2
+    config.max_labels = 3
+    assert readers.open_source(config, "train", "").max_labels == 3
+    config.max_labels = 1
+    with pytest.raises(UserError, match=r"config\.input\.max_labels=1: examples of .* have up to 2 labels"):
+        readers.open_source(config, "train", "")
 
 
 BAD = [
