@@ -130,6 +130,7 @@ def test_accuracies_of_another_evaluation_do_not_rank_checkpoints(data_dir, tmp_
     [
         (["input.eval_split: 'test' before, 'train' now"], [], False),
         (["input.max_labels: 2 before, 3 now"], [], False),
+        (["input.image_size: 224 before, 256 now"], [], False),  # which the weights of BiT allow
         (["input.max_bad_share: 0.01 before, 0.5 now", "input.flip: True before, False now"], [], True),
         ([], ["the number of examples of the data of evaluator val: 8 before, 9 now"], False),
         ([], ["the digest of a sample of the data of evaluator val (folder test): a before, b now"], False),

@@ -188,8 +188,8 @@ def check_same(config: ConfigDict, workdir: epath.PathLike, allow_change: bool |
 
 # What the evaluator val reads, and how.
 _OF_EVALUATION = (
-    "input.dataset", "input.eval_", "input.exif", "input.label_key", "input.max_labels", "input.max_pixels",
-    "input.permutation", "input.resize_rounding", "input.scaled_decoding", "input.transparent",
+    "input.dataset", "input.eval_", "input.exif", "input.image_size", "input.label_key", "input.max_labels",
+    "input.max_pixels", "input.permutation", "input.resize_rounding", "input.scaled_decoding", "input.transparent",
     "input.validation_share",
 )  # fmt: skip
 
