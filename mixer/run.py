@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath, epy
+from jax.experimental import multihost_utils
 
 from mixer import models
 from mixer.config import checks, durations, run_folder
@@ -104,8 +105,8 @@ def prepare(
     if jax.process_index() == 0:
         writers.check_installed(config.metrics.writers)
     stop.agree(mesh)
-    rows = devices.host_rows(mesh, config.batch_size)
     sharding.check_divides(config, mesh)
+    rows = devices.host_rows(mesh, config.batch_size)
     source = readers.open_source(config.input, config.input.train_split, workdir / "cache")
     of_new = {"input.shuffle_block": source.shuffle_block, "model.dtype": cpu.dtype("auto", mesh)}
     config = run_folder.decided(config, history.settings(workdir) if continues else {}, of_new)
@@ -235,6 +236,8 @@ def _with_whitening_stem(run: Run, state: TrainState) -> TrainState:
     )
     (kernel,) = devices.to_host(run.mesh, state.params["stem"]["kernel"])
     kernel = whitening.whitening(kernel, (batch["image"][batch["weight"] > 0] for batch in batches))
+    if jax.process_count() > 1:  # on processors of another kind, others may round otherwise
+        kernel = multihost_utils.broadcast_one_to_all(kernel)
     run.console.keep(f"the stem whitens patches, as {count:,} training images have them")
     params = {**state.params, "stem": {**state.params["stem"], "kernel": kernel}}
     return init_from.with_params(state, params, run.built.shardings)

@@ -148,6 +148,7 @@ class Series:
         self._check_weights(run, done=result is not None)
         self._dtype = self._dtype or _dtype(run)
         if result is not None:
+            _check_accuracy(run, result)
             said = f"done before, accuracy {result[run.metric]:.4f}" if result else "diverged before"
             Console(prefix).keep(said)
             return result
@@ -157,7 +158,7 @@ class Series:
         if self._dtype:
             config = run_folder.decided(config, {}, {"model.dtype": self._dtype})
         try:
-            return train(config, run.folder, Console(prefix, steps_after), self._stop)
+            result = train(config, run.folder, Console(prefix, steps_after), self._stop)
         except DivergedError as error:
             files.write_text(run.folder / run_folder.DIVERGED_FILE, f"{error}\n")
             Console(prefix).keep("diverged: the loss is not finite")
@@ -167,6 +168,8 @@ class Series:
         finally:
             self._stop.work_ends()
             self._dtype = self._dtype or _dtype(run)
+        _check_accuracy(run, result)
+        return result
 
     def _check_weights(self, run: PlannedRun, *, done: bool) -> None:
         """Checks that a run began, or is to begin, from the weights of those before: the file may hold others since.
@@ -188,6 +191,20 @@ class Series:
                 f"config.init_from={run.config.init_from} holds other weights for {other.folder} than {first.folder} "
                 "began from: give those weights again, or another --workdir"
             )
+
+
+def _check_accuracy(run: PlannedRun, result: dict[str, float]) -> None:
+    """Checks that a run that did not diverge has an accuracy.
+
+    Raises:
+      UserError: it has none.
+    """
+    if result and run.metric not in result:
+        of_run = run.config.input
+        raise UserError(
+            f"{run.title}: no image of {of_run.dataset} {of_run.eval_split} has a label, so there is no {run.metric}: "
+            "evaluate on a split with labels"
+        )
 
 
 def _dtype(run: PlannedRun) -> str | None:

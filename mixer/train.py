@@ -96,7 +96,9 @@ def train(
             config = init_from.with_token_width(config, weights, before)
             run = mixer.run.prepare(config, workdir, console, stop, check_lock, weights, continues=continues, **allowed)
             meeting.compare(_alike(run), within=_OPENED_WITHIN)
-        _run(run, weights)
+            begun = _begin(run, weights, meeting)
+        if begun:
+            _loop(run, *begun)
     evaluations = [line for line in read_metrics(workdir) if "val/count" in line]
     return evaluations[-1] if evaluations else {}
 
@@ -112,8 +114,13 @@ def _alike(run: mixer.run.Run) -> agreement.Facts:
     }  # fmt: skip
 
 
-def _run(run: mixer.run.Run, weights: Weights | None) -> None:
-    """Restores or makes the state, notes the start in the run's folder, and trains."""
+def _begin(
+    run: mixer.run.Run, weights: Weights | None, meeting: agreement.Meeting
+) -> tuple[TrainState, Checkpoints, MetricsLog, Sequence[evaluators.Scheduled]] | None:
+    """Restores or makes the state, and notes the start in the run's folder. Returns what `_loop` needs.
+
+    Returns None if the run is done.
+    """
     config, console, workdir = run.config, run.console, run.workdir
     checkpoints = checkpoint.Checkpoints(workdir, **config.checkpoint, best_metric=run.metric)
     try:
@@ -130,7 +137,7 @@ def _run(run: mixer.run.Run, weights: Weights | None) -> None:
         if step >= run.steps.total and not owed:  # nothing is written to the folder of a run that is done
             console.keep(f"the run in {workdir} is done: it stands at step {step} of {run.steps.total}")
             checkpoints.close()
-            return
+            return None
         # All this is written only now: if the weights had not fitted, another attempt could use the same folder.
         if jax.process_index() == 0:
             for warning in history.warnings(run.before[-1], run.start) if run.before and step else ():
@@ -141,10 +148,11 @@ def _run(run: mixer.run.Run, weights: Weights | None) -> None:
             checkpoints.forget_accuracies()
         run_folder.save(config, run.source.class_names, workdir, anew=step == 0)
         log = MetricsLog(workdir, step, config.checkpoint.on_error, config.metrics.writers, repeats=run.repeats())
+        meeting.compare({}, within=_OPENED_WITHIN)  # process 0 alone has written, or failed to
     except (UserError, OSError, preemption.PreemptedError):
         checkpoints.close()  # its threads complain if the interpreter ends before them
         raise
-    _loop(run, state, checkpoints, log, owed)
+    return state, checkpoints, log, owed
 
 
 def _keep(state: TrainState, checkpoints: Checkpoints) -> None:

@@ -341,6 +341,17 @@ def test_a_run_whose_last_checkpoint_was_not_saved_is_not_done(data_dir, tmp_pat
     assert run.result()["val/accuracy"] == 0.7
 
 
+def test_a_run_without_an_accuracy_did_not_diverge(data_dir, tmp_path, monkeypatch):
+    """As on a test split whose labels are not public."""
+    monkeypatch.setattr(series, "train", lambda *_: {"val/count": 50, "val/labelled": 0})
+    said = r"^cifar10, learning rate 0.01: no image of cifar10 .* has a label, so there is no val/accuracy: evaluate on"
+    with pytest.raises(UserError, match=said):
+        list(make_sweep(data_dir, tmp_path).outcomes())
+    monkeypatch.setattr(series.PlannedRun, "result", lambda run: {"val/count": 50, "val/labelled": 0})
+    with pytest.raises(UserError, match=said):  # done before
+        list(make_sweep(data_dir, tmp_path).outcomes())
+
+
 def test_any_other_error_of_a_run_ends_the_sweep(data_dir, tmp_path, monkeypatch):
     def fake_train(*_):
         raise UserError("the disk is full")

@@ -410,7 +410,10 @@ def test_the_best_evaluation_is_kept_whatever_the_intervals_are(data_dir, tmp_pa
 def test_an_error_is_one_line_and_status_1(data_dir, tmp_path):
     failed = run(command(data_dir, tmp_path / "run", batch_size=12))
     assert failed.returncode == 1
-    assert failed.stderr == "error: config.batch_size=12 is not divisible by the 8 devices; the nearest that is: 16\n"
+    assert failed.stderr == (
+        "error: config.batch_size=12 over 8 devices and accumulate_steps=1 must be a multiple of 8; "
+        "the nearest that is: 16\n"
+    )
 
 
 def test_the_folder_of_another_run_is_refused_with_the_difference(data_dir, tmp_path):

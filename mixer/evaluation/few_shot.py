@@ -14,7 +14,7 @@ from mixer.data.sources import Source
 from mixer.evaluation import classification, evaluator, few_shot_regression
 from mixer.evaluation.evaluator import Context, Through
 from mixer.runtime import devices
-from mixer.runtime.errors import MissingDataError, UserError
+from mixer.runtime.errors import MissingDataError, SeveralLabelsError, UserError
 from mixer.training.step import normalize
 
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
@@ -67,7 +67,7 @@ class FewShot:
             self._train = readers.open_source(self._config, settings.train_split, context.cache_dir)
             self._test = readers.open_source(self._config, settings.split, context.cache_dir)
             if self._train.multi_label:
-                raise UserError(f"{self._config.dataset} has several labels an example; this evaluation needs one")
+                raise SeveralLabelsError
             labels = class_numbers(self._train, context.reading)
             self._chosen = {
                 (shots, seed): few_shot_regression.choose(labels, self._train.class_names, shots, seed)
@@ -76,6 +76,9 @@ class FewShot:
             }
             self._needed = np.unique(np.concatenate(list(self._chosen.values())))  # the records of all choices
             _check_apart(self._train, self._needed, self._test, settings.split)
+        except SeveralLabelsError:
+            several = f"{self._config.dataset} has several labels an example; this evaluation needs one"
+            raise UserError(f"few-shot evaluation: {several}") from None
         except UserError as error:
             kind = MissingDataError if isinstance(error, MissingDataError) else UserError
             raise kind(f"few-shot evaluation: {error}") from None

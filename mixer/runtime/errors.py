@@ -28,6 +28,10 @@ class MissingDataError(UserError):
     """A dataset does not exist."""
 
 
+class SeveralLabelsError(UserError):
+    """The examples of a dataset have more labels than there is room for."""
+
+
 class OtherClassesError(UserError):
     """The classes of a dataset are not those of the model."""
 

@@ -57,10 +57,11 @@ def check_divides(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
       UserError: they do not.
     """
     group = rows_together(config)
-    per_part, left = divmod(config.batch_size, mesh.size * config.accumulate_steps)
-    if left or per_part % group:
+    multiple = mesh.size * config.accumulate_steps * group
+    if config.batch_size % multiple:
         raise UserError(
             f"config.batch_size={config.batch_size} over {mesh.size} devices and accumulate_steps="
-            f"{config.accumulate_steps} must be a multiple of {mesh.size * config.accumulate_steps * group}"
+            f"{config.accumulate_steps} must be a multiple of {multiple}"
             + (f", since mixup.group={group} rows stay together" if group > 1 else "")
+            + f"; the nearest that is: {max(round(config.batch_size / multiple), 1) * multiple}"
         )

@@ -167,13 +167,19 @@ class TrainStep:
     def _gradients(
         self, params: Any, batch: Batch, mixing_key: Array, dropout_key: Array
     ) -> tuple[tuple[Array, line_metrics.Guesses], Any]:
-        """Returns the mean loss over the usable images with the counts of guesses, and the gradient of the loss.
+        """Returns the mean loss over the images that have one with the counts of guesses, and the gradient of the loss.
+
+        Those are the usable images, for a softmax the ones with a label. Mixed images share theirs, and their number
+        remains.
 
         With config.accumulate_steps = a > 1 the batch is processed in `a` parts whose gradients are added, which gives
         the gradient of the whole batch in less memory.
         """
         dropout_key = DROPOUT_KEYS[self.config.dropout_keys](dropout_key)
-        total_weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
+        has_loss = batch["weight"]
+        if not losses.LOSSES[self.config.loss].of_no_label:
+            has_loss *= jnp.any(batch["labels"] >= 0, axis=1)
+        total_weight = jnp.maximum(jnp.sum(has_loss), 1.0)
         grad_fn = jax.value_and_grad(self._part_loss, has_aux=True)
         if self.config.accumulate_steps == 1:
             return grad_fn(params, batch, mixing_key, dropout_key, total_weight)

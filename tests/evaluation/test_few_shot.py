@@ -17,7 +17,7 @@ from mixer.evaluation import evaluators, few_shot, few_shot_regression
 from mixer.evaluation.evaluator import Context
 from mixer.evaluation.few_shot import FewShot
 from mixer.runtime import devices
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import SeveralLabelsError, UserError
 from mixer.training import sharding
 
 PIXELS = 8
@@ -254,6 +254,13 @@ def test_several_labels_are_refused(monkeypatch, tmp_path):
     several = sources.Source(6, ("a", "b"), 4, True, lambda numbers: [])
     monkeypatch.setattr("mixer.data.readers.open_source", lambda *of: several)
     with pytest.raises(UserError, match=r"^few-shot evaluation: tags has several labels an example"):
+        make("tags", tmp_path)
+
+    def has_more(config, *_):
+        raise SeveralLabelsError(f"config.input.max_labels={config.max_labels}")
+
+    monkeypatch.setattr("mixer.data.readers.open_source", has_more)
+    with pytest.raises(UserError, match=r"^few-shot evaluation: tags has several labels an example; this"):
         make("tags", tmp_path)
     settings = recipe.evaluator_settings("few_shot", dataset="tags", max_labels=3)
     assert few_shot.input_of(settings, recipe.base().input).max_labels == 3  # it is read, so that this can be said

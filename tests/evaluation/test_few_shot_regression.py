@@ -1,5 +1,7 @@
 """Few-shot regression, compared with ordinary least squares; and properties of the choice of examples."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +57,19 @@ def test_regression_is_least_squares(examples, width, classes, l2, seed):
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6 * max(1, np.abs(expected).max()))
     share = np.mean(expected.argmax(axis=1) == labels[examples:])
     assert few_shot_regression.accuracy(classifier, test, labels[examples:]) == pytest.approx(share)
+
+
+def test_scores_of_many_classes_take_little_memory():
+    classes, width = 1500, 8
+    features, labels = task(0, 6 * classes, width, classes)
+    labels = np.arange(6 * classes, dtype=np.int32) % classes
+    tracemalloc.start()
+    classifier = few_shot_regression.regress(features, labels, classes, 1.0)
+    found = few_shot_regression.accuracy(classifier, features, labels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == np.mean(np.argmax(features @ classifier.kernel + classifier.bias, axis=1) == labels)
+    assert most < 0.4 * len(labels) * classes * 8  # bytes of the targets, and of the scores, in float64
 
 
 @pytest.mark.parametrize("examples", [12, 13, 14, 40])  # 13 features with the constant one: both forms, and the border

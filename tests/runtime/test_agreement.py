@@ -249,3 +249,24 @@ def test_processes_compare_what_they_found_and_their_devices(data_dir, tmp_path,
     assert found["devices"] == {"the number of its devices": "8"}
     assert {*found} == {"command", "software", "settings", "data", "devices"}
     assert found["settings"] == {"input.shuffle_block": "1", "model.dtype": "float32"}
+
+
+def test_the_others_learn_what_process_0_cannot_write(data_dir, tmp_path, monkeypatch):  # noqa: F811
+    told, before = [], []
+    meeting = Meeting(object(), 0, 1)
+    noted = tmp_path / "history.jsonl"
+    monkeypatch.setattr(meeting, "compare", lambda facts, *_, **__: before.append(noted.exists()))
+    monkeypatch.setattr(meeting, "_tell", told.append)
+    monkeypatch.setattr(meeting, "_leave_together", lambda: None)
+    monkeypatch.setattr(agreement, "meeting", lambda: meeting)
+    settings = {"total_steps": 1, "warmup_steps": 0, "eval_steps": 1}
+    train.train(tiny(data_dir, **settings), tmp_path)
+    assert before == [False, False, True]
+
+    def refuses(*_, **__):
+        raise UserError("no login")
+
+    monkeypatch.setattr(train, "MetricsLog", refuses)
+    with pytest.raises(UserError, match="no login"):
+        train.train(tiny(data_dir, **settings), tmp_path / "other")
+    assert told == ["no login"]

@@ -79,5 +79,8 @@ def test_devices_accumulation_and_mixup_must_divide_the_batch(mesh, batch_size, 
     if multiple is None:
         sharding.check_divides(config, mesh)
         return
-    with pytest.raises(UserError, match=f"batch_size={batch_size} over 8 devices.* must be a multiple {multiple}$"):
+    said = f"batch_size={batch_size} over 8 devices.* must be a multiple {multiple};"
+    with pytest.raises(UserError, match=said) as told:
         sharding.check_divides(config, mesh)
+    config.batch_size = int(str(told.value).rpartition("the nearest that is: ")[2])
+    sharding.check_divides(config, mesh)

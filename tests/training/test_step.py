@@ -257,6 +257,21 @@ def test_the_loss_of_a_batch_with_one_usable_row_is_that_rows(plain):
     assert float(plain.step(plain.state(), batch)[1]["loss"]) == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize(("mixup_p", "parts"), [(0.0, 1), (0.5, 2)])
+def test_an_image_without_a_label_is_not_in_the_mean_of_a_softmax(one_device, mixup_p, parts):
+    """With mixup, what its neighbour gives it counts, and what it takes from its neighbour does not."""
+    run = make_run(
+        one_device, **{"loss": "softmax_xent", "mixup.p": mixup_p, "mixup.group": 2, "accumulate_steps": parts}
+    )
+    batch = small_batch(8, unusable=())
+    batch["labels"][[1, 2, 3]] = -1
+    images, wanted = mixed(run.config, 0, batch)
+    params = jax.tree.map(np.float64, jax.device_get(run.state().params))
+    logits, _ = mixer(params, images, PATCH, BLOCKS)
+    expected = np.sum(LOSSES["softmax_xent"](logits, wanted)) / 5
+    assert float(run.step(run.state(), batch)[1]["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def plain(one_device):
     """A run without chance, with a moving average, on one device."""

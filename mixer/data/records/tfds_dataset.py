@@ -16,7 +16,7 @@ from mixer.data.records import records
 from mixer.data.sources import Example, Source, check_single_label
 from mixer.data.tensorflow import tf
 from mixer.runtime import bucket, files
-from mixer.runtime.errors import MissingDataError, UserError, first_line
+from mixer.runtime.errors import MissingDataError, SeveralLabelsError, UserError, first_line
 
 # Records of a bucket that are read with one request. A bucket serves 5,000 requests/s to begin with: 80,000
 # images/s for all hosts together.
@@ -216,13 +216,16 @@ def _max_labels(config: ml_collections.ConfigDict, builder: tfds.core.DatasetBui
     """Returns the largest number of labels of an example, from the config or from the dataset's metadata.
 
     Raises:
-      UserError: neither has it, or the config's is smaller than the dataset's.
+      SeveralLabelsError: the config's is smaller than the dataset's.
+      UserError: neither has it.
     """
     most, told = int(config.max_labels or 0), int((builder.info.metadata or {}).get("max_labels", 0))
     if not (most or told):
         raise UserError(f"{where} does not say how many labels an example has; set config.input.max_labels")
     if 0 < most < told:
-        raise UserError(f"config.input.max_labels={most}: examples of {where} have up to {told} labels; leave it out")
+        raise SeveralLabelsError(
+            f"config.input.max_labels={most}: examples of {where} have up to {told} labels; leave it out"
+        )
     return most or told
 
 

@@ -13,7 +13,7 @@ from mixer.data import readers
 from mixer.data.datasets import manifests
 from mixer.data.datasets.manifests import BadLineError, parse_line
 from mixer.data.datasets.multilabel import Multilabel
-from mixer.runtime.errors import UserError
+from mixer.runtime.errors import SeveralLabelsError
 
 NAMES = ["cat", "dog", "old fish"]
 CLASSES = {"cat": 0, "dog": 1, "old fish": 2}
@@ -86,7 +86,7 @@ def test_less_room_for_labels_than_the_data_have_is_told_when_they_are_opened(ro
     config.max_labels = 3
     assert readers.open_source(config, "train", "").max_labels == 3
     config.max_labels = 1
-    with pytest.raises(UserError, match=r"config\.input\.max_labels=1: examples of .* have up to 2 labels"):
+    with pytest.raises(SeveralLabelsError, match=r"config\.input\.max_labels=1: examples of .* have up to 2 labels"):
         readers.open_source(config, "train", "")
 
 
