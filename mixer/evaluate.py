@@ -6,11 +6,9 @@ published checkpoint by the paper's own protocol; the tasks imagenet_real and im
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -37,13 +35,6 @@ if TYPE_CHECKING:
     from mixer.transfer.weights import Weights
 
 # This command has no --config: the flags that change what messages call by the name of a setting.
-_FLAGS = {
-    f"config.{group}.{name}": flag
-    for group in ("input", "fewshot")
-    for name, flag in {"data_dir": "--data_dir", "dataset": "--task"}.items()
-}
-
-
 # The names of two registries, whose modules are too slow to import for --help.
 _RESIZES = ["extend", "interpolate"]
 _EVAL_CROPS = ["resize_small", "resize_square"]
@@ -91,7 +82,7 @@ def main(argv: list[str]) -> None:
     weights = loading.load(checkpoint, given.ema)
     weights.model()  # it says in one line what does not fit, before data is opened
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
-    with _flags_in_messages():
+    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
         config, split = _data(weights, task)
     batch_size = given.batch_per_core * jax.device_count()
     described = {
@@ -122,7 +113,7 @@ def _head_scored(
 ) -> _Scored:
     """Scores the model's own head."""
     through = functools.partial(Console(to_stderr=True).counted, "evaluating")
-    with _flags_in_messages():
+    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
         found, source = scoring.evaluate(
             weights, config, split, loss=weights.loss, batch_size=batch_size, through=through
         )
@@ -140,23 +131,11 @@ def _features_scored(
     console, settings = Console(to_stderr=True), _few_shot_settings(config, split, task)
     reading = functools.partial(console.counted, "reading labels")
     through = functools.partial(console.counted, "computing features")
-    with _flags_in_messages():
+    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
         metrics = scoring.few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
     used = few_shot.input_of(settings, config)
     of_images = {"eval_crop": used.eval_crop, "eval_resize": crops.eval_resize(used)}
     return metrics, {"train_split": settings.train_split, "seeds": settings.seeds, **of_images}, []
-
-
-@contextlib.contextmanager
-def _flags_in_messages() -> Iterator[None]:
-    """Replaces the names of settings in an error by the flags that change them."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for setting, flag in _FLAGS.items():
-            message = message.replace(setting, flag)
-        raise type(error)(message) from None
 
 
 def _data(weights: Weights, task: tasks.Task | None) -> tuple[ml_collections.ConfigDict, str]:

@@ -104,7 +104,8 @@ def _of_weights(
     if not evaluates:
         return of_run._replace(missing="--noevaluate was given"), None
     try:
-        return _evaluated(of_run, weights, data_dir)
+        with scoring.flags_in_messages():
+            return _evaluated(of_run, weights, data_dir)
     except UserError as error:
         if data_dir:
             raise

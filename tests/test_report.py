@@ -368,6 +368,7 @@ MISTAKES = [
     (["--workdir=RUN", "--output=/proc/report.html"], "error: --output=/proc/report.html cannot be written"),
     (["--workdir=RUN", "--output=RUN"], "cannot be written ([Errno 21] Is a directory"),
     (["--workdir=RUN", "--ema"], "holds no ema_params at step 200: it was trained with config.ema_decay=0"),
+    (["--workdir=RUN", "--data_dir=/dev/null"], "--data_dir"),
     (["--workdir=RUN", "--noevaluate", "--data_dir=x"], "--data_dir would not be read with --noevaluate"),
 ]
 
@@ -377,4 +378,5 @@ def test_what_cannot_be_done_is_said_in_one_line(runs):
         done = command(*(argument.replace("RUN", str(runs[0])) for argument in arguments))
         assert done.returncode == 1
         assert message in done.stderr
+        assert "config.input" not in done.stderr  # this command takes no settings
         assert done.stderr.count("\n") == 1, done.stderr

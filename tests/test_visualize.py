@@ -120,6 +120,7 @@ def test_weights_without_data_are_drawn_without_accuracy(run, tmp_path):
 MISTAKES = [
     (["--blocks=0,2"], "error: --blocks=0,2: expected numbers from 0 to 1, such as --blocks=0,1"),
     (["--task=cifar10", "--data_dir=/nowhere"], "/nowhere"),
+    (["--task=folder"], "--data_dir is not set"),
     (["--task=cats"], "error: --task 'cats': expected one of"),
     (["--output=/dev/null"], "error: --output=/dev/null is no folder and cannot become one (["),
 ]
@@ -131,6 +132,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(run, tmp_path):
         done = command(*start, *arguments)
         assert done.returncode == 1
         assert message in done.stderr
+        assert "config." not in done.stderr  # this command takes no settings
         assert done.stderr.count("\n") == 1, done.stderr
 
 

@@ -186,8 +186,25 @@ def _listed(values: dict[str, str]) -> str:
 def bad_images(runs: Sequence[ShownRun]) -> Rows:
     """Returns the numbers of images that could not be used, by kind; in training those of the whole run."""
     names = _in_any(runs, r".+/bad_images.*|.+/unreadable|.+_unreadable")
-    rows = [(name, [f"{run.last(re.escape(name)).get(name, 0):,.0f}" for run in runs]) for name in names]
-    return [(name, values) for name, values in rows if set(values) != {"0"}]
+    rows = [(name, [_unusable(run, name) for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if not {*values} <= {"0", ""}]
+
+
+def _unusable(run: ShownRun, name: str) -> str:
+    """Returns a number of images that could not be used; "" if the run has not looked.
+
+    A kind that does not occur is not in a line. In training the numbers are of the whole run, of an evaluator those of
+    its last line: somebody may have mended the data.
+    """
+    evaluator = name.partition("/")[0]
+    if evaluator == "train":
+        found = run.last(re.escape(name))
+    else:
+        lines = [line for line in run.lines if any(key.startswith(f"{evaluator}/") for key in line)]
+        if not lines:
+            return ""
+        found = lines[-1]
+    return f"{found.get(name, 0):,.0f}"
 
 
 def charts(runs: Sequence[ShownRun]) -> list[dict[str, Any]]:

@@ -131,6 +131,17 @@ def test_unusable_images_are_shown_by_kind(tmp_path):
     assert runs.bad_images(found) == [("train/bad_images/truncated", ["3", "0"])]
 
 
+def test_unusable_images_of_an_evaluator_are_those_of_its_last_line_and_none_where_it_has_none(tmp_path):
+    of_val = [{"val/bad_images/blank": 3, "val/unreadable": 3, "val/count": 7}, {"val/unreadable": 1, "val/count": 9}]
+    lines = [{"step": step + 1, **values} for step, values in enumerate(of_val)]
+    found = runs.read([
+        write_run(tmp_path / "a", [*lines, {"step": 3, "valid/count": 8}]),
+        write_run(tmp_path / "b", [{"step": 1, "val/count": 10, "val/unreadable": 0}]),
+        write_run(tmp_path / "c", [{"step": 1, "train/loss": 1.0}]),
+    ])  # fmt: skip
+    assert runs.bad_images(found) == [("val/unreadable", ["1", "0", ""])]
+
+
 def test_no_text_of_a_run_can_become_part_of_the_page(tmp_path):
     """Names of classes, folders and commands are shown as they are."""
     lines = [line(1, train__loss=1.0)]
