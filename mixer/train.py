@@ -155,8 +155,9 @@ def _begin(
     return state, checkpoints, log, owed
 
 
-def _keep(state: TrainState, checkpoints: Checkpoints) -> None:
+def _keep(state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> None:
     """Saves what was learned before an error ends the run, if no other process waits for this one."""
+    log.flush()
     if jax.process_count() == 1:
         checkpoints.save(state, {})
 
@@ -186,6 +187,7 @@ def _loop(
             made_up_for = mixer.run.evaluate(run, owed, state, first_step)
             checkpoints.evaluated(first_step, made_up_for)  # before the log: what the log has is not owed any more
             log.write(first_step, made_up_for)
+            log.flush()
             if first_step == steps.total:
                 mixer.run.say_last(run, made_up_for, checkpoints.most_accurate(), first_step)
         for step in range(first_step + 1, steps.total + 1):
@@ -193,7 +195,7 @@ def _loop(
                 batch = next(feed)
             except UserError:  # the data cannot be read any more
                 if step > first_step + 1:
-                    _keep(state, checkpoints)
+                    _keep(state, checkpoints, log)
                 raise
             if step == first_step + 1:
                 picture = functools.partial(first_batch.sheet, batch, run.source.class_names, first_step, config)
@@ -220,7 +222,11 @@ def _loop(
             # First the checks, so that nothing is written of a run that must not go on.
             run.check_lock()
             seen = offset + step * config.batch_size
-            values = health.checked_metrics(seen, run.source.num_examples, metrics, config)
+            try:
+                values = health.checked_metrics(seen, run.source.num_examples, metrics, config)
+            except UserError:
+                log.flush()
+                raise
             checkpoints.check()
             line: dict[str, float] = {}
             if logs:
@@ -240,7 +246,7 @@ def _loop(
                 except UserError:  # its images cannot be read
                     if line:
                         log.write(step, line)
-                    _keep(state, checkpoints)
+                    _keep(state, checkpoints, log)
                     raise
             # What is evaluated may be one of the best, which only a saved step can be.
             saves = saves or (config.checkpoint.keep_best > 0 and run.metric in line)
@@ -248,6 +254,7 @@ def _loop(
             if line:
                 log.write(step, line)
             if saves or leaving:
+                log.flush()
                 checkpoints.save(state, line)
             if last or leaving:
                 checkpoints.settle()  # no later save can make up for this one

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+
+# In a bucket nothing can be appended, so the whole file is written anew: of a long run some megabytes, while it waits.
+_SECONDS_BETWEEN_UPLOADS = 60.0
 
 # Measured times end with these names. They differ from run to run.
 _TIMES = ("images_per_sec_per_core", "device_wait_share", "seconds_left")
@@ -86,12 +90,15 @@ class MetricsLog:
         self._last: dict[str, float] = lines.pop(max(lines)) if lines else {}
         self._earlier = "".join(_as_text(lines[step]) for step in sorted(lines))  # all lines but the last
         self._is_whole = False  # whether the file holds all lines, so that one can be appended
+        self._waits, self._next_upload = False, 0.0  # whether lines wait for the next upload, and when that is
         if self._writes:
             self._store()
             self._writers = metric_writers.Writers(writers, workdir, step, before if step else {}, repeats and step > 0)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step. If the step has a line already, adds them to this line.
+
+        In a bucket they may be there a minute later, or after `flush`.
 
         Raises:
           UserError: the line cannot be written, and on_error is "stop".
@@ -103,8 +110,19 @@ class MetricsLog:
             self._earlier += self._last_text()
             self._last = {"step": step, **scalars}
         if self._writes:
-            self._store()
+            self._waits = bucket.is_remote(self._path) and time.monotonic() < self._next_upload
+            if not self._waits:
+                self._store()
             self._writers.write(step, scalars)
+
+    def flush(self) -> None:
+        """Writes what waits for the next upload, as before a checkpoint from which a run continues.
+
+        Raises:
+          UserError: it cannot be written, and on_error is "stop".
+        """
+        if self._waits:
+            self._store()
 
     def describe(self, step: int, config: "ml_collections.ConfigDict", picture: "Callable[[], np.ndarray]") -> None:
         """Gives the writers the config and a picture of the batch of a step. Only the first process draws it."""
@@ -116,6 +134,7 @@ class MetricsLog:
 
     def _store(self) -> None:
         """Appends the last line to the file, or writes the file anew. (In a bucket nothing can be appended.)"""
+        self._waits, self._next_upload = False, time.monotonic() + _SECONDS_BETWEEN_UPLOADS
         try:
             if self._is_whole and not bucket.is_remote(self._path):
                 with self._path.open("a") as file:
@@ -136,7 +155,10 @@ class MetricsLog:
             _log.warning("%s cannot be written to (%s), training goes on.", self._path, first_line(error))
 
     def close(self) -> None:
-        """Writes what is still in memory and closes the writers."""
+        """Writes what a full disk kept in memory, and closes the writers. What waits for an upload is not written.
+
+        The folder may be another process's by now; whoever may write to it calls `flush`.
+        """
         if self._writes and not self._is_whole and not self._stops_on_error:
             self._store()
         if self._writes:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+import types
 
 import jax
 import numpy as np
@@ -262,3 +263,28 @@ def test_a_continued_run_draws_no_step_twice(tmp_path):
     curves.Reload()
     found = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in curves.Tensors("loss")]
     assert found == [(10, 10.0), (20, 20.0), (30, 3.5), (40, 4.5)]
+
+
+def test_in_a_bucket_lines_wait_for_a_minute_or_a_checkpoint(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("mixer.training.metrics.bucket", types.SimpleNamespace(is_remote=lambda path: True))
+    log = MetricsLog(tmp_path, 0)
+
+    def steps():
+        return [line["step"] for line in read_metrics(tmp_path)]
+
+    log.write(1, {"loss": 1.0})  # the file was made a moment ago
+    now += 59
+    log.write(2, {"loss": 2.0})
+    assert steps() == []
+    now += 2
+    log.write(3, {"loss": 3.0})
+    assert steps() == [1, 2, 3]
+    log.write(4, {"loss": 4.0})
+    assert steps() == [1, 2, 3]
+    log.flush()
+    assert steps() == [1, 2, 3, 4]
+    log.write(5, {"loss": 5.0})
+    log.close()  # the folder may be another's
+    assert steps() == [1, 2, 3, 4]
