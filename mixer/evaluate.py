@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     weights = loading.load(checkpoint, given.ema)
     weights.model()  # it says in one line what does not fit, before data is opened
     weights = weights.at_image_size(given.image_size or weights.image_size, given.resize)
-    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
+    with command_line.flags_in_messages("--task" if flags.FLAGS.task else None):
         config, split = _data(weights, task)
     batch_size = given.batch_per_core * jax.device_count()
     described = {
@@ -113,7 +113,7 @@ def _head_scored(
 ) -> _Scored:
     """Scores the model's own head."""
     through = functools.partial(Console(to_stderr=True).counted, "evaluating")
-    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
+    with command_line.flags_in_messages("--task" if flags.FLAGS.task else None):
         found, source = scoring.evaluate(
             weights, config, split, loss=weights.loss, batch_size=batch_size, through=through
         )
@@ -131,7 +131,7 @@ def _features_scored(
     console, settings = Console(to_stderr=True), _few_shot_settings(config, split, task)
     reading = functools.partial(console.counted, "reading labels")
     through = functools.partial(console.counted, "computing features")
-    with scoring.flags_in_messages("--task" if flags.FLAGS.task else None):
+    with command_line.flags_in_messages("--task" if flags.FLAGS.task else None):
         metrics = scoring.few_shot(weights, config, settings, batch_size=batch_size, through=through, reading=reading)
     used = few_shot.input_of(settings, config)
     of_images = {"eval_crop": used.eval_crop, "eval_resize": crops.eval_resize(used)}

@@ -104,7 +104,7 @@ def _of_weights(
     if not evaluates:
         return of_run._replace(missing="--noevaluate was given"), None
     try:
-        with scoring.flags_in_messages():
+        with command_line.flags_in_messages():
             return _evaluated(of_run, weights, data_dir)
     except UserError as error:
         if data_dir:

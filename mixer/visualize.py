@@ -156,7 +156,7 @@ def _lens(weights: Weights, folder: epath.Path) -> dict[str, Any]:
     try:
         if weights.model().num_classes == 0:
             raise UserError(f"{weights.source} has no head")
-        with scoring.flags_in_messages("--task" if given.task else None):
+        with command_line.flags_in_messages("--task" if given.task else None):
             config, split = scoring.data(weights, command_line.task()[1], data_dir=given.data_dir, split=given.split)
             return draw_lens(weights, config, split, folder)
     except UserError as error:

@@ -1,5 +1,6 @@
 """Turns a command line into a config, and explains in one line what is wrong with it."""
 
+import contextlib
 import errno
 import functools
 import operator
@@ -8,7 +9,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -177,6 +178,23 @@ def task() -> tuple[str | None, tasks.Task | None]:
         return tasks.find(flags.FLAGS.task) if flags.FLAGS.task else (None, None)
     except ValueError as error:
         raise UserError(f"--{error}") from None
+
+
+@contextlib.contextmanager
+def flags_in_messages(dataset: str | None = None) -> Iterator[None]:
+    """Replaces the names of settings in an error by the flags of a command that takes no settings.
+
+    Args:
+      dataset: the flag that was given for it; None if it is that of the run.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for group in ("config.input", "config.fewshot"):
+            message = message.replace(f"{group}.data_dir", "--data_dir")
+            message = message.replace(f"{group}.dataset", dataset or "the run's dataset")
+        raise type(error)(message) from None
 
 
 def parse_flags(argv: list[str]) -> list[str]:

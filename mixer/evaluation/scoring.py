@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,23 +22,6 @@ from mixer.runtime.errors import UserError
 from mixer.training import facts, history
 from mixer.transfer import download
 from mixer.transfer.weights import Weights
-
-
-@contextlib.contextmanager
-def flags_in_messages(dataset: str | None = None) -> Iterator[None]:
-    """Replaces the names of settings in an error by the flags of a command that takes no settings.
-
-    Args:
-      dataset: the flag that was given for it; None if it is that of the run.
-    """
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for group in ("config.input", "config.fewshot"):
-            message = message.replace(f"{group}.data_dir", "--data_dir")
-            message = message.replace(f"{group}.dataset", dataset or "the run's dataset")
-        raise type(error)(message) from None
 
 
 def evaluate(

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
-# In a bucket nothing can be appended, so the whole file is written anew: of a long run some megabytes, while it waits.
+# In a bucket nothing can be appended, so the whole file is written anew, for which the run waits.
 _SECONDS_BETWEEN_UPLOADS = 60.0
 
 # Measured times end with these names. They differ from run to run.
