@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -45,7 +44,7 @@ PARAMS, AVERAGES = (make_params(MODEL, PIXELS, seed) for seed in (1, 2))
 def export(*arguments, **options):
     """Runs the command with these flags."""
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return commands.run("mixer.export", *flags, *arguments, XLA_FLAGS="")
+    return commands.run("mixer.export", *flags, *arguments, devices=1)
 
 
 def exported(*arguments, **options):
@@ -133,8 +132,8 @@ def test_stablehlo_runs_without_this_project(run, tmp_path, classes):
     images = np.random.default_rng(0).integers(0, 256, (3, PIXELS, PIXELS, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     done = subprocess.run(
-        [sys.executable, "-c", ALONE], cwd=tmp_path, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True,
-        text=True, timeout=300, check=False,
+        [sys.executable, "-c", ALONE], cwd=tmp_path, env=commands.environment(1), capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outputs = classes or 16
@@ -343,7 +342,7 @@ def test_a_folder_for_timm_has_its_name_wherever_one_stands(tmp_path, place, mon
     write_run(folder, [make_state(make_params(models.create("S/32", 5), 64), None, step=3)], NAMES, **settings)
     out.mkdir()
     monkeypatch.chdir(out)
-    done = commands.run("mixer.export", "--checkpoint=../run", "--to=timm", place, cwd=out, XLA_FLAGS="")
+    done = commands.run("mixer.export", "--checkpoint=../run", "--to=timm", place, cwd=out)
     assert done.returncode == 0, done.stderr
     card = (out / "README.md").read_text()
     assert 'timm.create_model("local-dir:pets"' in card

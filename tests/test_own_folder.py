@@ -38,7 +38,7 @@ def fill(root: pathlib.Path, counts: dict[bytes, int], seed: int = 0) -> pathlib
 
 
 def command(module: str, *arguments: object, home: pathlib.Path) -> subprocess.CompletedProcess:
-    return commands.run(f"mixer.{module}", *arguments, HOME=str(home), XLA_FLAGS="")
+    return commands.run(f"mixer.{module}", *arguments, HOME=str(home), devices=1)
 
 
 @pytest.fixture(scope="module")

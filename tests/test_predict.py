@@ -15,7 +15,6 @@ import random_models
 from absl import flags
 from etils import epath
 from PIL import Image
-from tiny_run import environment
 
 from mixer import export, predict
 from mixer.data.pixels import image_status
@@ -91,7 +90,7 @@ def sigmoid(logits):
 
 
 def run(*arguments, cwd, devices=8):
-    return commands.run("mixer.predict", *arguments, cwd=cwd, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
+    return commands.run("mixer.predict", *arguments, cwd=cwd, devices=devices)
 
 
 def check_top(top, probabilities, names):
@@ -209,7 +208,7 @@ def test_an_npz_has_no_class_names_and_output_may_be_closed_early(tmp_path):
     command = f"{sys.executable} -m mixer.predict --checkpoint {file} --batch_size=8 {paths[0].parent} | head -6"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=commands.environment(1),
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     path, *top = done.stdout.splitlines()

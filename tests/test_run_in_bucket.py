@@ -8,11 +8,12 @@ import subprocess
 import time
 
 import pytest
-from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
 from tests import commands
 from tests.bucket.faults import Fault
+from tests.commands import environment
 
 
 @pytest.fixture(scope="module")

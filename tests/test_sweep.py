@@ -1,7 +1,6 @@
 """The command of a sweep: killed and continued, in a bucket, what it refuses, and what it compares with."""
 
 import json
-import os
 import pathlib
 import signal
 import statistics
@@ -23,7 +22,7 @@ from tests import commands
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # One device: a process does not inherit the eight virtual ones of the tests.
-ENV = {**os.environ, "XLA_FLAGS": ""}
+ENV = commands.environment(1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def command(data_dir: str, folder: pathlib.Path) -> list[str]:
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     _, _, name, *given = arguments
-    return commands.run(name, *given, XLA_FLAGS="")
+    return commands.run(name, *given, devices=1)
 
 
 def test_a_killed_sweep_continues_and_does_nothing_twice(data_dir, tmp_path):
@@ -175,7 +174,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_status_1():
     for arguments, expected in MISTAKES.items():
         config = [] if arguments[0].startswith("--config=") else CONFIG
-        done = commands.run("mixer.sweep", *config, *arguments, XLA_FLAGS="")
+        done = commands.run("mixer.sweep", *config, *arguments)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"error: {expected}")
 
@@ -184,10 +183,10 @@ def test_a_mistake_is_one_line_and_status_1():
 def test_the_command_in_a_bucket_finds_what_is_done_and_writes_the_same_table(bucket_here, data_dir, tmp_path):
     local = command(data_dir, tmp_path)
     remote = [word.replace(f"{tmp_path / 'sweep'}", bucket_here.path("sweep")) for word in local]
-    environment = {**ENV, **bucket_here.environment()}
+    variables = {**ENV, **bucket_here.environment()}
     for arguments in (local, remote, remote):
         done = subprocess.run(
-            arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+            arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout.count(", learning rate") == done.stdout.count(" before") == 4

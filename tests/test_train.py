@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, run, tiny  # noqa: F401
 
 import mixer.run
 from mixer import train
@@ -29,6 +29,7 @@ from mixer.training import history
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.metrics import read_metrics
 from mixer.transfer import loading
+from tests.commands import environment
 
 
 def test_on_a_terminal_what_follows_a_run_stands_below_its_last_line(data_dir, tmp_path, monkeypatch, capsys):

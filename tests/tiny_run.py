@@ -1,6 +1,5 @@
 """A run of seconds: settings of a tiny model, data to train it on, and its command."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from mixer.data import datasets
 from mixer.training import metrics as run_metrics
 from mixer.training.metrics import read_metrics
 from tests import commands
+from tests.commands import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -59,16 +59,11 @@ def command(data_dir: str, workdir: pathlib.Path, *arguments: str, **changes) ->
             *arguments]  # fmt: skip
 
 
-def environment(devices: int) -> dict[str, str]:
-    """The tests' own, for a process that sees so many devices."""
-    return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-
-
 def run(arguments: list[str], devices: int = 8) -> subprocess.CompletedProcess[str]:
     """Runs a command as `command` gives it, or another program, in a process that sees so many devices."""
     _, option, name, *given = arguments
     if option == "-m":
-        return commands.run(name, *given, XLA_FLAGS=environment(devices)["XLA_FLAGS"])
+        return commands.run(name, *given, devices=devices)
     return subprocess.run(
         arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
     )

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 import random_models
-from tiny_run import ROOT, command, data_dir, environment, tiny  # noqa: F401
+from tiny_run import ROOT, command, data_dir, tiny  # noqa: F401
 
 from mixer import train
 from mixer.runtime import agreement
 from mixer.runtime.agreement import DifferenceError, Meeting, Report, difference
 from mixer.runtime.errors import UserError
+from tests.commands import environment
 
 SAME = {"command": {"seed": "0", "total_steps": "12"}, "software": {"jax": "0.10.2"}}
 

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, environment, run, tiny  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, deterministic, run, tiny  # noqa: F401
 from wait_for_line import wait_for
 
 from mixer import train
@@ -22,6 +22,7 @@ from mixer.training.checkpoint import Checkpoints
 from mixer.training.checkpoint_reader import load_params
 from mixer.training.console import Console
 from mixer.training.metrics import read_metrics
+from tests.commands import environment
 
 
 def start(arguments):

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 from run_python import run_python
-from tiny_run import ROOT, command, data_dir, deterministic, environment, tiny  # noqa: F401
+from tiny_run import ROOT, command, data_dir, deterministic, tiny  # noqa: F401
 
 from mixer import train
 from mixer.training.checkpoint_reader import load_params
+from tests.commands import environment
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The experiments of the paper at a tiny size, as processes: stopped, killed and continued, with table and picture."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -16,11 +15,12 @@ from mixer.config import checks, recipe, run_folder
 from mixer.data import sources
 from mixer.training.metrics import read_metrics
 from scripts import permutation, scaling
+from tests.commands import environment
 
 pytest.importorskip("sklearn")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ENV = environment(1)
 
 # A script with models of a few thousand parameters, and on fewer and smaller subsets.
 TINY = """

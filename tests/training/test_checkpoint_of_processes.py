@@ -8,9 +8,10 @@ import sys
 import types
 
 import pytest
-from tiny_run import ROOT, command, data_dir, environment  # noqa: F401
+from tiny_run import ROOT, command, data_dir  # noqa: F401
 
 from mixer.training import integrity
+from tests.commands import environment
 
 
 @pytest.mark.parametrize("fails_here", [True, False])
