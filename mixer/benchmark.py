@@ -9,12 +9,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 from etils import epath, epy
@@ -28,33 +27,15 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
 
     from mixer import models
     from mixer.models import layers
-    from mixer.performance import batch_size_search, model_speed, scaling, tpu_topology
+    from mixer.performance import batch_size_search, model_speed, scaling, target
     from mixer.runtime import cpu, devices, machine
 
 if TYPE_CHECKING:
     from mixer.performance.model_speed import Measurement
+    from mixer.performance.target import Target
 
 DTYPES = ("float32", "bfloat16")
 _MODES = ["inference", "train"]  # of model_speed.MODES, which is too slow to import for --help
-
-
-def device() -> dict[str, Any]:
-    """Describes the devices that JAX uses, and the host's processors."""
-    first = jax.devices()[0]
-    return {
-        "kind": first.device_kind,
-        "platform": first.platform,
-        "cores": jax.device_count(),
-        "host_processors": machine.processors(),
-        "jax": jax.__version__,
-    }
-
-
-def described(found: dict[str, Any]) -> str:
-    """Returns a device, from `device` or `_estimating`, in words."""
-    words = f"{found['cores']} x {found['kind']} with jax {found['jax']}"
-    shared = f": a core is all of this machine's {found['host_processors']} processors, shared by the devices"
-    return words + (shared if found["platform"] == "cpu" else "")
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -120,14 +101,14 @@ def _models() -> None:
     given = flags.FLAGS
     settings, batch_sizes = _prepared(), _batch_sizes(given.batch_sizes)
     variants = _variants(given.models, settings.image_size)
-    target = _target(settings)
-    smallest = 1 if target.device["platform"] == "cpu" else 16
-    measurements: list[model_speed.Measurement] = []
+    measured_on = _target(settings)
+    smallest = 1 if measured_on.device["platform"] == "cpu" else 16
+    measurements: list[Measurement] = []
     all_measured = True
     try:
         for variant, mode in itertools.product(variants, given.modes):
             try:
-                found = batch_size_search.fastest(variant, mode, batch_sizes, target.measure_at, smallest, _tell)
+                found = batch_size_search.fastest(variant, mode, batch_sizes, measured_on.measure_at, smallest, _tell)
             except UserError as error:  # another model may fit
                 _tell(f"error: {error}")
                 all_measured = False
@@ -135,20 +116,21 @@ def _models() -> None:
                 measurements.append(found)
     finally:  # what one model has cost is not lost with the next
         if measurements:
-            _report(measurements, target, settings)
+            _report(measurements, measured_on, settings)
     if not all_measured:
         sys.exit(1)
 
 
-def _report(measurements: Sequence[model_speed.Measurement], target: _Target, settings: model_speed.Settings) -> None:
+def _report(measurements: Sequence[Measurement], measured_on: Target, settings: model_speed.Settings) -> None:
     if flags.FLAGS.json:
         print(json_text.dumps({
-            "device": target.device, "dtype": settings.dtype, "image_size": settings.image_size,
-            "peak_flops_per_core": target.peak, "peak_source": target.peak_source,
+            "device": measured_on.device, "dtype": settings.dtype, "image_size": settings.image_size,
+            "peak_flops_per_core": measured_on.peak, "peak_source": measured_on.peak_source,
             "rows": [one.as_dict() for one in measurements],
         }))  # fmt: skip
         return
-    about = f"{described(target.device)}; {settings.dtype}, {settings.image_size} px; MFU against {target.peak_source}"
+    device, peak = target.described(measured_on.device), measured_on.peak_source
+    about = f"{device}; {settings.dtype}, {settings.image_size} px; MFU against {peak}"
     print(f"{about}\n\n{table(measurements)}")
 
 
@@ -169,65 +151,30 @@ def _prepared() -> model_speed.Settings:
 def _tokens() -> None:
     given = flags.FLAGS
     settings, sizes = _prepared(), _batch_sizes(given.batch_sizes)
-    variants, target = _variants(given.models, None), _target(settings)
+    variants, measured_on = _variants(given.models, None), _target(settings)
     if sizes and len(sizes) > 1:
         raise UserError(f"--batch_sizes={','.join(given.batch_sizes)}: expected one number with --scaling tokens")
-    batch_size = sizes[0] if sizes else 8 if target.device["platform"] == "cpu" else 64
+    batch_size = sizes[0] if sizes else 8 if measured_on.device["platform"] == "cpu" else 64
     found = [
         one
         for variant in variants
         for mode in given.modes
-        for one in scaling.tokens(variant, mode, batch_size, target.measure_at, settings, _tell)
+        for one in scaling.tokens(variant, mode, batch_size, measured_on.measure_at, settings, _tell)
     ]
     if given.json:
         rows = [one._asdict() for one in found]
-        print(json_text.dumps({"device": target.device, "dtype": settings.dtype, "batch": batch_size, "rows": rows}))
+        print(json_text.dumps({
+            "device": measured_on.device, "dtype": settings.dtype, "batch": batch_size, "rows": rows,
+        }))  # fmt: skip
         return
-    about = (
-        f"{described(target.device)}; {settings.dtype}, {batch_size} images a core; MFU against {target.peak_source}"
-    )
+    device, peak = target.described(measured_on.device), measured_on.peak_source
+    about = f"{device}; {settings.dtype}, {batch_size} images a core; MFU against {peak}"
     print(f"{about}\n\n{scaling.tokens_table(found)}")
 
 
-class _Target(NamedTuple):
-    """What models are measured on.
-
-    Attributes:
-      device: for the report.
-      measure_at: from (variant, mode, batch size) to a measurement.
-      peak: FLOP/s of a core; None if it is not known.
-      peak_source: where the peak comes from, in words.
-    """
-
-    device: dict[str, Any]
-    measure_at: Callable[..., model_speed.Measurement]
-    peak: float | None
-    peak_source: str
-
-
-def _target(settings: model_speed.Settings) -> _Target:
+def _target(settings: model_speed.Settings) -> Target:
     topology = flags.FLAGS.topology
-    return _estimating(topology, settings) if topology else _measuring(settings)
-
-
-def _measuring(settings: model_speed.Settings) -> _Target:
-    """Returns the devices of this machine."""
-    peak, source = model_speed.peak(settings.dtype)
-    measure_at = functools.partial(model_speed.measure, settings=settings, peak_flops=peak)
-    return _Target(device(), measure_at, peak, source)
-
-
-def _estimating(topology: str, settings: model_speed.Settings) -> _Target:
-    """Returns a TPU slice for which programs are compiled but not run."""
-    mesh = tpu_topology.mesh_of(topology)
-    kind = mesh.devices.flat[0].device_kind
-    peak = getattr(tpu_topology.chip_of(topology), settings.dtype)
-    about = {"kind": kind, "platform": "tpu", "cores": mesh.size, "host_processors": None, "jax": jax.__version__}
-    measure_at = functools.partial(model_speed.estimate, settings=settings, peak_flops=peak, mesh=mesh)
-    source = (
-        f"the peak of a {kind}; NOT measured, but the compiler's optimistic estimate for {topology}, blind to precision"
-    )
-    return _Target(about, measure_at, peak, source)
+    return target.of_topology(topology, settings) if topology else target.here(settings)
 
 
 def _patches() -> None:
@@ -238,10 +185,11 @@ def _patches() -> None:
     if not files.is_folder(path.parent):
         raise UserError(f"--output={given.output}: there is no folder {path.parent}")
     curves = scaling.measure(settings, _tell)
+    device = target.device()
     if given.json:
-        print(json_text.dumps({"device": device(), "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
+        print(json_text.dumps({"device": device, "dtype": settings.dtype, "curves": [c.as_dict() for c in curves]}))
     else:
-        print(f"{described(device())}; {settings.dtype}\n\n{scaling.table(curves)}")
+        print(f"{target.described(device)}; {settings.dtype}\n\n{scaling.table(curves)}")
     scaling.draw(curves, path)
     _tell(f"the picture is {path}")
 

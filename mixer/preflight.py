@@ -24,6 +24,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer import models
+    from mixer.evaluation import classification
     from mixer.models import mlp_mixer
     from mixer.performance import charges, compiling, data_facts, memory_fit, tpu_topology
     from mixer.runtime import cpu, devices
@@ -210,6 +211,12 @@ def _cost_lines(found: dict[str, Any]) -> list[str]:
         f"sent      of each core and step: {by_kind}{twice}",
         *_time_lines(found),
     ]
+    if found["max_labels"] > 1:
+        kept = found["num_classes"] * classification.LOGIT_BYTES
+        lines.append(
+            f"host      {_gib(10_000 * kept)} of each host's memory for every 10,000 images of an evaluation, whose "
+            "outputs average precision needs at once"
+        )
     return [*lines, f"checkpoint  {_gib(found['checkpoint_bytes'])}"]
 
 

@@ -114,16 +114,18 @@ def run(
 
 
 def _server(variables: dict[str, str]) -> subprocess.Popen[str]:
-    """Returns the process that has these variables; starts it if none runs. At most two are kept."""
+    """Returns the process that has these variables; starts it if none runs. The two that were used last are kept."""
     key = tuple(sorted(variables.items()))
-    if key not in _servers or _servers[key].poll() is not None:
+    server = _servers.pop(key, None)
+    if server is None or server.poll() is not None:
         if len(_servers) == 2:
             _end(_servers.pop(next(iter(_servers))))
-        _servers[key] = subprocess.Popen(
+        server = subprocess.Popen(
             [sys.executable, "-c", SERVER], cwd=ROOT, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
-    return _servers[key]
+    _servers[key] = server  # the last
+    return server
 
 
 def _end(server: subprocess.Popen[str]) -> None:

@@ -159,6 +159,12 @@ def test_the_report_says_how_many_labels_were_taken_for_granted():
     assert found_on_a_tpu(max_labels=8).startswith("Mixer-B/16 at 224 px, 1,000 classes, up to 8 labels an image, 59,8")
 
 
+def test_the_report_says_what_evaluation_of_several_labels_takes_of_a_host():
+    assert "\nhost " not in found_on_a_tpu()
+    said = "host      0.68 GiB of each host's memory for every 10,000 images of an evaluation"  # 10,000 x 18,291 float32
+    assert said in found_on_a_tpu(max_labels=8, num_classes=18_291)
+
+
 def test_the_report_says_where_evaluation_and_the_search_end():
     assert re.search(r"all, in evaluation +0.50 GiB  fits\n", found_on_a_tpu())
     text = found_on_a_tpu(fits=False, evaluation_fits=False, batch_too_large=None)

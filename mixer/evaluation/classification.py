@@ -16,7 +16,7 @@ from mixer.runtime.errors import UserError
 with epy.lazy_imports():  # it imports TensorFlow, which checking a config must not do
     from mixer.data import readers
 
-_LOGIT_BYTES = 4  # float32
+LOGIT_BYTES = 4  # float32; average precision needs the logits of all images at once
 
 
 class Classification:
@@ -105,10 +105,10 @@ def _check_memory(num_examples: int, num_classes: int, where: str) -> None:
     Raises:
       UserError: they do not.
     """
-    needed, available = num_examples * num_classes * _LOGIT_BYTES, machine.available_memory()
+    needed, available = num_examples * num_classes * LOGIT_BYTES, machine.available_memory()
     if available is not None and needed > available:
         raise UserError(
             f"{where}: average precision needs all outputs for {num_examples:,} images and {num_classes:,} classes at "
             f"once; they take {needed / 2**30:,.1f} GiB of each host's memory, and {available / 2**30:,.1f} are "
-            f"available: evaluate on a split of at most {available // (num_classes * _LOGIT_BYTES):,} images"
+            f"available: evaluate on a split of at most {available // (num_classes * LOGIT_BYTES):,} images"
         )
