@@ -104,7 +104,8 @@ def test_the_status_is_the_commands_own():
         assert "Premature end of JPEG file\n" not in err.replace(line, "")
         if "last words" in body:
             assert "last words" in err
-            assert "Fatal Python error: Aborted" in err  # faulthandler's
+            # faulthandler's, which goes past the filter in several pieces, between which the filter may write
+            assert "Fatal Python error: Aborted" in err.replace("last words", "")
 
 
 def test_on_a_terminal_parts_of_lines_pass_at_once():
