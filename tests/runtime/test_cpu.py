@@ -21,7 +21,7 @@ import jax, jax.numpy as jnp
 if {keep}:
     cpu.keep_freed_memory()
 step = jax.jit(lambda x: jnp.tanh(x @ x.T))
-x = jnp.ones((4096, 256))  # the step allocates 64 MiB or more
+x = jnp.ones((4096, 16))  # the step allocates 64 MiB or more
 for _ in range(16):
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
