@@ -161,7 +161,7 @@ def test_the_report_says_how_many_labels_were_taken_for_granted():
 
 def test_the_report_says_what_evaluation_of_several_labels_takes_of_a_host():
     assert "\nhost " not in found_on_a_tpu()
-    said = "host      0.68 GiB of each host's memory for every 10,000 images of an evaluation"  # 10,000 x 18,291 float32
+    said = "host      0.68 GiB of each host's memory for every 10,000 images of an evaluation"  # of float32
     assert said in found_on_a_tpu(max_labels=8, num_classes=18_291)
 
 
