@@ -234,23 +234,30 @@ def test_no_batch_is_looked_for_where_evaluation_does_not_fit(monkeypatch, mesh,
 
 
 def test_the_version_of_libtpu_or_which_it_is(monkeypatch, tmp_path):
-    """JAX takes the file that TPU_LIBRARY_PATH names, if there is one."""
-    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    versions = {"libtpu": "1.2"}
+    """JAX takes the file that TPU_LIBRARY_PATH names, if there is one. It may be that of the package, which sets it."""
+    package, others = tmp_path / "libtpu" / "libtpu.so", tmp_path / "libtpu.so"
+    package.parent.mkdir()
+    package.write_bytes(b"")
+    (tmp_path / "libtpu-1.2.dist-info").mkdir()
+    (tmp_path / "libtpu-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: libtpu\nVersion: 1.2\n")
+    with monkeypatch.context() as installed:
+        installed.syspath_prepend(tmp_path)
+        installed.delenv("TPU_LIBRARY_PATH", raising=False)
+        assert tpu_topology.libtpu_version() == "1.2"
+        installed.setenv("TPU_LIBRARY_PATH", str(package))
+        assert tpu_topology.libtpu_version() == "1.2"
+        installed.setenv("TPU_LIBRARY_PATH", str(others))
+        assert tpu_topology.libtpu_version() == "1.2"
+        others.write_bytes(b"")
+        assert tpu_topology.libtpu_version() == "of TPU_LIBRARY_PATH"
 
-    def version(name):
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    assert tpu_topology.libtpu_version() == "1.2"
-    monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "libtpu.so"))
-    assert tpu_topology.libtpu_version() == "1.2"
-    (tmp_path / "libtpu.so").write_bytes(b"")
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(others))
     assert tpu_topology.libtpu_version() == "of TPU_LIBRARY_PATH"
     monkeypatch.delenv("TPU_LIBRARY_PATH")
-    versions.clear()
     with pytest.raises(UserError, match=r"^libtpu is missing: run make install-preflight"):
         tpu_topology.libtpu_version()
 

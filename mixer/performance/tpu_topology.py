@@ -97,15 +97,26 @@ def memory_of(mesh: Mesh) -> float:
 def libtpu_version() -> str:
     """Returns the version of libtpu, or which library it is: a file that TPU_LIBRARY_PATH names does not tell its own.
 
+    JAX takes that file rather than the package's. When it is imported and the variable is not set, the package sets it
+    to its own file.
+
     Raises:
       UserError: libtpu is not installed.
     """
-    if os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")):  # JAX takes it rather than the package
-        return "of TPU_LIBRARY_PATH"
+    given = os.environ.get("TPU_LIBRARY_PATH", "")
     try:
-        return importlib.metadata.version("libtpu")
+        package = importlib.metadata.distribution("libtpu")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(_MISSING) from None
+        package = None
+    if os.path.isfile(given) and not (package and _same_file(given, str(package.locate_file("libtpu/libtpu.so")))):
+        return "of TPU_LIBRARY_PATH"
+    if package is None:
+        raise UserError(_MISSING)
+    return package.version
+
+
+def _same_file(first: str, second: str) -> bool:
+    return os.path.isfile(first) and os.path.isfile(second) and os.path.samefile(first, second)
 
 
 def num_hosts(mesh: Mesh) -> int:

@@ -1,5 +1,6 @@
 """The steps of the paper's configs, compiled by `mixer.preflight` for TPU slices (`make test-all`). Needs no TPU."""
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -40,6 +41,7 @@ B16 = ("--config=configs/b16_i21k.py", "--topology=v3:2x2", "--config.batch_size
 def test_b16_i21k_compiles_for_v3_data_parallel():
     found = preflight(*B16)
     assert (found["cores"], found["hosts"], found["fits"]) == (8, 1, True)
+    assert found["libtpu"] == importlib.metadata.version("libtpu")  # though JAX has set TPU_LIBRARY_PATH
     # 6 FLOPs for each of 12.6 GMAC an image, with a head of 21,843 classes.
     work = 6 * (12_602e6 + 768 * 20_843) / 1e9
     assert found["gflop_per_image"] == pytest.approx(work, rel=1e-3)
