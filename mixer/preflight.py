@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mixer.performance.data_facts import DataFacts
 
 _RECOMPUTED = 0.005  # a smaller share of extra work is rounding and not reported
-_FASTEST_CLOCK = 2.1  # GHz; the plain step implies up to 2.0 on v2 to v6e, and 2.4 to 3.5 on tpu7x
+_FASTEST_CLOCK = 2.1  # GHz; more than any of v2 to v6e has. docs/preflight.md has what the configs imply
 
 # --------------------------------------------------------------------------------------------------------- examination
 
