@@ -41,8 +41,9 @@ def memory_errors(beside: int = 0) -> Iterator[None]:
         raise DoesNotFitError(needed) from None
 
 
-# The lowest clock in GHz that the compiler's two estimates of a program may imply. A config's step implies 0.65 to
-# 3.59 (docs/preflight.md), and what the seconds do not see (dropout, precision) only more. Below it, whole seconds are missing or too many.
+# The lowest clock in GHz that the compiler's two estimates of a program may imply. A config's step implies 0.65 to 3.59
+# (docs/preflight.md), and what the seconds do not see (dropout, precision) only more. Below it, whole seconds are
+# missing or too many.
 _LOWEST_CLOCK = 0.3
 
 
