@@ -49,7 +49,7 @@ lint: install-dev  ## ruff and mypy
 
 # One process more than cores: a test that waits for a command leaves its core to another. Each begins with a run of
 # neighbouring tests, so that what a file's tests share is mostly made once.
-test: lint  ## the checks and the test suite, about 16 minutes on two cores
+test: lint  ## the checks and the test suite, about 15 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist=worksteal
 
 test-all: lint $(VENV)-preflight/installed  ## and what takes longer: large models, ahead-of-time TPU compilation
