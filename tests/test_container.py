@@ -33,7 +33,28 @@ def can_be_nameless() -> bool:
         return False
 
 
-@pytest.mark.skipif(not can_be_nameless(), reason="needs unshare(1) and user namespaces")
+needs_namespaces = pytest.mark.skipif(not can_be_nameless(), reason="needs unshare(1) and user namespaces")
+
+STAT = """
+from etils import epath
+from mixer.runtime import owners
+owners.do_without()
+found = epath.Path("README.md").stat()
+print(found.length, found.is_directory)
+"""
+
+
+@needs_namespaces
+def test_files_of_an_owner_without_a_name_can_be_looked_at():
+    """Also where libraries use epath's `stat`, which asks for the names of owners."""
+    done = subprocess.run(
+        [*NAMELESS, sys.executable, "-c", STAT], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str((ROOT / "README.md").stat().st_size), "False"]
+
+
+@needs_namespaces
 @pytest.mark.parametrize("home", [None, pytest.param("/proc", marks=pytest.mark.slow)])  # nobody can write in /proc
 def test_a_user_without_a_name_trains_evaluates_exports_and_predicts(data_dir, tmp_path, home):
     kept = {name: value for name, value in environment(1).items() if name not in ("HOME", "XDG_CACHE_HOME", "USER")}
