@@ -302,9 +302,18 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_limited(data_dir, tm
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+def test_parameters_that_are_not_finite_stop_the_run_before_they_are_saved(data_dir, tmp_path):
+    """The loss and the gradient of the only step are finite, and so large is its rate that the norm after it is not."""
+    config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "total_steps": 1})
+    with pytest.raises(UserError, match="parameters are not finite at step 1, with"):
+        train.train(config, tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_params(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data_dir, tmp_path):
-    config = tiny(data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint_steps": 1})
-    with pytest.raises(UserError, match="not finite at step"):
+    config = tiny(data_dir, **{"optimizer.learning_rate": 1e16, "optimizer.clip_norm": 0.0, "checkpoint_steps": 1})
+    with pytest.raises(UserError, match="not finite at step 2"):
         train.train(config, tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
 

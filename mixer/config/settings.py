@@ -70,7 +70,7 @@ SETTINGS: dict[str, Setting] = {
         "average already stops 5e-4 short of them", "training/step.py", low=0, high=0.9999,
     ),
     "max_nonfinite_steps": Setting(
-        0, "steps whose loss, gradient or new parameters are not finite, which are skipped; one more ends the run",
+        0, "steps whose loss or gradient is not finite, which are skipped; one more ends the run",
         "training/step.py", unit="steps", low=0,
     ),
     "sharding": Setting(
@@ -190,7 +190,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "optimizer.epsilon": Setting(
         1e-8, "added to the root of the squared gradient's average; with muon also to a matrix's norm, by which it is "
-        "divided before it is made orthogonal", "training/optimizer.py", low=0, needs=_ADAPTIVE,
+        "divided before it is made orthogonal; not 0, which would make NaN of a zero", "training/optimizer.py",
+        low=1e-30, needs=_ADAPTIVE,
     ),
     "optimizer.weight_decay": Setting(
         0.1, "the paper's number, which is multiplied by the learning rate; applies to kernels only",

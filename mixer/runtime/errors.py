@@ -37,7 +37,7 @@ class OtherClassesError(UserError):
 
 
 class DivergedError(UserError):
-    """Loss, gradient or new parameters are no longer finite, so the run cannot continue with this config."""
+    """Loss, gradient or parameters are no longer finite, so the run cannot continue with this config."""
 
 
 def quiet_libraries() -> None:

@@ -1,5 +1,6 @@
 """What ends a run that must not go on: a loss that is not finite, or too many unusable images."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -29,13 +30,14 @@ def checked_metrics(
       step. Counts of unusable images and of skipped steps only where they are not zero.
 
     Raises:
-      DivergedError: loss, gradient or new parameters are no longer finite.
+      DivergedError: loss, gradient or parameters are no longer finite.
       UserError: too many images cannot be used.
     """
     values = jax.device_get(metrics)
-    if values.pop("diverged"):
+    diverged = bool(values.pop("diverged"))
+    if diverged or not math.isfinite(values["param_norm"]):
         raise DivergedError(
-            f"loss, gradient or new parameters are not finite at step {values['step'] + 1}, with "
+            f"loss, gradient or parameters are not finite at step {values['step'] + diverged}, with "
             f"config.max_nonfinite_steps={config.max_nonfinite_steps}: the run stops; start again with a "
             "lower optimizer.learning_rate, in another --workdir and, if this run has checkpoints, with "
             "config.init_from: they are sound"
