@@ -117,7 +117,7 @@ class TrainStep:
     any more, its step number included, but the count of such steps. So the loop need not check every step.
 
     Whether the new parameters are finite is left to `health`, which looks before the loop saves. To wait for all of
-    them before one is kept would cost a TPU up to two fifths of a step more (docs/preflight.md).
+    them before one is kept takes a TPU up to two fifths of a step (docs/lab/tpu.md).
 
     Attributes:
       model: the model.

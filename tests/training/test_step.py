@@ -337,7 +337,7 @@ def test_the_least_epsilon_makes_no_nan_of_a_zero_gradient(one_device, optimizer
 
 
 def test_no_parameter_waits_for_the_update_of_another(plain):
-    """A check of all new parameters before one is kept has cost a TPU two fifths of a step (docs/preflight.md).
+    """A check of all new parameters before one is kept has taken a TPU up to two fifths of a step (docs/lab/tpu.md).
 
     So a NaN in the optimizer's average for the head's bias spoils that bias, and all others are as without it. The norm
     of the parameters tells the loop, which then does not save.
