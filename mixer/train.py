@@ -10,6 +10,7 @@ import atexit
 import dataclasses
 import functools
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -194,7 +195,7 @@ def _loop(
             try:
                 batch = next(feed)
             except UserError:  # the data cannot be read any more
-                if step > first_step + 1:
+                if step > first_step + 1 and math.isfinite(previous["param_norm"]):
                     _keep(state, checkpoints, log)
                 raise
             if step == first_step + 1:

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import signal
@@ -309,6 +310,25 @@ def test_parameters_that_are_not_finite_stop_the_run_before_they_are_saved(data_
         train.train(config, tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_params(tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_not_kept_when_the_data_cannot_be_read(data_dir, tmp_path, monkeypatch):
+    """The loop has not looked at them yet: it logs after step 5."""
+    original = pipeline.train_batches
+
+    def train_batches(*arguments, **named):
+        yield from itertools.islice(original(*arguments, **named), 4)
+        raise UserError("gs://bucket/shard cannot be read")
+
+    monkeypatch.setattr(pipeline, "train_batches", train_batches)
+    settings = {"log_steps": 5, "eval_steps": 12, "checkpoint_steps": 12}
+    with pytest.raises(UserError, match="shard cannot be read"):
+        train.train(tiny(data_dir, **settings, **{"optimizer.learning_rate": 1e30}), tmp_path / "diverged")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_params(tmp_path / "diverged")
+    with pytest.raises(UserError, match="shard cannot be read"):
+        train.train(tiny(data_dir, **settings), tmp_path / "sound")
+    assert 1 <= load_params(tmp_path / "sound")[0] <= 4  # how far reading is ahead depends on the machine
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(data_dir, tmp_path):
