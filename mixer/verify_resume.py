@@ -11,6 +11,7 @@ interruption would change the result, for example because a compiler chooses ano
 from __future__ import annotations
 
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from mixer import train
 from mixer.config import command_line, help_text
 from mixer.config.durations import set_duration
-from mixer.runtime import bucket, bucket_check, files
+from mixer.runtime import bucket, bucket_check, files, lock
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import deterministic, read_metrics
 
@@ -35,6 +36,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     from mixer.training import checkpoint_reader
 
 _FOLDER = "verify_resume"  # in the run's folder
+_RUNS = ("straight", "interrupted")
 # The runs read the shortened config from a Python file, for which --config asks.
 _CONFIG = """import json
 
@@ -102,7 +104,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command. Exits with status 1 if the two runs differ."""
+    """Runs the command. Exits with status 1 if the two runs differ, of which the first of several processes tells."""
     given = flags.FLAGS
     command_line.refuse_unread(_UNREAD_FLAGS, "by mixer.verify_resume")
     if not given.distributed:
@@ -114,21 +116,41 @@ def main(argv: list[str]) -> None:
     workdir = command_line.workdir(name)
     bucket_check.check(workdir, for_run=True)
     folder = epath.Path(bucket.absolute(workdir)) / _FOLDER
-    is_first = not given.process_id
-    if is_first and files.is_folder(folder):
-        folder.rmtree()
-    _run_twice(short(config, given.steps), folder, given.steps)
-    if is_first:
-        print(_verdict(folder, given.steps))
+    _end_with_the_training()
+    if given.process_id:
+        _run_twice(short(config, given.steps), folder, given.steps)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.held(folder, lambda line: print(line, flush=True)):
+        _remove_runs(folder)
+        _run_twice(short(config, given.steps), folder, given.steps)
+        verdict = _verdict(folder, given.steps)
+    folder.rmtree()
+    print(verdict)
+
+
+def _end_with_the_training() -> None:
+    """Makes a signal that ends this process end the training, too, which `subprocess.run` does on any exception."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has a run ignore SIGHUP
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+
+def _remove_runs(folder: epath.Path) -> None:
+    """Removes both runs."""
+    for one in _RUNS:
+        if files.is_folder(folder / one):
+            (folder / one).rmtree()
 
 
 def _run_twice(config: ConfigDict, folder: epath.Path, steps: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         file = pathlib.Path(temporary, "config.py")
         file.write_text(_CONFIG.format(text=config.to_json()))
-        _train(file, folder / "straight", expect=0)
-        _train(file, folder / "interrupted", f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
-        _train(file, folder / "interrupted", expect=0)
+        straight, interrupted = (folder / one for one in _RUNS)
+        _train(file, straight, expect=0)
+        _train(file, interrupted, f"--stop_after={steps // 2}", expect=preemption.EXIT_STATUS)
+        _train(file, interrupted, expect=0)
 
 
 def _train(config: pathlib.Path, workdir: epath.Path, *arguments: str, expect: int) -> None:
@@ -147,12 +169,12 @@ def _train(config: pathlib.Path, workdir: epath.Path, *arguments: str, expect: i
 
 
 def _verdict(folder: epath.Path, steps: int) -> str:
-    """Compares the two runs. If they are the same, deletes the folder and returns a line that says so.
+    """Compares the two runs. If they are the same, deletes them and returns a line that says so.
 
     Raises:
       UserError: they differ.
     """
-    found = differences(folder / "straight", folder / "interrupted")
+    found = differences(*(folder / one for one in _RUNS))
     if found:
         raise UserError(
             f"interrupted after step {steps // 2} of {steps}, the run did NOT end at the same bits: {len(found)} "
@@ -160,7 +182,7 @@ def _verdict(folder: epath.Path, steps: int) -> str:
             "XLA's fast kernels may differ from time to time: try XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
     arrays = len(arrays_of(folder / "straight"))
-    folder.rmtree()
+    _remove_runs(folder)
     return (
         f"interrupted after step {steps // 2} of {steps}, the run ended at the same bits: {arrays} arrays of its "
         f"state, and the metrics of {steps} steps"

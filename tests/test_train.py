@@ -168,8 +168,9 @@ def test_a_stop_between_two_lines_changes_no_line(data_dir, tmp_path):
 VIT = {"model.variant": "ViT-Ti/8", "model.hidden_dim": 48, "model.tokens_mlp_dim": None}
 
 
-def test_a_vit_is_trained_by_the_same_loop(data_dir, tmp_path):
+def test_a_vit_is_trained_by_the_same_loop(data_dir, tmp_path, capsys):
     train.train(tiny(data_dir, **VIT, sharding="fully_sharded", eval_steps=12), tmp_path)
+    assert re.search(r"fully_sharded \(\d+% of the state is split\), float32", capsys.readouterr().out)
     params = load_params(tmp_path)[1]
     assert params["Transformer"]["encoderblock_1"]["MlpBlock_3"]["Dense_0"]["kernel"].shape == (48, 32)
     losses = [row["train/loss"] for row in read_metrics(tmp_path)]

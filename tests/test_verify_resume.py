@@ -2,14 +2,20 @@
 
 # ruff: noqa: F811 (pytest finds a fixture by the name under which it is imported)
 
+import json
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
 
 import numpy as np
 import pytest
 from etils import epath
-from tiny_run import DROPPING, command, data_dir, run, tiny  # noqa: F401
+from tiny_run import DROPPING, ROOT, command, data_dir, run, tiny  # noqa: F401
 
 from mixer import train, verify_resume
+from mixer.runtime import lock
 from mixer.runtime.errors import UserError
 from mixer.training import checkpoint_reader
 from mixer.training.metrics import METRICS_FILE
@@ -76,7 +82,7 @@ def test_the_verdict_is_of_both_runs_and_keeps_them_if_they_differ(two_runs, tmp
         verify_resume._verdict(differ, 2)
     assert sorted(path.name for path in differ.iterdir()) == ["interrupted", "straight"]
     assert verify_resume._verdict(same, 2).startswith("interrupted after step 1 of 2, the run ended at the same bits: ")
-    assert not same.exists()
+    assert list(same.iterdir()) == []
 
 
 NOT_READ = {
@@ -98,6 +104,32 @@ def test_a_flag_that_would_not_be_read_is_refused(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: flag --steps=1: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_start_disturbs_nothing(tmp_path):
+    folder = tmp_path / "verify_resume"
+    (folder / "straight").mkdir(parents=True)
+    with lock.held(folder, print):
+        done = commands.run("mixer.verify_resume", "--config", "configs/quickstart.py", f"--workdir={tmp_path}")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"error: {folder} is in use: process {os.getpid()} on ")
+    assert list(folder.iterdir()) == [folder / "straight"]
+
+
+def test_the_training_ends_with_the_command(data_dir, tmp_path):
+    arguments = command(data_dir, tmp_path)
+    arguments[2] = "mixer.verify_resume"
+    variables = {**commands.environment(1), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+    with process.stdout:
+        for line in process.stdout:
+            if line.startswith("compiling the training step"):
+                break
+    training = json.loads((tmp_path / "verify_resume" / "straight" / lock.FILE).read_text())["pid"]
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert not pathlib.Path(f"/proc/{training}").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["verify_resume"]  # nothing of the temporary folder
 
 
 @pytest.mark.slow  # four processes: half a minute

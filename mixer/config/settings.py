@@ -75,7 +75,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "sharding": Setting(
         "data_parallel", "data_parallel copies parameters and optimizer state to every device, fully_sharded splits "
-        "them over the devices", "training/setup.py", choices=Registry("mixer.training.sharding:SHARDINGS"),
+        "each large array over the devices, if they divide an axis of it", "training/setup.py",
+        choices=Registry("mixer.training.sharding:SHARDINGS"),
     ),
     "init_from": Setting(
         None, "weights to start from: a run's folder, .npz, .safetensors or a name such as B/16-i21k. The head is new "

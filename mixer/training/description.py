@@ -7,6 +7,7 @@ import ml_collections
 
 from mixer import models
 from mixer.data.sources import Source
+from mixer.training import sharding
 from mixer.training.setup import Setup
 
 
@@ -21,22 +22,26 @@ def of_model(config: ml_collections.ConfigDict, built: Setup) -> str:
 
 
 def of_training(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, source: Source, eval_images: int, total_steps: int,
-    epochs: float,
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, built: Setup, source: Source, eval_images: int,
+    total_steps: int, epochs: float,
 ) -> str:  # fmt: skip
     """Describes devices, data and length.
 
     Args:
       config: of the run.
       mesh: its devices.
+      built: its model and state.
       source: the training split.
       eval_images: on which accuracy is measured.
       total_steps: of the whole run.
       epochs: that it takes in until its end.
     """
+    layout = config.sharding
+    if mesh.size > 1 and layout == "fully_sharded":  # an array is split only if the devices divide one of its axes
+        layout += f" ({sharding.split_share(built.shapes, built.shardings):.0%} of the state is split)"
     return (
         f"{mesh.size} x {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
-        f"{config.sharding}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
+        f"{layout}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
         f"{eval_images:,} evaluation images ({config.input.eval_split}), {len(source.class_names):,} classes; "
         f"{total_steps:,} steps of {config.batch_size}, {epochs:.4g} epochs"
     )

@@ -42,6 +42,13 @@ def state_sharding(shapes: Any, mesh: Mesh, kind: str) -> Any:
     return jax.tree.map(lambda array: SHARDINGS[kind](array, mesh), shapes)
 
 
+def split_share(shapes: Any, shardings: Any) -> float:
+    """Returns the share of the elements of a tree of arrays that are in arrays which the devices split."""
+    sizes = [array.size for array in jax.tree.leaves(shapes)]
+    split = [not one.is_fully_replicated for one in jax.tree.leaves(shardings)]
+    return float(sum(size for size, is_split in zip(sizes, split, strict=True) if is_split) / sum(sizes))
+
+
 def rows_together(config: ml_collections.ConfigDict) -> int:
     """Returns how many consecutive rows must stay on one device and in one accumulation step.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from mixer import models
 from mixer.config import recipe
@@ -42,6 +42,15 @@ def test_fully_sharded_parameters_take_an_eighth_of_the_memory(mesh):
     )
     whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert whole / 8 <= per_device < 1.03 * whole / 8
+
+
+def test_the_share_that_is_split_is_told():
+    """Seven devices divide no axis of these: both are copied. Of eight each has a part of the kernel."""
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in {"k": (128, 256), "b": (256,)}.items()}
+    for number, share in ((7, 0), (8, 128 / 129)):
+        mesh = Mesh(np.array(jax.devices()[:number]), "data")
+        assert sharding.split_share(shapes, sharding.state_sharding(shapes, mesh, "fully_sharded")) == share
+        assert sharding.split_share(shapes, sharding.state_sharding(shapes, mesh, "data_parallel")) == 0
 
 
 def test_a_fully_sharded_array_is_in_eight_parts(mesh):
