@@ -270,7 +270,10 @@ def describe(run: Run, step: int) -> None:
     eval_images = next(one.evaluate.num_examples for one in run.evaluators if one.name == "val")
     epochs = (run.offset(step) + total * config.batch_size) / run.start.begun["num_examples"]
     run.console.keep(description.of_model(config, run.built))
-    run.console.keep(description.of_training(config, run.mesh, run.built, run.source, eval_images, total, epochs))
+    resized_at = step if run.offset(step) else 0
+    run.console.keep(
+        description.of_training(config, run.mesh, run.built, run.source, eval_images, total, resized_at, epochs)
+    )
     for said in description.of_data(run.sources()):
         run.console.keep(said)
     if best := config.checkpoint.keep_best:

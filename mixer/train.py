@@ -321,15 +321,14 @@ def main(argv: list[str]) -> None:
         return
     stop = preemption.Stop(given.stop_after)
     stop.listen()
+    asked_to_stop = ""
     try:
         train(
             config, workdir, stop=stop, allow_config_change=given.allow_config_change,
             allow_data_change=given.allow_data_change,
         )  # fmt: skip
     except preemption.PreemptedError as preempted:
-        print(preempted, flush=True)
-        agreement.meeting().end_together()
-        sys.exit(preemption.EXIT_STATUS)
+        asked_to_stop = str(preempted)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
@@ -337,7 +336,12 @@ def main(argv: list[str]) -> None:
             f"process {jax.process_index()} cannot go on ({first_line(error)}): if it has lost another, see that one's "
             "log, then start all again, and they continue"
         ) from None
+    if asked_to_stop:
+        print(asked_to_stop, flush=True)
     agreement.meeting().end_together()
+    # Outside the handler, whose traceback holds the input and its threads: TensorFlow's may abort a process that ends.
+    if asked_to_stop:
+        sys.exit(preemption.EXIT_STATUS)
     if jax.process_index() == 0:
         print(f"done: checkpoints and metrics are in {workdir}")
 

@@ -94,7 +94,8 @@ def test_every_file_is_used_or_counted(folder, tmp_path):
     assert (line["val/count"], line["val/unreadable"]) == (11, 5)
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("images that could not be used: ")]
     assert said == (
-        "images that could not be used: in training 3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
+        "images that could not be used: in training, as often as met, "
+        "3 empty, 3 unknown_format, 3 truncated, 3 undecodable, "
         "3 too_large; in the last evaluation 1 empty, 1 unknown_format, 1 truncated, 1 undecodable, 1 too_large"
     )
     named = [line for line in done.stderr.splitlines() if " cannot be used: " in line]

@@ -115,8 +115,14 @@ def other_content(root):
     add_images(root / "ant", 2, range(16))
 
 
+def rename_and_move(root):
+    """Of ant, bee and cat, cat is the second now."""
+    (root / "bee").rename(root / "zebra")
+
+
 CHANGES = {
     rename: r"the classes, 3 before, 3 now: gone 'bee', new 'bug'",
+    rename_and_move: r"the classes, 3 before, 3 now: gone 'bee', new 'zebra', the output of 'bee' would .* of 'cat'",
     more_images: r"the number of examples of the training data \(folder train\): 36 before, 66 now",
     other_content: r"the digest of some records of the training data \(folder train\): \w+ before, \w+ now",
     reorder: r"the digest of some records of the training data \(folder train\): \w+ before, \w+ now",
@@ -305,7 +311,7 @@ def test_another_batch_size_keeps_the_schedule_and_skips_no_image(begun, monkeyp
     train.train(larger, workdir)
     assert min(seen) == 9 * 8 + 3 * 16
     # 18 steps, as 4 epochs of 36 images in batches of 8 were; 9 of them of 16 images.
-    assert "18 steps of 16, 6 epochs" in capsys.readouterr().out
+    assert "18 steps, from step 12 on of 16, 6 epochs" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(workdir)] == list(range(1, 19))
     changes = [(start.step, list(start.config_changes)) for start in history.read(workdir)]
     assert changes == [(0, []), (9, ["batch_size: 8 before, 16 now"]), (12, [])]

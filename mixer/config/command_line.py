@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import gc
 import operator
 import os
 import pathlib
@@ -67,6 +68,7 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
     owners.do_without()
     cpu.keep_freed_memory()
     end = ending.Ending()
+    problem: int | str
     try:
         with bucket.as_os_errors("gs://"), libjpeg_lines.counted():
             app.run(quiet_main, flags_parser=parse_flags)
@@ -74,17 +76,19 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], *, 
         end.status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         raise
     except KeyboardInterrupt:
-        end.status = interrupt.EXIT_STATUS
+        end.status = problem = interrupt.EXIT_STATUS
         print(interrupt.MESSAGE, file=sys.stderr)
-        sys.exit(interrupt.EXIT_STATUS)
     except BrokenPipeError:  # whoever read the output wants no more of it
         _discard_output()
-        sys.exit(1)
+        problem = 1
     except Exception as error:
         problem = _problem(error)
         if not problem:
             raise
-    sys.exit(problem)  # outside the handlers: the error, and the arrays that its traceback holds, are freed by now
+    # Outside the handlers, what the error's traceback holds is freed, arrays and the input's threads. One of its
+    # frames, absl's app.run, refers to the error.
+    gc.collect()
+    sys.exit(problem)
 
 
 def _discard_output() -> None:

@@ -111,8 +111,8 @@ def _tell_if_changed(weights: Weights, source: Source) -> None:
     now = facts.of_source(facts.of_evaluator("val"), source)
     if changed := [name for name, value in now.items() if known.get(name, value) != value]:
         print(
-            f"{source.name} has changed since the run {weights.source} started ({changed[0]}): it may have images on "
-            "which the model was trained",
+            f"{source.name} has changed since the run {weights.source} started ({changed[0]}: {known[changed[0]]} "
+            f"before, {now[changed[0]]} now): it may have images on which the model was trained",
             file=sys.stderr,
         )
 

@@ -117,7 +117,8 @@ def summary(runs: Sequence[ShownRun]) -> Rows:
 
 def _batch_sizes(run: ShownRun) -> str:
     """Returns the images in a step, in their order if a later start changed them."""
-    sizes = [size for size, _ in itertools.groupby(start.batch_size for start in history.not_undone(run.starts))]
+    begun = [start for start in history.not_undone(run.starts) if start.step < run.lines[-1]["step"]]
+    sizes = [size for size, _ in itertools.groupby(start.batch_size for start in begun)]
     return " and then ".join(f"{size:,}" for size in sizes or [run.config.batch_size])
 
 
@@ -198,6 +199,8 @@ def _unusable(run: ShownRun, name: str) -> str:
     """
     evaluator = name.partition("/")[0]
     if evaluator == "train":
+        if not any("train/loss" in line for line in run.lines):
+            return ""
         found = run.last(re.escape(name))
     else:
         lines = [line for line in run.lines if any(key.startswith(f"{evaluator}/") for key in line)]

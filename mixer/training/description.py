@@ -23,7 +23,7 @@ def of_model(config: ml_collections.ConfigDict, built: Setup) -> str:
 
 def of_training(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, built: Setup, source: Source, eval_images: int,
-    total_steps: int, epochs: float,
+    total_steps: int, resized_at: int, epochs: float,
 ) -> str:  # fmt: skip
     """Describes devices, data and length.
 
@@ -34,6 +34,7 @@ def of_training(
       source: the training split.
       eval_images: on which accuracy is measured.
       total_steps: of the whole run.
+      resized_at: the step from which the batch size is the config's, if another was before; 0 if none was.
       epochs: that it takes in until its end.
     """
     layout = config.sharding
@@ -43,7 +44,8 @@ def of_training(
         f"{mesh.size} x {mesh.devices.flat[0].device_kind} in {jax.process_count()} process(es), "
         f"{layout}, {config.model.dtype}; {config.input.dataset}: {source.num_examples:,} training and "
         f"{eval_images:,} evaluation images ({config.input.eval_split}), {len(source.class_names):,} classes; "
-        f"{total_steps:,} steps of {config.batch_size}, {epochs:.4g} epochs"
+        f"{total_steps:,} steps{f', from step {resized_at:,} on' if resized_at else ''} of {config.batch_size}, "
+        f"{epochs:.4g} epochs"
     )
 
 

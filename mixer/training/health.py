@@ -78,12 +78,12 @@ def check_images(
 
 
 def unusable_images(row: Mapping[str, float]) -> str:
-    """Returns the counts in a line of metrics, such as "in training 3 empty; in the last evaluation 1 truncated"."""
+    """Returns the counts in a line of metrics, such as "in the last evaluation 1 truncated, 2 empty"."""
     counts: dict[str, list[str]] = {}
     for metric, count in row.items():
         name, found, kind = metric.partition("/bad_images/")
         if found and not name.endswith("_ema"):  # its images are those of the evaluator without average
             counts.setdefault(name, []).append(f"{count:g} {kind}")
-    known = {"train": "in training", "val": "in the last evaluation"}
+    known = {"train": "in training, as often as met,", "val": "in the last evaluation"}
     where = {name: known.get(name, f"in the last evaluation of {name}") for name in counts}
     return "; ".join(f"{where[name]} {', '.join(of_name)}" for name, of_name in counts.items())

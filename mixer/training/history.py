@@ -231,6 +231,8 @@ def data_changes(
     resized = tuple(_split_of(name) for name in numbers)
     digests = [name for name in differing if name not in numbers and not name.endswith(resized)]
     classes = _class_changes(names_before or names, names)
+    if classes:
+        digests = [name for name in digests if "class names" not in name]
     return classes + [f"{name}: {before[name]} before, {data[name]} now" for name in numbers + digests]
 
 
@@ -247,6 +249,9 @@ def _class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
         at, one, other = next((n, a, b) for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b)
         return [f"the order of the classes: class {at} was {one!r} and is {other!r}"]
     said = [f"{what} {_listed(some)}" for what, some in (("gone", gone), ("new", new)) if some]
+    if len(before) == len(now):  # otherwise nothing can continue
+        moved = [name for one, name in zip(before, now, strict=True) if one != name and name in before]
+        said += [f"the output of {before[now.index(name)]!r} would become that of {name!r}" for name in moved[:1]]
     return [f"the classes, {len(before):,} before, {len(now):,} now: {', '.join(said)}"]
 
 

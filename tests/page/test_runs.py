@@ -48,6 +48,8 @@ def test_steps_of_several_sizes_are_told_apart(tmp_path):
     for step, size in ((0, 32), (6, 64), (8, 64), (9, 32)):
         history.add(folder, history.Start(step, "", "", {}, {}, size, {}, {}, {}))
     assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 32 and then 64 and then 32 images"]
+    history.add(folder, history.Start(12, "", "", {}, {}, 16, {}, {}, {}))  # no step of it is in the metrics yet
+    assert dict(runs.summary(runs.read([folder])))["steps"] == ["12 of 32 and then 64 and then 32 images"]
 
 
 def test_folders_that_cannot_be_compared_are_refused(tmp_path):
@@ -126,9 +128,11 @@ def test_a_run_of_another_version_is_told_as_elsewhere(tmp_path):
 
 
 def test_unusable_images_are_shown_by_kind(tmp_path):
-    lines = [{"step": 1, "train/bad_images/truncated": 3, "val/unreadable": 0}]
-    found = runs.read([write_run(tmp_path / "a", lines), write_run(tmp_path / "b", [line(1)])])
+    lines = [{"step": 1, "train/loss": 1.0, "train/bad_images/truncated": 3, "val/unreadable": 0}]
+    found = runs.read([write_run(tmp_path / "a", lines), write_run(tmp_path / "b", [line(1, train__loss=1.0)])])
     assert runs.bad_images(found) == [("train/bad_images/truncated", ["3", "0"])]
+    found = runs.read([str(tmp_path / "a"), write_run(tmp_path / "c", [{"step": 1, "val/count": 8}])])
+    assert runs.bad_images(found) == [("train/bad_images/truncated", ["3", ""])]
 
 
 def test_unusable_images_of_an_evaluator_are_those_of_its_last_line_and_none_where_it_has_none(tmp_path):

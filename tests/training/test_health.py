@@ -33,6 +33,7 @@ def test_unusable_images_are_told_by_evaluator_and_kind():
         "val/accuracy": 0.5, "few/bad_images/truncated": 2, "few/bad_images/empty": 1,
     }  # fmt: skip
     assert health.unusable_images(counts) == (
-        "in training 3 empty; in the last evaluation 1 empty; in the last evaluation of few 2 truncated, 1 empty"
+        "in training, as often as met, 3 empty; in the last evaluation 1 empty; "
+        "in the last evaluation of few 2 truncated, 1 empty"
     )
     assert health.unusable_images({"train/loss": 0.5}) == ""
