@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from mixer import train
 from mixer.config import command_line, help_text
 from mixer.config.durations import set_duration
-from mixer.runtime import bucket, bucket_check, files, lock
+from mixer.runtime import bucket, bucket_check, files
 from mixer.runtime.errors import UserError
 from mixer.training.metrics import deterministic, read_metrics
 
@@ -32,7 +32,7 @@ with epy.lazy_imports():  # they import JAX, for which --help does not wait
     import jax
 
     from mixer.config import checks
-    from mixer.runtime import preemption
+    from mixer.runtime import lock, preemption
     from mixer.training import checkpoint_reader
 
 _FOLDER = "verify_resume"  # in the run's folder
