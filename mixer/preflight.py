@@ -168,9 +168,10 @@ def _gib(size: float) -> str:
 def _remedy_lines(found: dict[str, Any]) -> list[str]:
     needed = "" if found["needed"] is None else f": {_gib(found['needed'])} and more are needed"
     lines = [f"  does NOT fit{needed}"]
+    width = max((len(remedy["change"]) for remedy in found["remedies"]), default=0)
     for remedy in found["remedies"]:
         total = "" if remedy["total"] is None else f", {_gib(remedy['total'])}"
-        lines.append(f"  with {remedy['change']:48}{'fits' if remedy['fits'] else 'does not fit'}{total}")
+        lines.append(f"  with {remedy['change']:{width}}  {'fits' if remedy['fits'] else 'does not fit'}{total}")
     return lines
 
 

@@ -104,6 +104,15 @@ def test_what_does_not_fit_is_compiled_with_each_remedy(mesh):
     assert "note      float32 products are one bfloat16 pass" in text
 
 
+def test_remedies_stand_in_columns_however_long_they_are():
+    both = "--config.model.remat=True --config.sharding=fully_sharded --config.accumulate_steps=4"
+    remedies = [{"change": "--config.model.remat=True", "fits": False, "total": None},
+                {"change": both, "fits": True, "total": 2**30}]  # fmt: skip
+    _, one, other = preflight._remedy_lines({"needed": None, "remedies": remedies})
+    assert (one.split()[-3:], one.index("does")) == (["does", "not", "fit"], other.index("fits"))
+    assert other == f"  with {both}  fits, 1.00 GiB"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
