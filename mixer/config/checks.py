@@ -13,7 +13,6 @@ from mixer.config.evaluator_settings import EVALUATOR
 from mixer.config.schema import Needs, Setting
 from mixer.config.settings import SETTINGS
 from mixer.models import layers
-from mixer.models.bit import BiT
 from mixer.models.mlp_mixer import MlpMixer
 from mixer.runtime import files
 from mixer.runtime.errors import UserError
@@ -130,12 +129,6 @@ def _check_model(config: ConfigDict) -> None:
     if config.stem_init == "whitening" and not isinstance(model, MlpMixer):
         raise UserError(
             f"config.stem_init=whitening is for Mixers; config.model.variant={config.model.variant!r} is none"
-        )
-    if config.optimizer.name == "muon" and isinstance(model, BiT):
-        raise UserError(
-            "config.optimizer.name=muon is for matrices; of config.model.variant="
-            f"{config.model.variant!r} it would update the head's alone, since convolutions have none: give adam or "
-            "momentum"
         )
     size, patch_size = config.input.image_size, getattr(model, "patch_size", 1)
     try:

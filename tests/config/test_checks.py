@@ -20,10 +20,6 @@ from mixer.runtime.errors import UserError
         ({"seed": -1}, "config.seed=-1: expected at least 0 and at most 2147483647"),
         ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
         ({"ema_decay": 1.0}, "config.ema_decay=1.0: expected at least 0 and at most 0.9999"),
-        (
-            {"optimizer__name": "muon", "model__variant": "BiT-R50x1"},
-            "config.optimizer.name=muon is for matrices; of config.model.variant='BiT-R50x1' it would update the",
-        ),
         ({"optimizer__epsilon": 0.0}, "config.optimizer.epsilon=0.0: expected at least 1e-30"),
         ({"model__dropout": 1.0}, "config.model.dropout=1.0: expected at least 0 and at most 0.999"),
         ({"model__num_blocks": 0}, "config.model.num_blocks=0: expected at least 1"),
