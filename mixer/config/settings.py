@@ -165,7 +165,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     # -------------------------------------------------------------------------------------------------------- optimizer
     "optimizer.name": Setting(
-        "adam", "update rule; muon updates matrices, and adam all else: also convolutions, so of a BiT all but the head",
+        "adam", "update rule; muon updates matrices, adam all else: also convolutions, so of a BiT all but the head",
         "training/optimizer.py", choices=Registry("mixer.training.optimizer:OPTIMIZERS"),
     ),
     "optimizer.learning_rate": Setting(1e-3, "learning rate at the end of warm-up", "training/optimizer.py", low=0),
